@@ -1,0 +1,1 @@
+"""MLP-Mixer, once and provably: convert weights between implementations and prove them the same function."""

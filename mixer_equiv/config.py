@@ -1,0 +1,223 @@
+"""`MixerConfig`: the sizes and conventions that make one MLP-Mixer."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mixer_equiv.errors import ConfigError
+
+# Names as timm's `create_act` spells them: "gelu" is the exact form, with erf.
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu", "quick_gelu")
+
+# Tolstikhin et al. 2021, table 1.  Columns: _VARIANT_FIELDS.
+VARIANTS = {
+    "S": (8, 512, 256, 2048),
+    "B": (12, 768, 384, 3072),
+    "L": (24, 1024, 512, 4096),
+    "H": (32, 1280, 640, 5120),
+}
+
+Size = int | tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixerConfig:
+    """Sizes and conventions of one MLP-Mixer (Tolstikhin et al. 2021, arXiv 2105.01601).
+
+    Sizes are counts; `patch_size` and `image_size` are pixels, an int or (height, width), kept as
+    a pair. `num_classes=0` means no head: the model returns the pooled features.
+    `layer_norm_eps` and `activation` default to what the official model computes.
+
+    Raises `ConfigError` for sizes no Mixer has.
+    """
+
+    num_classes: int
+    num_blocks: int
+    patch_size: Size
+    hidden_dim: int
+    tokens_mlp_dim: int
+    channels_mlp_dim: int
+    image_size: Size = 224
+    in_channels: int = 3
+    activation: str = "gelu_tanh"
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "image_size"):
+            object.__setattr__(self, name, _as_pair(name, getattr(self, name)))
+        for name in (*_VARIANT_FIELDS, "in_channels", "num_classes"):
+            object.__setattr__(self, name, _as_count(name, getattr(self, name)))
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(f"activation is {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
+        eps = self.layer_norm_eps
+        if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not 0 <= eps < 1:
+            raise ConfigError(f"layer_norm_eps is {eps!r}; it must be a number in [0, 1), such as 1e-6")
+        object.__setattr__(self, "layer_norm_eps", float(eps))
+        (height, width), (ph, pw) = self.image_hw, self.patch_hw
+        if height % ph or width % pw:
+            raise ConfigError(
+                f"image_size {height}x{width} is not divisible by patch_size {ph}x{pw}; "
+                f"the nearest that is: {_round_to(height, ph)}x{_round_to(width, pw)}"
+            )
+
+    @classmethod
+    def from_name(cls, name: str, *, num_classes: int = 1000, **overrides: Any) -> MixerConfig:
+        """The published variant called `name`: "S/32", "B/16", ..., with any patch size.
+
+        Raises `ConfigError` for a name that is not one of S, B, L, H, a slash and a patch size.
+        """
+        match = re.fullmatch(r"(?:Mixer-)?([A-Za-z])[/_](\d+)", name)
+        if not match or match[1].upper() not in VARIANTS:
+            raise ConfigError(
+                f"no Mixer is called {name!r}; a name is one of {', '.join(VARIANTS)}, a slash and a patch size: 'B/16'"
+            )
+        sizes = dict(zip(_VARIANT_FIELDS, VARIANTS[match[1].upper()], strict=True))
+        return cls(**{**sizes, "patch_size": int(match[2]), "num_classes": num_classes, **overrides})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MixerConfig:
+        """The inverse of `to_dict`. Raises `ConfigError` for unknown or missing fields."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        if unknown:
+            raise ConfigError(f"MixerConfig has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
+        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        if missing:
+            raise ConfigError(f"MixerConfig needs {', '.join(missing)} as well")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain numbers, strings and lists, ready for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def replace(self, **changes: Any) -> MixerConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def patch_hw(self) -> tuple[int, int]:
+        """Height and width of a patch, in pixels."""
+        return self.patch_size  # type: ignore[return-value]  # normalised to a pair in __post_init__
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of an image, in pixels."""
+        return self.image_size  # type: ignore[return-value]  # normalised to a pair in __post_init__
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Patches along the height and the width."""
+        (height, width), (ph, pw) = self.image_hw, self.patch_hw
+        return height // ph, width // pw
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches of an image."""
+        return self.grid_hw[0] * self.grid_hw[1]
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """Size of every axis that a parameter can have, by the axis's name."""
+        sizes = (*self.patch_hw, self.in_channels, self.num_tokens, self.hidden_dim)
+        return dict(zip(_AXES, (*sizes, self.tokens_mlp_dim, self.channels_mlp_dim, self.num_classes), strict=True))
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers, biases and LayerNorms included."""
+        n = self.axis_sizes
+        stem = (n["ph"] * n["pw"] * n["channels"] + 1) * n["hidden"]
+        token_mixing = 2 * n["tokens"] * n["tokens_mlp"] + n["tokens_mlp"] + n["tokens"]
+        channel_mixing = 2 * n["hidden"] * n["channels_mlp"] + n["channels_mlp"] + n["hidden"]
+        block = token_mixing + channel_mixing + 4 * n["hidden"]
+        head = (n["hidden"] + 1) * n["classes"]
+        return stem + self.num_blocks * block + 2 * n["hidden"] + head
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the matrix products for one image."""
+        n = self.axis_sizes
+        stem = n["tokens"] * n["ph"] * n["pw"] * n["channels"] * n["hidden"]
+        block = 2 * n["tokens"] * n["hidden"] * (n["tokens_mlp"] + n["channels_mlp"])
+        return stem + self.num_blocks * block + n["hidden"] * n["classes"]
+
+    @property
+    def name(self) -> str | None:
+        """The published variant's name, such as "B/16", or None for other sizes."""
+        ph, pw = self.patch_hw
+        sizes = tuple(getattr(self, field) for field in _VARIANT_FIELDS)
+        letters = [letter for letter, variant in VARIANTS.items() if variant == sizes]
+        return f"{letters[0]}/{ph}" if letters and ph == pw else None
+
+
+def config_from_axes(
+    sizes: Mapping[str, int], num_blocks: int, image_size: Size | None = None, **conventions: Any
+) -> tuple[MixerConfig, list[str]]:
+    """The config of a model whose parameters have these axis `sizes`, and what had to be assumed.
+
+    `sizes` are by axis name, as `MixerConfig.axis_sizes` gives them; without "classes" there is no
+    head. Raises `ConfigError` if an axis is unknown, or if `image_size` gives another number of
+    tokens than the parameters have.
+    """
+    unknown = [axis for axis in _AXES if axis not in sizes and axis != "classes"]
+    if unknown:
+        raise ConfigError(f"the arrays do not show the size of {', '.join(unknown)}; give the config")
+    assumptions = []
+    patch = sizes["ph"], sizes["pw"]
+    fitting = fitting_image_sizes(sizes["tokens"], patch)
+    if image_size is None:
+        image = fitting[0]
+        grid = image[0] // patch[0], image[1] // patch[1]
+        assumptions.append(f"{sizes['tokens']} tokens are taken as {grid[0]}x{grid[1]}, an image of {image[0]}x{image[1]}")
+    else:
+        image = _as_pair("image_size", image_size)
+        if image not in fitting:
+            raise ConfigError(
+                f"image_size {image[0]}x{image[1]} does not give the {sizes['tokens']} tokens of {patch[0]}x{patch[1]} "
+                f"pixels that the parameters have; sizes that do: {', '.join(f'{h}x{w}' for h, w in fitting)}"
+            )
+    config = MixerConfig(
+        num_classes=sizes.get("classes", 0),
+        num_blocks=num_blocks,
+        patch_size=patch,
+        image_size=image,
+        in_channels=sizes["channels"],
+        hidden_dim=sizes["hidden"],
+        tokens_mlp_dim=sizes["tokens_mlp"],
+        channels_mlp_dim=sizes["channels_mlp"],
+        **conventions,
+    )
+    return config, assumptions
+
+
+def fitting_image_sizes(num_tokens: int, patch_hw: tuple[int, int]) -> list[tuple[int, int]]:
+    """Every (height, width) in pixels that splits into `num_tokens` patches, squarest grid first."""
+    ph, pw = patch_hw
+    rows = [rows for rows in range(1, num_tokens + 1) if num_tokens % rows == 0]
+    rows.sort(key=lambda r: (abs(r - num_tokens // r), r))
+    return [(r * ph, num_tokens // r * pw) for r in rows]
+
+
+_AXES = ("ph", "pw", "channels", "tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
+_VARIANT_FIELDS = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
+
+
+def _as_pair(name: str, size: Any) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, numbers.Integral) else size
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ConfigError(f"{name} is {size!r}; it must be an int or a (height, width) pair")
+    return _as_count(name, pair[0]), _as_count(name, pair[1])
+
+
+def _as_count(name: str, value: Any) -> int:
+    at_least = 0 if name == "num_classes" else 1
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {at_least}")
+    return int(value)
+
+
+def _round_to(size: int, step: int) -> int:
+    return max(step, step * round(size / step))

@@ -1,0 +1,50 @@
+"""The errors this package raises; every one is a `MixerEquivError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class MixerEquivError(Exception):
+    """Base of all errors raised on purpose: the message says what was found, expected and to do."""
+
+
+class ConfigError(MixerEquivError, ValueError):
+    """A `MixerConfig` that describes no Mixer, or sizes that contradict the arrays."""
+
+
+class LayoutError(MixerEquivError, ValueError):
+    """Arrays of no known layout, of several, or a layout name nobody registered."""
+
+
+class CheckpointError(MixerEquivError, OSError):
+    """A file that cannot be read or written as a checkpoint."""
+
+
+class MissingDependencyError(MixerEquivError, ImportError):
+    """An optional framework is needed and not installed."""
+
+
+class ConversionError(MixerEquivError, ValueError):
+    """Arrays that do not fill a layout exactly.
+
+    `missing_keys`, `unexpected_keys` and `mismatched_keys` list what is wrong, in the names of the
+    source; one error carries all of it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing_keys: Iterable[str] = (),
+        unexpected_keys: Iterable[str] = (),
+        mismatched_keys: Iterable[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing_keys = tuple(missing_keys)
+        self.unexpected_keys = tuple(unexpected_keys)
+        self.mismatched_keys = tuple(mismatched_keys)
+
+
+class ConventionWarning(UserWarning):
+    """The target code computes something else than what the weights were trained with."""

@@ -1,0 +1,23 @@
+"""Checkpoint layouts: one table each, found by name in `LAYOUTS`."""
+
+from __future__ import annotations
+
+from mixer_equiv.errors import LayoutError
+from mixer_equiv.layouts.jankrepl import JANKREPL
+from mixer_equiv.layouts.layout import Binding, Conventions, Layout, Match, Row, detect
+from mixer_equiv.layouts.linen import LINEN
+from mixer_equiv.layouts.timm import TIMM
+from mixer_equiv.layouts.torch import TORCH
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LINEN, TORCH, TIMM, JANKREPL)}
+
+__all__ = ["LAYOUTS", "LINEN", "TORCH", "Binding", "Conventions", "Layout", "Match", "Row", "detect", "get_layout"]
+
+
+def get_layout(name: str | Layout) -> Layout:
+    """The layout called `name`; a `Layout` is itself. Raises `LayoutError` for an unknown name."""
+    if isinstance(name, Layout):
+        return name
+    if name not in LAYOUTS:
+        raise LayoutError(f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]

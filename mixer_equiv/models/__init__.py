@@ -1,0 +1,12 @@
+"""The official MLP-Mixer three times: `flax`, `torch`, and `reference` in NumPy float64.
+
+Each module has an `MlpMixer(config)`. Called with `taps=True` it returns every stage of the
+residual stream instead of the logits alone, a dict in order of computation:
+
+    stem                            (batch, tokens, hidden)
+    MixerBlock_{i}/token_mixing     (batch, tokens, hidden)   the stream after that branch was added
+    MixerBlock_{i}/channel_mixing   (batch, tokens, hidden)
+    pre_head_layer_norm             (batch, tokens, hidden)
+    pooled                          (batch, hidden)
+    logits                          (batch, classes)          absent with num_classes=0
+"""

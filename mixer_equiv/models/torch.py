@@ -1,0 +1,150 @@
+"""The official MLP-Mixer in PyTorch: the same mathematics as `mixer_equiv.models.flax`.
+
+Parameter names are the official ones in torch's spelling, and are stable:
+
+    stem.{weight,bias}
+    blocks.{i}.layer_norm_0.{weight,bias}
+    blocks.{i}.token_mixing.{dense_0,dense_1}.{weight,bias}
+    blocks.{i}.layer_norm_1.{weight,bias}
+    blocks.{i}.channel_mixing.{dense_0,dense_1}.{weight,bias}
+    pre_head_layer_norm.{weight,bias}
+    head.{weight,bias}
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixer_equiv.config import MixerConfig
+
+ACTIVATIONS = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+class MlpBlock(nn.Module):
+    """Linear, activation, Linear back to the input's width, over the last axis.
+
+    `mlp_dim` defaults to `dim`.
+    """
+
+    def __init__(self, dim: int, mlp_dim: int | None = None, activation: str = "gelu_tanh") -> None:
+        super().__init__()
+        self.dense_0 = nn.Linear(dim, mlp_dim or dim)
+        self.dense_1 = nn.Linear(mlp_dim or dim, dim)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        return self.dense_1(ACTIVATIONS[self.activation](self.dense_0(x)))
+
+
+class MixerBlock(nn.Module):
+    """Token mixing, then channel mixing, each behind a LayerNorm and inside a residual branch."""
+
+    def __init__(
+        self,
+        num_tokens: int,
+        hidden_dim: int,
+        tokens_mlp_dim: int | None = None,
+        channels_mlp_dim: int | None = None,
+        activation: str = "gelu_tanh",
+        layer_norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.layer_norm_0 = nn.LayerNorm(hidden_dim, eps=layer_norm_eps)
+        self.token_mixing = MlpBlock(num_tokens, tokens_mlp_dim, activation)
+        self.layer_norm_1 = nn.LayerNorm(hidden_dim, eps=layer_norm_eps)
+        self.channel_mixing = MlpBlock(hidden_dim, channels_mlp_dim, activation)
+
+    def forward(self, x: Tensor, *, taps: bool = False) -> Any:
+        """(batch, tokens, hidden) to the same; with `taps`, the pair of streams after each branch."""
+        y = self.layer_norm_0(x).transpose(1, 2)
+        after_tokens = x + self.token_mixing(y).transpose(1, 2)
+        after_channels = after_tokens + self.channel_mixing(self.layer_norm_1(after_tokens))
+        return (after_tokens, after_channels) if taps else after_channels
+
+
+class MlpMixer(nn.Module):
+    """The whole network (Tolstikhin et al. 2021, figure 1), initialised as the official one."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, stride=config.patch_hw)
+        self.blocks = nn.ModuleList(
+            MixerBlock(
+                config.num_tokens,
+                config.hidden_dim,
+                config.tokens_mlp_dim,
+                config.channels_mlp_dim,
+                config.activation,
+                config.layer_norm_eps,
+            )
+            for _ in range(config.num_blocks)
+        )
+        self.pre_head_layer_norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        self.head = nn.Linear(config.hidden_dim, config.num_classes) if config.num_classes else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The official initialisers: lecun-normal kernels, zero biases, and a head of zeros."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                _lecun_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+
+    def forward(self, images: Tensor, *, taps: bool = False) -> Any:
+        """(batch, channels, height, width) to logits (batch, classes), or the dict of taps.
+
+        Raises `ValueError` for images of another size than the config's.
+        """
+        expected = (self.config.in_channels, *self.config.image_hw)
+        if images.shape[1:] != expected:
+            raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (batch, {expected})")
+        seen: dict[str, Tensor] = {}
+        # Without taps nothing is kept, so that activations are freed as the stream goes on.
+        tap = seen.__setitem__ if taps else _discard
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        tap("stem", x)
+        for i, block in enumerate(self.blocks):
+            if taps:
+                seen[f"MixerBlock_{i}/token_mixing"], x = block(x, taps=True)
+                seen[f"MixerBlock_{i}/channel_mixing"] = x
+            else:
+                x = block(x)
+        x = self.pre_head_layer_norm(x)
+        tap("pre_head_layer_norm", x)
+        x = x.mean(dim=1)
+        tap("pooled", x)
+        if self.head is not None:
+            x = self.head(x)
+            tap("logits", x)
+        return seen if taps else x
+
+
+def _discard(name: str, value: Tensor) -> None:
+    """The tap that keeps nothing."""
+
+
+def _lecun_normal_(weight: Tensor) -> None:
+    """Normal of variance 1 / fan_in, cut off at two standard deviations, as jax.nn.initializers does."""
+    fan_in = weight[0].numel()
+    cut_off_correction = 0.87962566103423978
+    std = math.sqrt(1 / fan_in) / cut_off_correction
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
