@@ -1,1 +1,48 @@
-"""MLP-Mixer, once and provably: convert weights between implementations and prove them the same function."""
+"""Convert MLP-Mixer weights between Flax and PyTorch, and prove two Mixers to be the same function.
+
+    params = load("Mixer-B_16.npz")
+    state = convert(params, to="torch")
+    save(state, "mixer_b16.safetensors")
+    print(verify(params, state))
+
+Importing this needs NumPy and einops; torch, JAX and Flax are imported when they are used.
+"""
+
+from mixer_equiv.checkpoint import Checkpoint, load, save
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.convert import convert, flax_to_torch, torch_to_flax
+from mixer_equiv.equivalence.verify import verify
+from mixer_equiv.errors import (
+    CheckpointError,
+    ConfigError,
+    ConventionWarning,
+    ConversionError,
+    LayoutError,
+    MissingDependencyError,
+    MixerEquivError,
+)
+from mixer_equiv.layouts import LAYOUTS, Layout
+from mixer_equiv.report import Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LAYOUTS",
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "ConventionWarning",
+    "ConversionError",
+    "Layout",
+    "LayoutError",
+    "MissingDependencyError",
+    "MixerConfig",
+    "MixerEquivError",
+    "Report",
+    "convert",
+    "flax_to_torch",
+    "load",
+    "save",
+    "torch_to_flax",
+    "verify",
+]

@@ -75,7 +75,7 @@ class MixerConfig:
             raise ConfigError(
                 f"no Mixer is called {name!r}; a name is one of {', '.join(VARIANTS)}, a slash and a patch size: 'B/16'"
             )
-        sizes = dict(zip(_VARIANT_FIELDS, VARIANTS[match[1].upper()], strict=True))
+        sizes: dict[str, Any] = dict(zip(_VARIANT_FIELDS, VARIANTS[match[1].upper()], strict=True))
         return cls(**{**sizes, "patch_size": int(match[2]), "num_classes": num_classes, **overrides})
 
     @classmethod
@@ -97,6 +97,10 @@ class MixerConfig:
     def replace(self, **changes: Any) -> MixerConfig:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def resized(self, image_size: Size) -> MixerConfig:
+        """A copy for another image size of as many tokens. Raises `ConfigError`, saying which sizes fit."""
+        return self.replace(image_size=_check_image_size(image_size, self.num_tokens, self.patch_hw))
 
     @property
     def patch_hw(self) -> tuple[int, int]:
@@ -167,18 +171,12 @@ def config_from_axes(
         raise ConfigError(f"the arrays do not show the size of {', '.join(unknown)}; give the config")
     assumptions = []
     patch = sizes["ph"], sizes["pw"]
-    fitting = fitting_image_sizes(sizes["tokens"], patch)
     if image_size is None:
-        image = fitting[0]
-        grid = image[0] // patch[0], image[1] // patch[1]
-        assumptions.append(f"{sizes['tokens']} tokens are taken as {grid[0]}x{grid[1]}, an image of {image[0]}x{image[1]}")
+        image = fitting_image_sizes(sizes["tokens"], patch)[0]
+        grid = f"{image[0] // patch[0]}x{image[1] // patch[1]}"
+        assumptions.append(f"{sizes['tokens']} tokens are taken as {grid}, an image of {image[0]}x{image[1]}")
     else:
-        image = _as_pair("image_size", image_size)
-        if image not in fitting:
-            raise ConfigError(
-                f"image_size {image[0]}x{image[1]} does not give the {sizes['tokens']} tokens of {patch[0]}x{patch[1]} "
-                f"pixels that the parameters have; sizes that do: {', '.join(f'{h}x{w}' for h, w in fitting)}"
-            )
+        image = _check_image_size(image_size, sizes["tokens"], patch)
     config = MixerConfig(
         num_classes=sizes.get("classes", 0),
         num_blocks=num_blocks,
@@ -191,6 +189,17 @@ def config_from_axes(
         **conventions,
     )
     return config, assumptions
+
+
+def _check_image_size(image_size: Any, num_tokens: int, patch_hw: tuple[int, int]) -> tuple[int, int]:
+    height, width = _as_pair("image_size", image_size)
+    fitting = fitting_image_sizes(num_tokens, patch_hw)
+    if (height, width) not in fitting:
+        raise ConfigError(
+            f"image_size {height}x{width} does not give the {num_tokens} tokens of {patch_hw[0]}x{patch_hw[1]} pixels "
+            f"that the parameters have; sizes that do: {', '.join(f'{h}x{w}' for h, w in fitting)}"
+        )
+    return height, width
 
 
 def fitting_image_sizes(num_tokens: int, patch_hw: tuple[int, int]) -> list[tuple[int, int]]:

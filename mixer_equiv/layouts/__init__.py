@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts.jankrepl import JANKREPL
-from mixer_equiv.layouts.layout import Binding, Conventions, Layout, Match, Row, detect
+from mixer_equiv.layouts.layout import OFFICIAL, Binding, Conventions, Layout, Match, Row, detect
 from mixer_equiv.layouts.linen import LINEN
 from mixer_equiv.layouts.timm import TIMM
 from mixer_equiv.layouts.torch import TORCH
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LINEN, TORCH, TIMM, JANKREPL)}
 
-__all__ = ["LAYOUTS", "LINEN", "TORCH", "Binding", "Conventions", "Layout", "Match", "Row", "detect", "get_layout"]
+__all__ = [
+    "LAYOUTS",
+    "LINEN",
+    "OFFICIAL",
+    "TORCH",
+    "Binding",
+    "Conventions",
+    "Layout",
+    "Match",
+    "Row",
+    "detect",
+    "get_layout",
+]
 
 
 def get_layout(name: str | Layout) -> Layout:

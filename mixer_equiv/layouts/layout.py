@@ -56,6 +56,11 @@ class Row:
         return self.pattern.split("->")[-1].strip()
 
     @property
+    def axes(self) -> frozenset[str]:
+        """Names of all axes of the parameter."""
+        return frozenset(axis for group in _groups(self.foreign_axes) for axis in group)
+
+    @property
     def in_block(self) -> bool:
         return "{i}" in self.canonical
 
@@ -244,9 +249,6 @@ def _fill(name: str, block: int, num_blocks: int) -> str:
 def _groups(axes: str) -> tuple[tuple[str, ...], ...]:
     """Axes of each dimension: "hidden (ph pw) 1" is ((hidden,), (ph, pw), ())."""
     tokens = re.findall(r"\(([^)]*)\)|(\S+)", axes)
-    return tuple(tuple(grouped.split()) if not single else (() if single == "1" else (single,)) for grouped, single in tokens)
-
-
-def axes_of(pattern: str) -> set[str]:
-    """Names of all axes in one side of an einops pattern."""
-    return {axis for group in _groups(pattern) for axis in group}
+    return tuple(
+        tuple(grouped.split()) if not single else (() if single == "1" else (single,)) for grouped, single in tokens
+    )

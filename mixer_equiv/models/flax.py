@@ -5,6 +5,7 @@ Source: google-research/vision_transformer, vit_jax/models_mixer.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from mixer_equiv.config import MixerConfig
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "gelu": partial(nn.gelu, approximate=False),
     "relu": nn.relu,

@@ -81,8 +81,8 @@ def _gelu_tanh(x: Array) -> Array:
 
 def _gelu(x: Array) -> Array:
     # The normal distribution function by erfc keeps its relative precision for negative x.
-    erfc = np.frompyfunc(math.erfc, 1, 1)
-    return x / 2 * erfc(-x / math.sqrt(2)).astype(np.float64)
+    erfc = np.asarray(np.frompyfunc(math.erfc, 1, 1)(-x / math.sqrt(2)), np.float64)
+    return x / 2 * erfc
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -14,6 +14,7 @@ Parameter names are the official ones in torch's spelling, and are stable:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
     "relu": F.relu,
@@ -94,7 +95,9 @@ class MlpMixer(nn.Module):
             for _ in range(config.num_blocks)
         )
         self.pre_head_layer_norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
-        self.head = nn.Linear(config.hidden_dim, config.num_classes) if config.num_classes else None
+        self.head: nn.Linear | None = None
+        if config.num_classes:
+            self.head = nn.Linear(config.hidden_dim, config.num_classes)
         self.reset_parameters()
 
     @torch.no_grad()

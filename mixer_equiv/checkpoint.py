@@ -1,0 +1,351 @@
+"""`Checkpoint`: a Mixer's weights with their layout and config; `load` and `save` for files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mixer_equiv import containers
+from mixer_equiv.arrays import flatten, is_array, to_numpy, to_torch, unflatten
+from mixer_equiv.config import MixerConfig, Size, config_from_axes
+from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
+from mixer_equiv.layouts import LAYOUTS, Binding, Conventions, Layout, detect, get_layout
+
+_SHOWN = 12  # problems of one kind that an error spells out
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(Mapping[str, Any]):
+    """Weights of one Mixer, by the names of their layout.
+
+    `arrays` holds them flat, in NumPy. Read as a mapping it gives what the layout's framework
+    takes, torch tensors or NumPy arrays, so that `load_state_dict(checkpoint)` works; `params`
+    is all of it at once, nested for Flax. `config` carries the conventions under which the
+    weights are evaluated: `trained_with` if that is known, else what the layout's code computes.
+    `config_is_stated` tells a config that was given, or stood in the file, from one inferred.
+    `notes` say what was stripped, left out or assumed on the way.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    layout: Layout
+    config: MixerConfig
+    trained_with: Conventions | None
+    config_is_stated: bool
+    source: str
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        array = self.arrays[name]
+        return to_torch(array) if self.layout.framework == "torch" else array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        variant = f"Mixer-{self.config.name}" if self.config.name else "Mixer"
+        return f"<Checkpoint {variant}, {len(self)} arrays in layout {self.layout.name}, from {self.source}>"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """A state_dict of torch tensors, or the nested dict that Flax's `apply` takes as "params"."""
+        return unflatten(self.arrays) if self.layout.framework == "flax" else dict(self)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all arrays together."""
+        return sum(array.size for array in self.arrays.values())
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Names of the dtypes that occur."""
+        return tuple(sorted({str(array.dtype) for array in self.arrays.values()}))
+
+    def astype(self, dtype: np.dtype | str) -> Checkpoint:
+        """The same weights rounded to another floating-point dtype: "float32", "bfloat16", ...
+
+        Raises `ConversionError` if a finite value would become infinite.
+        """
+        try:
+            wanted = np.dtype(dtype)
+            ml_dtypes.finfo(wanted)  # type: ignore[no-untyped-call]
+        except (TypeError, ValueError):
+            raise ConversionError(
+                f"no floating-point dtype is called {str(dtype)!r}; use float16, bfloat16, float32 or float64"
+            ) from None
+        with np.errstate(over="ignore"):
+            cast = {name: array.astype(wanted) for name, array in self.arrays.items()}
+        lost = [name for name, array in cast.items() if np.any(np.isinf(array) & np.isfinite(self.arrays[name]))]
+        if lost:
+            raise ConversionError(f"{wanted} cannot hold values of {', '.join(lost[:_SHOWN])}: they would be infinite")
+        return dataclasses.replace(self, arrays=cast)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, Any],
+        *,
+        layout: str | Layout | None = None,
+        config: MixerConfig | None = None,
+        image_size: Size | None = None,
+        source: str = "these arrays",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """Find the layout, config and conventions of flat or nested arrays of any framework.
+
+        A prefix such as "module." or "params/" is stripped, and what lies beside a nested prefix
+        is left out; `notes` says both. Nothing is checked for completeness here.
+
+        Raises `LayoutError` if no layout or several fit, `ConversionError` for leaves that are no
+        arrays of numbers, `ConfigError` for sizes that contradict each other.
+        """
+        leaves = dict(flatten(arrays))
+        shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
+        try:
+            match = detect(shapes, LAYOUTS.values() if layout is None else [get_layout(layout)], shapes)
+        except LayoutError as error:
+            raise LayoutError(f"{source}: {error}") from None
+        own, notes = _strip(leaves, match.prefix)
+        flat = {name: to_numpy(name, leaf) for name, leaf in own.items()}
+        stated, trained_with = _statements(config, metadata or {}, match.layout, source)
+        if stated is None:
+            computed = trained_with or match.layout.computes
+            sizes = match.layout.axis_sizes(match.num_blocks, {name: array.shape for name, array in flat.items()})
+            try:
+                inferred, assumptions = config_from_axes(
+                    sizes,
+                    match.num_blocks,
+                    image_size,
+                    activation=computed.activation,
+                    layer_norm_eps=computed.layer_norm_eps,
+                )
+            except ConfigError as error:
+                raise ConfigError(f"{source}: {error}") from None
+            return cls(flat, match.layout, inferred, trained_with, False, source, (*notes, *assumptions))
+        resized = stated if image_size is None else stated.resized(image_size)
+        return cls(flat, match.layout, resized, trained_with, True, source, tuple(notes))
+
+    def check(
+        self, *, target: Layout | None = None, allow_missing: Collection[str] = ()
+    ) -> tuple[dict[str, Binding], list[str]]:
+        """The parameters present, by canonical name, once they are known to fill the layout exactly.
+
+        `allow_missing` are globs over canonical or own names: what they match may be absent, and
+        is left out if its shape is another. Returns the bindings and a note on each left out.
+        `target` is for the messages. Raises one `ConversionError` with everything that is wrong.
+        """
+        bindings = self.layout.bindings(self.config.num_blocks)
+        sizes = self.config.axis_sizes
+        wants_head = self.config.num_classes > 0 or not self.config_is_stated
+        allowed = _expand(allow_missing, bindings)
+        present: dict[str, Binding] = {}
+        missing, mismatched, notes = {}, {}, []
+        unexpected = {n: f"{a.shape} {a.dtype}" for n, a in self.arrays.items()}
+        for binding in bindings.values():
+            array = self.arrays.get(binding.foreign)
+            wanted = wants_head or not binding.row.in_head
+            expected = f"expected {_shape(binding, sizes)}{_wanted_for(binding, target, sizes)}"
+            if array is None:
+                if wanted and binding.canonical not in allowed:
+                    missing[binding.foreign] = expected
+                elif wanted:
+                    notes.append(f"{binding.foreign} is absent, as allowed")
+                continue
+            if not wanted and binding.canonical not in allowed:
+                continue
+            del unexpected[binding.foreign]
+            if wanted and binding.shape(sizes) == array.shape:
+                present[binding.canonical] = binding
+            elif binding.canonical in allowed:
+                notes.append(f"{binding.foreign} {array.shape} was left out: {expected}")
+            else:
+                mismatched[binding.foreign] = f"found {array.shape}, {expected}"
+        self._raise_on(missing, unexpected, mismatched)
+        return present, notes
+
+    def _raise_on(self, missing: dict[str, str], unexpected: dict[str, str], mismatched: dict[str, str]) -> None:
+        kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": mismatched}
+        if not any(kinds.values()):
+            return
+        lines = [f"{self.source} does not fill the layout {self.layout.name} of {self.config.num_blocks} blocks:"]
+        for kind, problems in kinds.items():
+            shown = list(problems.items())[:_SHOWN]
+            lines += [f"  {kind}: {name}, {what}" for name, what in shown]
+            if len(problems) > len(shown):
+                lines.append(f"  {kind}: and {len(problems) - len(shown)} more")
+        heads = {b.foreign for b in self.layout.bindings(1).values() if b.row.in_head}
+        if heads & (missing.keys() | mismatched.keys() | unexpected.keys()):
+            lines.append("  to leave the head out, pass allow_missing=['head/*'] (--allow-missing 'head/*')")
+        raise ConversionError(
+            "\n".join(lines), missing_keys=missing, unexpected_keys=unexpected, mismatched_keys=mismatched
+        )
+
+
+def as_checkpoint(
+    params: Mapping[str, Any], *, layout: str | Layout | None = None, config: MixerConfig | None = None
+) -> Checkpoint:
+    """`params` as a `Checkpoint`; one that is a `Checkpoint` already is reread only if told otherwise."""
+    if not isinstance(params, Mapping):
+        raise ConversionError(
+            f"found a {type(params).__name__}; expected arrays by name, such as model.state_dict() or Flax params"
+        )
+    if not isinstance(params, Checkpoint):
+        return Checkpoint.from_arrays(params, layout=layout, config=config)
+    if layout is None and config is None:
+        return params
+    return Checkpoint.from_arrays(
+        params.arrays, layout=layout or params.layout, config=config or params.config, source=params.source
+    )
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    layout: str | Layout | None = None,
+    config: MixerConfig | None = None,
+    image_size: Size | None = None,
+) -> Checkpoint:
+    """Read a checkpoint file (.npz, .safetensors, .pt, .pth), its layout detected unless given.
+
+    `image_size`, in pixels, is what shapes cannot tell; without it the squarest grid is assumed
+    and noted. Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays
+    of no known layout, `ConfigError` for an image size of another number of tokens.
+    """
+    path = Path(path)
+    contents = containers.read(path)
+    metadata = containers.parse_metadata(contents.metadata)
+    return Checkpoint.from_arrays(
+        contents.arrays, layout=layout, config=config, image_size=image_size, source=str(path), metadata=metadata
+    )
+
+
+def save(checkpoint: Mapping[str, Any], path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write a checkpoint, in the format that the suffix names, with its layout and config as metadata.
+
+    A mapping that is no `Checkpoint` is taken as one by `Checkpoint.from_arrays`. The file is
+    written beside the target and renamed, so that the target is never half written; one that
+    exists is kept unless `force`. Raises `CheckpointError` if it cannot be written.
+    """
+    path = Path(path)
+    container = check_target(path, force=force)
+    checkpoint = as_checkpoint(checkpoint)
+    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        container.write(temporary, arrays, _metadata(checkpoint), checkpoint.layout.framework)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_target(path: Path, *, force: bool) -> containers.Container:
+    """The format to write `path` in, once nothing that can be known beforehand stands in the way."""
+    container = containers.container_for(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory; give the name of a file")
+    if path.exists() and not force:
+        raise CheckpointError(f"{path} exists; pass force=True (--force) to replace it")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path} cannot be written: there is no directory {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise CheckpointError(f"{path} cannot be written: no permission to write in {path.parent}")
+    return container
+
+
+def _metadata(checkpoint: Checkpoint) -> str:
+    trained_with = checkpoint.trained_with
+    return json.dumps(
+        {
+            "layout": checkpoint.layout.name,
+            "config": checkpoint.config.to_dict(),
+            "trained_with": dataclasses.asdict(trained_with) if trained_with else None,
+        }
+    )
+
+
+def _statements(
+    config: MixerConfig | None, metadata: Mapping[str, Any], layout: Layout, source: str
+) -> tuple[MixerConfig | None, Conventions | None]:
+    """The config, and what the weights were trained with, as far as somebody says so.
+
+    A config that is given states both; else the metadata speak, and else the layout does.
+    """
+    if config is not None:
+        return config, Conventions(config.activation, config.layer_norm_eps, layout.computes.padding)
+    try:
+        stated = MixerConfig.from_dict(metadata["config"]) if metadata.get("config") else None
+        trained_with = Conventions(**metadata["trained_with"]) if metadata.get("trained_with") else None
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{source} has metadata of mixer_equiv that cannot be understood: {error}") from error
+    return stated, trained_with if "trained_with" in metadata else layout.trained_with
+
+
+def _strip(leaves: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
+    """What lies under the prefix's nesting, with the prefix off, and notes on what was done."""
+    nesting = prefix[: prefix.rfind("/") + 1]
+    inside = [name for name in leaves if name.startswith(nesting)]
+    own = {name.removeprefix(prefix): leaves[name] for name in inside}
+    if len(own) < len(inside):
+        twice = sorted(name for name in inside if not name.startswith(prefix) and prefix + name in leaves)
+        raise ConversionError(
+            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[:_SHOWN])}",
+            unexpected_keys=twice,
+        )
+    notes = []
+    if prefix:
+        notes.append(f"the prefix {prefix!r} was stripped from every name")
+    beside = [name for name in leaves if not name.startswith(nesting)]
+    if beside:
+        more = ", ..." if len(beside) > 4 else ""
+        notes.append(f"{len(beside)} entries beside {nesting!r} were left out: {', '.join(beside[:4])}{more}")
+    return own, notes
+
+
+def _expand(patterns: Collection[str], bindings: Mapping[str, Binding]) -> set[str]:
+    """Canonical names that any of the globs matches, by canonical or by own name."""
+    if isinstance(patterns, str):
+        raise ConversionError(f"allow_missing is the string {patterns!r}; it must be a list of globs: [{patterns!r}]")
+    allowed: set[str] = set()
+    for pattern in patterns:
+        matched = {
+            canonical
+            for canonical, binding in bindings.items()
+            if fnmatch.fnmatchcase(canonical, pattern) or fnmatch.fnmatchcase(binding.foreign, pattern)
+        }
+        if not matched:
+            names = list(bindings)
+            raise ConversionError(
+                f"allow_missing {pattern!r} matches no parameter; they are called {names[0]}, ..., {names[-1]}"
+            )
+        allowed |= matched
+    return allowed
+
+
+def _shape(binding: Binding, sizes: Mapping[str, int]) -> str:
+    if binding.row.in_head and not sizes["classes"]:
+        return f"({binding.row.foreign_axes.replace(' ', ', ')})"
+    return str(binding.shape(sizes))
+
+
+def _wanted_for(binding: Binding, target: Layout | None, sizes: Mapping[str, int]) -> str:
+    if target is None:
+        return ""
+    row = next(row for row in target.rows if row.canonical == binding.row.canonical)
+    return f" for {target.name}'s {row.foreign} {_shape(Binding('', '', row), sizes)}"

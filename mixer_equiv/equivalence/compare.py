@@ -1,0 +1,65 @@
+"""How far apart two results are, and how far is too far."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mixer_equiv.config import MixerConfig
+
+# The fields in which two Mixers of the same shapes can differ.
+CONVENTIONS = ("activation", "layer_norm_eps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Thresholds of the verdict, each measured on this model family (README, "Interpreting a report").
+
+    `residual` decides in float64. `scaling` is the largest ratio of float64 to float32 residual
+    at which a failure of `residual` is rounding in ill-conditioned rows and not another function.
+    `float32_ratio` bounds the ratio of the sides' float32 errors before a warning.
+    """
+
+    residual: float = 1e-12
+    scaling: float = 1e-6
+    float32_ratio: float = 4.0
+
+
+def residual(actual: np.ndarray, expected: np.ndarray, reference: np.ndarray | None = None) -> float:
+    """||actual - expected|| / ||reference||, in the 2-norm; `reference` is `expected` by default.
+
+    Never below a threshold where anything is not finite; 0 / 0 is 0.
+    """
+    scale = float(np.linalg.norm(np.ravel(expected if reference is None else reference)))
+    with np.errstate(invalid="ignore"):
+        distance = float(np.linalg.norm(np.ravel(actual).astype(np.float64) - np.ravel(expected)))
+    if scale == 0:
+        return 0.0 if distance == 0 else np.inf
+    return distance / scale if np.isfinite(distance) and np.isfinite(scale) else np.inf
+
+
+def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the arrays that are not the same in dtype, shape and every bit."""
+    return [name for name in {**a, **b} if name not in a or name not in b or not _same_bits(a[name], b[name])]
+
+
+def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return False
+    return np.array_equal(_bytes(x), _bytes(y))
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def size_differences(a: MixerConfig, b: MixerConfig) -> list[str]:
+    """One sentence for each size, not convention, in which two configs differ."""
+    ours, theirs = a.to_dict(), b.to_dict()
+    return [
+        f"{name} is {ours[name]} in one and {theirs[name]} in the other"
+        for name in ours
+        if name not in CONVENTIONS and ours[name] != theirs[name]
+    ]

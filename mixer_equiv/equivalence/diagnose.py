@@ -1,0 +1,70 @@
+"""Why two sides differ, as far as it is known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mixer_equiv.equivalence.compare import CONVENTIONS, differing, residual
+from mixer_equiv.equivalence.programs import Taps
+from mixer_equiv.equivalence.subject import Subject
+from mixer_equiv.layouts import OFFICIAL
+from mixer_equiv.report import Cause
+
+
+def weight_causes(a: Subject, b: Subject) -> list[Cause]:
+    """The one cause "weights", if any array of the two differs in any bit."""
+    names = differing(a.weights, b.weights)
+    if not names:
+        return []
+    x, y = a.weights[names[0]], b.weights[names[0]]
+    gap = np.max(np.abs(x.astype(np.float64) - y.astype(np.float64)))
+    evidence = f"the first is {names[0]}: {x.dtype} against {y.dtype}, max |difference| {gap:.1e}"
+    count = f"{len(names)} of {len(a.weights)} arrays"
+    return [Cause("weights", "port", f"those of {a.name}", f"others in {b.name}", count, evidence)]
+
+
+def convention_causes(
+    a: Subject, b: Subject, images: np.ndarray, last_a: np.ndarray, threshold: float
+) -> tuple[list[Cause], float | None]:
+    """The conventions in which the sides differ, if with them equal the function is the same.
+
+    `last_a` is what `a` returns for `images`. Returns the causes, and the residual that is left
+    once `b` follows `a`; none where that residual is over `threshold` and nothing is explained.
+    """
+    changed = {
+        name: getattr(a.config, name) for name in CONVENTIONS if getattr(a.config, name) != getattr(b.config, name)
+    }
+    if not changed:
+        return [], None
+    changed_b = b.replace(config=b.config.replace(**changed))
+    after = residual(list(changed_b.run(images, np.float64).values())[-1], last_a)
+    if not after <= threshold:
+        return [], None
+    return [_convention_cause(name, a, b) for name in changed], after
+
+
+def _convention_cause(name: str, a: Subject, b: Subject) -> Cause:
+    odd, other = (a, b) if getattr(b.config, name) == getattr(OFFICIAL, name) else (b, a)
+    blocks = a.config.num_blocks
+    count = {"activation": f"all {2 * blocks} MLPs", "layer_norm_eps": f"all {2 * blocks + 1} LayerNorms"}[name]
+    return Cause(
+        name, "code", str(getattr(other.config, name)), str(getattr(odd.config, name)), count, f"in {odd.name}"
+    )
+
+
+def ill_conditioned(reference: Taps) -> str:
+    """The LayerNorm that sees rows with the largest mean^2 / variance, and how large."""
+    streams = [name for name in reference if name.startswith(("stem", "MixerBlock"))]
+    norms = [f"MixerBlock_{i}/LayerNorm_{j}" for i in range(len(streams) // 2) for j in (0, 1)]
+    ratios = zip(
+        map(_mean_square_over_variance, (reference[name] for name in streams)),
+        [*norms, "pre_head_layer_norm"],
+        strict=True,
+    )
+    worst, where = max(ratios)
+    return f"{where} sees rows with mean^2/variance up to {worst:.1e}, where Flax's fast variance loses digits"
+
+
+def _mean_square_over_variance(x: np.ndarray) -> float:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.nanmax(np.square(x.mean(axis=-1)) / x.var(axis=-1)))

@@ -1,0 +1,76 @@
+"""The three programs that can be run on canonical weights: Flax, torch and the NumPy reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from einops import rearrange
+
+from mixer_equiv.arrays import require, unflatten
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.convert import relabel
+from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision
+from mixer_equiv.layouts import LINEN, TORCH
+
+Arrays = Mapping[str, np.ndarray]
+Taps = dict[str, np.ndarray]
+Run = Callable[[MixerConfig, Arrays, np.ndarray], Taps]
+
+
+def run_flax(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
+    """Taps of the Flax model, jitted, in the dtype of `images` (batch, height, width, channels)."""
+    jax = require("jax", "flax", "running the Flax model")
+    require("flax", "flax", "running the Flax model")
+    from mixer_equiv.models.flax import MlpMixer
+
+    with jax_full_precision():
+        model = MlpMixer(config)
+        apply = jax.jit(lambda params, images: model.apply({"params": params}, images, taps=True))
+        taps = apply(unflatten(_cast(params, images.dtype)), images)
+        # jit returns a dict sorted by key; the order of computation is the program's own.
+        return _of_dtype({name: np.asarray(taps[name]) for name in stage_names(config)}, images.dtype)
+
+
+def run_torch(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
+    """Taps of the torch model in the dtype of `images` (batch, height, width, channels)."""
+    torch = require("torch", "torch", "running the torch model")
+    from mixer_equiv.models.torch import MlpMixer
+
+    state = relabel(_cast(params, images.dtype), LINEN, TORCH, config)
+    with torch.device("meta"):
+        model = MlpMixer(config)
+    # On the meta device nothing is initialised, so the user's random state stays as it was.
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
+    batch = rearrange(images, "batch height width channels -> batch channels height width")
+    with torch_full_precision():
+        taps = model.eval()(torch.from_numpy(batch.copy()), taps=True)
+    return _of_dtype({name: tap.numpy() for name, tap in taps.items()}, images.dtype)
+
+
+def run_reference(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
+    """Taps of the NumPy reference, which computes in float64 whatever the dtype of `images`."""
+    from mixer_equiv.models.reference import MlpMixer
+
+    taps: Taps = MlpMixer(config)(params, images, taps=True)
+    return taps
+
+
+PROGRAMS: dict[str, Run] = {"flax": run_flax, "torch": run_torch, "reference": run_reference}
+
+
+def stage_names(config: MixerConfig) -> list[str]:
+    """Names of the taps in the order of computation."""
+    blocks = [f"MixerBlock_{i}/{half}" for i in range(config.num_blocks) for half in ("token_mixing", "channel_mixing")]
+    return ["stem", *blocks, "pre_head_layer_norm", "pooled", *(["logits"] if config.num_classes else [])]
+
+
+def _cast(params: Arrays, dtype: np.dtype) -> dict[str, np.ndarray]:
+    return {name: array.astype(dtype) for name, array in params.items()}
+
+
+def _of_dtype(taps: Taps, dtype: np.dtype) -> Taps:
+    wrong = {str(tap.dtype) for tap in taps.values() if tap.dtype != dtype}
+    if wrong:
+        raise RuntimeError(f"computed in {', '.join(sorted(wrong))} where {dtype} was asked for")
+    return taps

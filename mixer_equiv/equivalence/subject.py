@@ -1,0 +1,185 @@
+"""What can be verified: a program, with or without weights of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.containers import SUFFIXES
+from mixer_equiv.convert import convert, relabel
+from mixer_equiv.equivalence.programs import PROGRAMS, Taps
+from mixer_equiv.errors import ConfigError, MixerEquivError
+from mixer_equiv.layouts import LINEN, OFFICIAL, TORCH, Layout
+
+Image = tuple[int, int, int]
+
+# Every size another one, more blocks than digits, so that no two axes can be confused.
+DEFAULT_CONFIG = MixerConfig(
+    num_classes=7,
+    num_blocks=12,
+    patch_size=(2, 3),
+    image_size=(8, 9),
+    in_channels=3,
+    hidden_dim=20,
+    tokens_mlp_dim=11,
+    channels_mlp_dim=26,
+)
+_LAYOUT_OF = {"flax": LINEN, "torch": TORCH, "reference": LINEN}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One side of a comparison: a name to show, a program to run, sizes, and perhaps weights.
+
+    `from_weights` tells a checkpoint, whose weights are what is asked about, from a model.
+    """
+
+    name: str
+    program: str
+    config: MixerConfig
+    checkpoint: Checkpoint | None = None
+    from_weights: bool = False
+
+    @cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The subject's weights under canonical names, checked to fill their layout."""
+        if self.checkpoint is None:
+            raise MixerEquivError(f"{self.name} has no weights; give a checkpoint, or verify with random weights")
+        self.checkpoint.check()
+        return relabel(self.checkpoint.arrays, self.checkpoint.layout, LINEN, self.checkpoint.config)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout in which the subject's parameters are named."""
+        own = self.checkpoint.layout if self.checkpoint and self.from_weights else None
+        return own or _LAYOUT_OF[self.program]
+
+    def run(self, images: np.ndarray, dtype: type, *, program: str | None = None) -> Taps:
+        """Taps in `dtype`, by the subject's own program or another one."""
+        return PROGRAMS[program or self.program](self.config, self.weights, images.astype(dtype))
+
+    def replace(self, **changes: Any) -> Subject:
+        return dataclasses.replace(self, **changes)
+
+
+def subjects(
+    a: Any, b: Any = None, *, kwargs: Mapping[str, Any] | None = None, image: Image | None = None
+) -> tuple[Subject, Subject]:
+    """Both sides of a comparison; `verify` says what `a` and `b` may be, and what stands in for no `b`.
+
+    `kwargs` are `MixerConfig` fields for built-ins, `image` (channels, height, width) is for all.
+    """
+    fields = dict(kwargs or {})
+    if image is not None:
+        fields.update(in_channels=image[0], image_size=tuple(image[1:]))
+    named = [None if source is None else _builtin(source) for source in (a, b)]
+    read = [
+        None if source is None or name else _holder(source, image) for source, name in zip((a, b), named, strict=True)
+    ]
+    if b is None:
+        if read[0] is not None and read[0].from_weights:
+            read[1] = port(read[0])
+        else:
+            program = named[0][0] if named[0] else read[0].program if read[0] else ""
+            named[1] = ("torch" if program == "flax" else "flax", named[0][1] if named[0] else "")
+    holders = _same_image([holder for holder in read if holder])
+    sizes = holders[0].config if holders else None
+    sides = []
+    for name in named:
+        if name:
+            program, variant = name
+            config = MixerConfig.from_name(variant) if variant else _official(sizes or DEFAULT_CONFIG)
+            shown = f"{program}:{variant}" if variant else program
+            sides.append(Subject(shown, program, MixerConfig.from_dict({**config.to_dict(), **fields})))
+        else:
+            sides.append(holders.pop(0))
+    return sides[0], sides[1]
+
+
+def port(side: Subject) -> Subject:
+    """A checkpoint's port to the other framework. Warns as `convert` does."""
+    assert side.checkpoint is not None
+    target = "torch" if side.program == "flax" else "linen"
+    return _from_checkpoint(convert(side.checkpoint, to=target), f"its port ({target})")
+
+
+def _builtin(source: Any) -> tuple[str, str] | None:
+    """Program and variant, if `source` names a built-in."""
+    if not isinstance(source, str):
+        return None
+    program, _, variant = source.partition(":")
+    return (program, variant) if program in PROGRAMS else None
+
+
+def _holder(source: Any, image: Image | None) -> Subject:
+    """The subject of a source that has a config of its own: a checkpoint or a model."""
+    if isinstance(source, Subject):
+        return source
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.exists() and path.suffix.lower() not in SUFFIXES:
+            raise MixerEquivError(
+                f"{str(path)!r} is neither a file nor one of {', '.join(PROGRAMS)} (with a variant: 'flax:B/16')"
+            )
+        return _with_image(_from_checkpoint(load(path)), image)
+    if isinstance(source, Mapping):
+        return _with_image(_from_checkpoint(as_checkpoint(source)), image)
+    module, _, name = f"{type(source).__module__}.{type(source).__qualname__}".rpartition(".")
+    program = module.removeprefix("mixer_equiv.models.")
+    if name != "MlpMixer" or program not in PROGRAMS:
+        raise MixerEquivError(
+            f"found a {module}.{name}; verify takes a checkpoint, the path of one, arrays by name, one of "
+            f"{', '.join(PROGRAMS)} (with a variant: 'flax:B/16'), or a model of mixer_equiv.models"
+        )
+    weights = None
+    if program == "torch":
+        weights = Checkpoint.from_arrays(
+            source.state_dict(), layout=TORCH, config=source.config, source="the torch model"
+        )
+    return _with_image(Subject(program, program, source.config, weights), image)
+
+
+def _from_checkpoint(checkpoint: Checkpoint, name: str | None = None) -> Subject:
+    """A checkpoint's weights, in our model of its layout's framework."""
+    shown = name or f"{Path(checkpoint.source).name} ({checkpoint.layout.name})"
+    return Subject(shown, checkpoint.layout.framework, checkpoint.config, checkpoint, from_weights=True)
+
+
+def _with_image(side: Subject, image: Image | None) -> Subject:
+    if image is None:
+        return side
+    channels, *size = image
+    if channels != side.config.in_channels:
+        raise ConfigError(f"the image has {channels} channels and {side.name} takes {side.config.in_channels}")
+    return _resized(side, (size[0], size[1]), stated=True)
+
+
+def _resized(side: Subject, image_hw: tuple[int, int], *, stated: bool) -> Subject:
+    config = side.config.resized(image_hw)
+    checkpoint = side.checkpoint and dataclasses.replace(side.checkpoint, config=config, config_is_stated=stated)
+    return side.replace(config=config, checkpoint=checkpoint)
+
+
+def _same_image(sides: list[Subject]) -> list[Subject]:
+    """An image size that was only assumed gives way to one that was stated."""
+    stated = [side for side in sides if side.checkpoint is None or side.checkpoint.config_is_stated]
+    if len(stated) != 1 or len(sides) != 2 or stated[0].config.num_tokens != sides[0].config.num_tokens:
+        return sides
+    return [
+        side
+        if side is stated[0] or side.config.num_tokens != stated[0].config.num_tokens
+        else _resized(side, stated[0].config.image_hw, stated=False)
+        for side in sides
+    ]
+
+
+def _official(config: MixerConfig) -> MixerConfig:
+    return config.replace(activation=OFFICIAL.activation, layer_norm_eps=OFFICIAL.layer_norm_eps)

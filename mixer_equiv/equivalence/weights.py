@@ -1,0 +1,58 @@
+"""Weights and images to compare with: random ones that leave nothing at its initial value."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.compare import size_differences
+from mixer_equiv.equivalence.subject import Subject, subjects
+from mixer_equiv.errors import ConfigError, MixerEquivError
+from mixer_equiv.layouts import LINEN
+
+
+def give_weights(a: Subject, b: Subject, weights: Any, seed: int) -> tuple[Subject, Subject, str]:
+    """Both subjects with weights, and where these are from: "given", "random" or a checkpoint's name."""
+    if weights is None:
+        weights = "given" if a.from_weights or b.from_weights else "random"
+    if weights == "random":
+        donor = Checkpoint(random_params(a.config, seed), LINEN, a.config, None, True, "random weights")
+        return a.replace(checkpoint=donor), b.replace(checkpoint=donor), "random"
+    if weights == "given":
+        donors = [side.checkpoint for side in (a, b) if side.checkpoint]
+        if not donors:
+            raise MixerEquivError(f"neither {a.name} nor {b.name} has weights; give a checkpoint, or weights='random'")
+        return a.replace(checkpoint=a.checkpoint or donors[0]), b.replace(checkpoint=b.checkpoint or donors[0]), "given"
+    given, _ = subjects(weights, "reference")
+    if given.checkpoint is None:
+        raise MixerEquivError(f"weights is {weights!r}; it must be 'given', 'random' or a checkpoint")
+    differences = size_differences(a.config, given.config.resized(a.config.image_hw))
+    if differences:
+        raise ConfigError(f"the weights of {given.name} do not fit {a.name}: {'; '.join(differences)}")
+    return a.replace(checkpoint=given.checkpoint), b.replace(checkpoint=given.checkpoint), given.name
+
+
+def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
+    """Canonical float64 weights, every one random: the head, biases and LayerNorms too.
+
+    Kernels are normal of variance 1 / fan_in, biases of standard deviation 1/4, and LayerNorm
+    scales lie around 1 with the same spread.
+    """
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
+        shape = binding.shape(config.axis_sizes)
+        fan_in = math.prod(shape[:-1]) if name.endswith("kernel") else 16
+        centre = 1.0 if name.endswith("scale") else 0.0
+        params[name] = centre + rng.standard_normal(shape) / math.sqrt(fan_in)
+    return params
+
+
+def random_images(config: MixerConfig, seed: int) -> np.ndarray:
+    """Standard normal float64 images (batch, height, width, channels): 8, or 2 of a large model."""
+    count = 2 if config.macs > 1e9 else 8
+    return np.random.default_rng([seed, 1]).standard_normal((count, *config.image_hw, config.in_channels))

@@ -1,0 +1,177 @@
+"""What a checkpoint holds: its layout, config and conventions, and the numbers that give faults away."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.convert import describe_conventions
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySummary:
+    """One array: its names, shape and dtype, statistics over its finite values, and what is odd about it.
+
+    `flags` are among "NaN", "inf", "all zero" and "constant".
+    """
+
+    name: str
+    canonical: str
+    row: str
+    shape: tuple[int, ...]
+    dtype: str
+    mean: float
+    std: float
+    max_abs: float
+    flags: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """A checkpoint seen from outside."""
+
+    checkpoint: Checkpoint
+    arrays: tuple[ArraySummary, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def findings(self) -> list[str]:
+        """Sentences on what a porter should know before using these weights."""
+        sentences = []
+        for flag in ("NaN", "inf"):
+            names = [array.name for array in self.arrays if flag in array.flags]
+            if names:
+                sentences.append(f"{len(names)} arrays hold {flag}: {_some(names)}")
+        head = [array for array in self.arrays if array.canonical == "head/kernel"]
+        if head and "all zero" in head[0].flags:
+            sentences.append(
+                f"{head[0].name} is all zeros, as in a model that was never trained: its logits show nothing"
+            )
+        kernels = [a for a in self.arrays if a.canonical.endswith("kernel") and not a.canonical.startswith("head")]
+        dead = [array.name for array in kernels if {"all zero", "constant"} & set(array.flags)]
+        if dead:
+            sentences.append(f"{len(dead)} kernels are zero or constant: {_some(dead)}")
+        return sentences
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, ready for JSON."""
+        checkpoint = self.checkpoint
+        trained_with = checkpoint.trained_with
+        return {
+            "source": checkpoint.source,
+            "layout": checkpoint.layout.name,
+            "variant": checkpoint.config.name,
+            "config": checkpoint.config.to_dict(),
+            "config_is_stated": checkpoint.config_is_stated,
+            "computes": dataclasses.asdict(checkpoint.layout.computes),
+            "trained_with": dataclasses.asdict(trained_with) if trained_with else None,
+            "num_parameters": checkpoint.num_parameters,
+            "macs": checkpoint.config.macs,
+            "notes": list(self.notes),
+            "findings": self.findings,
+            "arrays": [dataclasses.asdict(array) for array in self.arrays],
+        }
+
+    def __rich__(self) -> RenderableType:
+        lines = [Text.assemble(("warning: ", "bold yellow"), finding) for finding in self.findings]
+        lines += [Text(f"note: {note}") for note in self.notes]
+        return Group(_summary_table(self.checkpoint), _array_table(self), *lines)
+
+
+def inspect(checkpoint: Checkpoint, *, allow_missing: Collection[str] = ()) -> Inspection:
+    """Check that `checkpoint` fills its layout, and summarise every array of it.
+
+    Raises `ConversionError` as `Checkpoint.check` does.
+    """
+    present, notes = checkpoint.check(allow_missing=allow_missing)
+    summaries = tuple(
+        _summarise(binding.foreign, canonical, binding.row.foreign, checkpoint.arrays[binding.foreign])
+        for canonical, binding in present.items()
+    )
+    return Inspection(checkpoint, summaries, (*checkpoint.notes, *notes))
+
+
+def _summarise(name: str, canonical: str, row: str, array: np.ndarray) -> ArraySummary:
+    values = array.astype(np.float64).ravel()
+    finite = values[np.isfinite(values)]
+    mean, std, max_abs = (finite.mean(), finite.std(), np.abs(finite).max()) if finite.size else (0.0, 0.0, 0.0)
+    same = bool(np.all(values == values[0]))
+    checks = {
+        "NaN": bool(np.isnan(values).any()),
+        "inf": bool(np.isinf(values).any()),
+        "all zero": same and values[0] == 0,
+        "constant": same and values[0] != 0 and values.size > 1,
+    }
+    flags = tuple(flag for flag, holds in checks.items() if holds)
+    return ArraySummary(
+        name, canonical, row, array.shape, str(array.dtype), float(mean), float(std), float(max_abs), flags
+    )
+
+
+def _summary_table(checkpoint: Checkpoint) -> Table:
+    config = checkpoint.config
+    (ph, pw), (height, width), (rows, columns) = config.patch_hw, config.image_hw, config.grid_hw
+    trained_with = checkpoint.trained_with
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("checkpoint", Path(checkpoint.source).name)
+    table.add_row("layout", f"{checkpoint.layout.name} ({checkpoint.layout.summary})")
+    table.add_row("variant", f"Mixer-{config.name}" if config.name else "none of the published ones")
+    table.add_row("image", f"{height}x{width}, {config.in_channels} channels, patches of {ph}x{pw}")
+    table.add_row("tokens", f"{config.num_tokens} ({rows}x{columns})")
+    table.add_row("blocks", f"{config.num_blocks}")
+    table.add_row(
+        "widths",
+        f"hidden {config.hidden_dim}, tokens_mlp {config.tokens_mlp_dim}, channels_mlp {config.channels_mlp_dim}",
+    )
+    table.add_row("classes", str(config.num_classes) if config.num_classes else "no head")
+    table.add_row(
+        "parameters", f"{checkpoint.num_parameters:,} in {len(checkpoint)} arrays, {', '.join(checkpoint.dtypes)}"
+    )
+    table.add_row("MACs", f"{config.macs:,} an image")
+    table.add_row("trained with", describe_conventions(trained_with) if trained_with else "not recorded")
+    table.add_row("its code computes", describe_conventions(checkpoint.layout.computes))
+    return table
+
+
+def _array_table(inspection: Inspection) -> Table:
+    """One row for each row of the layout, blocks taken together."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("array", overflow="fold")
+    for column in ("shape", "mean", "std", "max |x|"):
+        table.add_column(column, justify="right")
+    table.add_column("seen")
+    rows: dict[str, list[ArraySummary]] = {}
+    for array in inspection.arrays:
+        rows.setdefault(array.row, []).append(array)
+    for name, members in rows.items():
+        means, stds = [m.mean for m in members], [m.std for m in members]
+        counts = {flag: sum(flag in m.flags for m in members) for flag in _flags_of(members)}
+        flags = [flag if len(members) == 1 else f"{flag} in {n} of {len(members)}" for flag, n in counts.items()]
+        table.add_row(
+            name,
+            "x".join(map(str, members[0].shape)),
+            f"{np.mean(means):.2g}",
+            f"{np.mean(stds):.2g}",
+            f"{max(m.max_abs for m in members):.2g}",
+            ", ".join(flags),
+        )
+    return table
+
+
+def _flags_of(members: list[ArraySummary]) -> list[str]:
+    return sorted({flag for member in members for flag in member.flags})
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,203 @@
+"""`Report`: what a verification found, as an object, as text and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Verdict = Literal["equivalent", "equivalent_under", "different", "inexpressible", "nothing_compared"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Float64 residuals, relative in the 2-norm, at one stage of the network.
+
+    `residual` is between the two sides; the others are each side's against the NumPy reference.
+    """
+
+    name: str
+    residual: float
+    residual_a: float
+    residual_b: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """Why two sides differ: in what, which was expected, which was found, how often, and how it shows."""
+
+    name: str
+    kind: Literal["code", "constraint", "port", "notice"]
+    expected: str
+    found: str
+    count: str
+    evidence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One of the two that were compared.
+
+    `float32_error` is the relative RMS error of the float32 logits against float64 ones;
+    `round_trip` tells whether its weights came back bit for bit from the other side's layout, and
+    is None where no weights were given; `accuracy` is a fraction, None without labels.
+    """
+
+    name: str
+    program: str
+    num_parameters: int
+    weights: str
+    round_trip: bool | None
+    round_trip_path: str
+    float32_error: float
+    accuracy: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of `verify`.
+
+    `residual` is the float64 one of the logits between the sides, relative in the 2-norm, None
+    where nothing could be run; `decision` is the largest among the sides and the NumPy reference,
+    and it is what `threshold` is held against. `mapping` goes from canonical names to those of
+    side b. `unobservable` are parameters that no output can show.
+    """
+
+    verdict: Verdict
+    threshold: float
+    residual: float | None = None
+    decision: float | None = None
+    stages: tuple[Stage, ...] = ()
+    first_divergence: str | None = None
+    causes: tuple[Cause, ...] = ()
+    residual_without_causes: float | None = None
+    reasons: tuple[str, ...] = ()
+    mapping: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unobservable: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sides: tuple[Side, ...] = ()
+    weights: str = ""
+    images: str = ""
+    num_images: int = 0
+    max_difference: float | None = None
+    prediction_flips: int | None = None
+
+    @property
+    def equivalent(self) -> bool:
+        return self.verdict == "equivalent"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts; a residual that is no number is None."""
+        return _plain(dataclasses.asdict(self))
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def __str__(self) -> str:
+        stream = io.StringIO()
+        Console(file=stream, width=110, no_color=True, highlight=False).print(self)
+        return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())
+
+    def __rich__(self) -> RenderableType:
+        parts: list[RenderableType] = [_table(self)] if self.stages else []
+        return Group(*parts, _conclusion(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _table(report: Report) -> Table:
+    a, b = report.sides
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column(a.name, justify="right", overflow="fold")
+    table.add_column(b.name, justify="right", overflow="fold")
+    table.add_column("between them", justify="right")
+    table.add_row("program", a.program, b.program, "")
+    table.add_row("parameters", f"{a.num_parameters:,}", f"{b.num_parameters:,}", "")
+    table.add_row("weights", a.weights, b.weights, report.weights)
+    if a.round_trip is not None:
+        table.add_row("round trip", a.round_trip_path, b.round_trip_path, "")
+        table.add_row("", _bit_identical(a.round_trip), _bit_identical(b.round_trip), "")
+    table.add_section()
+    table.add_row("fp64 residual", "to NumPy", "to NumPy", "", style="bold")
+    for stage in report.stages:
+        style = "bold" if stage is report.stages[-1] else ""
+        table.add_row(f"  {_readable(stage.name)}", *map(_number, _residuals(stage)), style=style)
+    table.add_section()
+    errors = a.float32_error, b.float32_error
+    table.add_row("fp32 error (RMS)", *map(_number, errors), _ratio(*errors))
+    if a.accuracy is not None and b.accuracy is not None:
+        table.add_row("accuracy", f"{a.accuracy:.2%}", f"{b.accuracy:.2%}", "")
+    if report.prediction_flips is not None:
+        table.add_row("prediction flips", "", "", f"{report.prediction_flips} of {report.num_images}")
+    return table
+
+
+def _residuals(stage: Stage) -> tuple[float, float, float]:
+    return stage.residual_a, stage.residual_b, stage.residual
+
+
+def _conclusion(report: Report) -> Text:
+    headline, style = {
+        "equivalent": ("EQUIVALENT", "bold green"),
+        "equivalent_under": ("NOT EQUIVALENT, explained", "bold yellow"),
+        "different": ("DIFFERENT", "bold red"),
+        "inexpressible": ("INEXPRESSIBLE", "bold red"),
+        "nothing_compared": ("NOTHING COMPARED", "bold red"),
+    }[report.verdict]
+    text = Text(headline, style=style)
+    if report.residual is not None:
+        text.append(
+            f": fp64 residual {_number(report.residual)} (threshold {report.threshold:g})"
+            f", max |logit difference| {_number(report.max_difference)}, {report.images}",
+            style="not bold default",
+        )
+    lines = list(report.reasons)
+    if report.first_divergence:
+        lines.append(f"first stage over the threshold: {_readable(report.first_divergence)}")
+    lines += [
+        f"{cause.name:<16} found {cause.found}, expected {cause.expected}; {cause.count}; {cause.evidence}"
+        for cause in report.causes
+    ]
+    if report.verdict == "equivalent_under":
+        lines.append(f"With this changed it is the same function: residual {_number(report.residual_without_causes)}.")
+    if report.unobservable:
+        lines.append(
+            f"{len(report.unobservable)} arrays that no output can show, covered by the comparison of weights alone: "
+            f"{report.unobservable[0]}, ..."
+        )
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    for line in lines:
+        text.append(f"\n  {line}", style="not bold default")
+    return text
+
+
+def _readable(stage: str) -> str:
+    return stage.replace("MixerBlock_", "block ").replace("/", " ").replace("_", " ")
+
+
+def _bit_identical(same: bool | None) -> str:
+    return "bit-identical" if same else "NOT bit-identical"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def _ratio(a: float, b: float) -> str:
+    return f"ratio {a / b:.2f}" if a and b else ""
