@@ -31,7 +31,8 @@ class Checkpoint(Mapping[str, Any]):
     takes, torch tensors or NumPy arrays, so that `load_state_dict(checkpoint)` works; `params`
     is all of it at once, nested for Flax. `config` carries the conventions under which the
     weights are evaluated: `trained_with` if that is known, else what the layout's code computes.
-    `config_is_stated` tells a config that was given, or stood in the file, from one inferred.
+    `config_is_stated` tells a config that was given, or stood in the file, from one inferred, and
+    `image_size_is_assumed` whether it had to be guessed from the number of tokens.
     `notes` say what was stripped, left out or assumed on the way.
     """
 
@@ -42,6 +43,7 @@ class Checkpoint(Mapping[str, Any]):
     config_is_stated: bool
     source: str
     notes: tuple[str, ...] = ()
+    image_size_is_assumed: bool = False
 
     def __getitem__(self, name: str) -> Any:
         array = self.arrays[name]
@@ -102,7 +104,7 @@ class Checkpoint(Mapping[str, Any]):
         layout: str | Layout | None = None,
         config: MixerConfig | None = None,
         image_size: Size | None = None,
-        source: str = "these arrays",
+        source: str = "arrays",
         metadata: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
         """Find the layout, config and conventions of flat or nested arrays of any framework.
@@ -135,9 +137,11 @@ class Checkpoint(Mapping[str, Any]):
                 )
             except ConfigError as error:
                 raise ConfigError(f"{source}: {error}") from None
-            return cls(flat, match.layout, inferred, trained_with, False, source, (*notes, *assumptions))
+            notes += assumptions
+            return cls(flat, match.layout, inferred, trained_with, False, source, tuple(notes), image_size is None)
         resized = stated if image_size is None else stated.resized(image_size)
-        return cls(flat, match.layout, resized, trained_with, True, source, tuple(notes))
+        assumed = config is None and image_size is None and bool((metadata or {}).get("image_size_is_assumed"))
+        return cls(flat, match.layout, resized, trained_with, True, source, tuple(notes), assumed)
 
     def check(
         self, *, target: Layout | None = None, allow_missing: Collection[str] = ()
@@ -152,13 +156,17 @@ class Checkpoint(Mapping[str, Any]):
         sizes = self.config.axis_sizes
         wants_head = self.config.num_classes > 0 or not self.config_is_stated
         allowed = _expand(allow_missing, bindings)
+        targets = target.bindings(self.config.num_blocks) if target else {}
         present: dict[str, Binding] = {}
         missing, mismatched, notes = {}, {}, []
         unexpected = {n: f"{a.shape} {a.dtype}" for n, a in self.arrays.items()}
         for binding in bindings.values():
             array = self.arrays.get(binding.foreign)
             wanted = wants_head or not binding.row.in_head
-            expected = f"expected {_shape(binding, sizes)}{_wanted_for(binding, target, sizes)}"
+            expected = f"expected {_shape(binding, sizes)}"
+            if target:
+                wanted_name = targets[binding.canonical]
+                expected += f" for {target.name}'s {wanted_name.foreign} {_shape(wanted_name, sizes)}"
             if array is None:
                 if wanted and binding.canonical not in allowed:
                     missing[binding.foreign] = expected
@@ -181,7 +189,7 @@ class Checkpoint(Mapping[str, Any]):
         kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": mismatched}
         if not any(kinds.values()):
             return
-        lines = [f"{self.source} does not fill the layout {self.layout.name} of {self.config.num_blocks} blocks:"]
+        lines = [f"{self.source} cannot fill the layout {self.layout.name} of {self.config.num_blocks} blocks:"]
         for kind, problems in kinds.items():
             shown = list(problems.items())[:_SHOWN]
             lines += [f"  {kind}: {name}, {what}" for name, what in shown]
@@ -275,6 +283,7 @@ def _metadata(checkpoint: Checkpoint) -> str:
         {
             "layout": checkpoint.layout.name,
             "config": checkpoint.config.to_dict(),
+            "image_size_is_assumed": checkpoint.image_size_is_assumed,
             "trained_with": dataclasses.asdict(trained_with) if trained_with else None,
         }
     )
@@ -342,10 +351,3 @@ def _shape(binding: Binding, sizes: Mapping[str, int]) -> str:
     if binding.row.in_head and not sizes["classes"]:
         return f"({binding.row.foreign_axes.replace(' ', ', ')})"
     return str(binding.shape(sizes))
-
-
-def _wanted_for(binding: Binding, target: Layout | None, sizes: Mapping[str, int]) -> str:
-    if target is None:
-        return ""
-    row = next(row for row in target.rows if row.canonical == binding.row.canonical)
-    return f" for {target.name}'s {row.foreign} {_shape(Binding('', '', row), sizes)}"

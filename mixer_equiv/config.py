@@ -88,7 +88,7 @@ class MixerConfig:
         missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
         if missing:
             raise ConfigError(f"MixerConfig needs {', '.join(missing)} as well")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain numbers, strings and lists, ready for JSON."""

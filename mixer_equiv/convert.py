@@ -119,7 +119,9 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str])
     arrays = relabel({b.foreign: source.arrays[b.foreign] for b in present.values()}, source.layout, target, config)
     conventions = source.trained_with or target.computes
     config = config.replace(activation=conventions.activation, layer_norm_eps=conventions.layer_norm_eps)
-    return Checkpoint(arrays, target, config, source.trained_with, True, source.source, source.notes + tuple(notes))
+    return dataclasses.replace(
+        source, arrays=arrays, layout=target, config=config, config_is_stated=True, notes=(*source.notes, *notes)
+    )
 
 
 def relabel(

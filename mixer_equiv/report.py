@@ -109,7 +109,7 @@ class Report:
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [_table(self)] if self.stages else []
-        return Group(*parts, _conclusion(self))
+        return Group(*parts, _headline(self), _details(self))
 
 
 def _plain(value: Any) -> Any:
@@ -152,39 +152,47 @@ def _residuals(stage: Stage) -> tuple[float, float, float]:
     return stage.residual_a, stage.residual_b, stage.residual
 
 
-def _conclusion(report: Report) -> Text:
-    headline, style = {
-        "equivalent": ("EQUIVALENT", "bold green"),
-        "equivalent_under": ("NOT EQUIVALENT, explained", "bold yellow"),
-        "different": ("DIFFERENT", "bold red"),
-        "inexpressible": ("INEXPRESSIBLE", "bold red"),
-        "nothing_compared": ("NOTHING COMPARED", "bold red"),
-    }[report.verdict]
-    text = Text(headline, style=style)
+_HEADLINES = {
+    "equivalent": ("EQUIVALENT", "bold green"),
+    "equivalent_under": ("NOT EQUIVALENT, explained", "bold yellow"),
+    "different": ("DIFFERENT", "bold red"),
+    "inexpressible": ("INEXPRESSIBLE", "bold red"),
+    "nothing_compared": ("NOTHING COMPARED", "bold red"),
+}
+
+
+def _headline(report: Report) -> Text:
+    text = Text(*_HEADLINES[report.verdict])
     if report.residual is not None:
         text.append(
-            f": fp64 residual {_number(report.residual)} (threshold {report.threshold:g})"
-            f", max |logit difference| {_number(report.max_difference)}, {report.images}",
+            f": fp64 residual {_number(report.residual)} (threshold {report.threshold:g}), "
+            f"max |logit difference| {_number(report.max_difference)}, {report.images}",
             style="not bold default",
         )
-    lines = list(report.reasons)
-    if report.first_divergence:
-        lines.append(f"first stage over the threshold: {_readable(report.first_divergence)}")
-    lines += [
-        f"{cause.name:<16} found {cause.found}, expected {cause.expected}; {cause.count}; {cause.evidence}"
-        for cause in report.causes
-    ]
-    if report.verdict == "equivalent_under":
-        lines.append(f"With this changed it is the same function: residual {_number(report.residual_without_causes)}.")
-    if report.unobservable:
-        lines.append(
-            f"{len(report.unobservable)} arrays that no output can show, covered by the comparison of weights alone: "
-            f"{report.unobservable[0]}, ..."
-        )
-    lines += [f"warning: {warning}" for warning in report.warnings]
-    for line in lines:
-        text.append(f"\n  {line}", style="not bold default")
     return text
+
+
+def _details(report: Report) -> Table:
+    lines: list[tuple[str, str]] = [("reason", reason) for reason in report.reasons]
+    if report.first_divergence:
+        lines.append(("first", f"over the threshold from {_readable(report.first_divergence)} on"))
+    for cause in report.causes:
+        evidence = f"; {cause.evidence}" if cause.evidence else ""
+        lines.append((cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{evidence}"))
+    if report.residual_without_causes is not None:
+        after = _number(report.residual_without_causes)
+        lines.append(("", f"with this changed it is the same function: residual {after}"))
+    if report.unobservable:
+        count, first = len(report.unobservable), report.unobservable[0]
+        covered = "compared as weights alone" if report.sides[0].round_trip is not None else "not compared here"
+        lines.append(("unobservable", f"{count} arrays that no output can show, {covered}: {first}, ..."))
+    lines += [("warning", warning) for warning in report.warnings]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, line in lines:
+        table.add_row(f"  {label}", line)
+    return table
 
 
 def _readable(stage: str) -> str:

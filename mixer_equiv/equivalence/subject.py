@@ -159,26 +159,24 @@ def _with_image(side: Subject, image: Image | None) -> Subject:
     channels, *size = image
     if channels != side.config.in_channels:
         raise ConfigError(f"the image has {channels} channels and {side.name} takes {side.config.in_channels}")
-    return _resized(side, (size[0], size[1]), stated=True)
+    return _resized(side, (size[0], size[1]))
 
 
-def _resized(side: Subject, image_hw: tuple[int, int], *, stated: bool) -> Subject:
+def _resized(side: Subject, image_hw: tuple[int, int]) -> Subject:
     config = side.config.resized(image_hw)
-    checkpoint = side.checkpoint and dataclasses.replace(side.checkpoint, config=config, config_is_stated=stated)
+    checkpoint = side.checkpoint and dataclasses.replace(side.checkpoint, config=config, image_size_is_assumed=False)
     return side.replace(config=config, checkpoint=checkpoint)
 
 
 def _same_image(sides: list[Subject]) -> list[Subject]:
-    """An image size that was only assumed gives way to one that was stated."""
-    stated = [side for side in sides if side.checkpoint is None or side.checkpoint.config_is_stated]
-    if len(stated) != 1 or len(sides) != 2 or stated[0].config.num_tokens != sides[0].config.num_tokens:
-        return sides
-    return [
-        side
-        if side is stated[0] or side.config.num_tokens != stated[0].config.num_tokens
-        else _resized(side, stated[0].config.image_hw, stated=False)
-        for side in sides
-    ]
+    """An image size that was only assumed gives way to the other side's."""
+    return [_following(side, other) for side, other in zip(sides, reversed(sides), strict=True)]
+
+
+def _following(side: Subject, other: Subject) -> Subject:
+    assumed = side.checkpoint is not None and side.checkpoint.image_size_is_assumed
+    alike = side.config.patch_hw == other.config.patch_hw and side.config.num_tokens == other.config.num_tokens
+    return _resized(side, other.config.image_hw) if assumed and alike else side
 
 
 def _official(config: MixerConfig) -> MixerConfig:

@@ -106,7 +106,8 @@ class MlpMixer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 _lecun_normal_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
         if self.head is not None:
@@ -119,7 +120,8 @@ class MlpMixer(nn.Module):
         """
         expected = (self.config.in_channels, *self.config.image_hw)
         if images.shape[1:] != expected:
-            raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (batch, {expected})")
+            sizes = ", ".join(map(str, expected))
+            raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (batch, {sizes})")
         seen: dict[str, Tensor] = {}
         # Without taps nothing is kept, so that activations are freed as the stream goes on.
         tap = seen.__setitem__ if taps else _discard

@@ -1,0 +1,399 @@
+import copy
+import dataclasses
+import itertools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from flax.core import FrozenDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixer_equiv import (
+    LAYOUTS,
+    Checkpoint,
+    ConversionError,
+    ConventionWarning,
+    LayoutError,
+    MixerConfig,
+    convert,
+    flax_to_torch,
+    torch_to_flax,
+)
+from mixer_equiv.arrays import flatten, to_torch, unflatten
+from mixer_equiv.equivalence.compare import differing
+from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.layouts import LINEN
+from mixer_equiv.models.flax import MlpMixer as FlaxMixer
+from mixer_equiv.models.torch import MlpMixer as TorchMixer
+from mixer_equiv.strategies import DTYPES, arbitrary_params, configs
+
+pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
+
+CONFIG = DEFAULT_CONFIG
+PAIRS = list(itertools.product(LAYOUTS, LAYOUTS))
+SQUARE = MixerConfig(
+    num_classes=9,
+    num_blocks=12,
+    patch_size=3,
+    image_size=9,
+    in_channels=3,
+    hidden_dim=9,
+    tokens_mlp_dim=9,
+    channels_mlp_dim=9,
+)
+
+
+def float32_params(config=CONFIG, seed=0):
+    return {name: array.astype(np.float32) for name, array in random_params(config, seed).items()}
+
+
+def transcribed(params, layout, config):
+    """The weights in another layout, by NumPy transposes alone: what `convert` must give."""
+    result = {}
+    for canonical, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
+        array = params[canonical]
+        if canonical.endswith("kernel") and layout.framework == "torch":
+            array = array.transpose(3, 2, 0, 1) if canonical.startswith("stem") else array.T
+        result[layout.bindings(config.num_blocks)[binding.canonical].foreign] = array
+    return result
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+@given(data=st.data())
+def test_round_trip_is_bit_exact(source, target, dtype, data):
+    config = data.draw(configs())
+    params = data.draw(arbitrary_params(config, dtype))
+    arrays = transcribed(params, LAYOUTS[source], config)
+    before = copy.deepcopy(arrays)
+    there = convert(Checkpoint.from_arrays(arrays, config=config), to=target)
+    back = convert(there, to=source)
+    assert not differing(there.arrays, transcribed(params, LAYOUTS[target], config))
+    assert not differing(back.arrays, before)
+    assert not differing(arrays, before)
+    assert (back.config, back.layout.name) == (config, source)
+
+
+def test_the_bit_comparison_sees_one_bit_a_payload_a_sign_and_a_dtype():
+    quiet, payload = (np.array([bits], np.uint32).view(np.float32) for bits in (0x7FC00000, 0x7FC00001))
+    for x, y in [(quiet, payload), (np.float32([0.0]), np.float32([-0.0])), (np.float32([1]), np.float64([1]))]:
+        assert differing({"x": x}, {"x": y}) == ["x"]
+    assert differing({"x": quiet}, {"x": quiet.copy()}) == []
+    assert differing({"x": quiet}, {}) == ["x"]
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_square_kernels_are_transposed_by_name_not_by_shape(source, target):
+    params = float32_params(SQUARE)
+    arrays = transcribed(params, LAYOUTS[source], SQUARE)
+    there = Checkpoint.from_arrays(flat(convert(arrays, to=target)))
+    assert not differing(there.arrays, transcribed(params, LAYOUTS[target], SQUARE))
+
+
+def flat(converted):
+    return converted.arrays if isinstance(converted, Checkpoint) else dict(flatten(converted))
+
+
+def as_jax(params):
+    return {name: jnp.asarray(array) for name, array in params.items()}
+
+
+def as_torch(params):
+    return {name: to_torch(array.copy()) for name, array in params.items()}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [dict, unflatten, as_jax, as_torch, lambda p: FrozenDict(unflatten(as_jax(p))), lambda p: {"params": unflatten(p)}],
+    ids=["numpy", "nested", "jax", "torch", "FrozenDict", "params"],
+)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_arrays_of_every_framework_and_nesting_convert_alike(kind, dtype):
+    params = {name: array.astype(dtype) for name, array in random_params(CONFIG, 1).items()}
+    converted = convert(kind(params), to="timm", config=CONFIG)
+    assert not differing(converted.arrays, transcribed(params, LAYOUTS["timm"], CONFIG))
+
+
+def test_denormals_and_float64_pass_through_jax_arrays_with_x64_off():
+    assert not jax.config.jax_enable_x64
+    params = random_params(CONFIG, 2)
+    tiny = {name: np.full_like(array, 1e-40, np.float32) for name, array in params.items()}
+    assert not differing(flat(convert(as_jax(tiny), to="linen", config=CONFIG)), tiny)
+    state = as_torch(transcribed(params, LAYOUTS["torch"], CONFIG))
+    assert not differing(flat(torch_to_flax(state)), params)
+
+
+def test_flax_to_torch_loads_strictly_and_trains_free_of_the_source():
+    params = FlaxMixer(CONFIG).init(jax.random.key(0), jnp.ones((1, 8, 9, 3)))["params"]
+    state = flax_to_torch(params)
+    assert type(state) is dict
+    assert all(isinstance(value, torch.Tensor) and value.is_contiguous() for value in state.values())
+    TorchMixer(CONFIG).load_state_dict(state, strict=True)
+    source = {name: array.copy() for name, array in float32_params().items()}
+    state = flax_to_torch(source)
+    for value in state.values():
+        value.add_(1)
+    assert not differing(source, float32_params())
+
+
+def test_torch_to_flax_is_a_plain_tree_that_apply_grad_and_jit_take():
+    torch.manual_seed(0)
+    params = torch_to_flax(TorchMixer(CONFIG).state_dict())
+    assert type(params) is dict
+    assert type(params["MixerBlock_10"]["token_mixing"]["Dense_0"]["kernel"]) is np.ndarray
+    images = jnp.ones((2, 8, 9, 3))
+    model = FlaxMixer(CONFIG)
+    assert model.apply({"params": params}, images).shape == (2, 7)
+    loss = jax.jit(jax.grad(lambda p: model.apply({"params": p}, images).sum()))
+    assert jax.tree.structure(loss(params)) == jax.tree.structure(params)
+
+
+def test_convert_gives_what_the_target_framework_takes():
+    params = float32_params()
+    converted = convert(params, to="torch", config=CONFIG)
+    TorchMixer(CONFIG).load_state_dict(converted, strict=True)
+    assert isinstance(converted["head.weight"], torch.Tensor)
+    tree = convert(converted.params, to="linen", config=CONFIG)
+    assert FlaxMixer(CONFIG).apply({"params": tree}, jnp.ones((2, 8, 9, 3))).shape == (2, 7)
+    assert isinstance(convert(Checkpoint.from_arrays(params), to="linen"), Checkpoint)
+
+
+def test_a_checkpoint_carries_its_config_along():
+    config = CONFIG.replace(activation="silu", layer_norm_eps=1e-4)
+    there = convert(Checkpoint.from_arrays(float32_params(), config=config), to="jankrepl")
+    back = convert(convert(there, to="timm"), to="linen")
+    assert there.config == back.config == config
+    assert back.trained_with.activation == "silu"
+
+
+# Strictness
+
+
+def broken(**changes):
+    """The weights with some arrays replaced, or removed where None."""
+    params = {**float32_params(), **changes}
+    return {name: array for name, array in params.items() if array is not None}
+
+
+def test_everything_wrong_is_said_in_one_error_with_both_names_and_shapes():
+    arrays = broken(
+        **{
+            "stem/kernel": np.ones((2, 3, 3, 19), np.float32),
+            "MixerBlock_10/LayerNorm_1/scale": None,
+            "extra": np.ones(3, np.float32),
+        }
+    )
+    with pytest.raises(ConversionError) as caught:
+        convert(arrays, to="timm")
+    error = caught.value
+    assert error.missing_keys == ("MixerBlock_10/LayerNorm_1/scale",)
+    assert error.unexpected_keys == ("extra",)
+    assert error.mismatched_keys == ("stem/kernel",)
+    assert str(error).splitlines() == [
+        "arrays cannot fill the layout linen of 12 blocks:",
+        "  missing: MixerBlock_10/LayerNorm_1/scale, expected (20,) for timm's blocks.10.norm2.weight (20,)",
+        "  unexpected: extra, (3,) float32",
+        "  mis-shaped: stem/kernel, found (2, 3, 3, 19), expected (2, 3, 3, 20) for timm's stem.proj.weight (20, 3, 2, 3)",
+    ]
+
+
+def test_many_problems_of_a_kind_are_counted_and_kept_in_the_exception():
+    arrays = broken(**{f"extra_{i}": np.ones(1) for i in range(30)})
+    with pytest.raises(ConversionError, match="unexpected: and 18 more") as caught:
+        convert(arrays, to="torch")
+    assert len(caught.value.unexpected_keys) == 30
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("canonical", ["stem/bias", "MixerBlock_2/token_mixing/Dense_1/bias", "head/bias"])
+def test_one_missing_array_of_any_layout_is_refused(layout, canonical):
+    arrays = transcribed(float32_params(), LAYOUTS[layout], CONFIG)
+    name = LAYOUTS[layout].bindings(12)[canonical].foreign
+    del arrays[name]
+    with pytest.raises(ConversionError) as caught:
+        convert(arrays, to="linen")
+    assert caught.value.missing_keys == (name,)
+
+
+def headless(params):
+    return {name: array for name, array in params.items() if not name.startswith("head/")}
+
+
+def test_a_head_is_left_out_on_request_never_silently():
+    with pytest.raises(ConversionError, match=r"pass allow_missing=\['head/\*'\]"):
+        convert(headless(float32_params()), to="torch")
+    converted = convert(headless(float32_params()), to="torch", allow_missing=["head/*"])
+    assert converted.config.num_classes == 0
+    assert "head/kernel is absent, as allowed" in converted.notes
+    TorchMixer(converted.config.resized((8, 9))).load_state_dict(converted, strict=True)
+    assert not differing(flat(convert(converted, to="linen")), headless(float32_params()))
+
+
+def test_a_config_without_classes_asks_for_no_head():
+    config = CONFIG.replace(num_classes=0)
+    assert len(convert(headless(float32_params()), to="torch", config=config)) == 148
+    with pytest.raises(ConversionError) as caught:
+        convert(float32_params(), to="torch", config=config)
+    assert caught.value.unexpected_keys == ("head/kernel", "head/bias")
+    assert len(convert(float32_params(), to="torch", config=config, allow_missing=["head/*"])) == 148
+
+
+def test_a_head_of_another_class_count_is_left_out_on_request():
+    config = CONFIG.replace(num_classes=5)
+    with pytest.raises(ConversionError) as caught:
+        convert(float32_params(), to="torch", config=config)
+    assert caught.value.mismatched_keys == ("head/kernel", "head/bias")
+    converted = convert(float32_params(), to="torch", config=config, allow_missing=["head/*"])
+    assert not any(name.startswith("head") for name in converted)
+    assert any("head/kernel (20, 7) was left out: expected (20, 5)" in note for note in converted.notes)
+
+
+@pytest.mark.parametrize("pattern", ["head/*", "head.*", "*head*"])
+def test_allow_missing_matches_canonical_or_own_names(pattern):
+    arrays = transcribed(float32_params(), LAYOUTS["timm"], CONFIG)
+    arrays = {name: array for name, array in arrays.items() if not name.startswith("head")}
+    patterns = [pattern, "norm.*"] if pattern == "*head*" else [pattern]
+    assert "head" not in convert(arrays, to="linen", allow_missing=patterns)
+
+
+def test_an_allowance_that_matches_nothing_is_refused():
+    with pytest.raises(
+        ConversionError, match=r"allow_missing 'haed/\*' matches no parameter; they are called stem/kernel"
+    ):
+        convert(float32_params(), to="torch", allow_missing=["haed/*"])
+    with pytest.raises(ConversionError, match="must be a list of globs"):
+        convert(float32_params(), to="torch", allow_missing="head/*")
+
+
+def test_no_array_is_left_out_by_an_allowance_it_does_not_need():
+    assert len(convert(float32_params(), to="torch", allow_missing=["*"])) == 150
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.array(["a"] * 20), "array of <U1"),
+        (np.array([object()] * 20), "array of object"),
+        (torch.empty(20, device="meta"), "meta device"),
+    ],
+    ids=["strings", "objects", "meta"],
+)
+def test_what_is_no_array_of_numbers_is_refused_by_name(value, message):
+    with pytest.raises(ConversionError, match=f"stem/bias: .*{message}"):
+        convert(broken(**{"stem/bias": value}), to="torch")
+
+
+def test_a_model_instead_of_its_weights_is_refused_with_what_to_pass():
+    with pytest.raises(
+        ConversionError, match=r"found a MlpMixer; expected arrays by name, such as model.state_dict\(\)"
+    ):
+        convert(TorchMixer(CONFIG), to="linen")
+
+
+def test_names_with_and_without_the_prefix_are_refused():
+    arrays = {f"module.{name}": array for name, array in transcribed(float32_params(), LAYOUTS["timm"], CONFIG).items()}
+    with pytest.raises(ConversionError, match=r"with and without the prefix 'module\.': head\.bias"):
+        convert({**arrays, "head.bias": np.ones(7)}, to="linen")
+
+
+def test_a_given_layout_is_taken_at_its_word():
+    arrays = transcribed(float32_params(), LAYOUTS["timm"], CONFIG)
+    assert not differing(flat(convert(arrays, to="linen", from_="timm")), float32_params())
+    with pytest.raises(LayoutError, match="of no known layout"):
+        convert(arrays, to="linen", from_="jankrepl")
+    with pytest.raises(LayoutError, match="no layout is called 'flax'"):
+        convert(arrays, to="flax")
+
+
+def test_a_table_that_is_wrong_but_invertible_does_not_give_the_right_arrays():
+    """The planted fault for `transcribed`: a round trip alone would not see it."""
+    timm = LAYOUTS["timm"]
+    swapped = {"norm1": "norm2", "norm2": "norm1"}
+    rows = tuple(
+        dataclasses.replace(row, foreign=".".join(swapped.get(part, part) for part in row.foreign.split(".")))
+        for row in timm.rows
+    )
+    wrong = dataclasses.replace(timm, rows=rows)
+    there = convert(float32_params(), to=wrong, config=CONFIG)
+    assert not differing(convert(there, to="linen").arrays, float32_params())
+    assert differing(there.arrays, transcribed(float32_params(), timm, CONFIG))
+
+
+# Conventions
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("source", "target", "sentences"),
+    [
+        (
+            "linen",
+            "timm",
+            [
+                "timm's code computes erf GELU; these weights were trained with tanh GELU: "
+                "pass act_layer=partial(nn.GELU, approximate='tanh')"
+            ],
+        ),
+        (
+            "linen",
+            "jankrepl",
+            [
+                "jankrepl's code computes erf GELU; these weights were trained with tanh GELU: "
+                "replace nn.GELU() in MlpBlock by nn.GELU(approximate='tanh')",
+                "jankrepl's code computes LayerNorm eps 1e-05; these weights were trained with LayerNorm eps 1e-06: "
+                "give its three nn.LayerNorm eps=1e-06",
+            ],
+        ),
+        (
+            "timm",
+            "linen",
+            [
+                "linen's code computes tanh GELU; what these weights were trained with is not recorded, and timm's code "
+                "computes erf GELU; if that is right, the official code fixes nn.gelu: use mixer_equiv.models.flax with "
+                "activation='gelu'"
+            ],
+        ),
+        (
+            "jankrepl",
+            "torch",
+            [
+                "torch's code computes tanh GELU; these weights were trained with erf GELU: build it with "
+                "MixerConfig(activation='gelu')",
+                "torch's code computes LayerNorm eps 1e-06; these weights were trained with LayerNorm eps 1e-05: build "
+                "it with MixerConfig(layer_norm_eps=1e-05)",
+            ],
+        ),
+        ("linen", "torch", []),
+        ("torch", "linen", []),
+        ("jankrepl", "jankrepl", []),
+    ],
+)
+def test_conventions_that_differ_are_said_with_what_to_set(source, target, sentences):
+    arrays = transcribed(float32_params(), LAYOUTS[source], CONFIG)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        convert(arrays, to=target)
+    assert [str(warning.message) for warning in caught] == sentences
+    assert all(warning.category is ConventionWarning and warning.filename == __file__ for warning in caught)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_given_config_states_the_conventions():
+    erf = CONFIG.replace(activation="gelu")
+    with pytest.warns(ConventionWarning, match="trained with erf GELU"):
+        convert(float32_params(), to="torch", config=erf)
+    convert(float32_params(), to="timm", config=erf)
+
+
+def test_bfloat16_tensors_come_out_as_ml_dtypes_and_back():
+    state = {name: value.bfloat16() for name, value in TorchMixer(CONFIG).state_dict().items()}
+    params = torch_to_flax(state)
+    assert params["stem"]["kernel"].dtype == ml_dtypes.bfloat16
+    back = flax_to_torch(params)
+    assert all(torch.equal(back[name].view(torch.int16), state[name].view(torch.int16)) for name in state)

@@ -1,0 +1,160 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax.traverse_util import flatten_dict
+
+from mixer_equiv import MixerConfig, convert
+from mixer_equiv.arrays import unflatten
+from mixer_equiv.config import ACTIVATIONS
+from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.programs import run_flax, run_reference, run_torch, stage_names
+from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.models import flax as flax_models
+from mixer_equiv.models import torch as torch_models
+from tests.structures import cheap_jit, official, run_official
+
+# The tutorial compares parameter counts and output shapes over these 128 points.
+TUTORIAL_GRID = list(itertools.product((6, 12), (2, 3), (4, 5), (1, 2), (4, 8), (2, 4), (3, 6)))
+
+
+@pytest.mark.parametrize("point", TUTORIAL_GRID, ids=lambda point: "-".join(map(str, point)))
+def test_the_tutorials_grid_agrees_on_parameters_shapes_and_outputs(point):
+    image_size, patch_size, hidden_dim, num_blocks, num_classes, tokens_mlp_dim, channels_mlp_dim = point
+    config = MixerConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        hidden_dim=hidden_dim,
+        num_blocks=num_blocks,
+        num_classes=num_classes,
+        tokens_mlp_dim=tokens_mlp_dim,
+        channels_mlp_dim=channels_mlp_dim,
+    )
+    params, images = random_params(config, seed=hash(point) % 2**32), random_images(config, seed=1)
+    model = torch_models.MlpMixer(config)
+    assert sum(p.numel() for p in model.parameters()) == config.num_parameters
+    assert sum(p.size for p in params.values()) == config.num_parameters
+
+    expected = run_official(config, params, images)
+    torch_logits = run_torch(config, params, images)["logits"]
+    numpy_logits = run_reference(config, params, images)["logits"]
+    assert expected.shape == torch_logits.shape == (len(images), num_classes)
+    assert residual(torch_logits, expected) <= 1e-12
+    assert residual(numpy_logits, expected) <= 1e-12
+    assert residual(torch_logits, numpy_logits) <= 1e-12
+
+
+def test_the_flax_model_has_the_official_tree_and_computes_the_official_logits():
+    config = DEFAULT_CONFIG
+    images = jnp.zeros((1, *config.image_hw, config.in_channels))
+    shapes = [
+        {"/".join(path): leaf.shape for path, leaf in flatten_dict(tree["params"]).items()}
+        for tree in (
+            jax.eval_shape(m.init, jax.random.key(0), images) for m in (flax_models.MlpMixer(config), official(config))
+        )
+    ]
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0]) == 150
+    params, images = random_params(config, 3), random_images(config, 4)
+    assert residual(run_flax(config, params, images)["logits"], run_official(config, params, images)) <= 1e-15
+
+
+def test_the_flax_model_pads_indivisible_images_as_the_official_one():
+    config = DEFAULT_CONFIG.replace(num_blocks=2)
+    images = np.random.default_rng(0).standard_normal((2, 7, 8, 3))
+    with jax.enable_x64(True):
+        params = unflatten(random_params(config, 0))
+        ours = flax_models.MlpMixer(config).apply({"params": params}, images)
+        theirs = official(config).apply({"params": params}, images)
+    assert residual(np.asarray(ours), np.asarray(theirs)) <= 1e-15
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_three_frameworks_agree_on_every_stage_under_every_convention(activation):
+    config = DEFAULT_CONFIG.replace(activation=activation, layer_norm_eps=1e-3)
+    params, images = random_params(config, 5), random_images(config, 6)
+    taps = [run(config, params, images) for run in (run_flax, run_torch, run_reference)]
+    assert [list(t) for t in taps] == [stage_names(config)] * 3
+    for stage, (one, other) in itertools.product(stage_names(config), itertools.combinations(taps, 2)):
+        assert residual(one[stage], other[stage]) <= 1e-13, stage
+
+
+@pytest.mark.parametrize("changes", [{"activation": "gelu"}, {"layer_norm_eps": 1e-5}, {"activation": "quick_gelu"}])
+def test_another_convention_is_another_function_in_every_framework(changes):
+    config = DEFAULT_CONFIG
+    params, images = random_params(config, 7), random_images(config, 8)
+    for run in (run_flax, run_torch, run_reference):
+        one, other = (run(c, params, images)["logits"] for c in (config, config.replace(**changes)))
+        assert residual(one, other) > 1e-8
+
+
+@pytest.mark.parametrize("run", [run_flax, run_torch, run_reference])
+def test_without_classes_the_pooled_features_are_returned(run):
+    config = DEFAULT_CONFIG.replace(num_classes=0)
+    params = random_params(config, 9)
+    assert not any(name.startswith("head") for name in params)
+    taps = run(config, params, random_images(config, 10))
+    assert list(taps)[-1] == "pooled"
+    assert taps["pooled"].shape == (8, config.hidden_dim)
+
+
+def test_models_return_logits_alone_unless_taps_are_asked_for():
+    config = DEFAULT_CONFIG.replace(num_blocks=1)
+    model = torch_models.MlpMixer(config)
+    images = torch.randn(2, 3, 8, 9)
+    assert torch.equal(model(images), model(images, taps=True)["logits"])
+    variables = flax_models.MlpMixer(config).init(jax.random.key(0), jnp.ones((2, 8, 9, 3)))
+    assert flax_models.MlpMixer(config).apply(variables, jnp.ones((2, 8, 9, 3))).shape == (2, 7)
+
+
+def test_torch_initialises_as_flax_does():
+    config = MixerConfig.from_name("S/32", image_size=64, num_blocks=2)
+    torch.manual_seed(0)
+    ours = convert(torch_models.MlpMixer(config).state_dict(), to="linen")
+    ours = {"/".join(path): leaf for path, leaf in flatten_dict(ours).items()}
+    init = cheap_jit(flax_models.MlpMixer(config).init)
+    theirs = init(jax.random.key(0), jnp.ones((1, 64, 64, 3)))["params"]
+    for path, leaf in flatten_dict(theirs).items():
+        mine, leaf = ours["/".join(path)], np.asarray(leaf)
+        if leaf.std() == 0:
+            np.testing.assert_array_equal(mine, leaf)
+        elif leaf.size > 500:
+            assert abs(mine.std() / leaf.std() - 1) < 0.1
+            assert abs(np.abs(mine).max() / np.abs(leaf).max() - 1) < 0.2
+
+
+def test_mlp_dim_defaults_to_dim():
+    assert torch_models.MlpBlock(5).dense_0.weight.shape == (5, 5)
+    assert torch_models.MlpBlock(5, 3).dense_0.weight.shape == (3, 5)
+
+
+def test_documented_parameter_names_are_the_real_ones():
+    config = DEFAULT_CONFIG
+    names = set(torch_models.MlpMixer(config).state_dict())
+    documented = {
+        part.format(i=i, leaf=leaf)
+        for i in range(config.num_blocks)
+        for leaf in ("weight", "bias")
+        for part in (
+            "stem.{leaf}",
+            "blocks.{i}.layer_norm_0.{leaf}",
+            "blocks.{i}.token_mixing.dense_0.{leaf}",
+            "blocks.{i}.token_mixing.dense_1.{leaf}",
+            "blocks.{i}.layer_norm_1.{leaf}",
+            "blocks.{i}.channel_mixing.dense_0.{leaf}",
+            "blocks.{i}.channel_mixing.dense_1.{leaf}",
+            "pre_head_layer_norm.{leaf}",
+            "head.{leaf}",
+        )
+    }
+    assert names == documented
+
+
+def test_the_torch_model_says_which_images_it_takes():
+    model = torch_models.MlpMixer(DEFAULT_CONFIG)
+    with pytest.raises(ValueError, match=r"images have shape \(2, 8, 9, 3\); this model takes \(batch, 3, 8, 9\)"):
+        model(torch.randn(2, 8, 9, 3))
