@@ -20,6 +20,8 @@ from mixer_equiv.config import MixerConfig, Size, config_from_axes
 from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
 from mixer_equiv.layouts import LAYOUTS, Binding, Conventions, Layout, detect, get_layout
 
+_Problems = dict[str, dict[str, str]]  # what is wrong, by kind and by name
+
 _SHOWN = 12  # problems of one kind that an error spells out
 
 
@@ -153,53 +155,66 @@ class Checkpoint(Mapping[str, Any]):
         `target` is for the messages. Raises one `ConversionError` with everything that is wrong.
         """
         bindings = self.layout.bindings(self.config.num_blocks)
-        sizes = self.config.axis_sizes
-        wants_head = self.config.num_classes > 0 or not self.config_is_stated
-        allowed = _expand(allow_missing, bindings)
         targets = target.bindings(self.config.num_blocks) if target else {}
-        present: dict[str, Binding] = {}
-        missing, mismatched, notes = {}, {}, []
-        unexpected = {n: f"{a.shape} {a.dtype}" for n, a in self.arrays.items()}
-        for binding in bindings.values():
+        allowed = _expand(allow_missing, bindings)
+        own = {binding.foreign for binding in bindings.values()}
+        strangers = {name: _describe(array) for name, array in self.arrays.items() if name not in own}
+        problems: _Problems = {"missing": {}, "unexpected": strangers, "mis-shaped": {}}
+        present, notes = {}, []
+        for canonical, binding in bindings.items():
             array = self.arrays.get(binding.foreign)
-            wanted = wants_head or not binding.row.in_head
-            expected = f"expected {_shape(binding, sizes)}"
-            if target:
-                wanted_name = targets[binding.canonical]
-                expected += f" for {target.name}'s {wanted_name.foreign} {_shape(wanted_name, sizes)}"
-            if array is None:
-                if wanted and binding.canonical not in allowed:
-                    missing[binding.foreign] = expected
-                elif wanted:
-                    notes.append(f"{binding.foreign} is absent, as allowed")
-                continue
-            if not wanted and binding.canonical not in allowed:
-                continue
-            del unexpected[binding.foreign]
-            if wanted and binding.shape(sizes) == array.shape:
-                present[binding.canonical] = binding
-            elif binding.canonical in allowed:
-                notes.append(f"{binding.foreign} {array.shape} was left out: {expected}")
-            else:
-                mismatched[binding.foreign] = f"found {array.shape}, {expected}"
-        self._raise_on(missing, unexpected, mismatched)
+            found = None if array is None else array.shape
+            wanted = self._expected_shape(binding)
+            if found == wanted and found is not None:
+                present[canonical] = binding
+            elif found != wanted:
+                kind = "missing" if found is None else "unexpected" if wanted is None else "mis-shaped"
+                what = self._explain(binding, targets.get(canonical), found)
+                if canonical in allowed:
+                    notes.append(f"left out: {binding.foreign}, {what}")
+                else:
+                    problems[kind][binding.foreign] = what
+        self._raise_on(problems)
         return present, notes
 
-    def _raise_on(self, missing: dict[str, str], unexpected: dict[str, str], mismatched: dict[str, str]) -> None:
-        kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": mismatched}
-        if not any(kinds.values()):
+    def _expected_shape(self, binding: Binding) -> tuple[int, ...] | None:
+        """The shape that the config gives a parameter; None for the head of a model stated to have none."""
+        absent = binding.row.in_head and self.config_is_stated and not self.config.num_classes
+        return None if absent else binding.shape(self.config.axis_sizes)
+
+    def _explain(self, binding: Binding, target: Binding | None, found: tuple[int, ...] | None) -> str:
+        parts = [] if found is None else [f"found {found}"]
+        if self._expected_shape(binding) is None:
+            parts.append("expected no head")
+        else:
+            parts.append(f"expected {self._shape_text(binding)}")
+            if target is not None:
+                parts[-1] += f" for {target.foreign} {self._shape_text(target)}"
+        return ", ".join(parts)
+
+    def _shape_text(self, binding: Binding) -> str:
+        sizes = self.config.axis_sizes
+        if binding.row.in_head and not sizes["classes"]:
+            return f"({binding.row.foreign_axes.replace(' ', ', ')})"
+        return str(binding.shape(sizes))
+
+    def _raise_on(self, problems: _Problems) -> None:
+        if not any(problems.values()):
             return
         lines = [f"{self.source} cannot fill the layout {self.layout.name} of {self.config.num_blocks} blocks:"]
-        for kind, problems in kinds.items():
-            shown = list(problems.items())[:_SHOWN]
+        for kind, items in problems.items():
+            shown = list(items.items())[:_SHOWN]
             lines += [f"  {kind}: {name}, {what}" for name, what in shown]
-            if len(problems) > len(shown):
-                lines.append(f"  {kind}: and {len(problems) - len(shown)} more")
-        heads = {b.foreign for b in self.layout.bindings(1).values() if b.row.in_head}
-        if heads & (missing.keys() | mismatched.keys() | unexpected.keys()):
+            if len(items) > len(shown):
+                lines.append(f"  {kind}: and {len(items) - len(shown)} more")
+        heads = {binding.foreign for binding in self.layout.bindings(1).values() if binding.row.in_head}
+        if any(heads & items.keys() for items in problems.values()):
             lines.append("  to leave the head out, pass allow_missing=['head/*'] (--allow-missing 'head/*')")
         raise ConversionError(
-            "\n".join(lines), missing_keys=missing, unexpected_keys=unexpected, mismatched_keys=mismatched
+            "\n".join(lines),
+            missing_keys=problems["missing"],
+            unexpected_keys=problems["unexpected"],
+            mismatched_keys=problems["mis-shaped"],
         )
 
 
@@ -347,7 +362,5 @@ def _expand(patterns: Collection[str], bindings: Mapping[str, Binding]) -> set[s
     return allowed
 
 
-def _shape(binding: Binding, sizes: Mapping[str, int]) -> str:
-    if binding.row.in_head and not sizes["classes"]:
-        return f"({binding.row.foreign_axes.replace(' ', ', ')})"
-    return str(binding.shape(sizes))
+def _describe(array: np.ndarray) -> str:
+    return f"found {array.shape} {array.dtype}"

@@ -20,7 +20,7 @@ def layouts() -> st.SearchStrategy[Layout]:
 
 
 @st.composite
-def configs(draw: Any, *, max_blocks: int = 12, max_dim: int = 7, **fields: Any) -> MixerConfig:
+def configs(draw: st.DrawFn, /, *, max_blocks: int = 12, max_dim: int = 7, **fields: Any) -> MixerConfig:
     """Small Mixers of every kind: any patch, rectangular images, 1 to 5 channels, with or without a head.
 
     `fields` fix some fields of the config. Shrinks to one block of ones.
@@ -44,7 +44,7 @@ def configs(draw: Any, *, max_blocks: int = 12, max_dim: int = 7, **fields: Any)
 
 
 @st.composite
-def arbitrary_params(draw: Any, config: MixerConfig, dtype: str) -> dict[str, np.ndarray]:
+def arbitrary_params(draw: st.DrawFn, /, config: MixerConfig, dtype: str) -> dict[str, np.ndarray]:
     """Canonical weights of arbitrary bits: NaNs of every payload, infinities, -0 and denormals among them."""
     wanted = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

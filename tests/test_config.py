@@ -110,5 +110,5 @@ def test_fitting_image_sizes_give_the_tokens_squarest_first():
 def test_resizing_keeps_the_tokens():
     config = MixerConfig(**FIELDS)
     assert config.resized((12, 8)).num_tokens == config.num_tokens
-    with pytest.raises(ConfigError, match="does not give the 6 tokens .* sizes that do: 8x12, 12x8, 4x24, 24x4"):
+    with pytest.raises(ConfigError, match=r"does not give the 6 tokens .* sizes that do: 8x12, 12x8, 4x24, 24x4"):
         config.resized(16)

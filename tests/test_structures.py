@@ -116,7 +116,7 @@ def test_timm_s_own_b16_loads_ours_and_computes_the_official_logits_once_told_th
 
 @pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 def test_b16_npz_to_timm_safetensors_to_npz_is_byte_equal(b16, tmp_path):
-    config, params = b16
+    _, params = b16
     np.savez(tmp_path / "published.npz", **params)
     save(convert(load(tmp_path / "published.npz"), to="timm"), tmp_path / "timm.safetensors")
     save(convert(load(tmp_path / "timm.safetensors"), to="linen"), tmp_path / "back.npz")
