@@ -46,7 +46,8 @@ class Cause:
 class Side:
     """One of the two that were compared.
 
-    `float32_error` is the relative RMS error of the float32 logits against float64 ones;
+    `float32_error` is the relative RMS error of the float32 logits against float64 ones, None for
+    the NumPy reference, which has no float32;
     `round_trip` tells whether its weights came back bit for bit from the other side's layout, and
     is None where no weights were given; `accuracy` is a fraction, None without labels.
     """
@@ -57,7 +58,7 @@ class Side:
     weights: str
     round_trip: bool | None
     round_trip_path: str
-    float32_error: float
+    float32_error: float | None
     accuracy: float | None
 
 
@@ -207,5 +208,5 @@ def _number(value: float | None) -> str:
     return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
 
 
-def _ratio(a: float, b: float) -> str:
+def _ratio(a: float | None, b: float | None) -> str:
     return f"ratio {a / b:.2f}" if a and b else ""

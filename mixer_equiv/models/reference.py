@@ -29,7 +29,11 @@ class MlpMixer:
 
         Returns (batch, classes), or with `taps` the dict of stages.
         """
-        weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the result
+            taps_by_name = self._run({name: np.asarray(value, np.float64) for name, value in params.items()}, images)
+        return taps_by_name if taps else list(taps_by_name.values())[-1]
+
+    def _run(self, weights: Mapping[str, Array], images: Array) -> dict[str, Array]:
         eps, activation = self.config.layer_norm_eps, ACTIVATIONS[self.config.activation]
         stream = _embed(np.asarray(images, np.float64), weights["stem/kernel"], weights["stem/bias"])
         seen = {"stem": stream}
@@ -45,8 +49,8 @@ class MlpMixer:
         normed = seen["pre_head_layer_norm"] = _layer_norm(stream, weights, "pre_head_layer_norm", eps)
         out = seen["pooled"] = np.einsum("bth->bh", normed) / normed.shape[1]
         if self.config.num_classes:
-            out = seen["logits"] = out @ weights["head/kernel"] + weights["head/bias"]
-        return seen if taps else out
+            seen["logits"] = out @ weights["head/kernel"] + weights["head/bias"]
+        return seen
 
 
 def _embed(images: Array, kernel: Array, bias: Array) -> Array:
@@ -70,8 +74,7 @@ def _mlp(x: Array, weights: Mapping[str, Array], name: str, activation: Callable
 
 def _swish(x: Array, slope: float | Array = 1.0) -> Array:
     """x * sigmoid(slope * x), with the limit 0 where exp overflows."""
-    with np.errstate(over="ignore"):
-        return x / (1 + np.exp(-slope * x))
+    return x / (1 + np.exp(-slope * x))
 
 
 def _gelu_tanh(x: Array) -> Array:

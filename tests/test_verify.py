@@ -1,0 +1,352 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mixer_equiv import Checkpoint, ConfigError, MixerEquivError, convert, save, verify
+from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.models import flax as flax_models
+from mixer_equiv.models import torch as torch_models
+
+pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
+
+CONFIG = DEFAULT_CONFIG
+
+
+def checkpoint(config=CONFIG, seed=0, **changes):
+    params = {name: array.astype(np.float32) for name, array in random_params(config, seed).items()}
+    return Checkpoint.from_arrays({**params, **changes}, config=config, source="given.npz")
+
+
+def port_of(source, **changes):
+    """The torch port of a checkpoint, with some arrays exchanged, by canonical name."""
+    return convert(Checkpoint.from_arrays({**source.arrays, **changes}, config=source.config), to="torch")
+
+
+# Equivalent
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("flax", "torch"), ("torch", "reference"), ("reference", "flax"), ("torch", None)]
+)
+def test_built_in_models_are_the_same_function(a, b):
+    report = verify(a, b)
+    assert report.verdict == "equivalent"
+    assert report.equivalent
+    assert report.residual <= report.decision <= 1e-12
+    assert report.causes == report.warnings == report.reasons == ()
+    assert report.first_divergence is None
+    assert report.sides[0].float32_error / (report.sides[1].float32_error or 1) >= 0.25 or "reference" in (a, b)
+
+
+@pytest.mark.parametrize("layout", ["torch", "timm", "jankrepl"])
+def test_a_port_holds_the_same_weights_and_is_the_same_function(layout):
+    given = checkpoint()
+    report = verify(given, convert(given, to=layout))
+    assert report.verdict == "equivalent"
+    assert [side.round_trip for side in report.sides] == [True, True]
+    assert report.weights == "compared bit by bit"
+    assert len(report.stages) == 1 + 2 * 12 + 3
+    assert report.mapping["MixerBlock_10/LayerNorm_0/scale"].startswith("blocks.10.")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_weights_are_evaluated_as_they_were_trained(activation):
+    given = checkpoint(CONFIG.replace(activation=activation, layer_norm_eps=1e-5))
+    assert verify(given).verdict == "equivalent"
+
+
+def test_a_headless_model_is_compared_on_its_pooled_features():
+    given = checkpoint(CONFIG.replace(num_classes=0))
+    report = verify(given)
+    assert (report.verdict, report.stages[-1].name, report.prediction_flips) == ("equivalent", "pooled", None)
+
+
+def test_models_of_ours_are_compared_as_programs_or_with_their_weights():
+    torch.manual_seed(0)
+    model = torch_models.MlpMixer(CONFIG)
+    assert verify(model).verdict == "equivalent"
+    assert verify(flax_models.MlpMixer(CONFIG), model).verdict == "equivalent"
+    assert verify(model, weights="given").verdict == "nothing_compared"
+    torch.nn.init.normal_(model.head.weight)
+    report = verify(model, weights="given")
+    assert (report.verdict, report.sides[0].round_trip) == ("equivalent", True)
+
+
+def test_weights_of_a_third_party_go_to_both_sides(tmp_path):
+    save(checkpoint(seed=5), tmp_path / "third.npz")
+    report = verify("flax", "torch", weights=tmp_path / "third.npz")
+    assert (report.verdict, report.weights) == ("equivalent", "from third.npz (linen)")
+    assert report.max_difference != verify("flax", "torch", weights=checkpoint(seed=6)).max_difference
+
+
+def test_an_assumed_image_size_gives_way_to_a_stated_one():
+    assumed = Checkpoint.from_arrays(checkpoint().arrays)
+    assert assumed.config.image_size == (6, 12)
+    assert verify(assumed, port_of(checkpoint())).verdict == "equivalent"
+    report = verify(assumed, image=(3, 8, 9))
+    assert report.verdict == "equivalent"
+
+
+def test_seeds_draw_other_weights_and_images_and_are_repeatable():
+    one, again, other = (verify("torch", "reference", seed=seed) for seed in (1, 1, 2))
+    assert one.residual == again.residual != other.residual
+
+
+# Not equivalent
+
+
+@pytest.mark.parametrize(
+    ("changes", "causes"),
+    [
+        ({"activation": "gelu"}, [("activation", "gelu", "gelu_tanh", "all 24 MLPs")]),
+        ({"layer_norm_eps": 1e-5}, [("layer_norm_eps", "1e-05", "1e-06", "all 25 LayerNorms")]),
+        (
+            {"activation": "quick_gelu", "layer_norm_eps": 1e-3},
+            [
+                ("activation", "quick_gelu", "gelu_tanh", "all 24 MLPs"),
+                ("layer_norm_eps", "0.001", "1e-06", "all 25 LayerNorms"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_declared_conventions_that_differ_are_named_and_shown_to_be_all(changes, causes, order):
+    odd = torch_models.MlpMixer(CONFIG.replace(**changes))
+    report = verify(*[odd, "flax"][::order])
+    assert report.verdict == "equivalent_under"
+    assert [(c.name, c.found, c.expected, c.count) for c in report.causes] == causes
+    assert report.residual > 1e-9
+    assert report.residual_without_causes <= 1e-12
+    assert report.first_divergence in ("MixerBlock_0/token_mixing",)
+    assert all(cause.evidence == "in torch" for cause in report.causes)
+
+
+@pytest.mark.parametrize(
+    ("stage", "block", "part"), [("MixerBlock_10/token_mixing", 10, 0), ("MixerBlock_2/channel_mixing", 2, 1)]
+)
+def test_an_undeclared_deviation_is_found_at_its_stage_and_no_cause_is_claimed(monkeypatch, stage, block, part):
+    forward = torch_models.MlpMixer.forward
+
+    def deviating(self, images, *, taps=False):
+        mixer_block = self.blocks[block]
+        mlp = (mixer_block.token_mixing, mixer_block.channel_mixing)[part]
+        mlp.register_forward_hook(lambda module, args, out: out * (1 + 1e-9))
+        return forward(self, images, taps=taps)
+
+    monkeypatch.setattr(torch_models.MlpMixer, "forward", deviating)
+    report = verify("flax", "torch")
+    assert (report.verdict, report.first_divergence, report.causes) == ("different", stage, ())
+    assert report.reasons == (f"torch departs from the NumPy reference at {stage}",)
+
+
+def test_the_reference_notices_what_both_sides_do_wrong_alike(monkeypatch):
+    monkeypatch.setitem(torch_models.ACTIVATIONS, "gelu_tanh", torch_models.ACTIVATIONS["gelu"])
+    monkeypatch.setitem(flax_models.ACTIVATIONS, "gelu_tanh", flax_models.ACTIVATIONS["gelu"])
+    report = verify("flax", "torch")
+    assert report.residual <= 1e-12 < report.decision
+    assert (report.verdict, report.first_divergence) == ("different", "MixerBlock_0/token_mixing")
+    assert len(report.reasons) == 2
+
+
+UNSEEN = "MixerBlock_3/token_mixing/Dense_1/bias"
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("MixerBlock_10/token_mixing/Dense_0/kernel", lambda x: np.nextafter(x, np.inf)),
+        ("stem/bias", np.zeros_like),
+        (UNSEEN, lambda x: x + 1),
+        ("head/kernel", lambda x: -x),
+        ("pre_head_layer_norm/bias", lambda x: x.astype(np.float64)),
+    ],
+    ids=["one ulp", "a bias zeroed", "a bias no output shows", "a sign", "a dtype"],
+)
+def test_a_port_fault_in_one_array_is_different_weights_wherever_it_shows(name, fault):
+    given = checkpoint()
+    report = verify(given, port_of(given, **{name: fault(given.arrays[name])}))
+    assert (report.verdict, [cause.name for cause in report.causes]) == ("different", ["weights"])
+    assert report.causes[0].count == "1 of 150 arrays"
+    assert name in report.causes[0].evidence
+    assert name != UNSEEN or report.residual <= 1e-12
+
+
+def test_parameters_no_output_shows_are_named_and_indeed_unseen():
+    given = checkpoint()
+    report = verify(given, weights="random")
+    assert UNSEEN in report.unobservable
+    assert len(report.unobservable) == 12
+    shifted = {name: given.arrays[name] + np.float32(3) for name in report.unobservable}
+    assert verify(given, port_of(given, **shifted)).residual <= 1e-12
+
+
+def test_weights_rounded_to_bfloat16_are_other_weights():
+    given = checkpoint()
+    report = verify(given, convert(given, to="torch").astype("bfloat16"))
+    assert report.verdict == "different"
+    assert "float32 against bfloat16" in report.causes[0].evidence
+
+
+def test_swapped_blocks_are_different_weights_and_diverge_at_the_first_of_them():
+    given = checkpoint()
+    second = {name: array for name, array in given.arrays.items() if name.startswith("MixerBlock_2/")}
+    changes = {}
+    for name, array in second.items():
+        other = name.replace("MixerBlock_2/", "MixerBlock_10/")
+        changes.update({other: array, name: given.arrays[other]})
+    report = verify(given, port_of(given, **changes))
+    assert (report.verdict, report.first_divergence) == ("different", "MixerBlock_2/token_mixing")
+
+
+def test_other_sizes_are_different_and_nothing_is_run():
+    report = verify("flax:S/32", "torch:S/16")
+    assert (report.verdict, report.residual, report.stages) == ("different", None, ())
+    assert "patch_size is [32, 32] in one and [16, 16] in the other" in report.reasons
+
+
+# Nothing compared
+
+
+def test_logits_that_no_image_moves_compare_nothing():
+    zero_head = {"head/kernel": np.zeros((20, 7), np.float32)}
+    report = verify(checkpoint(**zero_head))
+    assert report.verdict == "nothing_compared"
+    assert report.residual <= 1e-12
+    assert "the same whatever the image" in report.reasons[0]
+    zero_bias = {"head/bias": np.zeros(7, np.float32)}
+    assert verify(checkpoint(**zero_head, **zero_bias)).verdict == "nothing_compared"
+    assert verify(checkpoint(**zero_bias)).verdict == "equivalent"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity_equal_nothing(value):
+    bias = np.linspace(-1, 1, 20, dtype=np.float32)
+    bias[3] = value
+    report = verify(checkpoint(**{"stem/bias": bias}))
+    assert report.verdict == "nothing_compared"
+    assert json.loads(report.to_json())["residual"] is None
+
+
+# Rounding
+
+
+def test_ill_conditioned_rounding_is_told_from_another_function():
+    shifted = checkpoint(**{"stem/bias": np.full(20, 1e4, np.float32) + checkpoint().arrays["stem/bias"]})
+    report = verify(shifted)
+    assert report.decision > 1e-12
+    assert report.verdict == "equivalent"
+    assert "MixerBlock_0/LayerNorm_0 sees rows with mean^2/variance up to" in " ".join(report.warnings)
+    other = convert(shifted, to="torch")
+    other = Checkpoint.from_arrays(other.arrays, config=CONFIG.replace(layer_norm_eps=1e-3))
+    assert verify(shifted, other).verdict != "equivalent"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_residual_is_never_small_where_something_is_not_finite(value):
+    x = np.ones(3)
+    bad = np.array([1.0, value, 1.0])
+    assert residual(bad, x) == residual(x, bad) == residual(bad, bad) == np.inf
+    assert residual(np.zeros(3), np.zeros(3)) == 0
+    assert residual(x, np.zeros(3)) == np.inf
+    assert residual(x * (1 + 1e-10), x) == pytest.approx(1e-10, rel=1e-4)
+
+
+# Hygiene
+
+
+def test_nothing_of_the_user_s_is_changed():
+    torch.manual_seed(3)
+    model = torch_models.MlpMixer(CONFIG).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+    states = [torch.get_rng_state(), torch.get_default_dtype(), *(s.fp32_precision for s in settings)]
+    numpy_state = np.random.get_state()[1].tolist()
+    given = checkpoint()
+    arrays = {name: array.copy() for name, array in given.arrays.items()}
+    verify(model, weights=given)
+    after = [torch.get_rng_state(), torch.get_default_dtype(), *(s.fp32_precision for s in settings)]
+    assert torch.equal(states[0], after[0])
+    assert states[1:] == after[1:]
+    assert numpy_state == np.random.get_state()[1].tolist()
+    assert not jax.config.jax_enable_x64
+    assert jnp.ones(1, jnp.float32).dtype == jnp.float32
+    assert model.training
+    assert torch.is_grad_enabled()
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(np.array_equal(arrays[name], array) for name, array in given.arrays.items())
+
+
+def test_settings_come_back_when_a_model_raises(monkeypatch):
+    def raising(self, images, *, taps=False):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(torch_models.MlpMixer, "forward", raising)
+    precision = torch.backends.cudnn.conv.fp32_precision
+    with pytest.raises(ZeroDivisionError):
+        verify("flax", "torch")
+    assert torch.is_grad_enabled()
+    assert torch.backends.cudnn.conv.fp32_precision == precision
+    assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("flax", "torch", {"weights": "given"}), "neither flax nor torch has weights"),
+        (("flax", "torch", {"weights": "torch"}), "weights is 'torch'; it must be 'given', 'random' or a checkpoint"),
+        (("flax", "keras", {}), "'keras' is neither a file nor one of flax, torch, reference"),
+        ((torch.nn.Linear(2, 2), None, {}), r"found a torch.nn.modules.linear.Linear; verify takes a checkpoint"),
+        (
+            ("flax", None, {"images": np.ones((2, 3, 8, 9))}),
+            r"images have shape \(2, 3, 8, 9\); expected \(batch, 8, 9, 3\)",
+        ),
+        (("flax", None, {"images": np.ones((0, 8, 9, 3))}), r"images have shape \(0, 8, 9, 3\)"),
+        (("flax", None, {"kwargs": {"depth": 3}}), "MixerConfig has no field depth"),
+        (("flax:Q/16", None, {}), "no Mixer is called 'Q/16'"),
+    ],
+)
+def test_what_cannot_be_verified_is_said(arguments, message):
+    a, b, options = arguments
+    with pytest.raises(MixerEquivError, match=message):
+        verify(a, b, **options)
+
+
+def test_weights_of_other_sizes_are_refused():
+    with pytest.raises(ConfigError, match=r"the weights of given.npz \(linen\) do not fit flax: hidden_dim is 20"):
+        verify("flax", "torch", kwargs={"hidden_dim": 21}, weights=checkpoint())
+    with pytest.raises(ConfigError, match=r"the image has 1 channels and given.npz"):
+        verify(checkpoint(), image=(1, 8, 9))
+
+
+# The report
+
+
+def test_the_report_is_complete_as_text_and_as_json():
+    images, labels = random_images(CONFIG, 3), np.arange(8) % 7
+    report = verify(checkpoint(), images=images, labels=labels)
+    values = json.loads(report.to_json())
+    assert values.keys() >= {
+        *("verdict", "residual", "threshold", "stages", "first_divergence", "causes", "reasons", "mapping"),
+        *("unobservable", "warnings", "environment"),
+    }
+    assert values["stages"][-1]["name"] == "logits"
+    assert values["environment"].keys() >= {"python", "numpy", "torch", "jax", "flax", "precision"}
+    text = str(report)
+    for part in (
+        "18,003",
+        "bit-identical",
+        "block 11 channel mixing",
+        "fp32 error",
+        "accuracy",
+        "0 of 8",
+        "EQUIVALENT",
+    ):
+        assert part in text
+    assert "EQUIVALENT: fp64 residual" in text
