@@ -307,8 +307,8 @@ def test_a_given_layout_is_taken_at_its_word():
     assert not differing(flat(convert(arrays, to="linen", from_="timm")), float32_params())
     with pytest.raises(LayoutError, match="of no known layout"):
         convert(arrays, to="linen", from_="jankrepl")
-    with pytest.raises(LayoutError, match="no layout is called 'flax'"):
-        convert(arrays, to="flax")
+    with pytest.raises(LayoutError, match="no layout is called 'keras'"):
+        convert(arrays, to="keras")
 
 
 def test_a_table_that_is_wrong_but_invertible_does_not_give_the_right_arrays():

@@ -129,3 +129,6 @@ def test_an_unknown_layout_name_is_refused_with_the_known_ones():
     with pytest.raises(LayoutError, match="no layout is called 'tim'; the layouts are linen, torch, timm, jankrepl"):
         get_layout("tim")
     assert get_layout("timm") is get_layout(get_layout("timm"))
+    assert get_layout("flax") is LINEN
+    names = [name for layout in LAYOUTS.values() for name in (layout.name, *layout.aliases)]
+    assert len(set(names)) == len(names)

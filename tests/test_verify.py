@@ -41,7 +41,8 @@ def test_built_in_models_are_the_same_function(a, b):
     assert report.residual <= report.decision <= 1e-12
     assert report.causes == report.warnings == report.reasons == ()
     assert report.first_divergence is None
-    assert report.sides[0].float32_error / (report.sides[1].float32_error or 1) >= 0.25 or "reference" in (a, b)
+    for side, name in zip(report.sides, (a, b or "flax"), strict=True):
+        assert side.float32_error is None if name == "reference" else 1e-8 < side.float32_error < 1e-6
 
 
 @pytest.mark.parametrize("layout", ["torch", "timm", "jankrepl"])
@@ -319,7 +320,7 @@ def test_what_cannot_be_verified_is_said(arguments, message):
 
 
 def test_weights_of_other_sizes_are_refused():
-    with pytest.raises(ConfigError, match=r"the weights of given.npz \(linen\) do not fit flax: hidden_dim is 20"):
+    with pytest.raises(ConfigError, match=r"the weights of given.npz \(linen\) do not fit flax: hidden_dim is 21"):
         verify("flax", "torch", kwargs={"hidden_dim": 21}, weights=checkpoint())
     with pytest.raises(ConfigError, match=r"the image has 1 channels and given.npz"):
         verify(checkpoint(), image=(1, 8, 9))

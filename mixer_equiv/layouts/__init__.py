@@ -27,9 +27,13 @@ __all__ = [
 
 
 def get_layout(name: str | Layout) -> Layout:
-    """The layout called `name`; a `Layout` is itself. Raises `LayoutError` for an unknown name."""
+    """The layout called `name`, or by one of its aliases; a `Layout` is itself.
+
+    Raises `LayoutError` for an unknown name.
+    """
     if isinstance(name, Layout):
         return name
-    if name not in LAYOUTS:
-        raise LayoutError(f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+    for layout in LAYOUTS.values():
+        if name in (layout.name, *layout.aliases):
+            return layout
+    raise LayoutError(f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}")

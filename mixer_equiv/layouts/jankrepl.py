@@ -4,6 +4,7 @@ from mixer_equiv.layouts.layout import Conventions, Layout, table
 
 JANKREPL = Layout(
     name="jankrepl",
+    aliases=("tutorial",),
     summary="jankrepl/mildlyoverfitted tutorial",
     framework="torch",
     computes=Conventions(activation="gelu", layer_norm_eps=1e-5),

@@ -99,6 +99,7 @@ class Layout:
     trained_with: Conventions | None
     advice: Mapping[str, str]
     rows: tuple[Row, ...]
+    aliases: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Layout {self.name}: {self.summary}>"

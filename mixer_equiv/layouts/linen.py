@@ -8,6 +8,7 @@ from mixer_equiv.layouts.layout import OFFICIAL, Layout, table
 
 LINEN = Layout(
     name="linen",
+    aliases=("flax", "official", "big_vision"),
     summary="official Flax linen model, published npz, big_vision",
     framework="flax",
     computes=OFFICIAL,

@@ -1,0 +1,74 @@
+"""Every code block of the docs is run: Python as it stands, and the shell's mixer-equiv commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mixer_equiv import LAYOUTS, MixerConfig
+from mixer_equiv.cli import EXIT_STATUS, app
+from mixer_equiv.convert import describe_conventions
+from mixer_equiv.equivalence.weights import random_params
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [line[2:] for kind, text in BLOCKS if kind == "console" for line in text.splitlines() if line[:2] == "$ "]
+
+
+@pytest.fixture
+def published_file(tmp_path, monkeypatch):
+    """A small random checkpoint under the name that the README uses."""
+    config = MixerConfig.from_name(
+        "B/16", image_size=48, hidden_dim=12, tokens_mlp_dim=10, channels_mlp_dim=20, num_classes=7
+    )
+    params = {name: array.astype(np.float32) for name, array in random_params(config, 0).items()}
+    np.savez(tmp_path / "Mixer-B_16.npz", **params)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
+def test_the_python_blocks_run_one_after_another(published_file):
+    blocks = [text for kind, text in BLOCKS if kind == "python"]
+    assert len(blocks) >= 5
+    exec(compile("\n".join(blocks), "README.md", "exec"), {})
+
+
+def test_the_mixer_equiv_commands_run(published_file):
+    commands = [shlex.split(command, comments=True) for command in COMMANDS]
+    ours = [words[1:] for words in commands if Path(words[0]).name == "mixer-equiv"]
+    assert len(ours) >= 4
+    for arguments in ours:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+
+
+def test_the_make_commands_are_targets():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = {words[1] for words in map(str.split, COMMANDS) if words[0] == "make"}
+    assert named == {"verify", "test"}
+    assert named <= set(targets)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_layouts_table_says_what_the_registry_says(layout):
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{layout.name}` |"))
+    computes = describe_conventions(layout.computes).replace("LayerNorm ", "").replace("e-0", "e-")
+    assert computes in row
+    example = layout.bindings(1)["MixerBlock_0/token_mixing/Dense_0/kernel"].foreign
+    assert f"`{example}`" in row
+
+
+def test_the_verdicts_table_has_every_exit_status():
+    for verdict, status in EXIT_STATUS.items():
+        row = next((line for line in README.splitlines() if line.startswith(f"| `{verdict}` |")), None)
+        assert verdict == "inexpressible" or row.endswith(f"| {status} |")
+
+
+def test_links_inside_the_docs_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        for target in re.findall(r"\]\(([^):]+)\)", (ROOT / name).read_text()):
+            assert (ROOT / target).exists(), target
