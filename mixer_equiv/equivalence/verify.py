@@ -71,7 +71,7 @@ def verify(
     side_a, side_b, origin = give_weights(side_a, side_b, weights, seed)
     batch = random_images(side_a.config, seed) if images is None else _checked(images, side_a)
     evidence = _gather(side_a, side_b, batch, on_step)
-    shown = f"{len(batch)} random images" if images is None else f"{len(batch)} given images"
+    shown = f"on {len(batch)} {'random images' if images is None else 'images'}"
     return _report(evidence, policy, origin, shown, notes, labels)
 
 
