@@ -2,43 +2,44 @@
 
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-HERE := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
-VENV := $(HERE).venv
-INSTALLED := $(VENV)/.installed
-RUN := cd "$(HERE)" && "$(VENV)/bin/python" -m
+BIN := .venv/bin
+INSTALLED := .venv/.installed
 
-.PHONY: help verify test nightly check format train clean
+.PHONY: help verify test nightly check format train picture clean
 
 help:
-	@grep -E '^[a-z]+:.*##' "$(HERE)Makefile" | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
-$(INSTALLED): $(HERE)pyproject.toml $(HERE)constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mixer_equiv needs Python 3.11 or newer; \
 	this is %d.%d: try make PYTHON=python3.11" % sys.version_info[:2])'
-	$(PYTHON) -m venv "$(VENV)"
-	cd "$(HERE)" && "$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
-	@touch "$(INSTALLED)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
 
 verify: $(INSTALLED)  ## the main job: a Mixer trained in Flax, its PyTorch port, and the proof
-	@$(RUN) mixer_equiv verify
+	@$(BIN)/mixer-equiv verify
 
 test: $(INSTALLED)  ## the whole suite
-	@$(RUN) pytest
+	@$(BIN)/python -m pytest
 
 nightly: $(INSTALLED)  ## the suite with 2000 examples a property, and what is too slow for every run
-	@export HYPOTHESIS_PROFILE=nightly && $(RUN) pytest -m 'nightly or not nightly'
+	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m 'nightly or not nightly'
 
 check: $(INSTALLED)  ## formatting, lint and types
-	@$(RUN) ruff format --check .
-	@$(RUN) ruff check .
-	@$(RUN) mypy
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
 
-format: $(INSTALLED)  ## format and sort imports
-	@$(RUN) ruff check --fix --select I .
-	@$(RUN) ruff format .
+format: $(INSTALLED)  ## format, and sort imports
+	@$(BIN)/ruff check --fix --select I .
+	@$(BIN)/ruff format .
 
 train: $(INSTALLED)  ## train the digits checkpoint anew
-	@$(RUN) examples.train_digits
+	@$(BIN)/python -m examples.train_digits
+
+picture: $(INSTALLED)  ## draw the README's picture anew
+	@$(BIN)/python docs/picture.py
 
 clean:  ## remove the virtual environment and caches
-	rm -rf "$(VENV)" "$(HERE)".*_cache "$(HERE)".hypothesis "$(HERE)build" "$(HERE)dist"
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
