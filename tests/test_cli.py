@@ -1,0 +1,567 @@
+"""The command line: what it writes and says, and that bad input is one message and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mixer_equiv import ConventionWarning, convert, load, save
+from mixer_equiv.cli import app
+from mixer_equiv.containers import SUFFIXES
+from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.layouts import LAYOUTS, LINEN
+from mixer_equiv.strategies import DTYPES
+
+CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
+JUNK = np.random.default_rng(5).bytes(500)
+Arrays = dict[str, np.ndarray]
+
+
+def params(seed: int = 0, **replaced: Any) -> Arrays:
+    """Canonical weights; of `replaced`, named with "__" for "/", None is left out."""
+    arrays = {**random_params(CONFIG, seed), **{name.replace("__", "/"): array for name, array in replaced.items()}}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def run(*arguments: Any, status: int = 0) -> Any:
+    """What the command line did, which is an error of the test where it raised anything."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result
+
+
+def strict_json(text: str) -> Any:
+    """JSON as the standard has it: no NaN and no Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def same_bits(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
+    x, y = ({name: (v.dtype, v.shape, v.tobytes()) for name, v in arrays.items()} for arrays in (a, b))
+    return x == y
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """What every file below `folder` holds; None for a directory."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A checkpoint as the authors publish them: an npz that says nothing of itself."""
+    np.savez(tmp_path / "published.npz", **params())
+    return tmp_path / "published.npz"
+
+
+# convert
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_convert_writes_the_other_framework_by_default(tmp_path: Path, published: Path, suffix: str) -> None:
+    there, back = tmp_path / f"there{suffix}", tmp_path / "back.npz"
+    shown = run("convert", published, there).stdout
+    assert f"{published} (linen) -> {there} (torch)" in shown
+    assert "3,473 parameters in 30 arrays, float64" in shown
+    assert f"{there.stat().st_size:,} bytes in " in shown
+    assert "note: 12 tokens are taken as 3x4, an image of 6x12" in shown
+    run("convert", there, back)
+    assert (load(there).layout.name, load(back).layout.name) == ("torch", "linen")
+    assert same_bits(load(back).arrays, params())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_convert_to_any_layout_and_back_keeps_every_byte(tmp_path: Path, published: Path, layout: str) -> None:
+    run("convert", published, tmp_path / "there.safetensors", "--to", layout)
+    run("convert", tmp_path / "there.safetensors", tmp_path / "back.npz", "--to", "linen", "--from", layout)
+    with np.load(tmp_path / "back.npz") as back:
+        assert same_bits(back, params())
+    assert load(tmp_path / "there.safetensors").layout.name == layout
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_convert_rounds_to_a_dtype(tmp_path: Path, published: Path, dtype: str) -> None:
+    shown = run("convert", published, tmp_path / "mixer.npz", "--to", "linen", "--dtype", dtype).stdout
+    rounded = {name: array.astype(getattr(ml_dtypes, dtype, dtype)) for name, array in params().items()}
+    assert f"3,473 parameters in 30 arrays, {dtype}\n" in shown
+    assert same_bits(load(tmp_path / "mixer.npz").arrays, rounded)
+
+
+def test_convert_leaves_out_what_may_be_missing(tmp_path: Path) -> None:
+    headless = params(head__kernel=None, head__bias=None)
+    np.savez(tmp_path / "headless.npz", **headless)
+    shown = run("convert", tmp_path / "headless.npz", tmp_path / "mixer.pt", "--allow-missing", "head/*").stdout
+    assert re.search(r"note: .*head/kernel.*\nnote: .*head/bias", shown)
+    assert same_bits(convert(load(tmp_path / "mixer.pt"), to="linen").arrays, headless)
+    assert "no head" in run("inspect", tmp_path / "mixer.pt").stdout
+
+
+@pytest.mark.parametrize(("given", "expected"), [("8x9", (8, 9)), ("6x12", (6, 12)), ("12x6", (12, 6))])
+def test_convert_takes_the_image_size(tmp_path: Path, published: Path, given: str, expected: tuple[int, int]) -> None:
+    shown = run("convert", published, tmp_path / "mixer.pt", "--image-size", given).stdout
+    assert load(tmp_path / "mixer.pt").config.image_hw == expected
+    assert "note:" not in shown
+
+
+def test_one_number_is_a_square_image(tmp_path: Path) -> None:
+    square = CONFIG.replace(patch_size=(2, 3), image_size=(12, 12))
+    np.savez(tmp_path / "square.npz", **random_params(square, 0))
+    run("convert", tmp_path / "square.npz", tmp_path / "mixer.pt", "--image-size", 12)
+    assert load(tmp_path / "mixer.pt").config.image_hw == (12, 12)
+
+
+def test_dry_run_shows_every_name_and_writes_nothing(tmp_path: Path, published: Path) -> None:
+    before = snapshot(tmp_path)
+    shown = run("convert", published, tmp_path / "missing" / "mixer.pt", "--to", "timm", "--dry-run").stdout
+    assert snapshot(tmp_path) == before
+    assert "dry run: nothing was written" in shown
+    for binding in LAYOUTS["timm"].bindings(CONFIG.num_blocks).values():
+        assert re.search(rf"{re.escape(binding.canonical)} .* {re.escape(binding.foreign)} ", shown)
+    assert re.search(r"stem/kernel +2x3x3x20 +stem\.proj\.weight +20x3x2x3", shown)
+
+
+def test_force_replaces_the_target(tmp_path: Path, published: Path) -> None:
+    (tmp_path / "mixer.npz").write_bytes(JUNK)
+    run("convert", published, tmp_path / "mixer.npz", "--to", "linen", "--force")
+    assert same_bits(load(tmp_path / "mixer.npz").arrays, params())
+
+
+def test_convert_can_replace_its_own_source(published: Path) -> None:
+    run("convert", published, published, "--to", "timm", "--force")
+    assert load(published).layout.name == "timm"
+
+
+WARNINGS = {
+    "timm": "timm's code computes erf GELU; these weights were trained with tanh GELU: pass act_layer=",
+    "jankrepl": "jankrepl's code computes LayerNorm eps 1e-05; these weights were trained with LayerNorm eps 1e-06:",
+}
+
+
+@pytest.mark.parametrize("layout", WARNINGS)
+def test_convert_says_what_the_targets_code_does_otherwise(tmp_path: Path, published: Path, layout: str) -> None:
+    result = run("convert", published, tmp_path / "mixer.safetensors", "--to", layout)
+    assert f"warning: {WARNINGS[layout]}" in result.stdout
+
+
+# inspect
+
+
+def test_inspect_shows_the_checkpoint(published: Path) -> None:
+    shown = run("inspect", published, "--image-size", "8x9").stdout
+    for fragment in (
+        "published.npz",
+        "linen (official Flax linen model",
+        "8x9, 3 channels, patches of 2x3",
+        "12 (4x3)",
+        "hidden 20, tokens_mlp 11, channels_mlp 26",
+        "3,473 in 30 arrays, float64",
+        f"{CONFIG.macs:,} an image",
+        "tanh GELU, LayerNorm eps 1e-06",
+    ):
+        assert fragment in shown
+    for row in LINEN.rows:
+        assert row.foreign in shown
+    assert "warning" not in shown
+    assert "note" not in shown
+
+
+def _odd(path: Path) -> Path:
+    """A checkpoint with a NaN, an infinity, a constant array, a dead kernel and a head of zeros."""
+    arrays = params()
+    arrays["stem/bias"][3] = np.nan
+    arrays["MixerBlock_0/LayerNorm_0/bias"][2] = -np.inf
+    arrays["MixerBlock_0/LayerNorm_0/scale"][:] = 1.5
+    arrays["MixerBlock_1/token_mixing/Dense_0/kernel"][:] = 0.5
+    arrays["head/kernel"][:] = 0
+    np.savez(path, **arrays)
+    return path
+
+
+ODDITIES = {
+    "stem/bias": ["NaN"],
+    "MixerBlock_0/LayerNorm_0/bias": ["inf"],
+    "MixerBlock_0/LayerNorm_0/scale": ["constant"],
+    "MixerBlock_1/token_mixing/Dense_0/kernel": ["constant"],
+    "head/kernel": ["all zero"],
+}
+
+
+def test_inspect_flags_what_is_odd(tmp_path: Path) -> None:
+    shown = run("inspect", _odd(tmp_path / "odd.npz")).stdout
+    for fragment in (
+        "arrays hold NaN: stem/bias",
+        "arrays hold inf: MixerBlock_0/LayerNorm_0/bias",
+        "warning: head/kernel is all zeros",
+        "kernels are zero or constant: MixerBlock_1/token_mixing/Dense_0/kernel",
+        "constant in 1 of 2",
+    ):
+        assert fragment in shown
+
+
+@pytest.mark.parametrize("to_stdout", [True, False])
+def test_inspect_writes_json(tmp_path: Path, to_stdout: bool) -> None:
+    target = "-" if to_stdout else tmp_path / "inspection.json"
+    shown = run("inspect", _odd(tmp_path / "odd.npz"), "--json", target).stdout
+    found = strict_json(shown if to_stdout else Path(target).read_text())
+    assert {array["name"]: array["flags"] for array in found["arrays"] if array["flags"]} == ODDITIES
+    assert [array["canonical"] for array in found["arrays"]] == list(LINEN.bindings(CONFIG.num_blocks))
+    assert found["config"] == CONFIG.replace(image_size=(6, 12)).to_dict()
+    assert (found["layout"], found["variant"], found["num_parameters"]) == ("linen", None, 3473)
+    assert len(found["findings"]) == 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inspect_takes_any_bits_and_writes_strict_json(tmp_path: Path, dtype: str) -> None:
+    rng, wanted = np.random.default_rng(3), np.dtype(dtype)
+    bits = {name: np.frombuffer(rng.bytes(x.size * wanted.itemsize), wanted) for name, x in params().items()}
+    save({name: bits[name].reshape(array.shape) for name, array in params().items()}, tmp_path / "mixer.npz")
+    assert strict_json(run("inspect", tmp_path / "mixer.npz", "--json", "-").stdout)["num_parameters"] == 3473
+
+
+# verify
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights in several layouts, other weights, and heads that show nothing."""
+    folder = tmp_path_factory.mktemp("pair")
+    np.savez(folder / "a.npz", **params())
+    np.savez(folder / "zero head.npz", **params(head__kernel=np.zeros((20, 7)), head__bias=np.zeros(7)))
+    np.savez(folder / "zero kernel.npz", **params(head__kernel=np.zeros((20, 7))))
+    np.savez(folder / "nan.npz", **params(stem__bias=np.full(20, np.nan)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConventionWarning)
+        for layout in LAYOUTS:
+            save(convert(load(folder / "a.npz"), to=layout), folder / f"{layout}.safetensors")
+        save(convert(params(), to="jankrepl", config=CONFIG.replace(activation="gelu")), folder / "erf.safetensors")
+        save(convert(params(1), to="torch"), folder / "other.pt")
+    return folder
+
+
+def test_verify_a_checkpoint_and_its_port(pair: Path) -> None:
+    shown = run("verify", pair / "a.npz").stdout
+    assert "EQUIVALENT: fp64 residual" in shown
+    assert "linen -> torch -> linen" in shown
+    assert "bit-identical" in shown
+
+
+@pytest.mark.parametrize(("a", "b"), [("a.npz", "torch.safetensors"), ("timm.safetensors", "jankrepl.safetensors")])
+def test_verify_two_checkpoints_of_the_same_weights(pair: Path, a: str, b: str) -> None:
+    shown = run("verify", pair / a, pair / b).stdout
+    assert "EQUIVALENT: fp64 residual" in shown
+    assert "compared bit by bit" in shown
+
+
+def test_verify_two_programs(tmp_path: Path) -> None:
+    fields = {"num_blocks": 1, "num_classes": 5, "activation": "relu"}
+    target = tmp_path / "report.json"
+    shown = run("verify", "flax", "torch", "--kwargs", json.dumps(fields), "--image", "2x4x9", "--json", target).stdout
+    report = strict_json(target.read_text())
+    config = DEFAULT_CONFIG.replace(in_channels=2, image_size=(4, 9), **fields)
+    assert "random, the same in both" in shown
+    assert (report["verdict"], report["sides"][0]["num_parameters"]) == ("equivalent", config.num_parameters)
+    assert 0 < report["residual"] < report["threshold"]
+    assert report["mapping"]["head/kernel"] == "head.weight"
+
+
+def test_verify_with_the_weights_of_a_file(pair: Path) -> None:
+    fields = json.dumps({"num_blocks": CONFIG.num_blocks})
+    shown = run("verify", "torch", "reference", "--weights", pair / "a.npz", "--kwargs", fields).stdout
+    assert "from a.npz (linen)" in shown
+    assert "EQUIVALENT" in shown
+
+
+def test_verify_draws_from_the_seed() -> None:
+    reports = [
+        strict_json(run("verify", "torch", "reference", "--seed", seed, "--json", "-").stdout) for seed in (1, 1, 2)
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0]["residual"] != reports[2]["residual"]
+
+
+REPORT_FIELDS = {
+    "verdict",
+    "residual",
+    "threshold",
+    "stages",
+    "first_divergence",
+    "causes",
+    "reasons",
+    "mapping",
+    "unobservable",
+    "warnings",
+    "environment",
+}
+
+
+def report_of(*arguments: Any, status: int) -> dict[str, Any]:
+    report = strict_json(run("verify", *arguments, "--json", "-", status=status).stdout)
+    assert report.keys() >= REPORT_FIELDS
+    return report
+
+
+def test_equivalent_is_status_0(pair: Path) -> None:
+    report = report_of(pair / "torch.safetensors", pair / "timm.safetensors", status=0)
+    assert report["verdict"] == "equivalent"
+    assert report["residual"] <= report["threshold"] == 1e-12
+    assert [stage["name"] for stage in report["stages"]][-3:] == ["pre_head_layer_norm", "pooled", "logits"]
+    assert (report["first_divergence"], report["causes"], report["reasons"]) == (None, [], [])
+    assert report["mapping"]["stem/kernel"] == "stem.proj.weight"
+    assert report["unobservable"] == [f"MixerBlock_{i}/token_mixing/Dense_1/bias" for i in range(CONFIG.num_blocks)]
+    assert report["environment"].keys() >= {"python", "numpy", "torch", "precision"}
+
+
+def test_other_weights_are_status_1(pair: Path) -> None:
+    report = report_of(pair / "torch.safetensors", pair / "other.pt", status=1)
+    assert (report["verdict"], report["first_divergence"]) == ("different", "stem")
+    assert (report["causes"][0]["name"], report["causes"][0]["count"]) == ("weights", "30 of 30 arrays")
+
+
+def test_another_convention_is_status_1_and_named(pair: Path) -> None:
+    report = report_of(pair / "torch.safetensors", pair / "erf.safetensors", status=1)
+    cause = {"name": "activation", "expected": "gelu_tanh", "found": "gelu", "count": "all 4 MLPs"}
+    assert report["verdict"] == "equivalent_under"
+    assert report["first_divergence"] == "MixerBlock_0/token_mixing"
+    assert report["causes"][0].items() >= cause.items()
+    assert report["residual_without_causes"] <= report["threshold"]
+
+
+def test_other_sizes_are_status_1(pair: Path) -> None:
+    report = report_of(pair / "torch.safetensors", "torch:S/32", status=1)
+    assert report["verdict"] == "different"
+    assert "hidden_dim is 20 in one and 512 in the other" in report["reasons"]
+
+
+def test_bad_input_is_status_2(tmp_path: Path) -> None:
+    run("verify", tmp_path / "missing.npz", status=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("zero head", "the logits are"), ("zero kernel", "the logits are"), ("nan", "the logits hold NaN or infinity")],
+)
+def test_logits_that_show_nothing_are_status_3(pair: Path, name: str, reason: str) -> None:
+    report = report_of(pair / f"{name}.npz", "reference", status=3)
+    assert report["verdict"] == "nothing_compared"
+    assert reason in report["reasons"][0]
+
+
+# Bad input
+
+
+def _savez(**replaced: Any) -> Callable[[Path], Any]:
+    return lambda path: np.savez(path, **params(**replaced))
+
+
+def _cut(suffix: str) -> Callable[[Path], Any]:
+    def write(path: Path) -> None:
+        save(params(), path.with_suffix(f".whole{suffix}"))
+        whole = path.with_suffix(f".whole{suffix}").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+
+    return write
+
+
+OBJECTS = np.array([{"a": 1}], object)
+BAD_SOURCES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
+    "missing file": (".npz", lambda path: None, ("does not exist",)),
+    "directory": (".npz", Path.mkdir, ("is a directory; a checkpoint is a file",)),
+    "unknown suffix": (".ckpt", lambda path: path.write_bytes(JUNK), ("suffix '.ckpt'", "none of them either")),
+    "truncated npz": (".npz", _cut(".npz"), ("damaged or not a checkpoint",)),
+    "truncated safetensors": (".safetensors", _cut(".safetensors"), ("not a valid safetensors file",)),
+    "truncated pt": (".pt", _cut(".pt"), ("damaged or not a checkpoint",)),
+    "junk safetensors": (".safetensors", lambda path: path.write_bytes(JUNK), ("not a valid safetensors file",)),
+    "object array": (".npz", _savez(head__bias=OBJECTS), ("head/bias", "array of Python objects (a pickle)")),
+    "strings": (".npz", _savez(head__bias=np.array(["a"])), ("head/bias", "must be an array of numbers")),
+    "wrong shape": (
+        ".npz",
+        _savez(MixerBlock_1__token_mixing__Dense_0__bias=np.full(12, 0.3)),
+        (
+            "mis-shaped: MixerBlock_1/token_mixing/Dense_0/bias, found (12,), expected (11,)",
+            "blocks.1.token_mixing.dense_0.bias (11,)",
+        ),
+    ),
+    "extra array": (".npz", _savez(extra__kernel=np.full(3, 0.3)), ("unexpected: extra/kernel, found (3,) float64",)),
+    "missing array": (
+        ".npz",
+        _savez(MixerBlock_1__LayerNorm_0__scale=None),
+        ("missing: MixerBlock_1/LayerNorm_0/scale, expected (20,)", "blocks.1.layer_norm_0.weight (20,)"),
+    ),
+    "missing head": (
+        ".npz",
+        _savez(head__kernel=None),
+        ("missing: head/kernel, expected (20, 7)", "head.weight (7, 20)", "--allow-missing 'head/*'"),
+    ),
+    "no known layout": (
+        ".npz",
+        lambda path: np.savez(path, a=np.full(2, 0.5)),
+        ("no known layout: found a.", "linen: stem/kernel", "timm: stem.proj.weight"),
+    ),
+}
+GOOD: Callable[[Path], Any] = _savez()
+BAD_OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "unknown layout to": (["--to", "keras"], ("no layout is called 'keras'", "linen, torch, timm, jankrepl")),
+    "unknown layout from": (["--from", "keras"], ("no layout is called 'keras'", "linen, torch, timm, jankrepl")),
+    "another layout's from": (["--from", "timm"], ("timm: stem.proj.weight",)),
+    "image size of other tokens": (["--image-size", "8x12"], ("8x12 does not give the 12 tokens", "6x12, 8x9, 4x18")),
+    "image size of no numbers": (["--image-size", "big"], ("--image-size is 'big'", "224x224")),
+    "unknown dtype": (["--dtype", "float12"], ("'float12'", "use float16, bfloat16, float32 or float64")),
+    "integer dtype": (["--dtype", "int32"], ("'int32'", "use float16, bfloat16, float32 or float64")),
+    "glob of nothing": (["--allow-missing", "tail/*"], ("'tail/*' matches no parameter", "stem/kernel")),
+}
+BAD_CONVERT = {
+    **{kind: (suffix, write, [], expected) for kind, (suffix, write, expected) in BAD_SOURCES.items()},
+    **{kind: (".npz", GOOD, options, expected) for kind, (options, expected) in BAD_OPTIONS.items()},
+}
+
+
+def assert_one_message(result: Any, *fragments: str) -> None:
+    """One paragraph on stderr, nothing on stdout."""
+    message = result.stderr.rstrip("\n")
+    assert result.stdout == ""
+    assert message.startswith("error: ")
+    assert "\n\n" not in message
+    assert "Traceback" not in message
+    assert "\x1b" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+@pytest.mark.parametrize("kind", BAD_CONVERT)
+def test_convert_refuses_bad_input_and_keeps_the_target(tmp_path: Path, kind: str) -> None:
+    suffix, write, options, expected = BAD_CONVERT[kind]
+    source, target = tmp_path / f"source{suffix}", tmp_path / "target.pt"
+    write(source)
+    target.write_bytes(JUNK)
+    before = snapshot(tmp_path)
+    assert_one_message(run("convert", source, target, "--force", *options, status=2), *expected)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", BAD_SOURCES)
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_inspect_and_verify_refuse_bad_checkpoints(tmp_path: Path, command: str, kind: str) -> None:
+    suffix, write, expected = BAD_SOURCES[kind]
+    write(tmp_path / f"source{suffix}")
+    assert_one_message(run(command, tmp_path / f"source{suffix}", status=2), expected[0].split(", ")[0])
+
+
+BAD_TARGETS: dict[str, tuple[str, list[str], str]] = {
+    "existing": ("old.pt", [], "exists; pass force=True (--force) to replace it"),
+    "directory": ("folder.pt", ["--force"], "is a directory; give the name of a file"),
+    "unknown suffix": ("mixer.ckpt", [], "a checkpoint is one of .npz, .safetensors"),
+    "missing directory": ("missing/mixer.pt", [], "there is no directory"),
+    "below a file": ("old.pt/mixer.pt", [], "there is no directory"),
+    **{f"/proc{suffix}": (f"/proc/mixer{suffix}", [], "cannot be written") for suffix in SUFFIXES},
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TARGETS)
+def test_convert_refuses_bad_targets(tmp_path: Path, published: Path, kind: str) -> None:
+    name, options, expected = BAD_TARGETS[kind]
+    (tmp_path / "old.pt").write_bytes(JUNK)
+    (tmp_path / "folder.pt").mkdir()
+    before = snapshot(tmp_path)
+    assert_one_message(run("convert", published, tmp_path / name, *options, status=2), str(tmp_path / name), expected)
+    assert snapshot(tmp_path) == before
+
+
+BAD_VERIFY: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "kwargs of no JSON": (["torch", "--kwargs", "{num_blocks: 2}"], ("--kwargs is not JSON", "{num_blocks: 2}")),
+    "kwargs of no object": (["torch", "--kwargs", "[2]"], ("--kwargs is [2]; it must be a JSON object",)),
+    "unknown field": (["torch", "--kwargs", '{"blocks": 2}'], ("has no field blocks", "num_classes, num_blocks")),
+    "value of another type": (["torch", "--kwargs", '{"num_blocks": "2"}'], ("num_blocks is '2'; it must be a whole",)),
+    "unknown activation": (["torch", "--kwargs", '{"activation": "elu"}'], ("activation is 'elu'", "gelu_tanh, gelu")),
+    "image of two sizes": (["torch", "--image", "8x9"], ("--image is '8x9'; it must be channels, height and width",)),
+    "image of no numbers": (["torch", "--image", "big"], ("--image is 'big'; it must be channels, height and width",)),
+    "image between patches": (["torch", "--image", "3x7x9"], ("7x9 is not divisible by patch_size 2x3", "8x9")),
+    "image of no pixels": (["torch", "--image", "3x0x9"], ("image_size is 0; it must be a whole number",)),
+    "unknown variant": (["flax:Z/9"], ("no Mixer is called 'Z/9'", "'B/16'")),
+    "unknown program": (["keras"], ("'keras' is neither a file nor one of flax, torch, reference",)),
+    "missing weights": (["torch", "--weights", "missing.npz"], ("missing.npz does not exist",)),
+    "no weights to be given": (["torch", "flax", "--weights", "given"], ("neither torch nor flax has weights",)),
+    "negative seed": (["torch", "reference", "--seed", "-1"], ("seed",)),
+    "json into no directory": (["reference", "reference", "--json", "missing/report.json"], ("cannot be written",)),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_VERIFY)
+def test_verify_refuses_bad_arguments(kind: str) -> None:
+    arguments, expected = BAD_VERIFY[kind]
+    assert_one_message(run("verify", *arguments, status=2), *expected)
+
+
+def test_an_image_that_does_not_fit_a_checkpoint_lists_those_that_do(published: Path) -> None:
+    assert_one_message(run("verify", published, "--image", "3x8x12", status=2), "6x12, 8x9, 4x18, 12x6, 2x36, 24x3")
+    assert_one_message(run("verify", published, "--image", "2x8x9", status=2), "2 channels", "takes 3")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["convert"], ["convert", "a.npz"], ["inspect"], ["verify", "--nonsense"], ["port"]]
+)
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    assert "Usage: mixer-equiv" in run(*arguments, status=2).stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["convert"], ["inspect"], ["verify"]])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_status_0(arguments: list[str], flag: str) -> None:
+    assert "Usage: mixer-equiv" in run(*arguments, flag).stdout
+
+
+# As a process
+
+
+COMMAND = [sys.executable, "-m", "mixer_equiv"]
+
+
+def test_a_pipe_sees_no_progress_bar(tmp_path: Path, published: Path) -> None:
+    command = [*COMMAND, "convert", published, tmp_path / "mixer.safetensors", "--to", "timm"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert finished.stderr == ""
+    assert finished.stdout.startswith(f"{published} (linen) -> {tmp_path / 'mixer.safetensors'} (timm)\n")
+    assert "\x1b" not in finished.stdout
+    assert same_bits(convert(load(tmp_path / "mixer.safetensors"), to="linen").arrays, params())
+
+
+def at_a_terminal(*arguments: Any) -> tuple[int, str]:
+    """Exit status of the command line, and all that it draws, with a pseudo-terminal for every stream."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    process = subprocess.Popen([*COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    drawn = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            drawn += chunk
+    except OSError:  # how Linux says that the other end was closed
+        pass
+    finally:
+        os.close(ours)
+    return process.wait(), drawn.decode()
+
+
+def test_a_terminal_sees_a_progress_bar(tmp_path: Path, published: Path) -> None:
+    status, drawn = at_a_terminal("convert", published, tmp_path / "mixer.npz", "--to", "timm")
+    assert status == 0
+    assert re.search(r"writing mixer\.npz.*━", drawn)
+    assert "(timm)" in drawn
+    assert (tmp_path / "mixer.npz").is_file()
