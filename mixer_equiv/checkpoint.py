@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fnmatch
 import json
 import os
+import secrets
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mixer_equiv import containers
+from mixer_equiv import containers, strict
 from mixer_equiv.arrays import flatten, is_array, to_numpy, to_torch, unflatten
 from mixer_equiv.config import MixerConfig, Size, config_from_axes
 from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
-from mixer_equiv.layouts import LAYOUTS, Binding, Conventions, Layout, detect, get_layout
+from mixer_equiv.layouts import LAYOUTS, Binding, Conventions, Layout, Match, detect, get_layout
 
-_Problems = dict[str, dict[str, str]]  # what is wrong, by kind and by name
-
-_SHOWN = 12  # problems of one kind that an error spells out
+_DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float16", "bfloat16", "float32", "float64")}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -80,22 +78,19 @@ class Checkpoint(Mapping[str, Any]):
         return tuple(sorted({str(array.dtype) for array in self.arrays.values()}))
 
     def astype(self, dtype: np.dtype | str) -> Checkpoint:
-        """The same weights rounded to another floating-point dtype: "float32", "bfloat16", ...
+        """The same weights rounded to "float16", "bfloat16", "float32" or "float64".
 
-        Raises `ConversionError` if a finite value would become infinite.
+        Raises `ConversionError` for another dtype, or if a finite value would become infinite.
         """
-        try:
-            wanted = np.dtype(dtype)
-            ml_dtypes.finfo(wanted)  # type: ignore[no-untyped-call]
-        except (TypeError, ValueError):
-            raise ConversionError(
-                f"no floating-point dtype is called {str(dtype)!r}; use float16, bfloat16, float32 or float64"
-            ) from None
-        with np.errstate(over="ignore"):
+        wanted = _DTYPES.get(str(dtype))
+        if wanted is None:
+            raise ConversionError(f"dtype is {str(dtype)!r}; it must be one of {', '.join(_DTYPES)}")
+        with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs turn quiet
             cast = {name: array.astype(wanted) for name, array in self.arrays.items()}
-        lost = [name for name, array in cast.items() if np.any(np.isinf(array) & np.isfinite(self.arrays[name]))]
+            lost = [name for name, array in cast.items() if np.any(np.isinf(array) & np.isfinite(self.arrays[name]))]
         if lost:
-            raise ConversionError(f"{wanted} cannot hold values of {', '.join(lost[:_SHOWN])}: they would be infinite")
+            names = ", ".join(lost[: strict.SHOWN])
+            raise ConversionError(f"{wanted} cannot hold values of {names}: they would become infinite")
         return dataclasses.replace(self, arrays=cast)
 
     @classmethod
@@ -119,103 +114,39 @@ class Checkpoint(Mapping[str, Any]):
         """
         leaves = dict(flatten(arrays))
         shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
-        try:
-            match = detect(shapes, LAYOUTS.values() if layout is None else [get_layout(layout)], shapes)
-        except LayoutError as error:
-            raise LayoutError(f"{source}: {error}") from None
+        match = _detect(shapes, layout, source)
         own, notes = _strip(leaves, match.prefix)
         flat = {name: to_numpy(name, leaf) for name, leaf in own.items()}
         stated, trained_with = _statements(config, metadata or {}, match.layout, source)
-        if stated is None:
-            computed = trained_with or match.layout.computes
-            sizes = match.layout.axis_sizes(match.num_blocks, {name: array.shape for name, array in flat.items()})
-            try:
-                inferred, assumptions = config_from_axes(
-                    sizes,
-                    match.num_blocks,
-                    image_size,
-                    activation=computed.activation,
-                    layer_norm_eps=computed.layer_norm_eps,
-                )
-            except ConfigError as error:
-                raise ConfigError(f"{source}: {error}") from None
-            notes += assumptions
-            return cls(flat, match.layout, inferred, trained_with, False, source, tuple(notes), image_size is None)
-        resized = stated if image_size is None else stated.resized(image_size)
-        assumed = config is None and image_size is None and bool((metadata or {}).get("image_size_is_assumed"))
-        return cls(flat, match.layout, resized, trained_with, True, source, tuple(notes), assumed)
+        assumed = config is None and image_size is None and (metadata or {}).get("image_size_is_assumed", not stated)
+        computed = trained_with or match.layout.computes
+        try:
+            found = stated or config_from_axes(
+                match.layout.axis_sizes(match.num_blocks, {name: array.shape for name, array in flat.items()}),
+                match.num_blocks,
+                image_size,
+                activation=computed.activation,
+                layer_norm_eps=computed.layer_norm_eps,
+            )
+            if image_size is not None:
+                found = found.resized(image_size)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        if assumed:
+            grid, size = ("x".join(map(str, pair)) for pair in (found.grid_hw, found.image_hw))
+            notes.append(f"{found.num_tokens} tokens are taken as {grid}, an image of {size}")
+        return cls(flat, match.layout, found, trained_with, stated is not None, source, tuple(notes), bool(assumed))
 
     def check(
         self, *, target: Layout | None = None, allow_missing: Collection[str] = ()
     ) -> tuple[dict[str, Binding], list[str]]:
         """The parameters present, by canonical name, once they are known to fill the layout exactly.
 
-        `allow_missing` are globs over canonical or own names: what they match may be absent, and
-        is left out if its shape is another. Returns the bindings and a note on each left out.
-        `target` is for the messages. Raises one `ConversionError` with everything that is wrong.
+        `allow_missing` are globs over canonical or own names: what they match may be absent or of
+        another shape, and is then left out; the second result says so. `target` is the layout
+        whose names the messages give as well. Raises one `ConversionError` with all that is wrong.
         """
-        bindings = self.layout.bindings(self.config.num_blocks)
-        targets = target.bindings(self.config.num_blocks) if target else {}
-        allowed = _expand(allow_missing, bindings)
-        own = {binding.foreign for binding in bindings.values()}
-        strangers = {name: _describe(array) for name, array in self.arrays.items() if name not in own}
-        problems: _Problems = {"missing": {}, "unexpected": strangers, "mis-shaped": {}}
-        present, notes = {}, []
-        for canonical, binding in bindings.items():
-            array = self.arrays.get(binding.foreign)
-            found = None if array is None else array.shape
-            wanted = self._expected_shape(binding)
-            if found == wanted and found is not None:
-                present[canonical] = binding
-            elif found != wanted:
-                kind = "missing" if found is None else "unexpected" if wanted is None else "mis-shaped"
-                what = self._explain(binding, targets.get(canonical), found)
-                if canonical in allowed:
-                    notes.append(f"left out: {binding.foreign}, {what}")
-                else:
-                    problems[kind][binding.foreign] = what
-        self._raise_on(problems)
-        return present, notes
-
-    def _expected_shape(self, binding: Binding) -> tuple[int, ...] | None:
-        """The shape that the config gives a parameter; None for the head of a model stated to have none."""
-        absent = binding.row.in_head and self.config_is_stated and not self.config.num_classes
-        return None if absent else binding.shape(self.config.axis_sizes)
-
-    def _explain(self, binding: Binding, target: Binding | None, found: tuple[int, ...] | None) -> str:
-        parts = [] if found is None else [f"found {found}"]
-        if self._expected_shape(binding) is None:
-            parts.append("expected no head")
-        else:
-            parts.append(f"expected {self._shape_text(binding)}")
-            if target is not None:
-                parts[-1] += f" for {target.foreign} {self._shape_text(target)}"
-        return ", ".join(parts)
-
-    def _shape_text(self, binding: Binding) -> str:
-        sizes = self.config.axis_sizes
-        if binding.row.in_head and not sizes["classes"]:
-            return f"({binding.row.foreign_axes.replace(' ', ', ')})"
-        return str(binding.shape(sizes))
-
-    def _raise_on(self, problems: _Problems) -> None:
-        if not any(problems.values()):
-            return
-        lines = [f"{self.source} cannot fill the layout {self.layout.name} of {self.config.num_blocks} blocks:"]
-        for kind, items in problems.items():
-            shown = list(items.items())[:_SHOWN]
-            lines += [f"  {kind}: {name}, {what}" for name, what in shown]
-            if len(items) > len(shown):
-                lines.append(f"  {kind}: and {len(items) - len(shown)} more")
-        heads = {binding.foreign for binding in self.layout.bindings(1).values() if binding.row.in_head}
-        if any(heads & items.keys() for items in problems.values()):
-            lines.append("  to leave the head out, pass allow_missing=['head/*'] (--allow-missing 'head/*')")
-        raise ConversionError(
-            "\n".join(lines),
-            missing_keys=problems["missing"],
-            unexpected_keys=problems["unexpected"],
-            mismatched_keys=problems["mis-shaped"],
-        )
+        return strict.check(self, target=target, allow_missing=allow_missing)
 
 
 def as_checkpoint(
@@ -248,11 +179,14 @@ def load(
     and noted. Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays
     of no known layout, `ConfigError` for an image size of another number of tokens.
     """
-    path = Path(path)
-    contents = containers.read(path)
-    metadata = containers.parse_metadata(contents.metadata)
+    contents = containers.read(Path(path))
     return Checkpoint.from_arrays(
-        contents.arrays, layout=layout, config=config, image_size=image_size, source=str(path), metadata=metadata
+        contents.arrays,
+        layout=layout,
+        config=config,
+        image_size=image_size,
+        source=str(path),
+        metadata=contents.metadata,
     )
 
 
@@ -261,18 +195,19 @@ def save(checkpoint: Mapping[str, Any], path: str | os.PathLike[str], *, force: 
 
     A mapping that is no `Checkpoint` is taken as one by `Checkpoint.from_arrays`. The file is
     written beside the target and renamed, so that the target is never half written; one that
-    exists is kept unless `force`. Raises `CheckpointError` if it cannot be written.
+    exists is kept unless `force`; a symbolic link is followed. Raises `CheckpointError` if it
+    cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     container = check_target(path, force=force)
     checkpoint = as_checkpoint(checkpoint)
     arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         container.write(temporary, arrays, _metadata(checkpoint), checkpoint.layout.framework)
         os.replace(temporary, path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}") from error
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -321,6 +256,20 @@ def _statements(
     return stated, trained_with if "trained_with" in metadata else layout.trained_with
 
 
+def _detect(shapes: Mapping[str, tuple[int, ...]], layout: str | Layout | None, source: str) -> Match:
+    """The layout found, or the given one if it is there, as `detect` tells."""
+    known = list(LAYOUTS.values())
+    try:
+        return detect(shapes, known if layout is None else [get_layout(layout)], shapes)
+    except LayoutError as error:
+        message = str(error)
+    if layout is not None:
+        with contextlib.suppress(LayoutError):
+            likely = detect(shapes, known, shapes).layout.name
+            message = f"the arrays are not of the layout {get_layout(layout).name}, but by their names of {likely}"
+    raise LayoutError(f"{source}: {message}")
+
+
 def _strip(leaves: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
     """What lies under the prefix's nesting, with the prefix off, and notes on what was done."""
     nesting = prefix[: prefix.rfind("/") + 1]
@@ -329,7 +278,7 @@ def _strip(leaves: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list
     if len(own) < len(inside):
         twice = sorted(name for name in inside if not name.startswith(prefix) and prefix + name in leaves)
         raise ConversionError(
-            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[:_SHOWN])}",
+            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[: strict.SHOWN])}",
             unexpected_keys=twice,
         )
     notes = []
@@ -340,27 +289,3 @@ def _strip(leaves: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list
         more = ", ..." if len(beside) > 4 else ""
         notes.append(f"{len(beside)} entries beside {nesting!r} were left out: {', '.join(beside[:4])}{more}")
     return own, notes
-
-
-def _expand(patterns: Collection[str], bindings: Mapping[str, Binding]) -> set[str]:
-    """Canonical names that any of the globs matches, by canonical or by own name."""
-    if isinstance(patterns, str):
-        raise ConversionError(f"allow_missing is the string {patterns!r}; it must be a list of globs: [{patterns!r}]")
-    allowed: set[str] = set()
-    for pattern in patterns:
-        matched = {
-            canonical
-            for canonical, binding in bindings.items()
-            if fnmatch.fnmatchcase(canonical, pattern) or fnmatch.fnmatchcase(binding.foreign, pattern)
-        }
-        if not matched:
-            names = list(bindings)
-            raise ConversionError(
-                f"allow_missing {pattern!r} matches no parameter; they are called {names[0]}, ..., {names[-1]}"
-            )
-        allowed |= matched
-    return allowed
-
-
-def _describe(array: np.ndarray) -> str:
-    return f"found {array.shape} {array.dtype}"

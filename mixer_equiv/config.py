@@ -51,12 +51,8 @@ class MixerConfig:
             object.__setattr__(self, name, _as_pair(name, getattr(self, name)))
         for name in (*_VARIANT_FIELDS, "in_channels", "num_classes"):
             object.__setattr__(self, name, _as_count(name, getattr(self, name)))
-        if self.activation not in ACTIVATIONS:
-            raise ConfigError(f"activation is {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
-        eps = self.layer_norm_eps
-        if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not 0 <= eps < 1:
-            raise ConfigError(f"layer_norm_eps is {eps!r}; it must be a number in [0, 1), such as 1e-6")
-        object.__setattr__(self, "layer_norm_eps", float(eps))
+        check_conventions(self.activation, self.layer_norm_eps)
+        object.__setattr__(self, "layer_norm_eps", float(self.layer_norm_eps))
         (height, width), (ph, pw) = self.image_hw, self.patch_hw
         if height % ph or width % pw:
             raise ConfigError(
@@ -157,38 +153,40 @@ class MixerConfig:
         return f"{letters[0]}/{ph}" if letters and ph == pw else None
 
 
+def check_conventions(activation: Any, layer_norm_eps: Any) -> None:
+    """Raise `ConfigError` for an activation or a LayerNorm eps that no model here computes."""
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
+    is_number = isinstance(layer_norm_eps, numbers.Real) and not isinstance(layer_norm_eps, bool)
+    if not is_number or not 0 <= layer_norm_eps < 1:
+        raise ConfigError(f"layer_norm_eps is {layer_norm_eps!r}; it must be a number in [0, 1), such as 1e-6")
+
+
 def config_from_axes(
     sizes: Mapping[str, int], num_blocks: int, image_size: Size | None = None, **conventions: Any
-) -> tuple[MixerConfig, list[str]]:
-    """The config of a model whose parameters have these axis `sizes`, and what had to be assumed.
+) -> MixerConfig:
+    """The config of a model whose parameters have these axis `sizes`.
 
     `sizes` are by axis name, as `MixerConfig.axis_sizes` gives them; without "classes" there is no
-    head. Raises `ConfigError` if an axis is unknown, or if `image_size` gives another number of
-    tokens than the parameters have.
+    head. Without `image_size` the grid is taken as the squarest that has the tokens. Raises
+    `ConfigError` if an axis is unknown, or if `image_size` gives another number of tokens.
     """
     unknown = [axis for axis in _AXES if axis not in sizes and axis != "classes"]
     if unknown:
         raise ConfigError(f"the arrays do not show the size of {', '.join(unknown)}; give the config")
-    assumptions = []
-    patch = sizes["ph"], sizes["pw"]
-    if image_size is None:
-        image = fitting_image_sizes(sizes["tokens"], patch)[0]
-        grid = f"{image[0] // patch[0]}x{image[1] // patch[1]}"
-        assumptions.append(f"{sizes['tokens']} tokens are taken as {grid}, an image of {image[0]}x{image[1]}")
-    else:
-        image = _check_image_size(image_size, sizes["tokens"], patch)
-    config = MixerConfig(
+    patch, tokens = (sizes["ph"], sizes["pw"]), sizes["tokens"]
+    squarest = fitting_image_sizes(tokens, patch)[0]
+    return MixerConfig(
         num_classes=sizes.get("classes", 0),
         num_blocks=num_blocks,
         patch_size=patch,
-        image_size=image,
+        image_size=squarest if image_size is None else _check_image_size(image_size, tokens, patch),
         in_channels=sizes["channels"],
         hidden_dim=sizes["hidden"],
         tokens_mlp_dim=sizes["tokens_mlp"],
         channels_mlp_dim=sizes["channels_mlp"],
         **conventions,
     )
-    return config, assumptions
 
 
 def _check_image_size(image_size: Any, num_tokens: int, patch_hw: tuple[int, int]) -> tuple[int, int]:

@@ -11,7 +11,6 @@ import json
 import pickle
 import re
 import zipfile
-import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,26 +20,12 @@ import ml_dtypes  # noqa: F401  # safetensors finds bfloat16 only once this has 
 import numpy as np
 
 from mixer_equiv.arrays import require, to_torch
-from mixer_equiv.errors import CheckpointError, MissingDependencyError
+from mixer_equiv.errors import CheckpointError, MissingDependencyError, MixerEquivError
 
 Framework = Literal["flax", "torch"]
 
 # Where a file's metadata holds ours, as JSON.
 METADATA_KEY = "mixer_equiv"
-
-_READ_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    OSError,
-    MemoryError,
-    RuntimeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-    pickle.UnpicklingError,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +33,7 @@ class Contents:
     """What a file holds: arrays by name, possibly nested, and our metadata if it has any."""
 
     arrays: Mapping[str, Any]
-    metadata: str | None
+    metadata: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +43,7 @@ class Container:
     name: str
     suffixes: tuple[str, ...]
     recognise: Callable[[Path], bool]
-    read: Callable[[Path], Contents]
+    read: Callable[[Path], tuple[Mapping[str, Any], str | None]]
     write: Callable[[Path, Mapping[str, np.ndarray], str, Framework], None]
 
 
@@ -74,12 +59,24 @@ def read(path: Path) -> Contents:
         raise CheckpointError(f"{path} is a directory; a checkpoint is a file: {', '.join(SUFFIXES)}")
     try:
         container = next((c for c in CONTAINERS if c.recognise(path)), None) or _by_suffix(path)
-        return container.read(path)
-    except (CheckpointError, MissingDependencyError):
+        arrays, metadata = container.read(path)
+        return Contents(arrays, _parse(metadata))
+    except MixerEquivError:
         raise
-    except _READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{path} cannot be read, it is damaged or not a checkpoint: {reason}") from error
+    except Exception as error:  # what parsers raise on damaged input is almost anything
+        raise CheckpointError(
+            f"{path} cannot be read: it is damaged or not a checkpoint ({_first_sentence(error)})"
+        ) from error
+
+
+def _parse(metadata: str | None) -> dict[str, Any]:
+    values = json.loads(metadata or "{}")
+    return values if isinstance(values, dict) else {}
+
+
+def _first_sentence(error: Exception) -> str:
+    sentence = " ".join(str(error).split()).partition(". ")[0]
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
 
 
 def container_for(path: Path) -> Container:
@@ -111,7 +108,7 @@ def _is_npz(path: Path) -> bool:
     return any(name.endswith(".npy") for name in _zip_names(path))
 
 
-def _read_npz(path: Path) -> Contents:
+def _read_npz(path: Path) -> tuple[Mapping[str, Any], str | None]:
     arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -128,7 +125,7 @@ def _read_npz(path: Path) -> Contents:
             with archive.open(info) as member:
                 arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
         comment = archive.comment.decode("utf-8", "replace")
-    return Contents(arrays, comment if comment.startswith("{") else None)
+    return arrays, comment if comment.startswith("{") else None
 
 
 def _check_npy_header(what: str, member: Any, size: int) -> None:
@@ -163,22 +160,26 @@ def _is_safetensors(path: Path) -> bool:
         return re.match(rb"[\s\S]{8}\{", stream.read(9)) is not None
 
 
-def _read_safetensors(path: Path) -> Contents:
-    from safetensors import SafetensorError, safe_open
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], str | None]:
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="np") as tensors:
-            metadata = (tensors.metadata() or {}).get(METADATA_KEY)
-            return Contents({name: tensors.get_tensor(name) for name in tensors.keys()}, metadata)  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"not a valid safetensors file ({error})") from error
+    with safe_open(path, framework="np") as tensors:
+        metadata = (tensors.metadata() or {}).get(METADATA_KEY)
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}, metadata  # noqa: SIM118
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     form = {"torch": "pt", "flax": "flax"}[framework]
-    save_file(dict(arrays), path, metadata={"format": form, METADATA_KEY: metadata})
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(arrays), path, metadata={"format": form, METADATA_KEY: metadata})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(mode)  # save_file leaves files that only their owner can read
 
 
 # torch
@@ -207,25 +208,33 @@ def _safe_torch() -> Any:
     return torch
 
 
-def _read_torch(path: Path) -> Contents:
+def _read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
     torch = _safe_torch()
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Given a path instead of a stream, torch would go by its suffix.
+        with path.open("rb") as stream:
+            loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's own message advises to load it anyway.
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"Python objects ({named[1]})" if named else "something else than weights, or is damaged"
         raise CheckpointError(
-            f"{path} holds Python objects and not only weights, so it is not loaded; "
-            f"save model.state_dict() instead of the model: {str(error).splitlines()[0]}"
+            f"{path} holds {what}, so it is not loaded; save model.state_dict() instead of the model"
         ) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a state_dict")
-    return Contents(loaded, getattr(loaded, METADATA_KEY, None))
+    return loaded, getattr(loaded, METADATA_KEY, None)
 
 
 def _write_torch(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
     # An attribute of an OrderedDict is pickled with it, weights_only loads it, and nobody trips on it.
     state = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
     setattr(state, METADATA_KEY, metadata)
-    _safe_torch().save(state, path)
+    try:
+        with path.open("xb") as stream:
+            _safe_torch().save(state, stream)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(str(error).partition("\n")[0]) from error
 
 
 CONTAINERS = (
@@ -236,12 +245,3 @@ CONTAINERS = (
 
 
 SUFFIXES = tuple(suffix for container in CONTAINERS for suffix in container.suffixes)
-
-
-def parse_metadata(text: str | None) -> dict[str, Any]:
-    """The metadata this package wrote, or nothing where there is none that can be understood."""
-    try:
-        values = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}

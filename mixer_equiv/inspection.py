@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from mixer_equiv.convert import describe_conventions
 class ArraySummary:
     """One array: its names, shape and dtype, statistics over its finite values, and what is odd about it.
 
-    `flags` are among "NaN", "inf", "all zero" and "constant".
+    A statistic is None where nothing is finite, or float64 cannot hold it. `flags` are among
+    "NaN", "inf", "all zero" and "constant".
     """
 
     name: str
@@ -29,9 +30,9 @@ class ArraySummary:
     row: str
     shape: tuple[int, ...]
     dtype: str
-    mean: float
-    std: float
-    max_abs: float
+    mean: float | None
+    std: float | None
+    max_abs: float | None
     flags: tuple[str, ...]
 
 
@@ -50,7 +51,7 @@ class Inspection:
         for flag in ("NaN", "inf"):
             names = [array.name for array in self.arrays if flag in array.flags]
             if names:
-                sentences.append(f"{len(names)} arrays hold {flag}: {_some(names)}")
+                sentences.append(f"{flag} in {_count(len(names), 'array')}: {_some(names)}")
         head = [array for array in self.arrays if array.canonical == "head/kernel"]
         if head and "all zero" in head[0].flags:
             sentences.append(
@@ -59,7 +60,7 @@ class Inspection:
         kernels = [a for a in self.arrays if a.canonical.endswith("kernel") and not a.canonical.startswith("head")]
         dead = [array.name for array in kernels if {"all zero", "constant"} & set(array.flags)]
         if dead:
-            sentences.append(f"{len(dead)} kernels are zero or constant: {_some(dead)}")
+            sentences.append(f"zero or constant in {_count(len(dead), 'kernel')}: {_some(dead)}")
         return sentences
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,9 +102,10 @@ def inspect(checkpoint: Checkpoint, *, allow_missing: Collection[str] = ()) -> I
 
 
 def _summarise(name: str, canonical: str, row: str, array: np.ndarray) -> ArraySummary:
-    values = array.astype(np.float64).ravel()
-    finite = values[np.isfinite(values)]
-    mean, std, max_abs = (finite.mean(), finite.std(), np.abs(finite).max()) if finite.size else (0.0, 0.0, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = array.astype(np.float64).ravel()
+        finite = values[np.isfinite(values)]
+        statistics = [finite.mean(), finite.std(), np.abs(finite).max()] if finite.size else [np.nan] * 3
     same = bool(np.all(values == values[0]))
     checks = {
         "NaN": bool(np.isnan(values).any()),
@@ -112,9 +114,8 @@ def _summarise(name: str, canonical: str, row: str, array: np.ndarray) -> ArrayS
         "constant": same and values[0] != 0 and values.size > 1,
     }
     flags = tuple(flag for flag, holds in checks.items() if holds)
-    return ArraySummary(
-        name, canonical, row, array.shape, str(array.dtype), float(mean), float(std), float(max_abs), flags
-    )
+    mean, std, max_abs = (float(number) if np.isfinite(number) else None for number in statistics)
+    return ArraySummary(name, canonical, row, array.shape, str(array.dtype), mean, std, max_abs, flags)
 
 
 def _summary_table(checkpoint: Checkpoint) -> Table:
@@ -155,15 +156,14 @@ def _array_table(inspection: Inspection) -> Table:
     for array in inspection.arrays:
         rows.setdefault(array.row, []).append(array)
     for name, members in rows.items():
-        means, stds = [m.mean for m in members], [m.std for m in members]
         counts = {flag: sum(flag in m.flags for m in members) for flag in _flags_of(members)}
         flags = [flag if len(members) == 1 else f"{flag} in {n} of {len(members)}" for flag, n in counts.items()]
         table.add_row(
             name,
             "x".join(map(str, members[0].shape)),
-            f"{np.mean(means):.2g}",
-            f"{np.mean(stds):.2g}",
-            f"{max(m.max_abs for m in members):.2g}",
+            _over(np.mean, [m.mean for m in members]),
+            _over(np.mean, [m.std for m in members]),
+            _over(np.max, [m.max_abs for m in members]),
             ", ".join(flags),
         )
     return table
@@ -171,6 +171,15 @@ def _array_table(inspection: Inspection) -> Table:
 
 def _flags_of(members: list[ArraySummary]) -> list[str]:
     return sorted({flag for member in members for flag in member.flags})
+
+
+def _over(reduce: Callable[[list[float]], Any], numbers: list[float | None]) -> str:
+    known = [number for number in numbers if number is not None]
+    return f"{reduce(known):.2g}" if known else "-"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _some(names: list[str]) -> str:

@@ -205,8 +205,10 @@ def _bit_identical(same: bool | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
+    if value is None or math.isnan(value):
+        return "-"
+    return "0" if value == 0 else f"{value:.1e}"
 
 
 def _ratio(a: float | None, b: float | None) -> str:
-    return f"ratio {a / b:.2f}" if a and b else ""
+    return f"ratio {a / b:.2f}" if a and b and math.isfinite(a) and math.isfinite(b) else ""

@@ -397,3 +397,12 @@ def test_bfloat16_tensors_come_out_as_ml_dtypes_and_back():
     assert params["stem"]["kernel"].dtype == ml_dtypes.bfloat16
     back = flax_to_torch(params)
     assert all(torch.equal(back[name].view(torch.int16), state[name].view(torch.int16)) for name in state)
+
+
+def test_half_a_head_is_no_head():
+    arrays = {name: array for name, array in float32_params().items() if name != "head/kernel"}
+    with pytest.raises(ConversionError, match="missing: head/kernel"):
+        convert(arrays, to="torch")
+    converted = convert(arrays, to="torch", allow_missing=["head/*"])
+    assert "left out: head/bias, since the rest of the head is absent" in converted.notes
+    assert len(convert(converted, to="linen")) == 148

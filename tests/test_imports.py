@@ -214,7 +214,7 @@ LAYERS = (
     ("errors",),
     ("config", "arrays"),
     ("layouts",),
-    ("containers",),
+    ("containers", "strict"),
     ("checkpoint",),
     ("convert",),
     ("models", "report", "inspection", "digits", "strategies"),
@@ -224,7 +224,7 @@ LAYERS = (
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 # Modules that must not load a framework when they are imported, even by way of our models.
-LIGHT = ("errors", "config", "layouts", "checkpoint", "containers", "arrays", "convert")
+LIGHT = ("errors", "config", "layouts", "checkpoint", "containers", "strict", "arrays", "convert")
 OUR_MODELS = "mixer_equiv.models"
 
 # What the three models must not know, so that they can be held against each other.

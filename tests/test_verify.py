@@ -351,3 +351,23 @@ def test_the_report_is_complete_as_text_and_as_json():
     ):
         assert part in text
     assert "EQUIVALENT: fp64 residual" in text
+
+
+def test_built_ins_take_their_sizes_from_the_weights_they_are_given():
+    config = CONFIG.replace(num_blocks=2, hidden_dim=9)
+    report = verify("flax", "torch", weights=checkpoint(config))
+    assert (report.verdict, report.sides[0].num_parameters) == ("equivalent", config.num_parameters)
+
+
+def test_an_empty_variant_is_refused():
+    with pytest.raises(ConfigError, match="no Mixer is called ''"):
+        verify("flax:")
+    with pytest.raises(ConfigError, match="seed is -1; it must be a whole number of at least 0"):
+        verify("flax", seed=-1)
+
+
+def test_not_a_number_makes_no_float32_warning():
+    bias = np.full(20, np.nan, np.float32)
+    report = verify(checkpoint(**{"stem/bias": bias}))
+    assert report.warnings == ()
+    assert "nan" not in str(report)

@@ -71,11 +71,17 @@ class Subject:
 
 
 def subjects(
-    a: Any, b: Any = None, *, kwargs: Mapping[str, Any] | None = None, image: Image | None = None
+    a: Any,
+    b: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    image: Image | None = None,
+    sizes: MixerConfig | None = None,
 ) -> tuple[Subject, Subject]:
     """Both sides of a comparison; `verify` says what `a` and `b` may be, and what stands in for no `b`.
 
     `kwargs` are `MixerConfig` fields for built-ins, `image` (channels, height, width) is for all.
+    Built-ins without a variant are of `sizes`, or of the other side's.
     """
     fields = dict(kwargs or {})
     if image is not None:
@@ -89,15 +95,15 @@ def subjects(
             read[1] = port(read[0])
         else:
             program = named[0][0] if named[0] else read[0].program if read[0] else ""
-            named[1] = ("torch" if program == "flax" else "flax", named[0][1] if named[0] else "")
+            named[1] = ("torch" if program == "flax" else "flax", named[0][1] if named[0] else None)
     holders = _same_image([holder for holder in read if holder])
-    sizes = holders[0].config if holders else None
+    sizes = holders[0].config if holders else sizes
     sides = []
     for name in named:
         if name:
             program, variant = name
-            config = MixerConfig.from_name(variant) if variant else _official(sizes or DEFAULT_CONFIG)
-            shown = f"{program}:{variant}" if variant else program
+            config = MixerConfig.from_name(variant) if variant is not None else _official(sizes or DEFAULT_CONFIG)
+            shown = program if variant is None else f"{program}:{variant}"
             sides.append(Subject(shown, program, MixerConfig.from_dict({**config.to_dict(), **fields})))
         else:
             sides.append(holders.pop(0))
@@ -111,12 +117,12 @@ def port(side: Subject) -> Subject:
     return _from_checkpoint(convert(side.checkpoint, to=target), f"its port ({target})")
 
 
-def _builtin(source: Any) -> tuple[str, str] | None:
+def _builtin(source: Any) -> tuple[str, str | None] | None:
     """Program and variant, if `source` names a built-in."""
     if not isinstance(source, str):
         return None
-    program, _, variant = source.partition(":")
-    return (program, variant) if program in PROGRAMS else None
+    program, colon, variant = source.partition(":")
+    return (program, variant if colon else None) if program in PROGRAMS else None
 
 
 def _holder(source: Any, image: Image | None) -> Subject:

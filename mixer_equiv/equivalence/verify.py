@@ -18,7 +18,7 @@ from mixer_equiv.equivalence.compare import Policy, differing, residual, size_di
 from mixer_equiv.equivalence.diagnose import convention_causes, ill_conditioned, weight_causes
 from mixer_equiv.equivalence.programs import Taps
 from mixer_equiv.equivalence.subject import Image, Subject, subjects
-from mixer_equiv.equivalence.weights import give_weights, random_images
+from mixer_equiv.equivalence.weights import give_weights, random_images, weights_holder
 from mixer_equiv.errors import ConfigError, ConventionWarning
 from mixer_equiv.report import Cause, Report, Side, Stage, Verdict
 
@@ -59,16 +59,19 @@ def verify(
     the user's modules, random state and precision settings are left as they were.
     Raises `MixerEquivError` for sides that cannot be read, or have no weights where they must.
     """
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; it must be a whole number of at least 0")
     policy = policy or Policy()
     on_step("reading")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConventionWarning)
-        side_a, side_b = subjects(a, b, kwargs=kwargs, image=image)
+        donor = None if weights in (None, "given", "random") else weights_holder(weights)
+        side_a, side_b = subjects(a, b, kwargs=kwargs, image=image, sizes=donor.config if donor else None)
     notes = [str(warning.message) for warning in caught]
     differences = size_differences(side_a.config, side_b.config)
     if differences:
         return _of_other_sizes(side_a, side_b, differences, policy)
-    side_a, side_b, origin = give_weights(side_a, side_b, weights, seed)
+    side_a, side_b, origin = give_weights(side_a, side_b, donor or weights, seed)
     batch = random_images(side_a.config, seed) if images is None else _checked(images, side_a)
     evidence = _gather(side_a, side_b, batch, on_step)
     shown = f"on {len(batch)} {'random images' if images is None else 'images'}"
@@ -261,7 +264,7 @@ def _round_trip(checkpoint: Checkpoint, there: Any) -> tuple[bool, str]:
 def _float32_warnings(sides: tuple[Side, Side], policy: Policy) -> list[str]:
     ours, theirs = (side.float32_error for side in sides)
     bound = policy.float32_ratio
-    if not ours or not theirs or 1 / bound <= ours / theirs <= bound:
+    if not ours or not theirs or not np.isfinite([ours, theirs]).all() or 1 / bound <= ours / theirs <= bound:
         return []
     return [f"the float32 errors differ by more than {bound:g} times: {ours:.1e} and {theirs:.1e}"]
 

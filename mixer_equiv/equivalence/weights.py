@@ -15,25 +15,33 @@ from mixer_equiv.errors import ConfigError, MixerEquivError
 from mixer_equiv.layouts import LINEN
 
 
-def give_weights(a: Subject, b: Subject, weights: Any, seed: int) -> tuple[Subject, Subject, str]:
-    """Both subjects with weights, and where these are from: "given", "random" or a checkpoint's name."""
+def give_weights(a: Subject, b: Subject, weights: Subject | str | None, seed: int) -> tuple[Subject, Subject, str]:
+    """Both subjects with weights, and where these are from: "given", "random" or a checkpoint's name.
+
+    `weights` are "given", "random", or the `weights_holder` that both take.
+    """
     if weights is None:
         weights = "given" if a.from_weights or b.from_weights else "random"
     if weights == "random":
         donor = Checkpoint(random_params(a.config, seed), LINEN, a.config, None, True, "random weights")
         return a.replace(checkpoint=donor), b.replace(checkpoint=donor), "random"
-    if weights == "given":
+    if not isinstance(weights, Subject):
         donors = [side.checkpoint for side in (a, b) if side.checkpoint]
         if not donors:
             raise MixerEquivError(f"neither {a.name} nor {b.name} has weights; give a checkpoint, or weights='random'")
         return a.replace(checkpoint=a.checkpoint or donors[0]), b.replace(checkpoint=b.checkpoint or donors[0]), "given"
-    given, _ = subjects(weights, "reference")
-    if given.checkpoint is None:
-        raise MixerEquivError(f"weights is {weights!r}; it must be 'given', 'random' or a checkpoint")
-    differences = size_differences(a.config, given.config.resized(a.config.image_hw))
+    differences = size_differences(a.config, weights.config)
     if differences:
-        raise ConfigError(f"the weights of {given.name} do not fit {a.name}: {'; '.join(differences)}")
-    return a.replace(checkpoint=given.checkpoint), b.replace(checkpoint=given.checkpoint), given.name
+        raise ConfigError(f"the weights of {weights.name} do not fit {a.name}: {'; '.join(differences)}")
+    return a.replace(checkpoint=weights.checkpoint), b.replace(checkpoint=weights.checkpoint), weights.name
+
+
+def weights_holder(source: Any) -> Subject:
+    """The checkpoint that both sides are to take. Raises `MixerEquivError` for what holds no weights."""
+    holder, _ = subjects(source, "reference")
+    if holder.checkpoint is None:
+        raise MixerEquivError(f"weights is {source!r}; it must be 'given', 'random' or a checkpoint")
+    return holder
 
 
 def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mixer_equiv.errors import LayoutError
+from mixer_equiv.layouts.detect import Match, detect
 from mixer_equiv.layouts.jankrepl import JANKREPL
-from mixer_equiv.layouts.layout import OFFICIAL, Binding, Conventions, Layout, Match, Row, detect
+from mixer_equiv.layouts.layout import OFFICIAL, Binding, Conventions, Layout, Row
 from mixer_equiv.layouts.linen import LINEN
 from mixer_equiv.layouts.timm import TIMM
 from mixer_equiv.layouts.torch import TORCH

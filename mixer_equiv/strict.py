@@ -1,0 +1,114 @@
+"""Whether a checkpoint fills its layout exactly: every array used once, every parameter there."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from mixer_equiv.errors import ConversionError
+from mixer_equiv.layouts import Binding, Layout
+
+if TYPE_CHECKING:
+    from mixer_equiv.checkpoint import Checkpoint
+
+SHOWN = 12  # problems of one kind that an error spells out
+
+_Problems = dict[str, dict[str, str]]  # what is wrong, by kind and by name
+
+
+def check(
+    checkpoint: Checkpoint, *, target: Layout | None, allow_missing: Collection[str]
+) -> tuple[dict[str, Binding], list[str]]:
+    """The work of `Checkpoint.check`."""
+    depth = checkpoint.config.num_blocks
+    bindings = checkpoint.layout.bindings(depth)
+    targets = target.bindings(depth) if target else {}
+    allowed = _expand(allow_missing, bindings)
+    own = {binding.foreign for binding in bindings.values()}
+    strangers = {n: f"found {a.shape} {a.dtype}" for n, a in checkpoint.arrays.items() if n not in own}
+    problems: _Problems = {"missing": {}, "unexpected": strangers, "mis-shaped": {}}
+    present, notes = {}, []
+    for canonical, binding in bindings.items():
+        array = checkpoint.arrays.get(binding.foreign)
+        found = None if array is None else array.shape
+        wanted = _expected_shape(checkpoint, binding)
+        if found == wanted and found is not None:
+            present[canonical] = binding
+        elif found != wanted:
+            what = _explain(checkpoint, binding, targets.get(canonical), found)
+            if canonical in allowed:
+                notes.append(f"left out: {binding.foreign}, {what}")
+            else:
+                kind = "missing" if found is None else "unexpected" if wanted is None else "mis-shaped"
+                problems[kind][binding.foreign] = what
+    if any(problems.values()):
+        raise _error(checkpoint, problems)
+    head = [binding for binding in bindings.values() if binding.row.in_head]
+    if any(binding.canonical not in present for binding in head):
+        for binding in head:
+            if present.pop(binding.canonical, None):
+                notes.append(f"left out: {binding.foreign}, since the rest of the head is absent")
+    return present, notes
+
+
+def _expected_shape(checkpoint: Checkpoint, binding: Binding) -> tuple[int, ...] | None:
+    """The shape that the config gives a parameter; None for the head of a model stated to have none."""
+    headless = checkpoint.config_is_stated and not checkpoint.config.num_classes
+    return None if headless and binding.row.in_head else binding.shape(checkpoint.config.axis_sizes)
+
+
+def _explain(checkpoint: Checkpoint, binding: Binding, target: Binding | None, found: tuple[int, ...] | None) -> str:
+    sizes = checkpoint.config.axis_sizes
+    parts = [] if found is None else [f"found {found}"]
+    if _expected_shape(checkpoint, binding) is None:
+        parts.append("expected no head")
+    else:
+        wanted_for = f" for {target.foreign} {_shape_text(target, sizes)}" if target else ""
+        parts.append(f"expected {_shape_text(binding, sizes)}{wanted_for}")
+    return ", ".join(parts)
+
+
+def _shape_text(binding: Binding, sizes: Mapping[str, int]) -> str:
+    if binding.row.in_head and not sizes["classes"]:
+        return f"({binding.row.foreign_axes.replace(' ', ', ')})"
+    return str(binding.shape(sizes))
+
+
+def _error(checkpoint: Checkpoint, problems: _Problems) -> ConversionError:
+    layout, depth = checkpoint.layout, checkpoint.config.num_blocks
+    lines = [f"{checkpoint.source} cannot fill the layout {layout.name} of {depth} blocks:"]
+    for kind, items in problems.items():
+        shown = list(items.items())[:SHOWN]
+        lines += [f"  {kind}: {name}, {what}" for name, what in shown]
+        if len(items) > len(shown):
+            lines.append(f"  {kind}: and {len(items) - len(shown)} more")
+    heads = {binding.foreign for binding in layout.bindings(1).values() if binding.row.in_head}
+    if any(heads & items.keys() for items in problems.values()):
+        lines.append("  to leave the head out, pass allow_missing=['head/*'] (--allow-missing 'head/*')")
+    return ConversionError(
+        "\n".join(lines),
+        missing_keys=problems["missing"],
+        unexpected_keys=problems["unexpected"],
+        mismatched_keys=problems["mis-shaped"],
+    )
+
+
+def _expand(patterns: Collection[str], bindings: Mapping[str, Binding]) -> set[str]:
+    """Canonical names that any of the globs matches, by canonical or by own name."""
+    if isinstance(patterns, str):
+        raise ConversionError(f"allow_missing is the string {patterns!r}; it must be a list of globs: [{patterns!r}]")
+    allowed: set[str] = set()
+    for pattern in patterns:
+        matched = {
+            canonical
+            for canonical, binding in bindings.items()
+            if fnmatch.fnmatchcase(canonical, pattern) or fnmatch.fnmatchcase(binding.foreign, pattern)
+        }
+        if not matched:
+            names = list(bindings)
+            raise ConversionError(
+                f"allow_missing {pattern!r} matches no parameter; they are called {names[0]}, ..., {names[-1]}"
+            )
+        allowed |= matched
+    return allowed
