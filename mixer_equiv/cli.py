@@ -122,10 +122,10 @@ def inspect(
 def verify(
     a: Annotated[
         str | None,
-        typer.Argument(metavar="[A", help="A checkpoint, or flax, torch, reference, also with a variant: flax:B/16."),
+        typer.Argument(metavar="A", help="A checkpoint, or flax, torch, reference, also with a variant: flax:B/16."),
     ] = None,
     b: Annotated[
-        str | None, typer.Argument(metavar="[B]]", help="As A; its port to the other framework if not given.")
+        str | None, typer.Argument(metavar="B", help="As A; its port to the other framework if not given.")
     ] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="random|given|FILE", help="given for checkpoints, random for programs.")
@@ -139,8 +139,7 @@ def verify(
 ) -> None:
     """Tell whether two Mixers are the same function, and where they part if they are not.
 
-    With no argument: a Mixer trained on handwritten digits in Flax, its port to PyTorch, and the digits held out
-    from training.
+    With no argument: a Mixer trained in Flax on handwritten digits, and its port to PyTorch.
     """
     with _reported():
         arguments: dict[str, Any] = {"kwargs": _parse_kwargs(kwargs), "image": _parse_image(image)}

@@ -124,10 +124,10 @@ def _plain(value: Any) -> Any:
 def _table(report: Report) -> Table:
     a, b = report.sides
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column(a.name, justify="right", overflow="fold")
     table.add_column(b.name, justify="right", overflow="fold")
-    table.add_column("between them", justify="right")
+    table.add_column("between them", justify="right", no_wrap=True)
     table.add_row("program", a.program, b.program, "")
     table.add_row("parameters", f"{a.num_parameters:,}", f"{b.num_parameters:,}", "")
     table.add_row("weights", a.weights, b.weights, report.weights)

@@ -51,7 +51,7 @@ def test_a_port_holds_the_same_weights_and_is_the_same_function(layout):
     report = verify(given, convert(given, to=layout))
     assert report.verdict == "equivalent"
     assert [side.round_trip for side in report.sides] == [True, True]
-    assert report.weights == "compared bit by bit"
+    assert report.weights == "bit by bit"
     assert len(report.stages) == 1 + 2 * 12 + 3
     assert report.mapping["MixerBlock_10/LayerNorm_0/scale"].startswith("blocks.10.")
 

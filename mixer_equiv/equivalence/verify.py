@@ -216,7 +216,7 @@ def _report(
         warnings=(*notes, *judgement.warnings, *_float32_warnings(sides, policy)),
         environment=_environment(),
         sides=sides,
-        weights={"given": "compared bit by bit", "random": "random, the same in both"}.get(origin, f"from {origin}"),
+        weights={"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}"),
         images=images,
         num_images=len(evidence.images),
         max_difference=float(np.max(np.abs(evidence.taps_a[last] - evidence.taps_b[last]))),
