@@ -50,7 +50,7 @@ MODEL = MlpMixer(digits.CONFIG)
 
 
 class Epoch(NamedTuple):
-    """The parameters after an epoch, its mean loss and last learning rate, and the accuracy on what it trains on."""
+    """What an epoch ends with; the loss is its mean, the accuracy that of its parameters on the training images."""
 
     params: dict[str, Any]
     loss: float
@@ -155,6 +155,13 @@ def header(epochs: int, seed: int, num_train: int, num_test: int) -> list[str]:
     ]
 
 
+def progress_bar() -> Progress:
+    """A bar on stderr that goes away when done; nothing at all in a pipe."""
+    columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+
+
 def main(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights, the order and the shifts.")] = 0,
@@ -166,25 +173,20 @@ def main(
     started = time.perf_counter()
     images, test_images, labels, test_labels = split()
     log = header(epochs, seed, len(labels), len(test_labels))
-    columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-    console = Console(stderr=True)
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task("compiling", total=epochs)
+    with progress_bar() as bar:
+        task = bar.add_task("compiling", total=epochs)
         for i, epoch in enumerate(train(images, labels, epochs=epochs, seed=seed), start=1):
             log.append(f"{i:5d}  {epoch.loss:.4f}  {epoch.learning_rate:13.2e}  {epoch.train_accuracy:14.4f}")
-            progress.update(
-                task, advance=1, description=f"loss {epoch.loss:.3f}, train accuracy {epoch.train_accuracy:.1%}"
-            )
+            doing = f"loss {epoch.loss:.3f}, train accuracy {epoch.train_accuracy:.1%}"
+            bar.update(task, advance=1, description=doing)
 
     test_accuracy = float(accuracy(epoch.params, jnp.asarray(digits.preprocess(test_images)), jnp.asarray(test_labels)))
     summary = [
         f"test accuracy: {test_accuracy:.4f} ({round(test_accuracy * len(test_labels))}/{len(test_labels)})",
         f"wall time: {time.perf_counter() - started:.0f} s",
     ]
-    output_dir.mkdir(parents=True, exist_ok=True)
     params: dict[str, Any] = {name: np.asarray(array) for name, array in flatten(epoch.params)}
+    output_dir.mkdir(parents=True, exist_ok=True)
     np.savez(output_dir / digits.CHECKPOINT.name, **params)
     np.savez_compressed(output_dir / digits.HELD_OUT.name, images=test_images, labels=test_labels)
     log_file = output_dir / f"{digits.CHECKPOINT.stem}.log"

@@ -1,3 +1,5 @@
+import dataclasses
+import importlib
 import json
 
 import jax
@@ -371,3 +373,39 @@ def test_not_a_number_makes_no_float32_warning():
     report = verify(checkpoint(**{"stem/bias": bias}))
     assert report.warnings == ()
     assert "nan" not in str(report)
+
+
+def test_a_conversion_that_does_not_come_back_is_never_equivalent(monkeypatch):
+    module = importlib.import_module("mixer_equiv.equivalence.verify")
+    relabelled = module.convert
+
+    def losing(source, to):
+        result = relabelled(source, to=to)
+        first = next(iter(result.arrays))
+        return dataclasses.replace(result, arrays={**result.arrays, first: np.nextafter(result.arrays[first], 9)})
+
+    given = checkpoint()
+    port = convert(given, to="timm")
+    monkeypatch.setattr(module, "convert", losing)
+    report = verify(given, port)
+    assert (report.verdict, [cause.name for cause in report.causes]) == ("different", ["round_trip"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros(3, int), r"labels are \(3,\) int64; expected \(8,\) whole numbers"),
+        (np.zeros(8), r"labels are \(8,\) float64; expected \(8,\) whole numbers"),
+    ],
+)
+def test_labels_that_fit_no_prediction_are_refused(labels, message):
+    with pytest.raises(ConfigError, match=message):
+        verify("flax", labels=labels)
+    with pytest.raises(ConfigError, match="flax has no head to predict them"):
+        verify("flax", kwargs={"num_classes": 0}, labels=np.zeros(8, int))
+
+
+@pytest.mark.parametrize("kind", [torch.from_numpy, jnp.asarray, np.ndarray.tolist], ids=["torch", "jax", "list"])
+def test_images_of_any_framework_are_taken(kind):
+    images = random_images(CONFIG, 5).astype(np.float32)
+    assert verify("torch", "reference", images=kind(images)).num_images == 8

@@ -8,7 +8,7 @@ from mixer_equiv.equivalence.compare import CONVENTIONS, differing, residual
 from mixer_equiv.equivalence.programs import Taps
 from mixer_equiv.equivalence.subject import Subject
 from mixer_equiv.layouts import OFFICIAL
-from mixer_equiv.report import Cause
+from mixer_equiv.report import Cause, Side
 
 
 def weight_causes(a: Subject, b: Subject) -> list[Cause]:
@@ -21,6 +21,15 @@ def weight_causes(a: Subject, b: Subject) -> list[Cause]:
     evidence = f"the first is {names[0]}: {x.dtype} against {y.dtype}, max |difference| {gap:.1e}"
     count = f"{len(names)} of {len(a.weights)} arrays"
     return [Cause("weights", "port", f"those of {a.name}", f"others in {b.name}", count, evidence)]
+
+
+def round_trip_causes(sides: tuple[Side, Side]) -> list[Cause]:
+    """A cause for each side whose weights did not come back from the other's layout as they were."""
+    return [
+        Cause("round_trip", "port", "the same bits", "others", side.round_trip_path, f"in {side.name}")
+        for side in sides
+        if side.round_trip is False
+    ]
 
 
 def convention_causes(

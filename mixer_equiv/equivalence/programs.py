@@ -57,6 +57,7 @@ def run_reference(config: MixerConfig, params: Arrays, images: np.ndarray) -> Ta
 
 
 PROGRAMS: dict[str, Run] = {"flax": run_flax, "torch": run_torch, "reference": run_reference}
+PROGRAM_NAMES = {"flax": "Flax", "torch": "PyTorch", "reference": "NumPy"}
 
 
 def stage_names(config: MixerConfig) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import platform
 import sys
@@ -12,19 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from mixer_equiv.arrays import to_numpy
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import convert
 from mixer_equiv.equivalence.compare import Policy, differing, residual, size_differences
-from mixer_equiv.equivalence.diagnose import convention_causes, ill_conditioned, weight_causes
-from mixer_equiv.equivalence.programs import Taps
+from mixer_equiv.equivalence.diagnose import round_trip_causes, weight_causes
+from mixer_equiv.equivalence.evidence import Evidence, gather
+from mixer_equiv.equivalence.judge import judge
+from mixer_equiv.equivalence.programs import PROGRAM_NAMES, Taps
 from mixer_equiv.equivalence.subject import Image, Subject, subjects
 from mixer_equiv.equivalence.weights import give_weights, random_images, weights_holder
 from mixer_equiv.errors import ConfigError, ConventionWarning
-from mixer_equiv.report import Cause, Report, Side, Stage, Verdict
+from mixer_equiv.report import Report, Side
 
 # No reader of the residual stream sees what this adds, since each begins with a LayerNorm.
 UNOBSERVABLE = "MixerBlock_{i}/token_mixing/Dense_1/bias"
-_PROGRAM_NAMES = {"flax": "Flax", "torch": "PyTorch", "reference": "NumPy"}
 
 
 def verify(
@@ -34,8 +35,8 @@ def verify(
     weights: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     image: Image | None = None,
-    images: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
+    images: Any = None,
+    labels: Any = None,
     seed: int = 0,
     policy: Policy | None = None,
     on_step: Callable[[str], None] = lambda step: None,
@@ -73,128 +74,41 @@ def verify(
         return _of_other_sizes(side_a, side_b, differences, policy)
     side_a, side_b, origin = give_weights(side_a, side_b, donor or weights, seed)
     batch = random_images(side_a.config, seed) if images is None else _checked(images, side_a)
-    evidence = _gather(side_a, side_b, batch, on_step)
+    truth = None if labels is None else _checked_labels(labels, batch, side_a)
+    evidence = gather(side_a, side_b, batch, on_step)
     shown = f"on {len(batch)} {'random images' if images is None else 'images'}"
-    return _report(evidence, policy, origin, shown, notes, labels)
+    return _report(evidence, policy, origin, shown, notes, truth)
 
 
-def _checked(images: np.ndarray, side: Subject) -> np.ndarray:
+def _checked(images: Any, side: Subject) -> np.ndarray:
+    images = to_numpy("images", images)
     expected = (*side.config.image_hw, side.config.in_channels)
     if images.ndim != 4 or images.shape[1:] != expected or not len(images):
         raise ConfigError(f"images have shape {images.shape}; expected (batch, {', '.join(map(str, expected))})")
     return images
 
 
-@dataclasses.dataclass(frozen=True)
-class _Evidence:
-    """Both sides' taps on the same images: the oracle's, float64 and float32."""
-
-    a: Subject
-    b: Subject
-    images: np.ndarray
-    reference_a: Taps
-    reference_b: Taps
-    taps_a: Taps
-    taps_b: Taps
-    float32_a: Taps
-    float32_b: Taps
-
-    @property
-    def last(self) -> str:
-        """The stage that decides: the logits, or without a head the pooled features."""
-        return list(self.reference_a)[-1]
-
-    def stages(self) -> tuple[Stage, ...]:
-        return tuple(
-            Stage(
-                name,
-                residual(self.taps_a[name], self.taps_b[name], self.reference_a[name]),
-                residual(self.taps_a[name], self.reference_a[name]),
-                residual(self.taps_b[name], self.reference_b[name]),
-            )
-            for name in self.reference_a
-        )
-
-
-def _gather(a: Subject, b: Subject, images: np.ndarray, on_step: Callable[[str], None]) -> _Evidence:
-    def run(side: Subject, dtype: type, program: str | None = None) -> Taps:
-        on_step(f"{_PROGRAM_NAMES[program or side.program]} in {np.dtype(dtype).name}")
-        return side.run(images, dtype, program=program)
-
-    reference_a = run(a, np.float64, "reference")
-    same = a.config == b.config and not differing(a.weights, b.weights)
-    reference_b = reference_a if same else run(b, np.float64, "reference")
-    float64 = run(a, np.float64), run(b, np.float64)
-    float32 = run(a, np.float32), run(b, np.float32)
-    return _Evidence(a, b, images, reference_a, reference_b, *float64, *float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Judgement:
-    verdict: Verdict
-    reasons: tuple[str, ...] = ()
-    causes: tuple[Cause, ...] = ()
-    warnings: tuple[str, ...] = ()
-    residual_without_causes: float | None = None
-
-
-def _judge(evidence: _Evidence, policy: Policy, origin: str, decision: float) -> _Judgement:
-    a, b, last = evidence.a, evidence.b, evidence.last
-    outputs = [taps[last] for taps in (evidence.reference_a, evidence.taps_a, evidence.taps_b)]
-    causes = tuple(weight_causes(a, b)) if origin == "given" else ()
-    if not all(np.all(np.isfinite(output)) for output in outputs):
-        return _Judgement("nothing_compared", (f"the {last} hold NaN or infinity, which equal nothing",), causes)
-    if not _depends_on_images(outputs[0]):
-        reason = (
-            f"the {last} are the same whatever the image, as with a head that was never trained, so that comparing "
-            "them compares nothing; verify with random weights"
-        )
-        return _Judgement("nothing_compared", (reason,), causes)
-    if causes:
-        return _Judgement("different", ("the two hold different weights",), causes)
-    if decision <= policy.residual:
-        return _Judgement("equivalent")
-    float32 = max(
-        residual(evidence.float32_a[last], evidence.float32_b[last]),
-        residual(evidence.float32_a[last], evidence.reference_a[last]),
-        residual(evidence.float32_b[last], evidence.reference_b[last]),
-    )
-    if np.isfinite(float32) and decision <= policy.scaling * float32:
-        warning = (
-            f"the residual is rounding, since in float32 it is {float32:.1e}: {ill_conditioned(evidence.reference_a)}"
-        )
-        return _Judgement("equivalent", warnings=(warning,))
-    found, after = convention_causes(a, b, evidence.images, evidence.taps_a[last], policy.residual)
-    if found:
-        return _Judgement("equivalent_under", causes=tuple(found), residual_without_causes=after)
-    return _Judgement("different", _against_reference(evidence, policy))
-
-
-def _depends_on_images(output: np.ndarray) -> bool:
-    return bool(np.any(output != output[0]) if len(output) > 1 else np.any(output))
-
-
-def _against_reference(evidence: _Evidence, policy: Policy) -> tuple[str, ...]:
-    """Which side is not the NumPy reference's function, and from which stage on."""
-    reasons = []
-    for side, which in ((evidence.a, "residual_a"), (evidence.b, "residual_b")):
-        over = [stage.name for stage in evidence.stages() if getattr(stage, which) > policy.residual]
-        if over:
-            reasons.append(f"{side.name} departs from the NumPy reference at {over[0]}")
-    return tuple(reasons)
+def _checked_labels(labels: Any, images: np.ndarray, side: Subject) -> np.ndarray:
+    labels = to_numpy("labels", labels)
+    if not side.config.num_classes:
+        raise ConfigError(f"labels are given, and {side.name} has no head to predict them")
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise ConfigError(f"labels are {labels.shape} {labels.dtype}; expected {images.shape[:1]} whole numbers")
+    return labels
 
 
 def _report(
-    evidence: _Evidence, policy: Policy, origin: str, images: str, notes: list[str], labels: np.ndarray | None
+    evidence: Evidence, policy: Policy, origin: str, images: str, notes: list[str], labels: np.ndarray | None
 ) -> Report:
     a, b, last = evidence.a, evidence.b, evidence.last
     stages = evidence.stages()
     decision = max(stages[-1].residual, stages[-1].residual_a, stages[-1].residual_b)
-    judgement = _judge(evidence, policy, origin, decision)
     sides = (
         _side(a, b, origin, evidence.float32_a, evidence.reference_a, labels),
         _side(b, a, origin, evidence.float32_b, evidence.reference_b, labels),
     )
+    port_causes = (*weight_causes(a, b), *round_trip_causes(sides)) if origin == "given" else ()
+    judgement = judge(evidence, policy, port_causes, decision)
     over = [s.name for s in stages if max(s.residual, s.residual_a, s.residual_b) > policy.residual]
     apart = judgement.verdict in ("different", "equivalent_under")
     predictions = [
@@ -242,7 +156,7 @@ def _side(
     trip = _round_trip(side.checkpoint, other.layout) if origin == "given" else (None, "")
     return Side(
         name=side.name,
-        program=_PROGRAM_NAMES[side.program],
+        program=PROGRAM_NAMES[side.program],
         num_parameters=side.checkpoint.num_parameters,
         weights=f"{len(side.checkpoint)} arrays, {', '.join(side.checkpoint.dtypes)}",
         round_trip=trip[0],
