@@ -80,6 +80,18 @@ def test_round_trip_is_bit_exact(source, target, dtype, data):
     assert (back.config, back.layout.name) == (config, source)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(data=st.data())
+def test_any_config_is_read_off_the_shapes_of_its_weights(layout, data):
+    computes = LAYOUTS[layout].computes
+    config = data.draw(configs(activation=computes.activation, layer_norm_eps=computes.layer_norm_eps))
+    arrays = transcribed(random_params(config, 0), LAYOUTS[layout], config)
+    checkpoint = Checkpoint.from_arrays(arrays, image_size=config.image_size)
+    assert checkpoint.config == config
+    assert checkpoint.layout.name == layout
+    assert checkpoint.num_parameters == config.num_parameters
+
+
 def test_the_bit_comparison_sees_one_bit_a_payload_a_sign_and_a_dtype():
     quiet, payload = (np.array([bits], np.uint32).view(np.float32) for bits in (0x7FC00000, 0x7FC00001))
     for x, y in [(quiet, payload), (np.float32([0.0]), np.float32([-0.0])), (np.float32([1]), np.float64([1]))]:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mixer_equiv import MixerConfig, convert
 from mixer_equiv.arrays import unflatten
@@ -16,6 +18,7 @@ from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.models import flax as flax_models
 from mixer_equiv.models import torch as torch_models
+from mixer_equiv.strategies import configs
 from tests.structures import cheap_jit, official, run_official
 
 # The tutorial compares parameter counts and output shapes over these 128 points.
@@ -100,6 +103,14 @@ def test_without_classes_the_pooled_features_are_returned(run):
     taps = run(config, params, random_images(config, 10))
     assert list(taps)[-1] == "pooled"
     assert taps["pooled"].shape == (8, config.hidden_dim)
+
+
+@given(config=configs(max_dim=9), seed=st.integers(0, 2**16))
+def test_torch_and_the_reference_agree_on_any_config(config, seed):
+    params, images = random_params(config, seed), random_images(config, seed)
+    ours, reference = run_torch(config, params, images), run_reference(config, params, images)
+    for stage in stage_names(config):
+        assert residual(ours[stage], reference[stage]) <= 1e-12, stage
 
 
 def test_models_return_logits_alone_unless_taps_are_asked_for():

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from mixer_equiv.arrays import require
+
 
 @contextlib.contextmanager
 def jax_full_precision() -> Iterator[None]:
     """x64 on, and matrix products in the precision of their operands."""
-    import jax
-
+    jax = require("jax", "flax", "running the Flax model")
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import numpy as np
 from einops import rearrange
@@ -20,16 +21,21 @@ Run = Callable[[MixerConfig, Arrays, np.ndarray], Taps]
 
 def run_flax(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
     """Taps of the Flax model, jitted, in the dtype of `images` (batch, height, width, channels)."""
+    with jax_full_precision():
+        taps = _jitted_flax(config)(unflatten(_cast(params, images.dtype)), images)
+        # jit returns a dict sorted by key; the order of computation is the program's own.
+        return _of_dtype({name: np.asarray(taps[name]) for name in stage_names(config)}, images.dtype)
+
+
+@lru_cache(maxsize=8)
+def _jitted_flax(config: MixerConfig) -> Callable[..., Taps]:
+    """Kept, because compiling takes far longer than running, and many seeds share a config."""
     jax = require("jax", "flax", "running the Flax model")
     require("flax", "flax", "running the Flax model")
     from mixer_equiv.models.flax import MlpMixer
 
-    with jax_full_precision():
-        model = MlpMixer(config)
-        apply = jax.jit(lambda params, images: model.apply({"params": params}, images, taps=True))
-        taps = apply(unflatten(_cast(params, images.dtype)), images)
-        # jit returns a dict sorted by key; the order of computation is the program's own.
-        return _of_dtype({name: np.asarray(taps[name]) for name in stage_names(config)}, images.dtype)
+    model = MlpMixer(config)
+    return jax.jit(lambda params, images: model.apply({"params": params}, images, taps=True))
 
 
 def run_torch(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
