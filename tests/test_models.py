@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mixer_equiv import MixerConfig, convert
+from mixer_equiv import MixerConfig, convert, verify
 from mixer_equiv.arrays import unflatten
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.equivalence.compare import residual
@@ -23,6 +23,19 @@ from tests.structures import cheap_jit, official, run_official
 
 # The tutorial compares parameter counts and output shapes over these 128 points.
 TUTORIAL_GRID = list(itertools.product((6, 12), (2, 3), (4, 5), (1, 2), (4, 8), (2, 4), (3, 6)))
+
+
+# Rows of two nearly equal channels, which LayerNorm spreads a thousandfold: residual 5e-11 by rounding.
+ILL_CONDITIONED = {
+    "num_classes": 0,
+    "num_blocks": 5,
+    "patch_size": 1,
+    "image_size": 4,
+    "hidden_dim": 2,
+    "tokens_mlp_dim": 6,
+    "channels_mlp_dim": 5,
+    "activation": "gelu",
+}
 
 
 @pytest.mark.parametrize("point", TUTORIAL_GRID, ids=lambda point: "-".join(map(str, point)))
@@ -106,11 +119,12 @@ def test_without_classes_the_pooled_features_are_returned(run):
 
 
 @given(config=configs(max_dim=9), seed=st.integers(0, 2**16))
-def test_torch_and_the_reference_agree_on_any_config(config, seed):
-    params, images = random_params(config, seed), random_images(config, seed)
-    ours, reference = run_torch(config, params, images), run_reference(config, params, images)
-    for stage in stage_names(config):
-        assert residual(ours[stage], reference[stage]) <= 1e-12, stage
+@example(config=MixerConfig.from_dict(ILL_CONDITIONED), seed=0)
+def test_torch_and_the_reference_are_the_same_function_for_any_config(config, seed):
+    report = verify("torch", "reference", kwargs=config.to_dict(), seed=seed)
+    assert report.verdict in ("equivalent", "nothing_compared"), report
+    # One channel is always its own mean, so that no image gets past the first LayerNorm.
+    assert report.verdict == "equivalent" or config.hidden_dim == 1, report
 
 
 def test_models_return_logits_alone_unless_taps_are_asked_for():
