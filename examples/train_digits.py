@@ -182,8 +182,8 @@ def main(
 
     test_accuracy = float(accuracy(epoch.params, jnp.asarray(digits.preprocess(test_images)), jnp.asarray(test_labels)))
     summary = [
-        f"test accuracy: {test_accuracy:.4f} ({round(test_accuracy * len(test_labels))}/{len(test_labels)})",
-        f"wall time: {time.perf_counter() - started:.0f} s",
+        f"test accuracy {test_accuracy:.4f} ({round(test_accuracy * len(test_labels))}/{len(test_labels)})",
+        f"wall time {time.perf_counter() - started:.0f} s",
     ]
     params: dict[str, Any] = {name: np.asarray(array) for name, array in flatten(epoch.params)}
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -317,8 +317,10 @@ def test_names_with_and_without_the_prefix_are_refused():
 def test_a_given_layout_is_taken_at_its_word():
     arrays = transcribed(float32_params(), LAYOUTS["timm"], CONFIG)
     assert not differing(flat(convert(arrays, to="linen", from_="timm")), float32_params())
-    with pytest.raises(LayoutError, match="of no known layout"):
+    with pytest.raises(LayoutError, match="not of the layout jankrepl, but by their names of timm"):
         convert(arrays, to="linen", from_="jankrepl")
+    with pytest.raises(LayoutError, match="the arrays are of no known layout: found stem"):
+        convert({"stem": np.ones(3)}, to="linen", from_="jankrepl")
     with pytest.raises(LayoutError, match="no layout is called 'keras'"):
         convert(arrays, to="keras")
 
