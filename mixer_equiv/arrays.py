@@ -67,11 +67,12 @@ def to_numpy(name: str, array: Any) -> np.ndarray:
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """`array` as a torch tensor of the same bits and dtype, sharing its memory.
+    """`array` as a torch tensor of the same bits and dtype, sharing its memory if that may be written.
 
     Raises `MissingDependencyError` without torch.
     """
     torch = require("torch", "torch", "a torch tensor")
+    array = array if array.flags.writeable else array.copy()
     if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -159,11 +159,10 @@ def as_checkpoint(
         )
     if not isinstance(params, Checkpoint):
         return Checkpoint.from_arrays(params, layout=layout, config=config)
-    if layout is None and config is None:
+    wanted = params.layout if layout is None else get_layout(layout)
+    if config is None and wanted is params.layout:
         return params
-    return Checkpoint.from_arrays(
-        params.arrays, layout=layout or params.layout, config=config or params.config, source=params.source
-    )
+    return Checkpoint.from_arrays(params.arrays, layout=wanted, config=config, source=params.source)
 
 
 def load(

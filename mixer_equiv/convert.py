@@ -48,7 +48,8 @@ def convert(
     """Convert a Mixer's weights to the layout `to`, every bit kept.
 
     `params` are a `Checkpoint`, or arrays of NumPy, torch or JAX by name, flat or nested. Their
-    layout is detected unless `from_` names it, and the config inferred unless given. Every
+    layout is detected unless `from_` names it, and the config inferred unless given; one that is
+    given also says, by its activation and eps, what the weights were trained with. Every
     source array is used once and every target filled once; `allow_missing` lists globs, such as
     "head/*", of parameters that may be absent or of another shape, and are then left out.
 

@@ -420,3 +420,27 @@ def test_half_a_head_is_no_head():
     converted = convert(arrays, to="torch", allow_missing=["head/*"])
     assert "left out: head/bias, since the rest of the head is absent" in converted.notes
     assert len(convert(converted, to="linen")) == 148
+
+
+def test_naming_the_layout_of_a_checkpoint_changes_nothing_about_it():
+    checkpoint = Checkpoint.from_arrays(transcribed(float32_params(), LAYOUTS["timm"], CONFIG))
+    for from_ in (None, "timm"):
+        converted = convert(checkpoint, to="linen", from_=from_)
+        assert converted.trained_with is None
+        assert converted.notes == checkpoint.notes
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_read_only_strided_and_big_endian_arrays_convert_as_others():
+    params = float32_params()
+    odd = {}
+    for i, (name, array) in enumerate(params.items()):
+        odd[name] = [array.astype(">f4"), np.asfortranarray(array), np.repeat(array, 2, axis=0)[::2]][i % 3]
+        odd[name].flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConventionWarning)
+        assert not differing(convert(odd, to="timm").arrays, transcribed(params, LAYOUTS["timm"], CONFIG))
+        state = Checkpoint.from_arrays(convert(odd, to="torch").arrays)
+    for array in state.arrays.values():
+        array.flags.writeable = False
+    TorchMixer(CONFIG).load_state_dict(state.params)
