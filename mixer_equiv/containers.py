@@ -202,7 +202,7 @@ def _safe_torch() -> Any:
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < (2, 10):
         raise MissingDependencyError(
-            f"a .pt file is read with torch 2.10 or newer, because older ones can be made to run code "
+            f"a .pt file needs torch 2.10 or newer, because older ones can be made to run code "
             f"(CVE-2025-32434, CVE-2026-24747); torch {torch.__version__} is installed"
         )
     return torch
@@ -228,11 +228,12 @@ def _read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
 
 def _write_torch(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
     # An attribute of an OrderedDict is pickled with it, weights_only loads it, and nobody trips on it.
+    torch = _safe_torch()
     state = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
     setattr(state, METADATA_KEY, metadata)
     try:
         with path.open("xb") as stream:
-            _safe_torch().save(state, stream)
+            torch.save(state, stream)
     except RuntimeError as error:  # what torch makes of a full disk
         raise OSError(str(error).partition("\n")[0]) from error
 

@@ -128,7 +128,7 @@ def _summary_table(checkpoint: Checkpoint) -> Table:
     table.add_row("checkpoint", Path(checkpoint.source).name)
     table.add_row("layout", f"{checkpoint.layout.name} ({checkpoint.layout.summary})")
     table.add_row("variant", f"Mixer-{config.name}" if config.name else "none of the published ones")
-    table.add_row("image", f"{height}x{width}, {config.in_channels} channels, patches of {ph}x{pw}")
+    table.add_row("image", f"{height}x{width}, {_count(config.in_channels, 'channel')}, patches of {ph}x{pw}")
     table.add_row("tokens", f"{config.num_tokens} ({rows}x{columns})")
     table.add_row("blocks", f"{config.num_blocks}")
     table.add_row(

@@ -9,7 +9,7 @@ from mixer_equiv.layouts.layout import Conventions, Layout, table
 
 TIMM = Layout(
     name="timm",
-    summary="timm",
+    summary="timm's MlpMixer, pytorch-image-models",
     framework="torch",
     computes=Conventions(activation="gelu"),
     trained_with=None,
