@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import torch
 
 from mixer_equiv import Checkpoint, ConfigError, MixerEquivError, convert, save, verify
 from mixer_equiv.equivalence import programs
-from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.compare import Policy, residual
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.models import flax as flax_models
@@ -230,7 +231,7 @@ def test_logits_that_no_image_moves_compare_nothing():
     report = verify(checkpoint(**zero_head))
     assert report.verdict == "nothing_compared"
     assert report.residual <= 1e-12
-    assert "the same whatever the image" in report.reasons[0]
+    assert "hardly move with the image (by 0.0e+00 of their size)" in report.reasons[0]
     zero_bias = {"head/bias": np.zeros(7, np.float32)}
     assert verify(checkpoint(**zero_head, **zero_bias)).verdict == "nothing_compared"
     assert verify(checkpoint(**zero_bias)).verdict == "equivalent"
@@ -418,3 +419,114 @@ def test_labels_that_fit_no_prediction_are_refused(labels, message):
 def test_images_of_any_framework_are_taken(kind):
     images = random_images(CONFIG, 5).astype(np.float32)
     assert verify("torch", "reference", images=kind(images)).num_images == 8
+
+
+def changed_activation(model):
+    model.blocks[0].token_mixing.activation = "relu"
+
+
+def changed_eps(model):
+    model.blocks[1].layer_norm_0.eps = 0.1
+
+
+def removed_norm(model):
+    model.pre_head_layer_norm.forward = lambda x: x
+
+
+def hooked_stem(model):
+    model.stem.register_forward_hook(lambda module, args, out: 2 * out)
+
+
+@pytest.mark.parametrize("weights", ["random", "given"])
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        (changed_activation, "MixerBlock_0/token_mixing"),
+        (changed_eps, "MixerBlock_1/token_mixing"),
+        (removed_norm, "pre_head_layer_norm"),
+        (hooked_stem, "stem"),
+    ],
+)
+def test_the_caller_s_own_module_is_what_runs(change, stage, weights):
+    torch.manual_seed(0)
+    model = torch_models.MlpMixer(CONFIG)
+    torch.nn.init.normal_(model.head.weight)
+    assert verify(model, "flax", weights=weights).verdict == "equivalent"
+    change(model)
+    report = verify(model, "flax", weights=weights)
+    assert (report.verdict, report.first_divergence, report.causes) == ("different", stage, ())
+    assert report.reasons[0] == f"torch departs from the NumPy reference at {stage}"
+
+
+def shifted(by, **conventions):
+    bias = checkpoint().arrays["stem/bias"] + np.float32(by)
+    return checkpoint(CONFIG.replace(**conventions), **{"stem/bias": bias})
+
+
+@pytest.mark.parametrize("by", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("conventions", [{"activation": "gelu"}, {"layer_norm_eps": 1e-3}])
+def test_rounding_never_hides_a_declared_difference(by, conventions):
+    report = verify(shifted(by), convert(shifted(by, **conventions), to="torch"))
+    assert report.verdict in ("equivalent_under", "nothing_compared")
+    if report.verdict == "equivalent_under":
+        assert [cause.name for cause in report.causes] == list(conventions)
+    else:
+        assert "LayerNorm_0 sees rows with mean^2/variance" in report.reasons[0]
+
+
+def test_what_is_too_ill_conditioned_to_tell_is_not_judged():
+    report = verify(shifted(3e6))
+    assert report.verdict == "nothing_compared"
+    assert "may be rounding" in report.reasons[0]
+
+
+def test_residuals_in_both_precisions_are_rated():
+    policy = Policy()
+    assert policy.rate(1e-12, np.inf) == "same"
+    assert policy.rate(2e-12, 1e-5) == "rounding"
+    assert policy.rate(2e-12, 1e-7) == "apart"
+    assert policy.rate(1e-5, 1e3) == "undecidable"
+    assert policy.rate(1e-4, 0.5) == policy.rate(1e-5, np.inf) == "undecidable"
+    assert policy.rate(7e-9, 1.4e-7) == policy.rate(0.5, 0.5) == policy.rate(np.inf, np.inf) == "apart"
+
+
+def test_a_huge_constant_in_the_logits_does_not_hide_the_function():
+    bias = {"head/bias": np.full(7, 1e10, np.float32)}
+    erf = CONFIG.replace(activation="gelu")
+    assert verify(checkpoint(**bias)).verdict == "nothing_compared"
+    assert verify(checkpoint(**bias), checkpoint(erf, **bias)).verdict == "nothing_compared"
+
+
+def test_one_image_is_enough_to_see_that_the_head_is_zero():
+    zero_head = checkpoint(**{"head/kernel": np.zeros((20, 7), np.float32)})
+    assert verify(zero_head, images=random_images(CONFIG, 0)[:1]).verdict == "nothing_compared"
+    assert verify(checkpoint(), images=random_images(CONFIG, 0)[:1]).verdict == "equivalent"
+
+
+def test_other_weights_are_different_even_where_the_outputs_show_nothing():
+    zero = {"head/kernel": np.zeros((20, 7), np.float32)}
+    other = {**zero, "stem/bias": np.ones(20, np.float32)}
+    assert verify(checkpoint(**zero), checkpoint(**other)).verdict == "different"
+    nan = checkpoint(**{"stem/bias": np.full(20, np.nan, np.float32)})
+    report = verify(checkpoint(), nan)
+    assert (report.verdict, report.weights) == ("different", "1 of 150 arrays differ")
+
+
+def test_the_same_values_in_another_dtype_are_said_to_be_the_same_values():
+    given = checkpoint()
+    report = verify(given, convert(given, to="torch").astype("float64"))
+    assert "the same values, float32 against float64" in report.causes[0].evidence
+
+
+def test_the_caller_s_precision_modes_do_not_reach_in():
+    with torch.autocast("cpu", torch.bfloat16), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
+        assert verify("flax", "torch").verdict == "equivalent"
+
+
+def test_threads_leave_the_precision_settings_as_they_were():
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+    before = [switch.fp32_precision for switch in switches]
+    with ThreadPoolExecutor(8) as pool:
+        reports = list(pool.map(lambda seed: verify("torch", "reference", seed=seed), range(16)))
+    assert {report.verdict for report in reports} == {"equivalent"}
+    assert [switch.fp32_precision for switch in switches] == before

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
+
+Rating = Literal["same", "rounding", "undecidable", "apart"]
 
 # The fields in which two Mixers of the same shapes can differ.
 CONVENTIONS = ("activation", "layer_norm_eps")
@@ -19,12 +22,28 @@ class Policy:
 
     `residual` decides in float64. `scaling` is the largest ratio of float64 to float32 residual
     at which a failure of `residual` is rounding in ill-conditioned rows and not another function.
-    `float32_ratio` bounds the ratio of the sides' float32 errors before a warning.
+    `lost` is the float32 residual that leaves no digits to compare.
+    `variation` is how far the outputs must move with the image, relative to their size, to show
+    anything. `float32_ratio` bounds the ratio of the sides' float32 errors before a warning.
     """
 
     residual: float = 1e-12
     scaling: float = 1e-6
+    lost: float = 1e-2
+    variation: float = 1e-4
     float32_ratio: float = 4.0
+
+    def rate(self, float64: float, float32: float) -> Rating:
+        """What the residuals in both precisions say.
+
+        Where float32 has lost its digits (a residual over `lost`), and float64 is far better off,
+        rounding and a difference cannot be told apart.
+        """
+        if float64 <= self.residual:
+            return "same"
+        if float64 <= self.scaling * min(float32, 1.0):
+            return "rounding"
+        return "undecidable" if float32 > self.lost and float64 < self.lost * float32 else "apart"
 
 
 def residual(actual: np.ndarray, expected: np.ndarray, reference: np.ndarray | None = None) -> float:
@@ -32,8 +51,8 @@ def residual(actual: np.ndarray, expected: np.ndarray, reference: np.ndarray | N
 
     Never below a threshold where anything is not finite; 0 / 0 is 0.
     """
-    scale = float(np.linalg.norm(np.ravel(expected if reference is None else reference)))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale = float(np.linalg.norm(np.ravel(expected if reference is None else reference)))
         distance = float(np.linalg.norm(np.ravel(actual).astype(np.float64) - np.ravel(expected)))
     if scale == 0:
         return 0.0 if distance == 0 else np.inf

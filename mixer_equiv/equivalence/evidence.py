@@ -7,53 +7,94 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mixer_equiv.equivalence.compare import differing, residual
+from mixer_equiv.equivalence.compare import CONVENTIONS, differing, residual
 from mixer_equiv.equivalence.programs import PROGRAM_NAMES, Taps
 from mixer_equiv.equivalence.subject import Subject
+from mixer_equiv.equivalence.weights import random_images
 from mixer_equiv.report import Stage
 
 
 @dataclasses.dataclass(frozen=True)
-class Evidence:
-    """Both sides' taps on the same images: the oracle's, float64 and float32."""
+class Run:
+    """One side's taps, by its own program in both precisions and by the reference."""
 
-    a: Subject
-    b: Subject
-    images: np.ndarray
-    reference_a: Taps
-    reference_b: Taps
-    taps_a: Taps
-    taps_b: Taps
-    float32_a: Taps
-    float32_b: Taps
+    side: Subject
+    float64: Taps
+    float32: Taps
+    reference: Taps
 
     @property
     def last(self) -> str:
         """The stage that decides: the logits, or without a head the pooled features."""
-        return list(self.reference_a)[-1]
+        return list(self.reference)[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Both sides' runs on the same images.
+
+    `aligned` is side b run with side a's conventions, None where they are the same. `variation`
+    is how far the reference's output moves to another image, relative to its size.
+    """
+
+    a: Run
+    b: Run
+    aligned: Run | None
+    variation: float
+    num_images: int
+
+    @property
+    def last(self) -> str:
+        return self.a.last
 
     def stages(self) -> tuple[Stage, ...]:
+        """Float64 residuals of every stage, as the sides are."""
+        a, b = self.a, self.b
         return tuple(
             Stage(
                 name,
-                residual(self.taps_a[name], self.taps_b[name], self.reference_a[name]),
-                residual(self.taps_a[name], self.reference_a[name]),
-                residual(self.taps_b[name], self.reference_b[name]),
+                residual(a.float64[name], b.float64[name], a.reference[name]),
+                residual(a.float64[name], a.reference[name]),
+                residual(b.float64[name], b.reference[name]),
             )
-            for name in self.reference_a
+            for name in a.reference
+        )
+
+    def residuals(self) -> tuple[float, float]:
+        """The largest residual of the outputs in float64, and in float32, once conventions are aligned.
+
+        Among the sides, and of each side against the reference of its own conventions.
+        """
+        other = self.aligned or self.b
+        return tuple(  # type: ignore[return-value]
+            max(
+                residual(getattr(self.a, dtype)[self.last], getattr(other, dtype)[self.last]),
+                *(residual(getattr(run, dtype)[self.last], run.reference[self.last]) for run in (self.a, self.b)),
+            )
+            for dtype in ("float64", "float32")
         )
 
 
-def gather(a: Subject, b: Subject, images: np.ndarray, on_step: Callable[[str], None]) -> Evidence:
+def gather(a: Subject, b: Subject, images: np.ndarray, seed: int, on_step: Callable[[str], None]) -> Evidence:
     """Run both subjects on `images` (batch, height, width, channels), telling `on_step` what begins."""
 
-    def run(side: Subject, dtype: type, program: str | None = None) -> Taps:
+    def taps(side: Subject, dtype: type, program: str | None = None) -> Taps:
         on_step(f"{PROGRAM_NAMES[program or side.program]} in {np.dtype(dtype).name}")
         return side.run(images, dtype, program=program)
 
-    reference_a = run(a, np.float64, "reference")
-    same = a.config == b.config and not differing(a.weights, b.weights)
-    reference_b = reference_a if same else run(b, np.float64, "reference")
-    float64 = run(a, np.float64), run(b, np.float64)
-    float32 = run(a, np.float32), run(b, np.float32)
-    return Evidence(a, b, images, reference_a, reference_b, *float64, *float32)
+    def run(side: Subject, reference: Taps | None = None) -> Run:
+        known = taps(side, np.float64, "reference") if reference is None else reference
+        return Run(side, taps(side, np.float64), taps(side, np.float32), known)
+
+    run_a = run(a)
+    changed = {name: getattr(a.config, name) for name in CONVENTIONS}
+    alike = b.config == b.config.replace(**changed)
+    same_weights = not differing(a.weights, b.weights)
+    run_b = run(b, run_a.reference if alike and same_weights else None)
+    aligned = None
+    if not alike:
+        follower = b.replace(config=b.config.replace(**changed), module=None)
+        aligned = run(follower, run_a.reference if same_weights else None)
+    another = random_images(a.config, seed + 1)[:1].astype(np.float64)
+    moved = a.run(another, np.float64, program="reference")[run_a.last]
+    return Evidence(run_a, run_b, aligned, residual(moved[0], run_a.reference[run_a.last][0]), len(images))

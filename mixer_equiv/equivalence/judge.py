@@ -21,51 +21,47 @@ class Judgement:
     residual_without_causes: float | None = None
 
 
-def judge(evidence: Evidence, policy: Policy, causes: tuple[Cause, ...], decision: float) -> Judgement:
-    """Weigh the evidence.
+def judge(evidence: Evidence, policy: Policy, port_causes: tuple[Cause, ...]) -> Judgement:
+    """Weigh the evidence: the weights first, then whether anything is finite, then the function.
 
-    `causes` are what the comparison of weights alone has found, `decision` is the largest float64
-    residual of the last stage among the sides and the reference.
+    Conventions that are known to differ are aligned before the function is judged, so that a
+    difference between them is never taken for rounding, nor rounding for a difference.
+    `port_causes` are what the comparison of weights alone has found.
     """
-    a, b, last = evidence.a, evidence.b, evidence.last
-    outputs = [taps[last] for taps in (evidence.reference_a, evidence.taps_a, evidence.taps_b)]
-    if not all(np.all(np.isfinite(output)) for output in outputs):
-        return Judgement("nothing_compared", (f"the {last} hold NaN or infinity, which equal nothing",), causes)
-    if not _depends_on_images(outputs[0]):
+    if port_causes:
+        return Judgement("different", (), port_causes)
+    broken = [run.side.name for run in (evidence.a, evidence.b) if not np.all(np.isfinite(run.float64[evidence.last]))]
+    if broken:
+        reason = f"the {evidence.last} of {' and '.join(broken)} hold NaN or infinity"
+        return Judgement("nothing_compared" if len(broken) == 2 else "different", (reason,))
+    float64, float32 = evidence.residuals()
+    rating = policy.rate(float64, float32)
+    if rating == "apart":
+        return Judgement("different", _against_reference(evidence, policy))
+    conditioning = f"in float32 it is {float32:.1e}: {ill_conditioned(evidence.a.reference)}"
+    if rating == "undecidable":
+        return Judgement("nothing_compared", (f"the residual {float64:.1e} may be rounding, since {conditioning}",))
+    warnings = [f"the residual {float64:.1e} is rounding, since {conditioning}"] if rating == "rounding" else []
+    shown = residual(evidence.a.float64[evidence.last], evidence.b.float64[evidence.last]) > policy.residual
+    if evidence.variation < policy.variation and not (evidence.aligned and shown):
         reason = (
-            f"the {last} are the same whatever the image, as with a head that was never trained, so that comparing "
-            "them compares nothing; verify with random weights"
+            f"the {evidence.last} hardly move with the image (by {evidence.variation:.1e} of their size), as with a "
+            "head that was never trained, so that comparing them compares nothing; verify with random weights"
         )
-        return Judgement("nothing_compared", (reason,), causes)
-    if causes:
-        return Judgement("different", (), causes)
-    if decision <= policy.residual:
-        return Judgement("equivalent")
-    float32 = max(
-        residual(evidence.float32_a[last], evidence.float32_b[last]),
-        residual(evidence.float32_a[last], evidence.reference_a[last]),
-        residual(evidence.float32_b[last], evidence.reference_b[last]),
-    )
-    if np.isfinite(float32) and decision <= policy.scaling * float32:
-        warning = (
-            f"the residual is rounding, since in float32 it is {float32:.1e}: {ill_conditioned(evidence.reference_a)}"
-        )
-        return Judgement("equivalent", warnings=(warning,))
-    found, after = convention_causes(a, b, evidence.images, evidence.taps_a[last], policy.residual)
-    if found:
-        return Judgement("equivalent_under", causes=tuple(found), residual_without_causes=after)
-    return Judgement("different", _against_reference(evidence, policy))
-
-
-def _depends_on_images(output: np.ndarray) -> bool:
-    return bool(np.any(output != output[0]) if len(output) > 1 else np.any(output))
+        return Judgement("nothing_compared", (reason,))
+    if evidence.aligned is None:
+        return Judgement("equivalent", warnings=tuple(warnings))
+    if not shown:
+        warnings.append("the sides are declared to differ as named, and these weights and images do not show it")
+    causes = tuple(convention_causes(evidence.a.side, evidence.b.side))
+    return Judgement("equivalent_under", (), causes, tuple(warnings), float64)
 
 
 def _against_reference(evidence: Evidence, policy: Policy) -> tuple[str, ...]:
     """Which side is not the NumPy reference's function, and from which stage on."""
     reasons = []
-    for side, which in ((evidence.a, "residual_a"), (evidence.b, "residual_b")):
+    for run, which in ((evidence.a, "residual_a"), (evidence.b, "residual_b")):
         over = [stage.name for stage in evidence.stages() if getattr(stage, which) > policy.residual]
         if over:
-            reasons.append(f"{side.name} departs from the NumPy reference at {over[0]}")
+            reasons.append(f"{run.side.name} departs from the NumPy reference at {over[0]}")
     return tuple(reasons)

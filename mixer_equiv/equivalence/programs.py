@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -43,10 +45,20 @@ def run_torch(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
     torch = require("torch", "torch", "running the torch model")
     from mixer_equiv.models.torch import MlpMixer
 
-    state = relabel(_cast(params, images.dtype), LINEN, TORCH, config)
+    # On the meta device nothing is initialised, so the user's random state stays as it was.
     with torch.device("meta"):
         model = MlpMixer(config)
-    # On the meta device nothing is initialised, so the user's random state stays as it was.
+    return run_module(model, config, params, images)
+
+
+def run_module(model: Any, config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
+    """Taps of a `mixer_equiv.models.torch.MlpMixer` as it stands, hooks and changes included, on other weights.
+
+    A copy is run; `model` stays as it is.
+    """
+    torch = require("torch", "torch", "running the torch model")
+    state = relabel(_cast(params, images.dtype), LINEN, TORCH, config)
+    model = copy.deepcopy(model)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
     batch = rearrange(images, "batch height width channels -> batch channels height width")
     with torch_full_precision():
@@ -73,7 +85,8 @@ def stage_names(config: MixerConfig) -> list[str]:
 
 
 def _cast(params: Arrays, dtype: np.dtype) -> dict[str, np.ndarray]:
-    return {name: array.astype(dtype) for name, array in params.items()}
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows shows in the result
+        return {name: array.astype(dtype) for name, array in params.items()}
 
 
 def _of_dtype(taps: Taps, dtype: np.dtype) -> Taps:

@@ -15,7 +15,7 @@ from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.containers import SUFFIXES
 from mixer_equiv.convert import convert, relabel
-from mixer_equiv.equivalence.programs import PROGRAMS, Taps
+from mixer_equiv.equivalence.programs import PROGRAMS, Taps, run_module
 from mixer_equiv.errors import ConfigError, MixerEquivError
 from mixer_equiv.layouts import LINEN, OFFICIAL, TORCH, Layout
 
@@ -39,7 +39,8 @@ _LAYOUT_OF = {"flax": LINEN, "torch": TORCH, "reference": LINEN}
 class Subject:
     """One side of a comparison: a name to show, a program to run, sizes, and perhaps weights.
 
-    `from_weights` tells a checkpoint, whose weights are what is asked about, from a model.
+    `from_weights` tells a checkpoint, whose weights are what is asked about, from a model. Where
+    the caller gave a torch module, that `module` is run, and not one built from its config.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Subject:
     config: MixerConfig
     checkpoint: Checkpoint | None = None
     from_weights: bool = False
+    module: Any = None
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
@@ -64,6 +66,8 @@ class Subject:
 
     def run(self, images: np.ndarray, dtype: type, *, program: str | None = None) -> Taps:
         """Taps in `dtype`, by the subject's own program or another one."""
+        if self.module is not None and program is None:
+            return run_module(self.module, self.config, self.weights, images.astype(dtype))
         return PROGRAMS[program or self.program](self.config, self.weights, images.astype(dtype))
 
     def replace(self, **changes: Any) -> Subject:
@@ -150,7 +154,8 @@ def _holder(source: Any, image: Image | None) -> Subject:
         weights = Checkpoint.from_arrays(
             source.state_dict(), layout=TORCH, config=source.config, source="the torch model"
         )
-    return _with_image(Subject(program, program, source.config, weights), image)
+    own = source if program == "torch" else None
+    return _with_image(Subject(program, program, source.config, weights, module=own), image)
 
 
 def _from_checkpoint(checkpoint: Checkpoint, name: str | None = None) -> Subject:

@@ -16,12 +16,12 @@ from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import convert
 from mixer_equiv.equivalence.compare import Policy, differing, residual, size_differences
 from mixer_equiv.equivalence.diagnose import round_trip_causes, weight_causes
-from mixer_equiv.equivalence.evidence import Evidence, gather
+from mixer_equiv.equivalence.evidence import Evidence, Run, gather
 from mixer_equiv.equivalence.judge import judge
-from mixer_equiv.equivalence.programs import PROGRAM_NAMES, Taps
+from mixer_equiv.equivalence.programs import PROGRAM_NAMES
 from mixer_equiv.equivalence.subject import Image, Subject, subjects
 from mixer_equiv.equivalence.weights import give_weights, random_images, weights_holder
-from mixer_equiv.errors import ConfigError, ConventionWarning
+from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
 from mixer_equiv.report import Report, Side
 
 # No reader of the residual stream sees what this adds, since each begins with a LayerNorm.
@@ -60,8 +60,10 @@ def verify(
     the user's modules, random state and precision settings are left as they were.
     Raises `MixerEquivError` for sides that cannot be read, or have no weights where they must.
     """
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; it must be a whole number of at least 0")
+    if a is None:
+        raise MixerEquivError("there is nothing to verify: a is None")
+    if not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"seed is {seed!r}; it must be a whole number of at least 0")
     policy = policy or Policy()
     on_step("reading")
     with warnings.catch_warnings(record=True) as caught:
@@ -75,7 +77,7 @@ def verify(
     side_a, side_b, origin = give_weights(side_a, side_b, donor or weights, seed)
     batch = random_images(side_a.config, seed) if images is None else _checked(images, side_a)
     truth = None if labels is None else _checked_labels(labels, batch, side_a)
-    evidence = gather(side_a, side_b, batch, on_step)
+    evidence = gather(side_a, side_b, batch, seed, on_step)
     shown = f"on {len(batch)} {'random images' if images is None else 'images'}"
     return _report(evidence, policy, origin, shown, notes, truth)
 
@@ -100,25 +102,23 @@ def _checked_labels(labels: Any, images: np.ndarray, side: Subject) -> np.ndarra
 def _report(
     evidence: Evidence, policy: Policy, origin: str, images: str, notes: list[str], labels: np.ndarray | None
 ) -> Report:
-    a, b, last = evidence.a, evidence.b, evidence.last
+    a, b, last = evidence.a.side, evidence.b.side, evidence.last
     stages = evidence.stages()
-    decision = max(stages[-1].residual, stages[-1].residual_a, stages[-1].residual_b)
-    sides = (
-        _side(a, b, origin, evidence.float32_a, evidence.reference_a, labels),
-        _side(b, a, origin, evidence.float32_b, evidence.reference_b, labels),
-    )
-    port_causes = (*weight_causes(a, b), *round_trip_causes(sides)) if origin == "given" else ()
-    judgement = judge(evidence, policy, port_causes, decision)
+    sides = _side(evidence.a, b, origin, labels), _side(evidence.b, a, origin, labels)
+    differing_weights = weight_causes(a, b) if origin == "given" else []
+    port_causes = (*differing_weights, *(round_trip_causes(sides) if origin == "given" else []))
+    judgement = judge(evidence, policy, port_causes)
     over = [s.name for s in stages if max(s.residual, s.residual_a, s.residual_b) > policy.residual]
     apart = judgement.verdict in ("different", "equivalent_under")
-    predictions = [
-        taps["logits"].argmax(axis=-1) for taps in (evidence.float32_a, evidence.float32_b) if last == "logits"
-    ]
+    predictions = [run.float32["logits"].argmax(axis=-1) for run in (evidence.a, evidence.b) if last == "logits"]
+    weights = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
+    if differing_weights:
+        weights = f"{differing_weights[0].count} differ"
     bindings = b.layout.bindings(b.config.num_blocks, head=b.config.num_classes > 0)
     return Report(
         verdict=judgement.verdict,
         residual=stages[-1].residual,
-        decision=decision,
+        decision=max(stages[-1].residual, stages[-1].residual_a, stages[-1].residual_b),
         threshold=policy.residual,
         stages=stages,
         first_divergence=over[0] if over and apart else None,
@@ -130,10 +130,10 @@ def _report(
         warnings=(*notes, *judgement.warnings, *_float32_warnings(sides, policy)),
         environment=_environment(),
         sides=sides,
-        weights={"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}"),
+        weights=weights,
         images=images,
-        num_images=len(evidence.images),
-        max_difference=float(np.max(np.abs(evidence.taps_a[last] - evidence.taps_b[last]))),
+        num_images=evidence.num_images,
+        max_difference=float(np.max(np.abs(evidence.a.float64[last] - evidence.b.float64[last]))),
         prediction_flips=int(np.sum(predictions[0] != predictions[1])) if predictions else None,
     )
 
@@ -147,12 +147,10 @@ def _of_other_sizes(a: Subject, b: Subject, differences: list[str], policy: Poli
     )
 
 
-def _side(
-    side: Subject, other: Subject, origin: str, float32: Taps, reference: Taps, labels: np.ndarray | None
-) -> Side:
+def _side(run: Run, other: Subject, origin: str, labels: np.ndarray | None) -> Side:
+    side, last = run.side, run.last
     assert side.checkpoint is not None
-    assert other.checkpoint is not None
-    last = list(reference)[-1]
+    float32, reference = run.float32[last], run.reference[last]
     trip = _round_trip(side.checkpoint, other.layout) if origin == "given" else (None, "")
     return Side(
         name=side.name,
@@ -161,8 +159,8 @@ def _side(
         weights=f"{len(side.checkpoint)} arrays, {', '.join(side.checkpoint.dtypes)}",
         round_trip=trip[0],
         round_trip_path=trip[1],
-        float32_error=None if side.program == "reference" else residual(float32[last], reference[last]),
-        accuracy=None if labels is None else float(np.mean(float32[last].argmax(axis=-1) == labels)),
+        float32_error=None if side.program == "reference" else residual(float32, reference),
+        accuracy=None if labels is None else float(np.mean(float32.argmax(axis=-1) == labels)),
     )
 
 
