@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
+# The dtypes that a parameter may have.
+DTYPES = {str(dtype): dtype for dtype in map(np.dtype, ("float16", BFLOAT16, "float32", "float64"))}
+
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested mappings, in their order, with keys joined by "/"."""

@@ -11,25 +11,23 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from mixer_equiv import containers, strict
-from mixer_equiv.arrays import flatten, is_array, to_numpy, to_torch, unflatten
-from mixer_equiv.config import MixerConfig, Size, config_from_axes
+from mixer_equiv.arrays import DTYPES, flatten, is_array, to_numpy, to_torch, unflatten
+from mixer_equiv.config import AXES, MixerConfig, Size, config_from_axes
 from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
 from mixer_equiv.layouts import LAYOUTS, Binding, Conventions, Layout, Match, detect, get_layout
-
-_DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in ("float16", "bfloat16", "float32", "float64")}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint(Mapping[str, Any]):
     """Weights of one Mixer, by the names of their layout.
 
-    `arrays` holds them flat, in NumPy. Read as a mapping it gives what the layout's framework
-    takes, torch tensors or NumPy arrays, so that `load_state_dict(checkpoint)` works; `params`
-    is all of it at once, nested for Flax. `config` carries the conventions under which the
+    `arrays` holds them flat, in NumPy. Read as a mapping it gives them by the same flat names, as
+    tensors for a torch layout, so that `load_state_dict(checkpoint)` works; they share memory with
+    `arrays`. `params` is all of it at once: a dict of tensors, or for Flax the nested dict that
+    `apply({"params": ...})` takes. `config` carries the conventions under which the
     weights are evaluated: `trained_with` if that is known, else what the layout's code computes.
     `config_is_stated` tells a config that was given, or stood in the file, from one inferred, and
     `image_size_is_assumed` whether it had to be guessed from the number of tokens.
@@ -77,14 +75,15 @@ class Checkpoint(Mapping[str, Any]):
         """Names of the dtypes that occur."""
         return tuple(sorted({str(array.dtype) for array in self.arrays.values()}))
 
-    def astype(self, dtype: np.dtype | str) -> Checkpoint:
-        """The same weights rounded to "float16", "bfloat16", "float32" or "float64".
+    def astype(self, dtype: Any) -> Checkpoint:
+        """The same weights rounded to float16, bfloat16, float32 or float64, by name or NumPy dtype.
 
         Raises `ConversionError` for another dtype, or if a finite value would become infinite.
         """
-        wanted = _DTYPES.get(str(dtype))
-        if wanted is None:
-            raise ConversionError(f"dtype is {str(dtype)!r}; it must be one of {', '.join(_DTYPES)}")
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        if name not in DTYPES:
+            raise ConversionError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
+        wanted = DTYPES[name]
         with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs turn quiet
             cast = {name: array.astype(wanted) for name, array in self.arrays.items()}
             lost = [name for name, array in cast.items() if np.any(np.isinf(array) & np.isfinite(self.arrays[name]))]
@@ -114,20 +113,18 @@ class Checkpoint(Mapping[str, Any]):
         """
         leaves = dict(flatten(arrays))
         shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
-        match = _detect(shapes, layout, source)
+        match = _detect(shapes, layout, source, (metadata or {}).get("layout"))
         own, notes = _strip(leaves, match.prefix)
         flat = {name: to_numpy(name, leaf) for name, leaf in own.items()}
         stated, trained_with = _statements(config, metadata or {}, match.layout, source)
         assumed = config is None and image_size is None and (metadata or {}).get("image_size_is_assumed", not stated)
         computed = trained_with or match.layout.computes
+        sizes = match.layout.axis_sizes(match.num_blocks, {name: array.shape for name, array in flat.items()})
+        if stated is None and not sizes.keys() >= set(AXES) - {"classes"}:
+            raise strict.without_sizes(source, match.layout, match.num_blocks, flat, sizes)
+        conventions = {"activation": computed.activation, "layer_norm_eps": computed.layer_norm_eps}
         try:
-            found = stated or config_from_axes(
-                match.layout.axis_sizes(match.num_blocks, {name: array.shape for name, array in flat.items()}),
-                match.num_blocks,
-                image_size,
-                activation=computed.activation,
-                layer_norm_eps=computed.layer_norm_eps,
-            )
+            found = stated or config_from_axes(sizes, match.num_blocks, image_size, **conventions)
             if image_size is not None:
                 found = found.resized(image_size)
         except ConfigError as error:
@@ -192,14 +189,17 @@ def load(
 def save(checkpoint: Mapping[str, Any], path: str | os.PathLike[str], *, force: bool = False) -> None:
     """Write a checkpoint, in the format that the suffix names, with its layout and config as metadata.
 
-    A mapping that is no `Checkpoint` is taken as one by `Checkpoint.from_arrays`. The file is
+    A mapping that is no `Checkpoint` is taken as one by `Checkpoint.from_arrays`, and must fill its
+    layout; what lies beside a nested prefix in it is not written. The file is
     written beside the target and renamed, so that the target is never half written; one that
     exists is kept unless `force`; a symbolic link is followed. Raises `CheckpointError` if it
     cannot be written.
     """
     path = Path(os.path.realpath(path))
     container = check_target(path, force=force)
-    checkpoint = as_checkpoint(checkpoint)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = as_checkpoint(checkpoint)
+        checkpoint.check()
     arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -255,9 +255,17 @@ def _statements(
     return stated, trained_with if "trained_with" in metadata else layout.trained_with
 
 
-def _detect(shapes: Mapping[str, tuple[int, ...]], layout: str | Layout | None, source: str) -> Match:
-    """The layout found, or the given one if it is there, as `detect` tells."""
+def _detect(
+    shapes: Mapping[str, tuple[int, ...]], layout: str | Layout | None, source: str, written: str | None
+) -> Match:
+    """The layout found, or the given one if it is there, as `detect` tells.
+
+    `written` is the layout's name in the file's metadata; it settles what names leave open.
+    """
     known = list(LAYOUTS.values())
+    if layout is None and written in LAYOUTS:
+        with contextlib.suppress(LayoutError):
+            return detect(shapes, [LAYOUTS[written]], shapes)
     try:
         return detect(shapes, known if layout is None else [get_layout(layout)], shapes)
     except LayoutError as error:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 import re
+import secrets
 import sys
 import time
 import warnings
@@ -20,6 +23,7 @@ from rich.table import Table
 from mixer_equiv import checkpoint as checkpoints
 from mixer_equiv import digits
 from mixer_equiv.checkpoint import Checkpoint, load
+from mixer_equiv.containers import SUFFIXES
 from mixer_equiv.convert import convert as convert_weights
 from mixer_equiv.equivalence.verify import verify as verify_pair
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
@@ -89,15 +93,16 @@ def convert(
             step(f"writing {target.name}")
             checkpoints.save(converted, target, force=force)
         elapsed = time.perf_counter() - started
-    if dry_run:
-        _print(_renaming_table(found, converted))
-    _say(f"{source} ({found.layout.name}) -> {target} ({converted.layout.name})")
-    _say(f"{converted.num_parameters:,} parameters in {len(converted)} arrays, {', '.join(converted.dtypes)}")
-    _say("dry run: nothing was written" if dry_run else f"{target.stat().st_size:,} bytes in {elapsed:.2f} s")
-    for note in converted.notes:
-        _say(f"note: {note}")
-    for warning in caught:
-        _say(f"warning: {warning.message}")
+    with _reported():
+        if dry_run:
+            _print(_renaming_table(found, converted))
+        _say(f"{source} ({found.layout.name}) -> {target} ({converted.layout.name})")
+        _say(f"{converted.num_parameters:,} parameters in {len(converted)} arrays, {', '.join(converted.dtypes)}")
+        _say("dry run: nothing was written" if dry_run else f"{target.stat().st_size:,} bytes in {elapsed:.2f} s")
+        for note in converted.notes:
+            _say(f"note: {note}")
+        for warning in caught:
+            _say(f"warning: {warning.message}")
 
 
 @app.command()
@@ -135,6 +140,7 @@ def verify(
     ] = None,
     image: Annotated[str | None, typer.Option(metavar="CxHxW", help="Image channels and size, in pixels.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights and images.")] = 0,
+    allow_missing: AllowMissing = None,
     json_file: JsonOption = None,
 ) -> None:
     """Tell whether two Mixers are the same function, and where they part if they are not.
@@ -147,7 +153,9 @@ def verify(
             images, labels = digits.held_out()
             a, arguments = str(digits.CHECKPOINT), {**arguments, "images": images, "labels": labels}
         with _progress(8) as step:
-            report = verify_pair(a, b, weights=weights, seed=seed, on_step=step, **arguments)
+            report = verify_pair(
+                a, b, weights=weights, seed=seed, allow_missing=allow_missing or (), on_step=step, **arguments
+            )
         _output(report, report.to_dict(), json_file)
     raise typer.Exit(EXIT_STATUS[report.verdict])
 
@@ -178,27 +186,50 @@ def _progress(steps: int) -> Iterator[Callable[[str], None]]:
 
 
 def _output(shown: RenderableType, plain: dict[str, Any], json_file: str | None) -> None:
-    text = json.dumps(plain, indent=2)
+    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
     if json_file == "-":
-        sys.stdout.write(text + "\n")
+        _write(text)
         return
     if json_file is not None:
-        try:
-            Path(json_file).write_text(text + "\n")
-        except OSError as error:
-            raise MixerEquivError(f"{json_file} cannot be written: {error.strerror}") from error
+        _write_json(Path(json_file), text)
     _print(shown)
 
 
+def _write_json(path: Path, text: str) -> None:
+    if path.suffix.lower() in SUFFIXES:
+        raise MixerEquivError(f"--json is {path}, by its suffix a checkpoint; give the JSON another one, such as .json")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise MixerEquivError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def _print(shown: RenderableType) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 110
-    console.print(shown)
+    terminal = Console()
+    stream, width = io.StringIO(), terminal.width if terminal.is_terminal else 110
+    # Rendered first and written by `_write`, because rich makes a failing output exit status 1.
+    Console(file=stream, force_terminal=terminal.is_terminal, width=width, highlight=False).print(shown)
+    _write(stream.getvalue())
 
 
 def _say(line: str) -> None:
-    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+    _write(f"{line}\n")
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered must not fail once more when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # whose reader has seen enough
+            raise MixerEquivError(f"the output cannot be written: {error.strerror}") from error
 
 
 def _renaming_table(source: Checkpoint, target: Checkpoint) -> Table:

@@ -123,7 +123,7 @@ class MixerConfig:
     def axis_sizes(self) -> dict[str, int]:
         """Size of every axis that a parameter can have, by the axis's name."""
         sizes = (*self.patch_hw, self.in_channels, self.num_tokens, self.hidden_dim)
-        return dict(zip(_AXES, (*sizes, self.tokens_mlp_dim, self.channels_mlp_dim, self.num_classes), strict=True))
+        return dict(zip(AXES, (*sizes, self.tokens_mlp_dim, self.channels_mlp_dim, self.num_classes), strict=True))
 
     @property
     def num_parameters(self) -> int:
@@ -169,11 +169,8 @@ def config_from_axes(
 
     `sizes` are by axis name, as `MixerConfig.axis_sizes` gives them; without "classes" there is no
     head. Without `image_size` the grid is taken as the squarest that has the tokens. Raises
-    `ConfigError` if an axis is unknown, or if `image_size` gives another number of tokens.
+    `ConfigError` if `image_size` gives another number of tokens.
     """
-    unknown = [axis for axis in _AXES if axis not in sizes and axis != "classes"]
-    if unknown:
-        raise ConfigError(f"the arrays do not show the size of {', '.join(unknown)}; give the config")
     patch, tokens = (sizes["ph"], sizes["pw"]), sizes["tokens"]
     squarest = fitting_image_sizes(tokens, patch)[0]
     return MixerConfig(
@@ -208,7 +205,7 @@ def fitting_image_sizes(num_tokens: int, patch_hw: tuple[int, int]) -> list[tupl
     return [(r * ph, num_tokens // r * pw) for r in rows]
 
 
-_AXES = ("ph", "pw", "channels", "tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
+AXES = ("ph", "pw", "channels", "tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
 _VARIANT_FIELDS = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 

@@ -23,16 +23,15 @@ def layouts() -> st.SearchStrategy[Layout]:
 def configs(draw: st.DrawFn, /, *, max_blocks: int = 12, max_dim: int = 7, **fields: Any) -> MixerConfig:
     """Small Mixers of every kind: any patch, rectangular images, 1 to 5 channels, with or without a head.
 
-    `fields` fix some fields of the config. Shrinks to one block of ones.
+    `fields` fix some fields of the config; what is drawn fits them. Shrinks to one block of ones.
     """
     dim = st.integers(1, max_dim)
-    patch = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    grid = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    height, width = (draw(_side_sizes(fields, side)) for side in (0, 1))
     drawn = {
         "num_classes": draw(st.integers(0, max_dim)),
         "num_blocks": draw(st.integers(1, max_blocks)),
-        "patch_size": patch,
-        "image_size": (patch[0] * grid[0], patch[1] * grid[1]),
+        "patch_size": (height[0], width[0]),
+        "image_size": (height[1], width[1]),
         "in_channels": draw(st.integers(1, 5)),
         "hidden_dim": draw(dim),
         "tokens_mlp_dim": draw(dim),
@@ -43,10 +42,21 @@ def configs(draw: st.DrawFn, /, *, max_blocks: int = 12, max_dim: int = 7, **fie
     return MixerConfig(**{**drawn, **fields})
 
 
+def _side_sizes(fields: dict[str, Any], side: int) -> st.SearchStrategy[tuple[int, int]]:
+    """Patch and image size along the height (0) or width (1), as far as `fields` leave them open."""
+    patch, image = (fields.get(name) for name in ("patch_size", "image_size"))
+    patch, image = (size if size is None or isinstance(size, int) else size[side] for size in (patch, image))
+    if image is not None:
+        divisors = [size for size in range(1, image + 1) if image % size == 0]
+        return st.sampled_from(divisors if patch is None else [patch]).map(lambda size: (size, image))
+    patches = st.integers(1, 3) if patch is None else st.just(patch)
+    return st.tuples(patches, st.integers(1, 4)).map(lambda pair: (pair[0], pair[0] * pair[1]))
+
+
 @st.composite
-def arbitrary_params(draw: st.DrawFn, /, config: MixerConfig, dtype: str) -> dict[str, np.ndarray]:
+def arbitrary_params(draw: st.DrawFn, /, config: MixerConfig, dtype: Any) -> dict[str, np.ndarray]:
     """Canonical weights of arbitrary bits: NaNs of every payload, infinities, -0 and denormals among them."""
-    wanted = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    wanted = np.dtype(dtype)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     params = {}
     for name, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():

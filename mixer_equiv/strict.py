@@ -6,6 +6,9 @@ import fnmatch
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from mixer_equiv.arrays import DTYPES
 from mixer_equiv.errors import ConversionError
 from mixer_equiv.layouts import Binding, Layout
 
@@ -27,7 +30,8 @@ def check(
     allowed = _expand(allow_missing, bindings)
     own = {binding.foreign for binding in bindings.values()}
     strangers = {n: f"found {a.shape} {a.dtype}" for n, a in checkpoint.arrays.items() if n not in own}
-    problems: _Problems = {"missing": {}, "unexpected": strangers, "mis-shaped": {}}
+    mistyped = {n: _dtype_problem(a) for n, a in checkpoint.arrays.items() if n in own and str(a.dtype) not in DTYPES}
+    problems: _Problems = {"missing": {}, "unexpected": strangers, "mis-shaped": {}, "mis-typed": mistyped}
     present, notes = {}, []
     for canonical, binding in bindings.items():
         array = checkpoint.arrays.get(binding.foreign)
@@ -43,13 +47,17 @@ def check(
                 kind = "missing" if found is None else "unexpected" if wanted is None else "mis-shaped"
                 problems[kind][binding.foreign] = what
     if any(problems.values()):
-        raise _error(checkpoint, problems)
+        raise _error(checkpoint.source, checkpoint.layout, depth, problems)
     head = [binding for binding in bindings.values() if binding.row.in_head]
     if any(binding.canonical not in present for binding in head):
         for binding in head:
             if present.pop(binding.canonical, None):
                 notes.append(f"left out: {binding.foreign}, since the rest of the head is absent")
     return present, notes
+
+
+def _dtype_problem(array: np.ndarray) -> str:
+    return f"found {array.dtype}, expected one of {', '.join(DTYPES)}"
 
 
 def _expected_shape(checkpoint: Checkpoint, binding: Binding) -> tuple[int, ...] | None:
@@ -71,13 +79,38 @@ def _explain(checkpoint: Checkpoint, binding: Binding, target: Binding | None, f
 
 def _shape_text(binding: Binding, sizes: Mapping[str, int]) -> str:
     if binding.row.in_head and not sizes["classes"]:
-        return f"({binding.row.foreign_axes.replace(' ', ', ')})"
+        return _tuple_text(binding.symbolic_shape({}))
     return str(binding.shape(sizes))
 
 
-def _error(checkpoint: Checkpoint, problems: _Problems) -> ConversionError:
-    layout, depth = checkpoint.layout, checkpoint.config.num_blocks
-    lines = [f"{checkpoint.source} cannot fill the layout {layout.name} of {depth} blocks:"]
+def without_sizes(
+    source: str, layout: Layout, depth: int, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+) -> ConversionError:
+    """The error for arrays that do not even show every size: what is wrong with each, as far as that tells."""
+    bindings = {binding.foreign: binding for binding in layout.bindings(depth).values()}
+    strangers = {n: f"found {a.shape} {a.dtype}" for n, a in arrays.items() if n not in bindings}
+    problems: _Problems = {"missing": {}, "unexpected": strangers, "mis-shaped": {}}
+    for name, binding in bindings.items():
+        wanted = binding.symbolic_shape(sizes)
+        text = _tuple_text(wanted)
+        if name not in arrays:
+            problems["missing"][name] = f"expected {text}"
+        elif not _may_be(arrays[name].shape, wanted):
+            problems["mis-shaped"][name] = f"found {arrays[name].shape}, expected {text}"
+    return _error(source, layout, depth, problems)
+
+
+def _tuple_text(shape: tuple[int | str, ...]) -> str:
+    """A shape as Python writes it, with axis names unquoted."""
+    return str(shape).replace("'", "")
+
+
+def _may_be(found: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    return len(found) == len(wanted) and all(isinstance(w, str) or f == w for f, w in zip(found, wanted, strict=True))
+
+
+def _error(source: str, layout: Layout, depth: int, problems: _Problems) -> ConversionError:
+    lines = [f"{source} cannot fill the layout {layout.name} of {depth} blocks:"]
     for kind, items in problems.items():
         shown = list(items.items())[:SHOWN]
         lines += [f"  {kind}: {name}, {what}" for name, what in shown]
@@ -90,7 +123,7 @@ def _error(checkpoint: Checkpoint, problems: _Problems) -> ConversionError:
         "\n".join(lines),
         missing_keys=problems["missing"],
         unexpected_keys=problems["unexpected"],
-        mismatched_keys=problems["mis-shaped"],
+        mismatched_keys=problems["mis-shaped"] | problems.get("mis-typed", {}),
     )
 
 

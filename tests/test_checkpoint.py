@@ -646,3 +646,29 @@ def test_saving_to_a_link_writes_the_file_it_points_to(tmp_path):
 def test_metadata_of_no_model_are_refused(metadata):
     with pytest.raises(CheckpointError, match="metadata of mixer_equiv that cannot be understood"):
         Checkpoint.from_arrays(random_params(CONFIG, 0), metadata=metadata)
+
+
+def test_what_is_no_whole_mixer_is_not_saved(tmp_path):
+    params = random_params(CONFIG, 0)
+    del params["stem/bias"]
+    with pytest.raises(ConversionError, match="missing: stem/bias"):
+        save(params, tmp_path / "a.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_layout_in_the_metadata_settles_what_names_leave_open(monkeypatch):
+    twin = dataclasses.replace(
+        LAYOUTS["timm"],
+        name="twin",
+        rows=tuple(
+            dataclasses.replace(row, pattern="tokens tokens_mlp") if row.canonical_axes == "tokens tokens_mlp" else row
+            for row in LAYOUTS["timm"].rows
+        ),
+    )
+    monkeypatch.setitem(LAYOUTS, "twin", twin)
+    square = CONFIG.replace(tokens_mlp_dim=CONFIG.num_tokens)
+    arrays = relabel(random_params(square, 0), LINEN, LAYOUTS["timm"], square)
+    with pytest.raises(LayoutError, match="fit the layouts timm and twin"):
+        Checkpoint.from_arrays(arrays)
+    for name in ("timm", "twin"):
+        assert Checkpoint.from_arrays(arrays, metadata={"layout": name}).layout is LAYOUTS[name]

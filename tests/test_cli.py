@@ -356,7 +356,11 @@ def test_bad_input_is_status_2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("zero head", "the logits are"), ("zero kernel", "the logits are"), ("nan", "the logits hold NaN or infinity")],
+    [
+        ("zero head", "the logits hardly move"),
+        ("zero kernel", "the logits hardly move"),
+        ("nan", "hold NaN or infinity"),
+    ],
 )
 def test_logits_that_show_nothing_are_status_3(pair: Path, name: str, reason: str) -> None:
     report = report_of(pair / f"{name}.npz", "reference", status=3)
@@ -565,3 +569,50 @@ def test_a_terminal_sees_a_progress_bar(tmp_path: Path, published: Path) -> None
     assert re.search(r"writing mixer\.npz.*━", drawn)
     assert "(timm)" in drawn
     assert (tmp_path / "mixer.npz").is_file()
+
+
+def test_json_never_replaces_a_checkpoint(published, tmp_path):
+    path = published
+    before = path.read_bytes()
+    for command in ("inspect", "verify"):
+        result = CliRunner().invoke(app, [command, str(path), "--json", str(path)])
+        assert result.exit_code == 2
+        assert "by its suffix a checkpoint" in result.stderr
+    assert path.read_bytes() == before
+    target = tmp_path / "out.json"
+    target.write_text("old")
+    assert CliRunner().invoke(app, ["inspect", str(path), "--json", str(target)]).exit_code == 0
+    assert json.loads(target.read_text())["layout"] == "linen"
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted([published.name, "out.json"])
+
+
+def test_kwargs_without_a_built_in_are_refused(published, tmp_path):
+    path = published
+    result = CliRunner().invoke(app, ["verify", str(path), "--kwargs", '{"activation": "relu"}'])
+    assert result.exit_code == 2
+    assert "kwargs (activation) are for flax, torch, reference, and none of them is here" in result.stderr
+
+
+def test_verify_takes_a_headless_checkpoint_on_request(tmp_path):
+    path = tmp_path / "headless.npz"
+    params = {name: array for name, array in random_params(CONFIG, 0).items() if not name.startswith("head/")}
+    np.savez(path, **params)
+    assert CliRunner().invoke(app, ["verify", str(path)]).exit_code == 2
+    result = CliRunner().invoke(app, ["verify", str(path), "--allow-missing", "head/*"])
+    assert result.exit_code == 0, result.output
+    assert "pooled" in result.stdout
+
+
+@pytest.mark.parametrize(("sink", "status"), [("/dev/full", 2), ("pipe", 0)])
+def test_output_that_nobody_takes_is_no_verdict(published, sink, status):
+    path = published
+    command = [sys.executable, "-m", "mixer_equiv", "inspect", str(path)]
+    if sink == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open(sink, os.O_WRONLY)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, "Traceback" in done.stderr, "Exception" in done.stderr) == (status, False, False)
+    assert ("the output cannot be written" in done.stderr) == (status == 2)

@@ -444,3 +444,40 @@ def test_read_only_strided_and_big_endian_arrays_convert_as_others():
     for array in state.arrays.values():
         array.flags.writeable = False
     TorchMixer(CONFIG).load_state_dict(state.params)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "complex64", "longdouble", ml_dtypes.float8_e4m3fn], ids=str)
+def test_parameters_of_another_dtype_are_refused_with_all_else_that_is_wrong(dtype):
+    arrays = broken(**{"stem/bias": np.ones(20, dtype), "head/bias": None})
+    with pytest.raises(
+        ConversionError, match=r"mis-typed: stem/bias, found .*expected one of float16, bfloat16"
+    ) as caught:
+        convert(arrays, to="torch")
+    assert (caught.value.missing_keys, caught.value.mismatched_keys) == (("head/bias",), ("stem/bias",))
+
+
+@pytest.mark.parametrize("kernel", [None, np.ones((18, 20), np.float32)], ids=["missing", "flat"])
+def test_arrays_that_do_not_show_a_size_are_named_with_all_else_that_is_wrong(kernel):
+    arrays = broken(**{"stem/kernel": kernel, "stem/bias": np.ones(3, np.float32), "extra": np.ones(1)})
+    with pytest.raises(ConversionError) as caught:
+        convert(arrays, to="torch")
+    assert "expected (ph, pw, channels, 20)" in str(caught.value)
+    assert "mis-shaped: stem/bias, found (3,), expected (20,)" in str(caught.value)
+    assert caught.value.unexpected_keys == ("extra",)
+    assert "stem/kernel" in caught.value.missing_keys + caught.value.mismatched_keys
+
+
+def test_what_our_torch_weights_were_trained_with_is_not_claimed():
+    with pytest.warns(ConventionWarning, match="is not recorded, and torch's code computes tanh GELU"):
+        convert(TorchMixer(CONFIG.replace(activation="relu")).state_dict(), to="timm")
+
+
+@given(data=st.data())
+def test_fixed_fields_of_drawn_configs_are_kept(data):
+    fields = data.draw(
+        st.sampled_from([{"image_size": 8}, {"patch_size": 16}, {"patch_size": (2, 5)}, {"image_size": (6, 4)}])
+    )
+    config = data.draw(configs(**fields))
+    assert all(config == config.replace(**{name: value}) for name, value in fields.items())
+    params = data.draw(arbitrary_params(config, np.float32))
+    assert sum(array.size for array in params.values()) == config.num_parameters

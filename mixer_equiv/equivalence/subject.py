@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,18 +81,21 @@ def subjects(
     kwargs: Mapping[str, Any] | None = None,
     image: Image | None = None,
     sizes: MixerConfig | None = None,
+    allow_missing: Collection[str] = (),
 ) -> tuple[Subject, Subject]:
     """Both sides of a comparison; `verify` says what `a` and `b` may be, and what stands in for no `b`.
 
     `kwargs` are `MixerConfig` fields for built-ins, `image` (channels, height, width) is for all.
-    Built-ins without a variant are of `sizes`, or of the other side's.
+    Built-ins without a variant are of `sizes`, or of the other side's. `allow_missing` are globs of
+    parameters that checkpoints may lack, as `convert` takes them.
     """
     fields = dict(kwargs or {})
     if image is not None:
         fields.update(in_channels=image[0], image_size=tuple(image[1:]))
     named = [None if source is None else _builtin(source) for source in (a, b)]
     read = [
-        None if source is None or name else _holder(source, image) for source, name in zip((a, b), named, strict=True)
+        None if source is None or builtin else _holder(source, image, allow_missing)
+        for source, builtin in zip((a, b), named, strict=True)
     ]
     if b is None:
         if read[0] is not None and read[0].from_weights:
@@ -100,6 +103,8 @@ def subjects(
         else:
             program = named[0][0] if named[0] else read[0].program if read[0] else ""
             named[1] = ("torch" if program == "flax" else "flax", named[0][1] if named[0] else None)
+    if kwargs and not any(named):
+        raise ConfigError(f"kwargs ({', '.join(kwargs)}) are for {', '.join(PROGRAMS)}, and none of them is here")
     holders = _same_image([holder for holder in read if holder])
     sizes = holders[0].config if holders else sizes
     sides = []
@@ -129,7 +134,7 @@ def _builtin(source: Any) -> tuple[str, str | None] | None:
     return (program, variant if colon else None) if program in PROGRAMS else None
 
 
-def _holder(source: Any, image: Image | None) -> Subject:
+def _holder(source: Any, image: Image | None, allow_missing: Collection[str]) -> Subject:
     """The subject of a source that has a config of its own: a checkpoint or a model."""
     if isinstance(source, Subject):
         return source
@@ -139,9 +144,12 @@ def _holder(source: Any, image: Image | None) -> Subject:
             raise MixerEquivError(
                 f"{str(path)!r} is neither a file nor one of {', '.join(PROGRAMS)} (with a variant: 'flax:B/16')"
             )
-        return _with_image(_from_checkpoint(load(path)), image)
+        source = load(path)
     if isinstance(source, Mapping):
-        return _with_image(_from_checkpoint(as_checkpoint(source)), image)
+        checkpoint = as_checkpoint(source)
+        if allow_missing:
+            checkpoint = convert(checkpoint, to=checkpoint.layout, allow_missing=allow_missing)
+        return _with_image(_from_checkpoint(checkpoint), image)
     module, _, name = f"{type(source).__module__}.{type(source).__qualname__}".rpartition(".")
     program = module.removeprefix("mixer_equiv.models.")
     if name != "MlpMixer" or program not in PROGRAMS:

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ def verify(
     image: Image | None = None,
     images: Any = None,
     labels: Any = None,
+    allow_missing: Collection[str] = (),
     seed: int = 0,
     policy: Policy | None = None,
     on_step: Callable[[str], None] = lambda step: None,
@@ -54,6 +55,7 @@ def verify(
     `kwargs` are `MixerConfig` fields for "flax", "torch" and "reference". `image` is (channels,
     height, width), where shapes alone would make it a square grid. `images` are (batch, height,
     width, channels), standard normal if absent; with `labels` (batch,) accuracies are counted.
+    `allow_missing` are globs such as "head/*", of parameters that checkpoints may lack.
     `on_step` is told what begins.
 
     Everything is decided in float64 (see `Policy`), with the NumPy reference as third opinion;
@@ -69,7 +71,8 @@ def verify(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConventionWarning)
         donor = None if weights in (None, "given", "random") else weights_holder(weights)
-        side_a, side_b = subjects(a, b, kwargs=kwargs, image=image, sizes=donor.config if donor else None)
+        sizes = donor.config if donor else None
+        side_a, side_b = subjects(a, b, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing)
     notes = [str(warning.message) for warning in caught]
     differences = size_differences(side_a.config, side_b.config)
     if differences:

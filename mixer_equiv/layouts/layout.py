@@ -87,6 +87,13 @@ class Binding:
         """The parameter's shape in the layout."""
         return tuple(math.prod(axis_sizes[axis] for axis in axes) for axes in _groups(self.row.foreign_axes))
 
+    def symbolic_shape(self, axis_sizes: Mapping[str, int]) -> tuple[int | str, ...]:
+        """The shape with the names of axes where their size is not known."""
+        return tuple(
+            math.prod(axis_sizes[axis] for axis in axes) if axis_sizes.keys() >= set(axes) else " ".join(axes)
+            for axes in _groups(self.row.foreign_axes)
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:

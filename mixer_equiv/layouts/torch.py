@@ -1,4 +1,7 @@
-"""The torch model of this package, `mixer_equiv.models.torch.MlpMixer`: the official names in torch's spelling."""
+"""The torch model of this package, `mixer_equiv.models.torch.MlpMixer`: the official names in torch's spelling.
+
+Its config allows any conventions, so that names alone do not tell what its weights were trained with.
+"""
 
 from mixer_equiv.layouts.layout import Conventions, Layout, table
 
@@ -7,7 +10,7 @@ TORCH = Layout(
     summary="mixer_equiv.models.torch",
     framework="torch",
     computes=Conventions(),
-    trained_with=Conventions(),
+    trained_with=None,
     advice={
         "activation": "build it with MixerConfig(activation={activation!r})",
         "layer_norm_eps": "build it with MixerConfig(layer_norm_eps={layer_norm_eps:g})",

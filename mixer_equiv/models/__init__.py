@@ -1,7 +1,7 @@
 """The official MLP-Mixer three times: `flax`, `torch`, and `reference` in NumPy float64.
 
 Each module has an `MlpMixer(config)`. Called with `taps=True` it returns every stage of the
-residual stream instead of the logits alone, a dict in order of computation:
+residual stream instead of the logits alone, a dict in order of computation (`jax.jit` sorts it by name):
 
     stem                            (batch, tokens, hidden)
     MixerBlock_{i}/token_mixing     (batch, tokens, hidden)   the stream after that branch was added

@@ -41,8 +41,9 @@ class MlpBlock(nn.Module):
 
     def __init__(self, dim: int, mlp_dim: int | None = None, activation: str = "gelu_tanh") -> None:
         super().__init__()
-        self.dense_0 = nn.Linear(dim, mlp_dim or dim)
-        self.dense_1 = nn.Linear(mlp_dim or dim, dim)
+        mlp_dim = dim if mlp_dim is None else mlp_dim
+        self.dense_0 = nn.Linear(dim, mlp_dim)
+        self.dense_1 = nn.Linear(mlp_dim, dim)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
