@@ -530,3 +530,15 @@ def test_threads_leave_the_precision_settings_as_they_were():
         reports = list(pool.map(lambda seed: verify("torch", "reference", seed=seed), range(16)))
     assert {report.verdict for report in reports} == {"equivalent"}
     assert [switch.fp32_precision for switch in switches] == before
+
+
+def test_a_declared_difference_beside_an_unknown_one_is_said_and_explains_nothing():
+    torch.manual_seed(0)
+    model = torch_models.MlpMixer(CONFIG.replace(activation="gelu"))
+    hooked_stem(model)
+    report = verify(model, "flax")
+    assert (report.verdict, report.causes) == ("different", ())
+    assert report.reasons == (
+        "torch departs from the NumPy reference at stem",
+        "activation differs as well: found gelu, expected gelu_tanh, in torch",
+    )

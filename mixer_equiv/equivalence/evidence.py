@@ -65,14 +65,14 @@ class Evidence:
 
         Among the sides, and of each side against the reference of its own conventions.
         """
-        other = self.aligned or self.b
-        return tuple(  # type: ignore[return-value]
-            max(
-                residual(getattr(self.a, dtype)[self.last], getattr(other, dtype)[self.last]),
-                *(residual(getattr(run, dtype)[self.last], run.reference[self.last]) for run in (self.a, self.b)),
-            )
-            for dtype in ("float64", "float32")
-        )
+        return self._worst("float64"), self._worst("float32")
+
+    def _worst(self, dtype: str) -> float:
+        def output(run: Run) -> np.ndarray:
+            return getattr(run, dtype)[self.last]
+
+        between = residual(output(self.a), output(self.aligned or self.b))
+        return max(between, *(residual(output(run), run.reference[self.last]) for run in (self.a, self.b)))
 
 
 def gather(a: Subject, b: Subject, images: np.ndarray, seed: int, on_step: Callable[[str], None]) -> Evidence:

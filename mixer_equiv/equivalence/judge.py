@@ -36,8 +36,10 @@ def judge(evidence: Evidence, policy: Policy, port_causes: tuple[Cause, ...]) ->
         return Judgement("nothing_compared" if len(broken) == 2 else "different", (reason,))
     float64, float32 = evidence.residuals()
     rating = policy.rate(float64, float32)
+    causes = tuple(convention_causes(evidence.a.side, evidence.b.side))
     if rating == "apart":
-        return Judgement("different", _against_reference(evidence, policy))
+        declared = [f"{c.name} differs as well: found {c.found}, expected {c.expected}, {c.evidence}" for c in causes]
+        return Judgement("different", (*_against_reference(evidence, policy), *declared))
     conditioning = f"in float32 it is {float32:.1e}: {ill_conditioned(evidence.a.reference)}"
     if rating == "undecidable":
         return Judgement("nothing_compared", (f"the residual {float64:.1e} may be rounding, since {conditioning}",))
@@ -53,7 +55,6 @@ def judge(evidence: Evidence, policy: Policy, port_causes: tuple[Cause, ...]) ->
         return Judgement("equivalent", warnings=tuple(warnings))
     if not shown:
         warnings.append("the sides are declared to differ as named, and these weights and images do not show it")
-    causes = tuple(convention_causes(evidence.a.side, evidence.b.side))
     return Judgement("equivalent_under", (), causes, tuple(warnings), float64)
 
 
