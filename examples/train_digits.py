@@ -2,7 +2,7 @@
 
     pip install 'mixer_equiv[flax,examples]'
     python examples/train_digits.py
-    python examples/train_digits.py --seed 1 --output-dir /tmp/digits
+    python examples/train_digits.py --seed 1 --output-dir digits-1
 
 Data: scikit-learn's `load_digits`, 1797 grey images of 8x8 pixels. 360 of them, the same whatever
 the seed and with every class in proportion, are held out: the model sees them once, after its last
