@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import secrets
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,7 @@ class Checkpoint(Mapping[str, Any]):
             raise strict.without_sizes(source, match.layout, match.num_blocks, flat, sizes)
         conventions = {"activation": computed.activation, "layer_norm_eps": computed.layer_norm_eps}
         try:
-            found = stated or config_from_axes(sizes, match.num_blocks, image_size, **conventions)
+            found = stated or config_from_axes(sizes, match.num_blocks, **conventions)
             if image_size is not None:
                 found = found.resized(image_size)
         except ConfigError as error:
@@ -190,10 +189,9 @@ def save(checkpoint: Mapping[str, Any], path: str | os.PathLike[str], *, force: 
     """Write a checkpoint, in the format that the suffix names, with its layout and config as metadata.
 
     A mapping that is no `Checkpoint` is taken as one by `Checkpoint.from_arrays`, and must fill its
-    layout; what lies beside a nested prefix in it is not written. The file is
-    written beside the target and renamed, so that the target is never half written; one that
-    exists is kept unless `force`; a symbolic link is followed. Raises `CheckpointError` if it
-    cannot be written.
+    layout; what lies beside a nested prefix in it is not written. The file is written beside the
+    target and renamed, so that the target is never half written; one that exists is kept unless
+    `force`; a symbolic link is followed. Raises `CheckpointError` if it cannot be written.
     """
     path = Path(os.path.realpath(path))
     container = check_target(path, force=force)
@@ -201,15 +199,8 @@ def save(checkpoint: Mapping[str, Any], path: str | os.PathLike[str], *, force: 
         checkpoint = as_checkpoint(checkpoint)
         checkpoint.check()
     arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with containers.replacing(path) as temporary:
         container.write(temporary, arrays, _metadata(checkpoint), checkpoint.layout.framework)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def check_target(path: Path, *, force: bool) -> containers.Container:

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import secrets
 import sys
 import time
 import warnings
@@ -23,7 +22,7 @@ from rich.table import Table
 from mixer_equiv import checkpoint as checkpoints
 from mixer_equiv import digits
 from mixer_equiv.checkpoint import Checkpoint, load
-from mixer_equiv.containers import SUFFIXES
+from mixer_equiv.containers import SUFFIXES, replacing
 from mixer_equiv.convert import convert as convert_weights
 from mixer_equiv.equivalence.verify import verify as verify_pair
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
@@ -198,15 +197,8 @@ def _output(shown: RenderableType, plain: dict[str, Any], json_file: str | None)
 def _write_json(path: Path, text: str) -> None:
     if path.suffix.lower() in SUFFIXES:
         raise MixerEquivError(f"--json is {path}, by its suffix a checkpoint; give the JSON another one, such as .json")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MixerEquivError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _print(shown: RenderableType) -> None:

@@ -162,22 +162,18 @@ def check_conventions(activation: Any, layer_norm_eps: Any) -> None:
         raise ConfigError(f"layer_norm_eps is {layer_norm_eps!r}; it must be a number in [0, 1), such as 1e-6")
 
 
-def config_from_axes(
-    sizes: Mapping[str, int], num_blocks: int, image_size: Size | None = None, **conventions: Any
-) -> MixerConfig:
+def config_from_axes(sizes: Mapping[str, int], num_blocks: int, **conventions: Any) -> MixerConfig:
     """The config of a model whose parameters have these axis `sizes`.
 
     `sizes` are by axis name, as `MixerConfig.axis_sizes` gives them; without "classes" there is no
-    head. Without `image_size` the grid is taken as the squarest that has the tokens. Raises
-    `ConfigError` if `image_size` gives another number of tokens.
+    head. The image is taken as the squarest that has the tokens: `MixerConfig.resized` gives others.
     """
-    patch, tokens = (sizes["ph"], sizes["pw"]), sizes["tokens"]
-    squarest = fitting_image_sizes(tokens, patch)[0]
+    patch = sizes["ph"], sizes["pw"]
     return MixerConfig(
         num_classes=sizes.get("classes", 0),
         num_blocks=num_blocks,
         patch_size=patch,
-        image_size=squarest if image_size is None else _check_image_size(image_size, tokens, patch),
+        image_size=fitting_image_sizes(sizes["tokens"], patch)[0],
         in_channels=sizes["channels"],
         hidden_dim=sizes["hidden"],
         tokens_mlp_dim=sizes["tokens_mlp"],

@@ -6,15 +6,18 @@ Nothing is ever unpickled by free rules: npz refuses object arrays, and .pt file
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import pickle
 import re
+import secrets
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import ml_dtypes  # noqa: F401  # safetensors finds bfloat16 only once this has registered it
 import numpy as np
@@ -85,6 +88,23 @@ def container_for(path: Path) -> Container:
         if path.suffix.lower() in container.suffixes:
             return container
     raise CheckpointError(f"{path} has the suffix {path.suffix!r}; a checkpoint is one of {', '.join(SUFFIXES)}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it at the end, and gone if anything fails.
+
+    Raises `CheckpointError` where the system does not let it be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _by_suffix(path: Path) -> Container:
@@ -188,13 +208,9 @@ def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: s
 def _is_torch(path: Path) -> bool:
     if any(name.endswith("data.pkl") for name in _zip_names(path)):
         return True
-    with path.open("rb") as stream:
-        return _is_legacy_torch(stream)
-
-
-def _is_legacy_torch(stream: BinaryIO) -> bool:
     # Before zip files, torch.save began with this pickled long, its magic number.
-    return stream.read(14).endswith(bytes.fromhex("6cfc9c46f9206aa85019"))
+    with path.open("rb") as stream:
+        return stream.read(14).endswith(bytes.fromhex("6cfc9c46f9206aa85019"))
 
 
 def _safe_torch() -> Any:

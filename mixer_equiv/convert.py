@@ -76,14 +76,14 @@ def flax_to_torch(
     params: Mapping[str, Any], *, config: MixerConfig | None = None, allow_missing: Collection[str] = ()
 ) -> dict[str, torch.Tensor]:
     """Official Flax params, nested or flat, as the state_dict of `mixer_equiv.models.torch.MlpMixer`."""
-    return _native(convert(params, to="torch", config=config, allow_missing=allow_missing))
+    return convert(as_checkpoint(params, config=config), to="torch", allow_missing=allow_missing).params
 
 
 def torch_to_flax(
     state_dict: Mapping[str, Any], *, config: MixerConfig | None = None, allow_missing: Collection[str] = ()
 ) -> dict[str, Any]:
     """A torch state_dict in any known layout as the nested params of the official Flax model."""
-    return _native(convert(state_dict, to="linen", config=config, allow_missing=allow_missing))
+    return convert(as_checkpoint(state_dict, config=config), to="linen", allow_missing=allow_missing).params
 
 
 def convention_differences(source: Checkpoint, target: Layout) -> list[str]:
@@ -141,10 +141,6 @@ def relabel(
             sizes = {axis: size for axis, size in config.axis_sizes.items() if axis in found.row.axes}
             result[wanted.foreign] = rearrange(arrays[found.foreign], pattern, **sizes).copy(order="C")
     return result
-
-
-def _native(converted: Any) -> Any:
-    return converted.params if isinstance(converted, Checkpoint) else converted
 
 
 # How a sentence names each convention; "padding" differs only on images that no config here allows.

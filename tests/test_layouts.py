@@ -51,7 +51,7 @@ def test_a_layout_is_found_behind_any_prefix(layout, prefix, head):
 def test_axis_sizes_are_read_off_the_shapes_of_every_layout(layout):
     sizes = layout.axis_sizes(12, shapes_in(layout))
     assert sizes == CONFIG.axis_sizes
-    assert config_from_axes(sizes, 12, CONFIG.image_size) == CONFIG
+    assert config_from_axes(sizes, 12).resized(CONFIG.image_size) == CONFIG
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
