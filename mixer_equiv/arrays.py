@@ -47,6 +47,12 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
+def stored_dtype(name: str, array: Any) -> np.dtype:
+    """The dtype that `to_numpy` gives `array`, whose numbers are not read."""
+    like = array.new_empty(0) if _is_torch(array) and array.device.type != "meta" else np.empty(0, array.dtype)
+    return to_numpy(name, like).dtype
+
+
 def to_numpy(name: str, array: Any) -> np.ndarray:
     """`array` as a NumPy array of the same bits and dtype, sharing memory where it can.
 

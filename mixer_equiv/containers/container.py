@@ -1,0 +1,111 @@
+"""What a file format is: how it is recognised, read and written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mixer_equiv.errors import CheckpointError, MixerEquivError
+
+Framework = Literal["flax", "torch"]
+
+# Where a file's metadata holds ours, as JSON.
+METADATA_KEY = "mixer_equiv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Container:
+    """One file format.
+
+    `read` gives the arrays by name, possibly nested, and our metadata if there are any. Arrays may
+    be `LazyArray`s. `write` makes `path`, which does not exist yet: a file, or a directory.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    recognise: Callable[[Path], bool]
+    read: Callable[[Path], tuple[Mapping[str, Any], str | None]]
+    write: Callable[[Path, Mapping[str, np.ndarray], str, Framework], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyArray:
+    """An array in a file: shape and dtype are known, and the numbers are read when NumPy asks for them.
+
+    `read` gives an array of just this shape and dtype. What it raises becomes a `CheckpointError`.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        with reading(self.path):
+            return np.asarray(self.read(), dtype)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What parsers raise on damaged input, which is almost anything, becomes a `CheckpointError`."""
+    try:
+        yield
+    except MixerEquivError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read: it is damaged or not a checkpoint ({_first_sentence(error)})"
+        ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    sentence = " ".join(str(error).split()).partition(". ")[0]
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it at the end, and gone if anything fails.
+
+    A directory that stands at `path` gives way to the new one only once that is whole. Raises
+    `CheckpointError` where the system does not let it be written.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
+    try:
+        yield temporary
+        if path.is_dir():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except OSError as error:
+        if old.exists():
+            os.replace(old, path)
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        for left in (temporary, old):
+            remove(left)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory, if it is there and can be deleted."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def zip_names(path: Path) -> list[str]:
+    """Names in a zip archive, none for a file that is not one."""
+    if not zipfile.is_zipfile(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
