@@ -17,12 +17,14 @@ from mixer_equiv.errors import (
     ConfigError,
     ConventionWarning,
     ConversionError,
+    InexpressibleError,
     LayoutError,
     MissingDependencyError,
     MixerEquivError,
 )
-from mixer_equiv.layouts import LAYOUTS, Layout
+from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
 from mixer_equiv.report import Report
+from mixer_equiv.surgery import drop_head, enlarge, new_head
 
 __version__ = "0.1.0"
 
@@ -32,7 +34,9 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ConventionWarning",
+    "Conventions",
     "ConversionError",
+    "InexpressibleError",
     "Layout",
     "LayoutError",
     "MissingDependencyError",
@@ -40,8 +44,12 @@ __all__ = [
     "MixerEquivError",
     "Report",
     "convert",
+    "drop_head",
+    "enlarge",
     "flax_to_torch",
     "load",
+    "new_head",
+    "register_layout",
     "save",
     "torch_to_flax",
     "verify",

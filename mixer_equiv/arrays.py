@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,60 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 # The dtypes that a parameter may have.
 DTYPES = {str(dtype): dtype for dtype in map(np.dtype, ("float16", BFLOAT16, "float32", "float64"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Shape and dtype of an array whose numbers need not be read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+class LazyArrays(Mapping[str, np.ndarray]):
+    """Arrays by name, each made NumPy's when it is asked for, and not kept; `specs` reads none of them.
+
+    `leaves` are arrays of any framework, and of files; `shapes` are given to them, where they say so.
+    """
+
+    def __init__(self, leaves: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        self._leaves = dict(leaves)
+        shapes = shapes or {}
+        self.specs = {
+            name: Spec(shapes.get(name, tuple(leaf.shape)), stored_dtype(name, leaf)) for name, leaf in leaves.items()
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return to_numpy(name, self._leaves[name]).reshape(self.specs[name].shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._leaves)
+
+    def __len__(self) -> int:
+        return len(self._leaves)
+
+
+def specs(arrays: Mapping[str, np.ndarray]) -> Mapping[str, Spec]:
+    """Shape and dtype of each of `arrays`."""
+    if isinstance(arrays, LazyArrays):
+        return arrays.specs
+    return {name: Spec(array.shape, array.dtype) for name, array in arrays.items()}
+
+
+def stored_dtype(name: str, array: Any) -> np.dtype:
+    """The dtype that `to_numpy` gives `array`, whose numbers are not read."""
+    if not is_array(array):
+        return to_numpy(name, array).dtype
+    if _is_torch(array):
+        import torch
+
+        return to_numpy(name, torch.empty(0, dtype=array.dtype)).dtype
+    return to_numpy(name, np.empty(0, array.dtype)).dtype
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -45,12 +101,6 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def is_array(value: Any) -> bool:
     """Whether `value` is an array of NumPy, torch, JAX or anything that speaks `__array__`."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def stored_dtype(name: str, array: Any) -> np.dtype:
-    """The dtype that `to_numpy` gives `array`, whose numbers are not read."""
-    like = array.new_empty(0) if _is_torch(array) and array.device.type != "meta" else np.empty(0, array.dtype)
-    return to_numpy(name, like).dtype
 
 
 def to_numpy(name: str, array: Any) -> np.ndarray:

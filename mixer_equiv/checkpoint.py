@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,19 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv import containers, strict
-from mixer_equiv.arrays import DTYPES, flatten, is_array, to_numpy, to_torch, unflatten
-from mixer_equiv.config import AXES, MixerConfig, Size, config_from_axes
-from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
-from mixer_equiv.layouts import LAYOUTS, Binding, Conventions, Layout, Match, detect, get_layout
+from mixer_equiv.arrays import DTYPES, Spec, specs, to_torch, unflatten
+from mixer_equiv.config import MixerConfig, Size
+from mixer_equiv.errors import CheckpointError, ConversionError, InexpressibleError
+from mixer_equiv.finding import Statements, find
+from mixer_equiv.layouts import Binding, Conventions, Layout, get_layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint(Mapping[str, Any]):
     """Weights of one Mixer, by the names of their layout.
 
-    `arrays` holds them flat, in NumPy. Read as a mapping it gives them by the same flat names, as
+    `arrays` holds them flat, in NumPy; `load(lazy=True)` reads each only when it is used, and
+    `specs` tells shapes and dtypes without reading. Read as a mapping it gives them by the same flat names, as
     tensors for a torch layout, so that `load_state_dict(checkpoint)` works; they share memory with
     `arrays`. `params` is all of it at once: a dict of tensors, or for Flax the nested dict that
     `apply({"params": ...})` takes. `config` carries the conventions under which the
@@ -67,12 +70,17 @@ class Checkpoint(Mapping[str, Any]):
     @property
     def num_parameters(self) -> int:
         """Numbers in all arrays together."""
-        return sum(array.size for array in self.arrays.values())
+        return sum(spec.size for spec in self.specs.values())
 
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Names of the dtypes that occur."""
-        return tuple(sorted({str(array.dtype) for array in self.arrays.values()}))
+        return tuple(sorted({str(spec.dtype) for spec in self.specs.values()}))
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Shape and dtype of each array, none of them read."""
+        return specs(self.arrays)
 
     def astype(self, dtype: Any) -> Checkpoint:
         """The same weights rounded to float16, bfloat16, float32 or float64, by name or NumPy dtype.
@@ -99,39 +107,35 @@ class Checkpoint(Mapping[str, Any]):
         layout: str | Layout | None = None,
         config: MixerConfig | None = None,
         image_size: Size | None = None,
+        trained_with: Conventions | None = None,
+        prefix: str | None = None,
+        lazy: bool = False,
         source: str = "arrays",
         metadata: Mapping[str, Any] | None = None,
+        called: Collection[str] = (),
     ) -> Checkpoint:
         """Find the layout, config and conventions of flat or nested arrays of any framework.
 
         A prefix such as "module." or "params/" is stripped, and what lies beside a nested prefix
-        is left out; `notes` says both. Nothing is checked for completeness here.
+        is left out; `notes` says both. Where several sets of weights are there, `prefix` says which,
+        such as "ema". An optimizer's moments are never taken for weights. `called` are names from
+        which the layout may know the `trained_with` conventions. Nothing is checked for completeness here.
 
         Raises `LayoutError` if no layout or several fit, `ConversionError` for leaves that are no
         arrays of numbers, `ConfigError` for sizes that contradict each other.
         """
-        leaves = dict(flatten(arrays))
-        shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
-        match = _detect(shapes, layout, source, (metadata or {}).get("layout"))
-        own, notes = _strip(leaves, match.prefix)
-        flat = {name: to_numpy(name, leaf) for name, leaf in own.items()}
-        stated, trained_with = _statements(config, metadata or {}, match.layout, source)
-        assumed = config is None and image_size is None and (metadata or {}).get("image_size_is_assumed", not stated)
-        computed = trained_with or match.layout.computes
-        sizes = match.layout.axis_sizes(match.num_blocks, {name: array.shape for name, array in flat.items()})
-        if stated is None and not sizes.keys() >= set(AXES) - {"classes"}:
-            raise strict.without_sizes(source, match.layout, match.num_blocks, flat, sizes)
-        conventions = {"activation": computed.activation, "layer_norm_eps": computed.layer_norm_eps}
-        try:
-            found = stated or config_from_axes(sizes, match.num_blocks, **conventions)
-            if image_size is not None:
-                found = found.resized(image_size)
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from None
-        if assumed:
-            grid, size = ("x".join(map(str, pair)) for pair in (found.grid_hw, found.image_hw))
-            notes.append(f"{found.num_tokens} tokens are taken as {grid}, an image of {size}")
-        return cls(flat, match.layout, found, trained_with, stated is not None, source, tuple(notes), bool(assumed))
+        said = Statements(layout, config, image_size, trained_with, prefix, metadata or {}, called)
+        found = find(arrays, said, source)
+        return cls(
+            found.arrays if lazy else dict(found.arrays),
+            found.layout,
+            found.config,
+            found.trained_with,
+            found.config_is_stated,
+            source,
+            found.notes,
+            found.image_size_is_assumed,
+        )
 
     def check(
         self, *, target: Layout | None = None, allow_missing: Collection[str] = ()
@@ -167,11 +171,19 @@ def load(
     layout: str | Layout | None = None,
     config: MixerConfig | None = None,
     image_size: Size | None = None,
+    trained_with: Conventions | None = None,
+    prefix: str | None = None,
+    lazy: bool = False,
 ) -> Checkpoint:
-    """Read a checkpoint file (.npz, .safetensors, .pt, .pth), its layout detected unless given.
+    """Read a checkpoint: npz, safetensors (also sharded), .pt, msgpack, an orbax directory.
 
-    `image_size`, in pixels, is what shapes cannot tell; without it the squarest grid is assumed
-    and noted. Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays
+    The layout is detected unless given. `image_size`, in pixels, is what shapes cannot tell;
+    without it the squarest grid is assumed and noted. `trained_with` are the conventions that the
+    weights need, where nothing in the file or its name says them. Of several sets of weights in
+    one file, `prefix` says which, such as "ema". With `lazy` an array is read whenever it is used,
+    and `specs`, `config` and all else without reading any.
+
+    Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays
     of no known layout, `ConfigError` for an image size of another number of tokens.
     """
     contents = containers.read(Path(path))
@@ -180,36 +192,98 @@ def load(
         layout=layout,
         config=config,
         image_size=image_size,
+        trained_with=trained_with,
+        prefix=prefix,
+        lazy=lazy,
         source=str(path),
         metadata=contents.metadata,
+        called=_names_of(Path(path)),
     )
 
 
-def save(checkpoint: Mapping[str, Any], path: str | os.PathLike[str], *, force: bool = False) -> None:
+def _names_of(path: Path) -> list[str]:
+    """What a file may be known by: a release named in the hub's config.json, its own name, its folders'."""
+    path = path.absolute()
+    folder = path if path.is_dir() else path.parent
+    release = []
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        told = json.loads((folder / "config.json").read_text())
+        release = [f"{told['architecture']}.{told['pretrained_cfg']['tag']}"]
+    return [*release, path.name, *(parent.name for parent in list(path.parents)[:3])]
+
+
+def save(
+    checkpoint: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    max_shard_size: int | str | None = None,
+    rename_prefix: Mapping[str, str] | None = None,
+) -> Path:
     """Write a checkpoint, in the format that the suffix names, with its layout and config as metadata.
 
     A mapping that is no `Checkpoint` is taken as one by `Checkpoint.from_arrays`, and must fill its
     layout; what lies beside a nested prefix in it is not written. The file is written beside the
     target and renamed, so that the target is never half written; one that exists is kept unless
-    `force`; a symbolic link is followed. Raises `CheckpointError` if it cannot be written.
+    `force`; a symbolic link is followed. safetensors of more than `max_shard_size` bytes ("5GB") are
+    split into shards with an index, as Hugging Face does; so are those whose path is an index.
+    `rename_prefix` changes how names begin on their way into the file: {"": "backbone."} puts a
+    prefix before all of them, {"head.": "fc."} renames one module.
+
+    Returns the path to read it by. Raises `CheckpointError` if it cannot be written.
     """
     path = Path(os.path.realpath(path))
-    container = check_target(path, force=force)
+    container = check_target(path, force=force, max_shard_size=max_shard_size)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = as_checkpoint(checkpoint)
         checkpoint.check()
-    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    if checkpoint.layout.read_only:
+        raise InexpressibleError(
+            f"nothing is written in the layout {checkpoint.layout.name}: {checkpoint.layout.read_only}",
+            reasons=[checkpoint.layout.read_only],
+        )
+    names = renamed(checkpoint.arrays, rename_prefix or {})
+    arrays = {names[name]: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    written = arrays, _metadata(checkpoint), checkpoint.layout.framework
+    if container.several_files or max_shard_size is not None:
+        limit = containers.parse_size(containers.DEFAULT_SHARD_SIZE if max_shard_size is None else max_shard_size)
+        return containers.write_sharded(path, *written, limit, force=force)
     with containers.replacing(path) as temporary:
-        container.write(temporary, arrays, _metadata(checkpoint), checkpoint.layout.framework)
+        container.write(temporary, *written)
+    return path
 
 
-def check_target(path: Path, *, force: bool) -> containers.Container:
+def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, str]:
+    """What each name becomes: the longest prefix that it begins with is replaced, once.
+
+    Raises `ConversionError` for a prefix that no name has, and for two names that become one.
+    """
+    result = {}
+    for name in names:
+        old = max((old for old in prefixes if name.startswith(old)), key=len, default=None)
+        result[name] = name if old is None else prefixes[old] + name.removeprefix(old)
+    for old in prefixes:
+        if not any(name.startswith(old) for name in names):
+            raise ConversionError(f"rename_prefix {old!r}: no name begins so; they begin as {next(iter(names), '')}")
+    twice = [name for name, count in Counter(result.values()).items() if count > 1]
+    if twice:
+        raise ConversionError(f"rename_prefix makes several names the same: {', '.join(twice[: strict.SHOWN])}")
+    return result
+
+
+def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = None) -> containers.Container:
     """The format to write `path` in, once nothing that can be known beforehand stands in the way."""
     container = containers.container_for(path)
-    if path.is_dir():
+    if max_shard_size is not None:
+        containers.parse_size(max_shard_size)
+        if not path.name.lower().endswith((".safetensors", ".safetensors.index.json")):
+            raise CheckpointError(f"{path} cannot be sharded; only safetensors are")
+    if path.is_dir() and not container.is_directory:
         raise CheckpointError(f"{path} is a directory; give the name of a file")
     if path.exists() and not force:
         raise CheckpointError(f"{path} exists; pass force=True (--force) to replace it")
+    if path.exists() and not containers.is_replaceable(path, container):
+        raise CheckpointError(f"{path} exists and is no {container.name} checkpoint, so it is not replaced")
     if not path.parent.is_dir():
         raise CheckpointError(f"{path} cannot be written: there is no directory {path.parent}")
     if not os.access(path.parent, os.W_OK):
@@ -227,63 +301,3 @@ def _metadata(checkpoint: Checkpoint) -> str:
             "trained_with": dataclasses.asdict(trained_with) if trained_with else None,
         }
     )
-
-
-def _statements(
-    config: MixerConfig | None, metadata: Mapping[str, Any], layout: Layout, source: str
-) -> tuple[MixerConfig | None, Conventions | None]:
-    """The config, and what the weights were trained with, as far as somebody says so.
-
-    A config that is given states both; else the metadata speak, and else the layout does.
-    """
-    if config is not None:
-        return config, Conventions(config.activation, config.layer_norm_eps, layout.computes.padding)
-    try:
-        stated = MixerConfig.from_dict(metadata["config"]) if metadata.get("config") else None
-        trained_with = Conventions(**metadata["trained_with"]) if metadata.get("trained_with") else None
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{source} has metadata of mixer_equiv that cannot be understood: {error}") from error
-    return stated, trained_with if "trained_with" in metadata else layout.trained_with
-
-
-def _detect(
-    shapes: Mapping[str, tuple[int, ...]], layout: str | Layout | None, source: str, written: str | None
-) -> Match:
-    """The layout found, or the given one if it is there, as `detect` tells.
-
-    `written` is the layout's name in the file's metadata; it settles what names leave open.
-    """
-    known = list(LAYOUTS.values())
-    if layout is None and written in LAYOUTS:
-        with contextlib.suppress(LayoutError):
-            return detect(shapes, [LAYOUTS[written]], shapes)
-    try:
-        return detect(shapes, known if layout is None else [get_layout(layout)], shapes)
-    except LayoutError as error:
-        message = str(error)
-    if layout is not None:
-        with contextlib.suppress(LayoutError):
-            likely = detect(shapes, known, shapes).layout.name
-            message = f"the arrays are not of the layout {get_layout(layout).name}, but by their names of {likely}"
-    raise LayoutError(f"{source}: {message}")
-
-
-def _strip(leaves: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
-    """What lies under the prefix's nesting, with the prefix off, and notes on what was done."""
-    nesting = prefix[: prefix.rfind("/") + 1]
-    inside = [name for name in leaves if name.startswith(nesting)]
-    own = {name.removeprefix(prefix): leaves[name] for name in inside}
-    if len(own) < len(inside):
-        twice = sorted(name for name in inside if not name.startswith(prefix) and prefix + name in leaves)
-        raise ConversionError(
-            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[: strict.SHOWN])}",
-            unexpected_keys=twice,
-        )
-    notes = []
-    if prefix:
-        notes.append(f"the prefix {prefix!r} was stripped from every name")
-    beside = [name for name in leaves if not name.startswith(nesting)]
-    if beside:
-        more = ", ..." if len(beside) > 4 else ""
-        notes.append(f"{len(beside)} entries beside {nesting!r} were left out: {', '.join(beside[:4])}{more}")
-    return own, notes

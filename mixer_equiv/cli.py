@@ -1,8 +1,9 @@
-"""The command line: convert, inspect and verify."""
+"""The command line: convert, inspect, layouts and verify."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +21,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from mixer_equiv import checkpoint as checkpoints
-from mixer_equiv import digits
+from mixer_equiv import digits, surgery
 from mixer_equiv.checkpoint import Checkpoint, load
 from mixer_equiv.containers import SUFFIXES, replacing
 from mixer_equiv.convert import convert as convert_weights
 from mixer_equiv.equivalence.verify import verify as verify_pair
-from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
+from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
+from mixer_equiv.inspection import describe_layout, layouts_table, markdown_table
 from mixer_equiv.inspection import inspect as inspect_checkpoint
+from mixer_equiv.layouts import LAYOUTS, Conventions, register_layout
 
 EXIT_STATUS = {
     "equivalent": 0,
@@ -36,6 +39,7 @@ EXIT_STATUS = {
     "nothing_compared": 3,
 }
 BAD_INPUT = 2
+READABLE = f"{', '.join(SUFFIXES)}, or a folder of orbax or safetensors"
 
 app = typer.Typer(
     name="mixer-equiv",
@@ -58,46 +62,98 @@ LayoutOption = Annotated[
 ImageSizeOption = Annotated[
     str | None, typer.Option("--image-size", metavar="HxW", help="Image size in pixels; a square grid if not given.")
 ]
+PrefixOption = Annotated[
+    str | None, typer.Option("--prefix", metavar="PREFIX", help="Which of several sets of weights to read: ema.")
+]
+TrainedWithOption = Annotated[
+    str | None,
+    typer.Option(
+        "--trained-with", metavar="ACTIVATION[,EPS]", help="What the weights were trained with: gelu_tanh,1e-6."
+    ),
+]
+LayoutFileOption = Annotated[
+    list[Path] | None,
+    typer.Option("--layout", metavar="FILE", help="A layout of your own, in TOML or JSON, to know too. Repeatable."),
+]
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to FILE, or '-'.")]
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint to read: .npz, .safetensors, .pt, .pth.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help=f"Checkpoint to read: {', '.join(SUFFIXES)}, a folder.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Checkpoint to write, in the format of its suffix.")],
     to: Annotated[
         str | None, typer.Option(metavar="LAYOUT", help="Layout to write; the other framework's if not given.")
     ] = None,
     from_: LayoutOption = None,
-    dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Round to this dtype; kept if not given.")] = None,
+    layout_files: LayoutFileOption = None,
+    prefix: PrefixOption = None,
+    trained_with: TrainedWithOption = None,
     allow_missing: AllowMissing = None,
-    image_size: ImageSizeOption = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            "--image-size",
+            metavar="HxW",
+            help="Image size in pixels; a square grid if not given. K times the size so far widens the weights.",
+        ),
+    ] = None,
+    drop_head: Annotated[bool, typer.Option("--drop-head", help="Leave the head out.")] = False,
+    num_classes: Annotated[
+        int | None, typer.Option(metavar="N", help="Put a new head of zeros, for N classes.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Round to this dtype; kept if not given.")] = None,
+    rename_prefix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OLD=NEW", help="Change how names begin in DST: '=backbone.'. Repeatable."),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Split safetensors into shards of at most 5GB, 100MB, ...")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
 ) -> None:
     """Convert a checkpoint from one layout and file format to another, bit for bit."""
     with _reported(), _progress(3) as step:
         started = time.perf_counter()
+        if drop_head and num_classes is not None:
+            raise ConfigError("--drop-head and --num-classes are both given; a head is either left out or new")
+        _register(layout_files)
+        prefixes = _parse_prefixes(rename_prefix)
         if not dry_run:
-            checkpoints.check_target(target, force=force)
+            checkpoints.check_target(target, force=force, max_shard_size=max_shard_size)
         step(f"reading {source.name}")
-        found = load(source, layout=from_, image_size=_parse_size(image_size))
+        reading = {"layout": from_, "prefix": prefix, "trained_with": _parse_conventions(trained_with), "lazy": True}
+        found, larger = _load_resized(source, _parse_size(image_size), reading)
         step("converting")
+        allowed = [*(allow_missing or ()), *(["head/*"] if drop_head or num_classes is not None else [])]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConventionWarning)
-            converted = convert_weights(found, to=to or _other_framework(found), allow_missing=allow_missing or ())
+            converted = convert_weights(found, to=to or _other_framework(found), allow_missing=allowed)
+        if drop_head:
+            converted = surgery.drop_head(converted)
+        if num_classes is not None:
+            converted = surgery.new_head(converted, num_classes)
+        if larger is not None:
+            converted = surgery.enlarge(converted, larger)
         if dtype is not None:
             converted = converted.astype(dtype)
+        names = checkpoints.renamed(converted.arrays, prefixes)
+        written = target
         if not dry_run:
             step(f"writing {target.name}")
-            checkpoints.save(converted, target, force=force)
+            written = checkpoints.save(
+                converted, target, force=force, max_shard_size=max_shard_size, rename_prefix=prefixes
+            )
         elapsed = time.perf_counter() - started
     with _reported():
         if dry_run:
-            _print(_renaming_table(found, converted))
-        _say(f"{source} ({found.layout.name}) -> {target} ({converted.layout.name})")
+            _print(_renaming_table(found, converted, names))
+        _say(f"{source} ({found.layout.name}) -> {target if dry_run else written} ({converted.layout.name})")
         _say(f"{converted.num_parameters:,} parameters in {len(converted)} arrays, {', '.join(converted.dtypes)}")
-        _say("dry run: nothing was written" if dry_run else f"{target.stat().st_size:,} bytes in {elapsed:.2f} s")
+        _say("dry run: nothing was written" if dry_run else f"{_bytes_of(written):,} bytes in {elapsed:.2f} s")
         for note in converted.notes:
             _say(f"note: {note}")
         for warning in caught:
@@ -107,19 +163,49 @@ def convert(
 @app.command()
 def inspect(
     source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint to read.")],
+    values: Annotated[
+        bool, typer.Option("--values", help="Read every array: statistics, NaN, zeros. Else shapes and dtypes alone.")
+    ] = False,
     from_: LayoutOption = None,
+    layout_files: LayoutFileOption = None,
+    prefix: PrefixOption = None,
+    trained_with: TrainedWithOption = None,
     allow_missing: AllowMissing = None,
     image_size: ImageSizeOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Show a checkpoint's layout, config, conventions, and what is odd about its arrays."""
+    """Show a checkpoint's layout, config and conventions, and with --values what is odd about its arrays."""
     with _reported():
+        _register(layout_files)
         with _progress(2) as step:
             step(f"reading {source.name}")
-            found = load(source, layout=from_, image_size=_parse_size(image_size))
+            found = load(
+                source,
+                layout=from_,
+                image_size=_parse_size(image_size),
+                prefix=prefix,
+                trained_with=_parse_conventions(trained_with),
+                lazy=True,
+            )
             step("looking at the arrays")
-            inspection = inspect_checkpoint(found, allow_missing=allow_missing or ())
+            inspection = inspect_checkpoint(found, values=values, allow_missing=allow_missing or ())
         _output(inspection, inspection.to_dict(), json_file)
+
+
+@app.command()
+def layouts(
+    layout_files: LayoutFileOption = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a table of Markdown.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """List the layouts: what their code computes, what weights they can hold, and a name in each."""
+    with _reported():
+        _register(layout_files)
+        rows = [describe_layout(layout) for layout in LAYOUTS.values()]
+        if markdown:
+            _write(markdown_table(rows))
+        else:
+            _output(layouts_table(rows), {"layouts": rows}, json_file)
 
 
 @app.command()
@@ -139,6 +225,7 @@ def verify(
     ] = None,
     image: Annotated[str | None, typer.Option(metavar="CxHxW", help="Image channels and size, in pixels.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights and images.")] = 0,
+    layout_files: LayoutFileOption = None,
     allow_missing: AllowMissing = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -147,6 +234,7 @@ def verify(
     With no argument: a Mixer trained in Flax on handwritten digits, and its port to PyTorch.
     """
     with _reported():
+        _register(layout_files)
         arguments: dict[str, Any] = {"kwargs": _parse_kwargs(kwargs), "image": _parse_image(image)}
         if a is None:
             images, labels = digits.held_out()
@@ -166,7 +254,40 @@ def _reported() -> Iterator[None]:
         yield
     except MixerEquivError as error:
         Console(stderr=True, soft_wrap=True).print("error:", str(error), style="red", highlight=False, markup=False)
-        raise typer.Exit(BAD_INPUT) from error
+        status = EXIT_STATUS["inexpressible"] if isinstance(error, InexpressibleError) else BAD_INPUT
+        raise typer.Exit(status) from error
+
+
+def _register(files: list[Path] | None) -> None:
+    for file in files or ():
+        register_layout(file)
+
+
+def _load_resized(
+    source: Path, image_size: tuple[int, int] | None, reading: dict[str, Any]
+) -> tuple[Checkpoint, tuple[int, int] | None]:
+    """The checkpoint, and the image size that it is to be widened to, if it has not as many tokens."""
+    if image_size is None:
+        return load(source, **reading), None
+    try:
+        return load(source, image_size=image_size, **reading), None
+    except ConfigError as error:
+        found = load(source, **reading)
+        try:
+            factor = surgery.factor_to(found, image_size)
+        except ConfigError as other:
+            raise ConfigError(f"{error}; {other}") from None
+        now = image_size[0] // factor, image_size[1] // factor
+        return load(source, image_size=now, **reading), image_size
+
+
+def _bytes_of(path: Path) -> int:
+    """Bytes in a file, in a directory, or in an index and its shards."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    stem = path.name.removesuffix(".safetensors.index.json")
+    shards = path.parent.glob(f"{glob.escape(stem)}-*-of-*.safetensors") if stem != path.name else ()
+    return sum(file.stat().st_size for file in (path, *shards))
 
 
 @contextlib.contextmanager
@@ -195,7 +316,7 @@ def _output(shown: RenderableType, plain: dict[str, Any], json_file: str | None)
 
 
 def _write_json(path: Path, text: str) -> None:
-    if path.suffix.lower() in SUFFIXES:
+    if path.name.lower().endswith(SUFFIXES):
         raise MixerEquivError(f"--json is {path}, by its suffix a checkpoint; give the JSON another one, such as .json")
     with replacing(path) as temporary:
         temporary.write_text(text)
@@ -224,18 +345,23 @@ def _write(text: str) -> None:
             raise MixerEquivError(f"the output cannot be written: {error.strerror}") from error
 
 
-def _renaming_table(source: Checkpoint, target: Checkpoint) -> Table:
+def _renaming_table(source: Checkpoint, target: Checkpoint, names: Mapping[str, str]) -> Table:
+    """Each parameter's name and shape before and after; "-" where it has none."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for framework, column in ((source.layout.name, "shape"), (target.layout.name, "shape")):
-        table.add_column(framework, overflow="fold")
-        table.add_column(column, justify="right")
-    theirs = target.layout.bindings(target.config.num_blocks)
-    for canonical, binding in source.layout.bindings(source.config.num_blocks).items():
-        wanted = theirs[canonical].foreign
-        if wanted in target.arrays:
-            before, after = source.arrays[binding.foreign].shape, target.arrays[wanted].shape
-            table.add_row(binding.foreign, "x".join(map(str, before)), wanted, "x".join(map(str, after)))
+    for layout in (source.layout.name, target.layout.name):
+        table.add_column(layout, overflow="fold")
+        table.add_column("shape", justify="right")
+    before = source.layout.bindings(source.config.num_blocks)
+    for canonical, binding in target.layout.bindings(target.config.num_blocks).items():
+        found, wanted = before[canonical].foreign, binding.foreign
+        if wanted in target.arrays or (binding.is_absent and found in source.specs):
+            cells = [found, _shape(source, found), names.get(wanted, wanted), _shape(target, wanted)]
+            table.add_row(*cells)
     return table
+
+
+def _shape(checkpoint: Checkpoint, name: str) -> str:
+    return "x".join(map(str, checkpoint.specs[name].shape)) if name in checkpoint.specs else ""
 
 
 def _other_framework(checkpoint: Checkpoint) -> str:
@@ -252,6 +378,25 @@ def _parse_kwargs(text: str | None) -> dict[str, Any] | None:
     if not isinstance(fields, dict):
         raise ConfigError(f"--kwargs is {text}; it must be a JSON object, such as '{{\"num_blocks\": 2}}'")
     return fields
+
+
+def _parse_prefixes(texts: list[str] | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts or ()]
+    if not all(equals for _, equals, _ in pairs):
+        raise ConfigError(f"--rename-prefix is {texts}; it must be OLD=NEW, such as 'head.=fc.' or '=backbone.'")
+    return {old: new for old, _, new in pairs}
+
+
+def _parse_conventions(text: str | None) -> Conventions | None:
+    if text is None:
+        return None
+    activation, _, eps = text.partition(",")
+    try:
+        return Conventions(activation, float(eps or 1e-6))
+    except ValueError as error:
+        raise ConfigError(
+            f"--trained-with is {text!r}; it must be an activation and perhaps an eps, such as gelu_tanh,1e-6 ({error})"
+        ) from error
 
 
 def _parse_image(text: str | None) -> tuple[int, int, int] | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mixer_equiv.errors import ConfigError
@@ -48,7 +49,7 @@ class MixerConfig:
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "image_size"):
-            object.__setattr__(self, name, _as_pair(name, getattr(self, name)))
+            object.__setattr__(self, name, as_pair(name, getattr(self, name)))
         for name in (*_VARIANT_FIELDS, "in_channels", "num_classes"):
             object.__setattr__(self, name, _as_count(name, getattr(self, name)))
         check_conventions(self.activation, self.layer_norm_eps)
@@ -162,18 +163,27 @@ def check_conventions(activation: Any, layer_norm_eps: Any) -> None:
         raise ConfigError(f"layer_norm_eps is {layer_norm_eps!r}; it must be a number in [0, 1), such as 1e-6")
 
 
-def config_from_axes(sizes: Mapping[str, int], num_blocks: int, **conventions: Any) -> MixerConfig:
+def config_from_axes(
+    sizes: Mapping[str, int], num_blocks: int, *, image_size: Size | None = None, **conventions: Any
+) -> MixerConfig:
     """The config of a model whose parameters have these axis `sizes`.
 
     `sizes` are by axis name, as `MixerConfig.axis_sizes` gives them; without "classes" there is no
-    head. The image is taken as the squarest that has the tokens: `MixerConfig.resized` gives others.
+    head. A stem that shows its columns only, under `joint_axis` of (ph pw channels), is split as
+    `fitting_patches` likes best and `image_size` allows. Without `image_size` the image is taken as
+    the squarest that has the tokens. Raises `ConfigError` for an image of another number of tokens.
     """
+    if PATCH_AXES in sizes and not sizes.keys() >= {"ph", "pw", "channels"}:
+        sizes = {**sizes, **_split_patch(sizes[PATCH_AXES], sizes["tokens"], image_size)}
     patch = sizes["ph"], sizes["pw"]
+    hw = fitting_image_sizes(sizes["tokens"], patch)[0]
+    if image_size is not None:
+        hw = _check_image_size(image_size, sizes["tokens"], patch)
     return MixerConfig(
         num_classes=sizes.get("classes", 0),
         num_blocks=num_blocks,
         patch_size=patch,
-        image_size=fitting_image_sizes(sizes["tokens"], patch)[0],
+        image_size=hw,
         in_channels=sizes["channels"],
         hidden_dim=sizes["hidden"],
         tokens_mlp_dim=sizes["tokens_mlp"],
@@ -182,8 +192,40 @@ def config_from_axes(sizes: Mapping[str, int], num_blocks: int, **conventions: A
     )
 
 
+def _split_patch(columns: int, tokens: int, image_size: Size | None) -> dict[str, int]:
+    """Sizes of ph, pw and channels."""
+    patches = fitting_patches(columns)
+    if image_size is not None:
+        hw = as_pair("image_size", image_size)
+        patches = [patch for patch in patches if hw in fitting_image_sizes(tokens, patch[:2])]
+        if not patches:
+            raise ConfigError(
+                f"no patch of {columns} numbers splits an image of {hw[0]}x{hw[1]} into the {tokens} tokens that the "
+                "parameters have"
+            )
+    return dict(zip(("ph", "pw", "channels"), patches[0], strict=True))
+
+
+def fitting_patches(columns: int) -> list[tuple[int, int, int]]:
+    """Every (ph, pw, channels) of `columns` numbers, likeliest first.
+
+    That is a square patch of 3 channels, else of 1, else the squarest of 3, of 1, of any number.
+    """
+    patches = [(ph, columns // c // ph, c) for c in _divisors(columns) for ph in _divisors(columns // c)]
+    usual = {3: 0, 1: 1}
+    return sorted(
+        patches,
+        key=lambda p: (p[2] not in usual, p[0] != p[1], usual.get(p[2], p[2]), abs(p[0] - p[1]), p),
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
+
+
 def _check_image_size(image_size: Any, num_tokens: int, patch_hw: tuple[int, int]) -> tuple[int, int]:
-    height, width = _as_pair("image_size", image_size)
+    height, width = as_pair("image_size", image_size)
     fitting = fitting_image_sizes(num_tokens, patch_hw)
     if (height, width) not in fitting:
         raise ConfigError(
@@ -196,16 +238,23 @@ def _check_image_size(image_size: Any, num_tokens: int, patch_hw: tuple[int, int
 def fitting_image_sizes(num_tokens: int, patch_hw: tuple[int, int]) -> list[tuple[int, int]]:
     """Every (height, width) in pixels that splits into `num_tokens` patches, squarest grid first."""
     ph, pw = patch_hw
-    rows = [rows for rows in range(1, num_tokens + 1) if num_tokens % rows == 0]
+    rows = _divisors(num_tokens)
     rows.sort(key=lambda r: (abs(r - num_tokens // r), r))
     return [(r * ph, num_tokens // r * pw) for r in rows]
 
 
+def joint_axis(axes: Iterable[str]) -> str:
+    """One name for several axes in one dimension, whatever their order there; of one axis its own."""
+    return " ".join(sorted(axes, key=AXES.index))
+
+
 AXES = ("ph", "pw", "channels", "tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
+PATCH_AXES = joint_axis(("ph", "pw", "channels"))
 _VARIANT_FIELDS = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 
-def _as_pair(name: str, size: Any) -> tuple[int, int]:
+def as_pair(name: str, size: Any) -> tuple[int, int]:
+    """An int or a pair as (height, width). Raises `ConfigError`, calling it `name`, for anything else."""
     pair = (size, size) if isinstance(size, numbers.Integral) else size
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ConfigError(f"{name} is {size!r}; it must be an int or a (height, width) pair")

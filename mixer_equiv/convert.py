@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from einops import rearrange
 
+from mixer_equiv import strict
+from mixer_equiv.arrays import Spec, specs
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.errors import ConventionWarning
-from mixer_equiv.layouts import Conventions, Layout, get_layout
+from mixer_equiv.errors import ConventionWarning, InexpressibleError
+from mixer_equiv.layouts import NEUTRAL, Binding, Conventions, Layout, get_layout
 
 if TYPE_CHECKING:
     import torch
@@ -113,11 +115,15 @@ def describe_conventions(conventions: Conventions) -> str:
 
 
 def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str]) -> Checkpoint:
+    if target.read_only:
+        raise InexpressibleError(
+            f"nothing is written in the layout {target.name}: {target.read_only}", reasons=[target.read_only]
+        )
     present, notes = source.check(target=target, allow_missing=allow_missing)
     config = source.config
     if not any(binding.row.in_head for binding in present.values()):
         config = config.replace(num_classes=0)
-    arrays = relabel({b.foreign: source.arrays[b.foreign] for b in present.values()}, source.layout, target, config)
+    arrays = relabel(source.arrays, source.layout, target, config, only=present)
     conventions = source.trained_with or target.computes
     config = config.replace(activation=conventions.activation, layer_norm_eps=conventions.layer_norm_eps)
     return dataclasses.replace(
@@ -126,21 +132,82 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str])
 
 
 def relabel(
-    arrays: Mapping[str, np.ndarray], source: Layout, target: Layout, config: MixerConfig
+    arrays: Mapping[str, np.ndarray],
+    source: Layout,
+    target: Layout,
+    config: MixerConfig,
+    *,
+    only: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """The same numbers under the target's names, axes in its order, as new contiguous arrays.
 
-    `arrays` are by the source's names and have its shapes; those it does not name are left out.
+    `arrays` are by the source's names and have its shapes. What they lack is left out, and if `only`
+    is given, all that is not among its canonical names. What the source has once for several
+    parameters is repeated, and what its code does not have is filled in. Raises
+    `InexpressibleError` where the target has one array for several that differ, or none.
     """
     theirs = source.bindings(config.num_blocks)
-    result = {}
+    result: dict[str, np.ndarray] = {}
+    holders: dict[str, str] = {}
+    reasons = []
     for canonical, wanted in target.bindings(config.num_blocks).items():
-        found = theirs[canonical]
-        if found.foreign in arrays:
-            pattern = f"{found.row.foreign_axes} -> {wanted.row.foreign_axes}"
-            sizes = {axis: size for axis, size in config.axis_sizes.items() if axis in found.row.axes}
-            result[wanted.foreign] = rearrange(arrays[found.foreign], pattern, **sizes).copy(order="C")
+        given = only is None or canonical in only
+        array = _in_axes_of(wanted, theirs[canonical], theirs, arrays, config) if given else None
+        if array is None:
+            continue
+        if wanted.is_absent:
+            neutral = NEUTRAL[canonical.rpartition("/")[2]]
+            if not _same_bits(array, np.full_like(array, neutral)):
+                reasons.append(f"it has no {canonical}, which is not all {('zeros', 'ones')[neutral]}")
+        elif wanted.foreign not in result:
+            result[wanted.foreign], holders[wanted.foreign] = array, canonical
+        elif not _same_bits(array, result[wanted.foreign]):
+            reasons.append(f"{wanted.foreign} is both {holders[wanted.foreign]} and {canonical}, which differ")
+    if target.num_blocks not in (None, config.num_blocks) and target.is_tied:
+        reasons.append(f"it is of {target.num_blocks} blocks, these are weights of {config.num_blocks}")
+    if reasons:
+        raise _inexpressible(target, reasons)
     return result
+
+
+def _in_axes_of(
+    wanted: Binding,
+    found: Binding,
+    theirs: Mapping[str, Binding],
+    arrays: Mapping[str, np.ndarray],
+    config: MixerConfig,
+) -> np.ndarray | None:
+    """One parameter with its axes in the wanted order; None if it is left out."""
+    if found.is_absent:
+        dtype = _dtype_beside(found.canonical, theirs, specs(arrays))
+        value = NEUTRAL[found.canonical.rpartition("/")[2]]
+        return None if dtype is None else np.full(wanted.shape(config.axis_sizes), value, dtype)
+    if found.foreign not in arrays:
+        return None
+    pattern = f"{found.row.foreign_axes} -> {wanted.row.foreign_axes}"
+    sizes = {axis: size for axis, size in config.axis_sizes.items() if axis in found.row.axes}
+    return rearrange(arrays[found.foreign], pattern, **sizes).copy(order="C")
+
+
+def _dtype_beside(canonical: str, theirs: Mapping[str, Binding], found: Mapping[str, Spec]) -> np.dtype | None:
+    """The dtype of the same module's other parameters; None if they are left out, as a head may be."""
+    module = canonical.rpartition("/")[0]
+    beside = [b.foreign for b in theirs.values() if b.canonical.startswith(f"{module}/") and not b.is_absent]
+    candidates = beside or list(found)
+    return next((found[name].dtype for name in candidates if name in found), None)
+
+
+def _inexpressible(target: Layout, reasons: list[str]) -> InexpressibleError:
+    shown = [f"  {reason}" for reason in reasons[: strict.SHOWN]]
+    if len(reasons) > len(shown):
+        shown.append(f"  and {len(reasons) - len(shown)} more")
+    return InexpressibleError(
+        "\n".join([f"no weights of the layout {target.name} are the same function:", *shown]), reasons=reasons
+    )
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 # How a sentence names each convention; "padding" differs only on images that no config here allows.

@@ -46,5 +46,16 @@ class ConversionError(MixerEquivError, ValueError):
         self.mismatched_keys = tuple(mismatched_keys)
 
 
+class InexpressibleError(ConversionError):
+    """Weights that no values of the target's parameters give, or that the canonical form has no place for.
+
+    `reasons` says why, one sentence each.
+    """
+
+    def __init__(self, message: str, *, reasons: Iterable[str], **keys: Iterable[str]) -> None:
+        super().__init__(message, **keys)
+        self.reasons = tuple(reasons)
+
+
 class ConventionWarning(UserWarning):
     """The target code computes something else than what the weights were trained with."""

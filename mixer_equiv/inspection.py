@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mixer_equiv.arrays import Spec
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import describe_conventions
+from mixer_equiv.layouts import Binding, Layout
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySummary:
     """One array: its names, shape and dtype, statistics over its finite values, and what is odd about it.
 
-    A statistic is None where nothing is finite, or float64 cannot hold it. `flags` are among
-    "NaN", "inf", "all zero" and "constant".
+    A statistic is None where nothing is finite, float64 cannot hold it, or the values were not read.
+    `flags` are among "NaN", "inf", "all zero" and "constant".
     """
 
     name: str
@@ -43,6 +45,7 @@ class Inspection:
     checkpoint: Checkpoint
     arrays: tuple[ArraySummary, ...]
     notes: tuple[str, ...]
+    values_are_read: bool
 
     @property
     def findings(self) -> list[str]:
@@ -79,6 +82,7 @@ class Inspection:
             "macs": checkpoint.config.macs,
             "notes": list(self.notes),
             "findings": self.findings,
+            "values_are_read": self.values_are_read,
             "arrays": [dataclasses.asdict(array) for array in self.arrays],
         }
 
@@ -88,20 +92,65 @@ class Inspection:
         return Group(_summary_table(self.checkpoint), _array_table(self), *lines)
 
 
-def inspect(checkpoint: Checkpoint, *, allow_missing: Collection[str] = ()) -> Inspection:
+def inspect(checkpoint: Checkpoint, *, values: bool = False, allow_missing: Collection[str] = ()) -> Inspection:
     """Check that `checkpoint` fills its layout, and summarise every array of it.
 
-    Raises `ConversionError` as `Checkpoint.check` does.
+    Without `values` no array is read, so that a lazy checkpoint of any size takes no time; with
+    them there are statistics, and findings. Raises `ConversionError` as `Checkpoint.check` does.
     """
     present, notes = checkpoint.check(allow_missing=allow_missing)
+    bindings = {binding.foreign: binding for binding in reversed(present.values()) if not binding.is_absent}
     summaries = tuple(
-        _summarise(binding.foreign, canonical, binding.row.foreign, checkpoint.arrays[binding.foreign])
-        for canonical, binding in present.items()
+        _summarise(binding, checkpoint.specs[binding.foreign], checkpoint.arrays if values else None)
+        for binding in reversed(bindings.values())
     )
-    return Inspection(checkpoint, summaries, (*checkpoint.notes, *notes))
+    return Inspection(checkpoint, summaries, (*checkpoint.notes, *notes), values)
 
 
-def _summarise(name: str, canonical: str, row: str, array: np.ndarray) -> ArraySummary:
+def describe_layout(layout: Layout) -> dict[str, Any]:
+    """A layout in words, by column: its names, whose it is, what its code computes, what it can hold."""
+    example = next(row for row in layout.rows if row.canonical == EXAMPLE)
+    return {
+        "layout": ", ".join((layout.name, *layout.aliases)),
+        "whose": layout.summary,
+        "framework": {"flax": "Flax", "torch": "torch"}[layout.framework],
+        "its code computes": describe_conventions(layout.computes).replace("LayerNorm ", "").replace("e-0", "e-"),
+        "expressible": "read only" if layout.read_only else "; ".join(layout.constraints) or "both ways",
+        "a name in it": next(b.foreign for b in layout.bindings(1).values() if b.row is example),
+    }
+
+
+EXAMPLE = "MixerBlock_{i}/token_mixing/Dense_0/kernel"
+
+
+def layouts_table(rows: list[dict[str, Any]]) -> Table:
+    """What `describe_layout` says of each layout, for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold", style="bold" if column == "layout" else "")
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The same in Markdown, names of layouts and arrays as code."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    for row in rows:
+        names = ", ".join(f"`{name}`" for name in row["layout"].split(", "))
+        lines.append([*{**row, "layout": names, "a name in it": f"`{row['a name in it']}`"}.values()])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _summarise(binding: Binding, spec: Spec, arrays: Mapping[str, np.ndarray] | None) -> ArraySummary:
+    statistics = (None, None, None, ()) if arrays is None else _statistics(arrays[binding.foreign])
+    return ArraySummary(
+        binding.foreign, binding.canonical, binding.row.foreign, spec.shape, str(spec.dtype), *statistics
+    )
+
+
+def _statistics(array: np.ndarray) -> tuple[float | None, float | None, float | None, tuple[str, ...]]:
+    """Mean, standard deviation and largest magnitude of the finite values, and flags."""
     with np.errstate(over="ignore", invalid="ignore"):
         values = array.astype(np.float64).ravel()
         finite = values[np.isfinite(values)]
@@ -115,7 +164,7 @@ def _summarise(name: str, canonical: str, row: str, array: np.ndarray) -> ArrayS
     }
     flags = tuple(flag for flag, holds in checks.items() if holds)
     mean, std, max_abs = (float(number) if np.isfinite(number) else None for number in statistics)
-    return ArraySummary(name, canonical, row, array.shape, str(array.dtype), mean, std, max_abs, flags)
+    return mean, std, max_abs, flags
 
 
 def _summary_table(checkpoint: Checkpoint) -> Table:
@@ -149,18 +198,22 @@ def _array_table(inspection: Inspection) -> Table:
     """One row for each row of the layout, blocks taken together."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("array", overflow="fold")
-    for column in ("shape", "mean", "std", "max |x|"):
-        table.add_column(column, justify="right")
-    table.add_column("seen")
+    columns = ("shape", "mean", "std", "max |x|", "seen") if inspection.values_are_read else ("shape", "dtype")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("seen", "dtype") else "right")
     rows: dict[str, list[ArraySummary]] = {}
     for array in inspection.arrays:
         rows.setdefault(array.row, []).append(array)
     for name, members in rows.items():
+        shape = "x".join(map(str, members[0].shape))
+        if not inspection.values_are_read:
+            table.add_row(name, shape, ", ".join(sorted({member.dtype for member in members})))
+            continue
         counts = {flag: sum(flag in m.flags for m in members) for flag in _flags_of(members)}
         flags = [flag if len(members) == 1 else f"{flag} in {n} of {len(members)}" for flag, n in counts.items()]
         table.add_row(
             name,
-            "x".join(map(str, members[0].shape)),
+            shape,
             _over(np.mean, [m.mean for m in members]),
             _over(np.mean, [m.std for m in members]),
             _over(np.max, [m.max_abs for m in members]),

@@ -6,10 +6,8 @@ import fnmatch
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mixer_equiv.arrays import DTYPES
-from mixer_equiv.errors import ConversionError
+from mixer_equiv.arrays import DTYPES, Spec
+from mixer_equiv.errors import ConversionError, InexpressibleError
 from mixer_equiv.layouts import Binding, Layout
 
 if TYPE_CHECKING:
@@ -28,14 +26,17 @@ def check(
     bindings = checkpoint.layout.bindings(depth)
     targets = target.bindings(depth) if target else {}
     allowed = _expand(allow_missing, bindings)
-    own = {binding.foreign for binding in bindings.values()}
-    strangers = {n: f"found {a.shape} {a.dtype}" for n, a in checkpoint.arrays.items() if n not in own}
-    mistyped = {n: _dtype_problem(a) for n, a in checkpoint.arrays.items() if n in own and str(a.dtype) not in DTYPES}
+    specs = checkpoint.specs
+    own = checkpoint.layout.parameters(depth)
+    strangers = {n: f"found {a.shape} {a.dtype}" for n, a in specs.items() if n not in own}
+    mistyped = {n: _dtype_problem(a) for n, a in specs.items() if n in own and str(a.dtype) not in DTYPES}
     problems: _Problems = {"missing": {}, "unexpected": strangers, "mis-shaped": {}, "mis-typed": mistyped}
     present, notes = {}, []
     for canonical, binding in bindings.items():
-        array = checkpoint.arrays.get(binding.foreign)
-        found = None if array is None else array.shape
+        if binding.is_absent:
+            present[canonical] = binding
+            continue
+        found = specs[binding.foreign].shape if binding.foreign in specs else None
         wanted = _expected_shape(checkpoint, binding)
         if found == wanted and found is not None:
             present[canonical] = binding
@@ -47,16 +48,16 @@ def check(
                 kind = "missing" if found is None else "unexpected" if wanted is None else "mis-shaped"
                 problems[kind][binding.foreign] = what
     if any(problems.values()):
-        raise _error(checkpoint.source, checkpoint.layout, depth, problems)
+        raise _error(checkpoint.source, checkpoint.layout, depth, problems, specs)
     head = [binding for binding in bindings.values() if binding.row.in_head]
     if any(binding.canonical not in present for binding in head):
         for binding in head:
-            if present.pop(binding.canonical, None):
+            if present.pop(binding.canonical, None) and not binding.is_absent:
                 notes.append(f"left out: {binding.foreign}, since the rest of the head is absent")
     return present, notes
 
 
-def _dtype_problem(array: np.ndarray) -> str:
+def _dtype_problem(array: Spec) -> str:
     return f"found {array.dtype}, expected one of {', '.join(DTYPES)}"
 
 
@@ -84,20 +85,19 @@ def _shape_text(binding: Binding, sizes: Mapping[str, int]) -> str:
 
 
 def without_sizes(
-    source: str, layout: Layout, depth: int, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+    source: str, layout: Layout, depth: int, arrays: Mapping[str, Spec], sizes: Mapping[str, int]
 ) -> ConversionError:
     """The error for arrays that do not even show every size: what is wrong with each, as far as that tells."""
-    bindings = {binding.foreign: binding for binding in layout.bindings(depth).values()}
+    bindings = layout.parameters(depth)
     strangers = {n: f"found {a.shape} {a.dtype}" for n, a in arrays.items() if n not in bindings}
     problems: _Problems = {"missing": {}, "unexpected": strangers, "mis-shaped": {}}
     for name, binding in bindings.items():
-        wanted = binding.symbolic_shape(sizes)
-        text = _tuple_text(wanted)
+        text = _tuple_text(binding.symbolic_shape(sizes))
         if name not in arrays:
             problems["missing"][name] = f"expected {text}"
-        elif not _may_be(arrays[name].shape, wanted):
+        elif not binding.may_have(arrays[name].shape, sizes):
             problems["mis-shaped"][name] = f"found {arrays[name].shape}, expected {text}"
-    return _error(source, layout, depth, problems)
+    return _error(source, layout, depth, problems, arrays)
 
 
 def _tuple_text(shape: tuple[int | str, ...]) -> str:
@@ -105,11 +105,7 @@ def _tuple_text(shape: tuple[int | str, ...]) -> str:
     return str(shape).replace("'", "")
 
 
-def _may_be(found: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
-    return len(found) == len(wanted) and all(isinstance(w, str) or f == w for f, w in zip(found, wanted, strict=True))
-
-
-def _error(source: str, layout: Layout, depth: int, problems: _Problems) -> ConversionError:
+def _error(source: str, layout: Layout, depth: int, problems: _Problems, specs: Mapping[str, Spec]) -> ConversionError:
     lines = [f"{source} cannot fill the layout {layout.name} of {depth} blocks:"]
     for kind, items in problems.items():
         shown = list(items.items())[:SHOWN]
@@ -119,12 +115,36 @@ def _error(source: str, layout: Layout, depth: int, problems: _Problems) -> Conv
     heads = {binding.foreign for binding in layout.bindings(1).values() if binding.row.in_head}
     if any(heads & items.keys() for items in problems.values()):
         lines.append("  to leave the head out, pass allow_missing=['head/*'] (--allow-missing 'head/*')")
-    return ConversionError(
-        "\n".join(lines),
-        missing_keys=problems["missing"],
-        unexpected_keys=problems["unexpected"],
-        mismatched_keys=problems["mis-shaped"] | problems.get("mis-typed", {}),
-    )
+    keys = {
+        "missing_keys": problems["missing"],
+        "unexpected_keys": problems["unexpected"],
+        "mismatched_keys": problems["mis-shaped"] | problems.get("mis-typed", {}),
+    }
+    reasons = _inexpressible(layout, depth, problems, specs)
+    if reasons:
+        lines += [f"  no official Mixer is this: {reason}" for reason in reasons]
+        return InexpressibleError("\n".join(lines), reasons=reasons, **keys)
+    return ConversionError("\n".join(lines), **keys)
+
+
+def _inexpressible(layout: Layout, depth: int, problems: _Problems, specs: Mapping[str, Spec]) -> list[str]:
+    """Why no official Mixer computes what code with these parameters does, where the problems show that."""
+    parameters = layout.parameters(depth)
+    missing = {parameters[name].canonical for name in problems["missing"]}
+    norms = [name for name in problems["mis-shaped"] if "orm" in parameters[name].canonical]
+    heads = {name.rpartition(".")[0] + "." for name, binding in parameters.items() if binding.row.in_head}
+    deeper = [n for n in problems["unexpected"] if n.startswith(tuple(heads - {"."})) and len(specs[n].shape) == 2]
+    reasons = []
+    if {name for name in missing if not name.startswith("head/")} == _FINAL_NORM:
+        reasons.append("without a final LayerNorm: no scale and bias make the official one hand its input on")
+    if any(len(specs[name].shape) == 2 for name in norms):
+        reasons.append("a LayerNorm over tokens and channels: the official ones are over channels alone")
+    if len(deeper) > 1:
+        reasons.append(f"a head of {len(deeper)} layers: the official one is a single Dense")
+    return reasons
+
+
+_FINAL_NORM = {"pre_head_layer_norm/scale", "pre_head_layer_norm/bias"}
 
 
 def _expand(patterns: Collection[str], bindings: Mapping[str, Binding]) -> set[str]:

@@ -214,24 +214,24 @@ LAYERS = (
     ("errors",),
     ("config", "arrays"),
     ("layouts",),
-    ("containers", "strict"),
+    ("containers", "strict", "finding"),
     ("checkpoint",),
     ("convert",),
-    ("models", "report", "inspection", "digits", "strategies"),
+    ("models", "report", "inspection", "surgery", "digits", "strategies"),
     ("equivalence",),
     ("cli", "__main__", "__init__"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 # Modules that must not load a framework when they are imported, even by way of our models.
-LIGHT = ("errors", "config", "layouts", "checkpoint", "containers", "strict", "arrays", "convert")
+LIGHT = ("errors", "config", "layouts", "checkpoint", "containers", "strict", "finding", "arrays", "convert", "surgery")
 OUR_MODELS = "mixer_equiv.models"
 
-# What the three models must not know, so that they can be held against each other.
+# What the models must not know, so that they can be held against each other.
+_MODELS = {"torch": ("jax", "flax"), "flax": ("torch",), "nnx": ("torch",), "reference": tuple(sorted(FRAMEWORKS))}
 STRANGERS = {
-    "models.torch": ("jax", "flax", "mixer_equiv.models.flax", "mixer_equiv.models.reference"),
-    "models.flax": ("torch", "mixer_equiv.models.torch", "mixer_equiv.models.reference"),
-    "models.reference": (*sorted(FRAMEWORKS), "mixer_equiv.models.torch", "mixer_equiv.models.flax"),
+    f"models.{name}": (*frameworks, *(f"mixer_equiv.models.{other}" for other in _MODELS if other != name))
+    for name, frameworks in _MODELS.items()
 }
 
 

@@ -6,14 +6,30 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from torch import nn
 
 from mixer_equiv import LAYOUTS, Checkpoint, ConventionWarning, MixerConfig, convert, load, save
+from mixer_equiv.arrays import flatten, unflatten
 from mixer_equiv.equivalence.compare import differing, residual
+from mixer_equiv.equivalence.precision import jax_full_precision
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer
-from tests.structures import TutorialMixer, real_timm, run_official, run_torch, timm_mixer
+from tests.structures import (
+    JeonsworldMixer,
+    LucidrainsMixer,
+    MmpretrainMixer,
+    TutorialMixer,
+    as_official,
+    pre_linen_arrays,
+    real_timm,
+    run_official,
+    run_scenic,
+    run_torch,
+    timm_mixer,
+)
 
 TANH = {"act_layer": partial(nn.GELU, approximate="tanh")}
 SQUARE = MixerConfig(
@@ -28,18 +44,34 @@ SQUARE = MixerConfig(
 )
 
 
-def tutorial_as_official(config):
-    model = TutorialMixer(config)
-    model.follow_official_conventions()
-    return model
-
-
-# Each layout's structure as it computes by itself, and with the official conventions set.
+# The structure behind each torch layout, as it computes by itself.
 STRUCTURES = {
-    "torch": (MlpMixer, MlpMixer),
-    "timm": (timm_mixer, lambda config: timm_mixer(config, **TANH)),
-    "jankrepl": (TutorialMixer, tutorial_as_official),
+    "torch": MlpMixer,
+    "timm": timm_mixer,
+    "jankrepl": TutorialMixer,
+    "lucidrains": LucidrainsMixer,
+    "jeonsworld": JeonsworldMixer,
+    "mmpretrain": MmpretrainMixer,
 }
+
+
+def run_nnx(config, arrays, images):
+    """Float64 logits of our nnx model, given exactly these arrays."""
+    with jax_full_precision():
+        model = NnxMixer(config, rngs=nnx.Rngs(0))
+        own = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        assert {n: a.shape for n, a in flatten(own)} == {n: a.shape for n, a in arrays.items()}
+        nnx.update(model, unflatten(arrays))
+        return np.asarray(model(images))
+
+
+def run_from_linen(config, arrays, images):
+    """For a layout that is only read: what the official model gives for its arrays, converted."""
+    return run_official(config, dict(flatten(convert(arrays, to="linen", config=config))), images)
+
+
+# How each Flax layout's arrays are run by the structure behind it.
+FLAX_RUNS = {"linen": run_official, "scenic": run_scenic, "nnx": run_nnx, "pre-linen": run_from_linen}
 
 
 @pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
@@ -49,17 +81,29 @@ def test_a_converted_checkpoint_loads_strictly_and_computes_the_official_logits(
     params, images = random_params(config, 11), random_images(config, 12)
     state = convert(params, to=layout, config=config)
     expected = run_official(config, params, images)
-    by_itself, as_official = STRUCTURES[layout]
-    model = as_official(config).double()
+    model = as_official(STRUCTURES[layout](config)).double()
     model.load_state_dict(state, strict=True)
     assert residual(run_torch(model, images), expected) <= 1e-12
-    model = by_itself(config).double()
+    model = STRUCTURES[layout](config).double()
     model.load_state_dict(state, strict=True)
     same = LAYOUTS[layout].computes.activation == "gelu_tanh"
     assert (residual(run_torch(model, images), expected) <= 1e-12) == same
 
 
-def test_every_torch_layout_has_a_structure_here():
+@pytest.mark.parametrize("config", [DEFAULT_CONFIG, SQUARE], ids=["all sizes different", "all sizes equal"])
+@pytest.mark.parametrize("layout", FLAX_RUNS)
+def test_a_converted_checkpoint_computes_the_official_logits_in_flax(layout, config):
+    params, images = random_params(config, 18), random_images(config, 19)
+    if LAYOUTS[layout].read_only:
+        arrays = pre_linen_arrays(params, config, np.random.default_rng(20))
+    else:
+        arrays = dict(flatten(convert(params, to=layout, config=config)))
+    logits = FLAX_RUNS[layout](config, arrays, images)
+    assert residual(logits, run_official(config, params, images)) <= 1e-12
+
+
+def test_every_layout_has_a_structure_here():
+    assert {*STRUCTURES, *FLAX_RUNS} == set(LAYOUTS)
     assert set(STRUCTURES) == {name for name, layout in LAYOUTS.items() if layout.framework == "torch"}
 
 
@@ -67,7 +111,7 @@ def test_every_torch_layout_has_a_structure_here():
 def test_a_model_s_own_weights_convert_to_the_official_model(layout):
     config = DEFAULT_CONFIG
     torch.manual_seed(0)
-    model = STRUCTURES[layout][1](config).double()
+    model = as_official(STRUCTURES[layout](config)).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     images = random_images(config, 13)

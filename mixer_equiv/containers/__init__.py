@@ -1,5 +1,6 @@
 """File formats, each a reader and a writer of named arrays, found by contents or by suffix.
 
+A checkpoint is a file, a directory of Orbax, or files with an index and the folder that holds them.
 Nothing is ever unpickled by free rules.
 """
 
@@ -12,15 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.containers.container import Container, LazyArray, reading, replacing
+from mixer_equiv.containers.msgpack import MSGPACK
 from mixer_equiv.containers.npz import NPZ
+from mixer_equiv.containers.orbax import ORBAX, is_item
 from mixer_equiv.containers.safetensors import SAFETENSORS
+from mixer_equiv.containers.sharded import DEFAULT_SHARD_SIZE, SHARDED, parse_size, write_sharded
 from mixer_equiv.containers.torch import TORCH
 from mixer_equiv.errors import CheckpointError
 
-CONTAINERS = (NPZ, SAFETENSORS, TORCH)
+CONTAINERS = (NPZ, SAFETENSORS, TORCH, MSGPACK, ORBAX, SHARDED)
 SUFFIXES = tuple(suffix for container in CONTAINERS for suffix in container.suffixes)
 
-__all__ = ["CONTAINERS", "SUFFIXES", "Container", "Contents", "LazyArray", "container_for", "read", "replacing"]
+__all__ = [
+    "CONTAINERS",
+    "DEFAULT_SHARD_SIZE",
+    "SUFFIXES",
+    "Container",
+    "Contents",
+    "LazyArray",
+    "container_for",
+    "is_replaceable",
+    "parse_size",
+    "read",
+    "replacing",
+    "write_sharded",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +52,7 @@ def read(path: Path) -> Contents:
     """The contents of `path`, by what the file holds, whatever its suffix.
 
     Raises `CheckpointError` for a file that is missing, truncated, junk or of no known format,
-    and `MissingDependencyError` for .pt without torch.
+    and `MissingDependencyError` for .pt without torch and .orbax without Orbax.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
@@ -59,9 +76,17 @@ def container_for(path: Path) -> Container:
     raise CheckpointError(f"{path} has the suffix {path.suffix!r}; a checkpoint is one of {', '.join(SUFFIXES)}")
 
 
+def is_replaceable(path: Path, container: Container) -> bool:
+    """Whether a checkpoint of `container` may take the place of `path`: of a file, or of a tree that Orbax saved."""
+    return is_item(path) if container.is_directory else path.is_file()
+
+
 def _by_suffix(path: Path) -> Container:
     if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; a checkpoint is a file: {', '.join(SUFFIXES)}")
+        raise CheckpointError(
+            f"{path} is a directory; a checkpoint is a file ({', '.join(SUFFIXES)}), "
+            f"a directory of Orbax or a folder with safetensors"
+        )
     try:
         return container_for(path)
     except CheckpointError as error:

@@ -10,13 +10,14 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from mixer_equiv.errors import CheckpointError, MixerEquivError
 
 Framework = Literal["flax", "torch"]
+Key = TypeVar("Key")
 
 # Where a file's metadata holds ours, as JSON.
 METADATA_KEY = "mixer_equiv"
@@ -27,14 +28,18 @@ class Container:
     """One file format.
 
     `read` gives the arrays by name, possibly nested, and our metadata if there are any. Arrays may
-    be `LazyArray`s. `write` makes `path`, which does not exist yet: a file, or a directory.
+    be `LazyArray`s. `write` makes `path`, which does not exist yet: a file, or a directory where
+    `is_directory` says so. A format of `several_files` sees to what stands at `path` itself, since
+    no one rename puts all of them into place.
     """
 
     name: str
     suffixes: tuple[str, ...]
     recognise: Callable[[Path], bool]
     read: Callable[[Path], tuple[Mapping[str, Any], str | None]]
-    write: Callable[[Path, Mapping[str, np.ndarray], str, Framework], None]
+    write: Callable[[Path, Mapping[str, np.ndarray], str, Framework], Any]
+    is_directory: bool = False
+    several_files: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +90,8 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             os.replace(path, old)
         os.replace(temporary, path)
+    except MixerEquivError:  # an array that could not be read, say; some are OSErrors too
+        raise
     except OSError as error:
         if old.exists():
             os.replace(old, path)
@@ -101,6 +108,19 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def batches(sizes: Mapping[Key, int], limit: int) -> list[list[Key]]:
+    """Keys in their order, each list as long as its sizes add up to `limit` at most; what is larger stands alone."""
+    filled: list[list[Key]] = []
+    room = 0
+    for key, size in sizes.items():
+        if not filled or size > room:
+            filled.append([])
+            room = limit
+        filled[-1].append(key)
+        room -= size
+    return filled
 
 
 def zip_names(path: Path) -> list[str]:

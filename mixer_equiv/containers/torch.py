@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import require, to_torch
-from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, zip_names
-from mixer_equiv.errors import CheckpointError, MissingDependencyError
+from mixer_equiv.arrays import is_array, require, stored_dtype, to_numpy, to_torch
+from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray, zip_names
+from mixer_equiv.errors import CheckpointError, ConversionError, MissingDependencyError
 
 
 def _recognise(path: Path) -> bool:
@@ -40,9 +42,11 @@ def _safe_torch() -> Any:
 def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
     torch = _safe_torch()
     try:
-        # Given a path instead of a stream, torch would go by its suffix.
-        with path.open("rb") as stream:
-            loaded = torch.load(stream, map_location="cpu", weights_only=True)
+        if zip_names(path) and path.suffix != ".safetensors":
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:  # a legacy file cannot be mapped, and given a path torch would go by this suffix
+            with path.open("rb") as stream:
+                loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message advises to load it anyway.
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -52,7 +56,31 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
         ) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a state_dict")
-    return loaded, getattr(loaded, METADATA_KEY, None)
+    return _copied_when_used(path, loaded), getattr(loaded, METADATA_KEY, None)
+
+
+def _copied_when_used(path: Path, tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The tree with its tensors read when they are used, into memory of their own rather than the mapped file's."""
+    size = path.stat().st_size
+    return {
+        key: _copied_when_used(path, leaf) if isinstance(leaf, Mapping) else _lazy(path, size, str(key), leaf)
+        for key, leaf in tree.items()
+    }
+
+
+def _lazy(path: Path, size: int, name: str, leaf: Any) -> Any:
+    """A leaf that has no counterpart in NumPy stays as it is; nobody may want it."""
+    with contextlib.suppress(ConversionError):
+        if is_array(leaf):
+            return LazyArray(path, tuple(leaf.shape), stored_dtype(name, leaf), partial(_copy, path, size, name, leaf))
+    return leaf
+
+
+def _copy(path: Path, size: int, name: str, tensor: Any) -> np.ndarray:
+    # To touch a mapping beyond the end of its file kills the process.
+    if path.stat().st_size < size:
+        raise CheckpointError(f"{path} has become shorter since it was opened; open it again")
+    return to_numpy(name, tensor).copy()
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:

@@ -140,7 +140,7 @@ def _holder(source: Any, image: Image | None, allow_missing: Collection[str]) ->
         return source
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if not path.exists() and path.suffix.lower() not in SUFFIXES:
+        if not path.exists() and not path.name.lower().endswith(SUFFIXES):
             raise MixerEquivError(
                 f"{str(path)!r} is neither a file nor one of {', '.join(PROGRAMS)} (with a variant: 'flax:B/16')"
             )
@@ -148,7 +148,8 @@ def _holder(source: Any, image: Image | None, allow_missing: Collection[str]) ->
     if isinstance(source, Mapping):
         checkpoint = as_checkpoint(source)
         if allow_missing:
-            checkpoint = convert(checkpoint, to=checkpoint.layout, allow_missing=allow_missing)
+            to = LINEN if checkpoint.layout.read_only else checkpoint.layout
+            checkpoint = convert(checkpoint, to=to, allow_missing=allow_missing)
         return _with_image(_from_checkpoint(checkpoint), image)
     module, _, name = f"{type(source).__module__}.{type(source).__qualname__}".rpartition(".")
     program = module.removeprefix("mixer_equiv.models.")

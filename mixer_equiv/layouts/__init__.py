@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts.detect import Match, detect
 from mixer_equiv.layouts.jankrepl import JANKREPL
-from mixer_equiv.layouts.layout import OFFICIAL, Binding, Conventions, Layout, Row
+from mixer_equiv.layouts.jeonsworld import JEONSWORLD
+from mixer_equiv.layouts.layout import ABSENT, NEUTRAL, OFFICIAL, Binding, Conventions, Layout, Row
 from mixer_equiv.layouts.linen import LINEN
+from mixer_equiv.layouts.lucidrains import LUCIDRAINS
+from mixer_equiv.layouts.mmpretrain import MMPRETRAIN
+from mixer_equiv.layouts.nnx import NNX
+from mixer_equiv.layouts.pre_linen import PRE_LINEN
+from mixer_equiv.layouts.register import layout_from_dict, layout_from_file, validated
+from mixer_equiv.layouts.scenic import SCENIC
 from mixer_equiv.layouts.timm import TIMM
 from mixer_equiv.layouts.torch import TORCH
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LINEN, TORCH, TIMM, JANKREPL)}
+_BUILT_IN = (LINEN, TORCH, TIMM, JANKREPL, LUCIDRAINS, JEONSWORLD, MMPRETRAIN, SCENIC, NNX, PRE_LINEN)
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _BUILT_IN}
 
 __all__ = [
+    "ABSENT",
     "LAYOUTS",
     "LINEN",
+    "NEUTRAL",
     "OFFICIAL",
     "TORCH",
     "Binding",
@@ -24,6 +39,7 @@ __all__ = [
     "Row",
     "detect",
     "get_layout",
+    "register_layout",
 ]
 
 
@@ -38,3 +54,41 @@ def get_layout(name: str | Layout) -> Layout:
         if name in (layout.name, *layout.aliases):
             return layout
     raise LayoutError(f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}")
+
+
+def register_layout(layout: Layout | Mapping[str, Any] | str | os.PathLike[str], *, replace: bool = False) -> Layout:
+    """Make a layout of your own known to everything here, by its name and by its arrays' names.
+
+    `layout` is a `Layout`, a dict of its fields, or a .toml or .json file that holds them:
+
+        name = "ours"
+        base = "timm"                      # what is not given here is as in timm
+        computes = {activation = "gelu", layer_norm_eps = 1e-5}
+        rows = '''
+            stem/kernel  patchify.weight  ph pw channels hidden -> hidden (channels ph pw)
+            stem/bias    -                hidden
+        '''
+
+    A row is a canonical name (the linen layout's), the layout's name with {i} for the block and {L}
+    for the number of blocks, and an einops pattern from the canonical axes to the layout's. Rows
+    may share a name (a LayerNorm used twice), leave {i} out (blocks tied across depth), or be
+    called "-" (a bias or scale that the code does not have): then `convert` writes the layout only
+    if the values coincide. Where names fit two layouts alike, the one registered last is taken.
+
+    Raises `LayoutError` with all that is wrong, naming the rows, or for a name in use, unless
+    `replace`.
+    """
+    if isinstance(layout, Layout):
+        checked = validated(layout)
+    elif isinstance(layout, Mapping):
+        checked = layout_from_dict(layout, LAYOUTS)
+    else:
+        checked = layout_from_file(Path(layout), LAYOUTS)
+    others = [other for other in LAYOUTS.values() if not (replace and other.name == checked.name)]
+    taken = {name for other in others for name in (other.name, *other.aliases)}
+    if taken & {checked.name, *checked.aliases}:
+        names = ", ".join(sorted(taken & {checked.name, *checked.aliases}))
+        raise LayoutError(f"a layout is already called {names}; choose another name, or pass replace=True")
+    LAYOUTS.clear()
+    LAYOUTS.update({known.name: known for known in (checked, *others)})
+    return checked

@@ -10,6 +10,9 @@ from functools import cache
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts.layout import INDEX, Layout, Row, Shape
 
+# Where optax, Flax's old optimizers and torch keep what is shaped like the parameters.
+OPTIMIZER_STATE = frozenset({"opt_state", "mu", "nu", "trace", "momentum", "param_states", "exp_avg", "exp_avg_sq"})
+
 
 @dataclasses.dataclass(frozen=True)
 class Match:
@@ -25,6 +28,11 @@ class Match:
     def score(self) -> int:
         return self.found - self.absent
 
+    @property
+    def is_of_optimizer(self) -> bool:
+        """Whether these are an optimizer's moments, which have the names of the parameters."""
+        return not OPTIMIZER_STATE.isdisjoint(re.split(r"[./]", self.prefix))
+
 
 def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> Match:
     """The one layout and prefix whose names are `names`, or most of them.
@@ -37,6 +45,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     if best < 0:
         raise LayoutError(_unknown(names, layouts, matches))
     tied = [match for match in matches if match.score == best]
+    tied = [match for match in tied if not match.is_of_optimizer] or tied
     if len(tied) > 1:
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
     first, *others = tied
@@ -44,7 +53,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
         if other.prefix != first.prefix:
             raise LayoutError(
                 f"two sets of Mixer weights are here, under {first.prefix!r} and {other.prefix!r}; "
-                "convert a file or a mapping that holds one of them only"
+                "say which with prefix= (--prefix)"
             )
         if _reading(other) != _reading(first):
             raise LayoutError(
@@ -58,11 +67,13 @@ def _matches(layout: Layout, names: Collection[str]) -> list[Match]:
     """The layout behind every prefix where any of its block parameters is found."""
     blocks: dict[str, set[int]] = {}
     for name in names:
-        for pattern, offset in _block_patterns(layout.rows):
-            if match := pattern.fullmatch(name):
-                block = int(match["index"]) - offset
+        for ending, pattern, offset in _block_patterns(layout.rows):
+            if name.endswith(ending) and (match := pattern.fullmatch(name)):
+                block = int(match["index"] or 0) - offset
                 if block >= 0:
                     blocks.setdefault(match["prefix"] or "", set()).add(block)
+    if layout.is_tied:
+        return [_match(layout, prefix, layout.num_blocks or 1, names) for prefix in blocks]
     return [_best_depth(layout, prefix, found, names) for prefix, found in blocks.items()]
 
 
@@ -73,41 +84,49 @@ def _best_depth(layout: Layout, prefix: str, blocks: set[int], names: Collection
     for depth in {max(blocks) + 1, gap} - {0}:
         if depth > 4 * len(blocks):
             continue
-        bindings = layout.bindings(depth).values()
-        found = sum(prefix + binding.foreign in names for binding in bindings)
-        absent = sum(prefix + b.foreign not in names and not b.row.in_head for b in bindings)
-        candidates.append(Match(layout, prefix, depth, found, absent))
+        candidates.append(_match(layout, prefix, depth, names))
     return max(candidates, key=lambda match: match.score, default=Match(layout, prefix, 1, 0, len(layout.rows)))
 
 
+def _match(layout: Layout, prefix: str, depth: int, names: Collection[str]) -> Match:
+    parameters = layout.parameters(depth).items()
+    found = sum(prefix + name in names for name, _ in parameters)
+    absent = sum(prefix + name not in names and not binding.row.in_head for name, binding in parameters)
+    return Match(layout, prefix, depth, found, absent)
+
+
 @cache
-def _block_patterns(rows: tuple[Row, ...]) -> list[tuple[re.Pattern[str], int]]:
+def _block_patterns(rows: tuple[Row, ...]) -> list[tuple[str, re.Pattern[str], int]]:
+    """What the block parameters' names end with and look like behind any prefix, and the number of the first block."""
     patterns = []
     for row in rows:
-        if row.in_block and (index := INDEX.search(row.foreign)):
-            before, after = row.foreign[: index.start()], row.foreign[index.end() :]
-            regex = rf"(?P<prefix>.*[./])?{re.escape(before)}(?P<index>\d+){re.escape(after)}"
-            patterns.append((re.compile(regex), int(index[2] or 0)))
+        if row.in_block and not row.is_absent:
+            before, index, after, offset = row.foreign, "(?P<index>)", "", 0
+            if found := INDEX.search(row.foreign):
+                before, after = row.foreign[: found.start()], row.foreign[found.end() :]
+                index, offset = r"(?P<index>\d+)", int(found[2] or 0)
+            regex = rf"(?P<prefix>.*[./])?{re.escape(before)}{index}{re.escape(after)}"
+            patterns.append((after, re.compile(regex), offset))
     return patterns
 
 
 def _reading(match: Match) -> dict[str, tuple[str, str]]:
-    """What each array becomes: the canonical name and the pattern, by the array's name."""
+    """What each parameter is: the array's name and its axes, by the canonical name."""
     bindings = match.layout.bindings(match.num_blocks).values()
-    return {b.foreign: (b.canonical, f"{b.row.foreign_axes} -> {b.row.canonical_axes}") for b in bindings}
+    return {b.canonical: (b.foreign, f"{b.row.foreign_axes} -> {b.row.canonical_axes}") for b in bindings}
 
 
 def _shapes_agree(match: Match, shapes: Mapping[str, Shape]) -> bool:
     own = {n.removeprefix(match.prefix): shape for n, shape in shapes.items() if n.startswith(match.prefix)}
     sizes = match.layout.axis_sizes(match.num_blocks, own)
-    bindings = match.layout.bindings(match.num_blocks, head="classes" in sizes).values()
-    return all(b.foreign not in own or b.shape(sizes) == own[b.foreign] for b in bindings)
+    parameters = match.layout.parameters(match.num_blocks).items()
+    return all(name not in own or binding.may_have(own[name], sizes) for name, binding in parameters)
 
 
 def _unknown(names: Collection[str], layouts: Iterable[Layout], matches: list[Match]) -> str:
     shown = ", ".join(sorted(names)[:4]) or "no arrays"
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    known = "; ".join(f"{layout.name}: {next(iter(layout.bindings(1).values())).foreign}" for layout in layouts)
+    known = "; ".join(f"{layout.name}: {next(iter(layout.parameters(1)))}" for layout in layouts)
     nearest = max(matches, key=lambda match: match.score, default=None)
     near = (
         f" The nearest is {nearest.layout.name}, of whose {nearest.num_blocks}-block names "

@@ -1,4 +1,10 @@
-"""A layout is a table: which parameter has which name, with its axes in which order."""
+"""A layout is a table: which parameter has which name, with its axes in which order.
+
+Two canonical parameters may have one foreign name (a LayerNorm used twice), a block's may leave the
+block number out (blocks tied across depth), and a parameter that the code does not have is called
+"-": then the canonical form repeats values, or has the zeros and ones that change nothing, and the
+way back is open only to weights whose values coincide.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +13,22 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, cached_property
 from typing import Literal
 
-from mixer_equiv.config import check_conventions
+from mixer_equiv.config import check_conventions, joint_axis
 from mixer_equiv.errors import ConfigError
 
 Shape = tuple[int, ...]
 
 # In a name: {i} is the block, {L} the number of blocks, either with an offset: {i+2}.
 INDEX = re.compile(r"\{([iL])(?:\+(\d+))?\}")
+
+ABSENT = "-"  # the name of a parameter that the code does not have
+
+# What a parameter that the code does not have amounts to, by the last part of its canonical name.
+NEUTRAL = {"bias": 0, "scale": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +75,20 @@ class Row:
     @property
     def axes(self) -> frozenset[str]:
         """Names of all axes of the parameter."""
-        return frozenset(axis for group in _groups(self.foreign_axes) for axis in group)
+        return frozenset(axis for group in axis_groups(self.foreign_axes) for axis in group)
 
     @property
     def in_block(self) -> bool:
         return "{i}" in self.canonical
+
+    @property
+    def is_absent(self) -> bool:
+        return self.foreign == ABSENT
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether all blocks have this parameter in common."""
+        return self.in_block and not self.is_absent and not any(m[1] == "i" for m in INDEX.finditer(self.foreign))
 
     @property
     def in_head(self) -> bool:
@@ -83,16 +103,22 @@ class Binding:
     foreign: str
     row: Row
 
+    @property
+    def is_absent(self) -> bool:
+        return self.row.is_absent
+
     def shape(self, axis_sizes: Mapping[str, int]) -> Shape:
         """The parameter's shape in the layout."""
-        return tuple(math.prod(axis_sizes[axis] for axis in axes) for axes in _groups(self.row.foreign_axes))
+        return tuple(math.prod(axis_sizes[axis] for axis in axes) for axes in axis_groups(self.row.foreign_axes))
 
     def symbolic_shape(self, axis_sizes: Mapping[str, int]) -> tuple[int | str, ...]:
         """The shape with the names of axes where their size is not known."""
-        return tuple(
-            math.prod(axis_sizes[axis] for axis in axes) if axis_sizes.keys() >= set(axes) else " ".join(axes)
-            for axes in _groups(self.row.foreign_axes)
-        )
+        return tuple(_size(axes, axis_sizes) for axes in axis_groups(self.row.foreign_axes))
+
+    def may_have(self, shape: Shape, axis_sizes: Mapping[str, int]) -> bool:
+        """Whether the parameter can have this shape, as far as sizes are known."""
+        wanted = self.symbolic_shape(axis_sizes)
+        return len(shape) == len(wanted) and all(w in (s, str(w)) for s, w in zip(shape, wanted, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +126,14 @@ class Layout:
     """Names and shapes of a Mixer's parameters in one implementation, and what it computes.
 
     `trained_with` is what weights found in this layout were trained with when no metadata says
-    so; None where the layout is used for weights of several origins. `advice` says, for a
+    so; None where the layout is used for weights of several origins. `provenance` tells these by
+    globs over the names of files, folders and releases. `advice` says, for a
     convention, how its code is made to follow another one: a template over `activation`,
     `torch_activation`, `torch_activation_layer` and `layer_norm_eps`.
+
+    `num_blocks` is the depth where all blocks are tied, so that no name shows it. `read_only` is
+    the reason why nothing is written in this layout. `tidy` brings what old files hold to the
+    names and shapes of the table: from shapes by name to a new name and shape for each.
     """
 
     name: str
@@ -113,6 +144,10 @@ class Layout:
     advice: Mapping[str, str]
     rows: tuple[Row, ...]
     aliases: tuple[str, ...] = ()
+    provenance: Mapping[str, Conventions] = dataclasses.field(default_factory=dict)
+    num_blocks: int | None = None
+    read_only: str = ""
+    tidy: Callable[[Layout, int, Mapping[str, Shape]], dict[str, tuple[str, Shape]]] | None = None
 
     def __repr__(self) -> str:
         return f"<Layout {self.name}: {self.summary}>"
@@ -128,19 +163,55 @@ class Layout:
                     result[canonical] = Binding(canonical, foreign, row)
         return result
 
+    def parameters(self, num_blocks: int) -> dict[str, Binding]:
+        """The parameters that the layout's code has, by its own names; of those in common the first."""
+        result: dict[str, Binding] = {}
+        for binding in self.bindings(num_blocks).values():
+            if not binding.is_absent:
+                result.setdefault(binding.foreign, binding)
+        return result
+
     def axis_sizes(self, num_blocks: int, shapes: Mapping[str, Shape]) -> dict[str, int]:
         """Sizes of the named axes, each the one that most of the arrays agree on.
 
-        `shapes` are by the layout's names. An axis that no array shows alone is left out.
+        `shapes` are by the layout's names. Axes that no array shows alone are left out; those seen
+        joined only, as in a stem of (ph pw channels) columns, have one size together, under the
+        name that `joint_axis` gives them.
         """
         votes: dict[str, Counter[int]] = {}
-        for binding in self.bindings(num_blocks).values():
-            groups = _groups(binding.row.foreign_axes)
-            shape = shapes.get(binding.foreign, ())
+        for name, binding in self.parameters(num_blocks).items():
+            groups = axis_groups(binding.row.foreign_axes)
+            shape = shapes.get(name, ())
             for axes, size in zip(groups, shape, strict=False) if len(groups) == len(shape) else ():
-                if len(axes) == 1:
-                    votes.setdefault(axes[0], Counter())[size] += 1
+                if axes:
+                    votes.setdefault(joint_axis(axes), Counter())[size] += 1
         return {axis: sizes.most_common(1)[0][0] for axis, sizes in votes.items()}
+
+    @cached_property
+    def is_tied(self) -> bool:
+        """Whether no name shows a block number, so that names cannot tell the depth."""
+        return not any(row.in_block and not row.is_tied and not row.is_absent for row in self.rows)
+
+    @cached_property
+    def constraints(self) -> tuple[str, ...]:
+        """What weights must be like for this layout to hold them; none where it holds any."""
+        return tuple(_constraints(self.rows))
+
+
+def _constraints(rows: tuple[Row, ...]) -> Iterator[str]:
+    """In words: which parameters are in common, and which are not there."""
+    by_name: dict[str, list[str]] = {}
+    for row in rows:
+        by_name.setdefault(row.foreign, []).append(row.canonical)
+    for row in rows:
+        first, *others = by_name[row.foreign]
+        if row.is_absent:
+            yield f"{row.canonical} all {('zeros', 'ones')[NEUTRAL[row.canonical.rpartition('/')[2]]]}"
+        elif row.canonical == first and others:
+            yield f"{', '.join(others)} equal to {first}"
+    for row in rows:
+        if row.is_tied and by_name[row.foreign][0] == row.canonical:
+            yield f"{row.canonical} the same in all blocks"
 
 
 def table(text: str) -> tuple[Row, ...]:
@@ -148,12 +219,18 @@ def table(text: str) -> tuple[Row, ...]:
     return tuple(Row(*line.split(maxsplit=2)) for line in text.strip().splitlines())
 
 
+def _size(axes: tuple[str, ...], axis_sizes: Mapping[str, int]) -> int | str:
+    if axis_sizes.keys() >= set(axes):
+        return math.prod(axis_sizes[axis] for axis in axes)
+    return axis_sizes.get(joint_axis(axes), " ".join(axes))
+
+
 def _fill(name: str, block: int, num_blocks: int) -> str:
     return INDEX.sub(lambda m: str({"i": block, "L": num_blocks}[m[1]] + int(m[2] or 0)), name)
 
 
 @cache
-def _groups(axes: str) -> tuple[tuple[str, ...], ...]:
+def axis_groups(axes: str) -> tuple[tuple[str, ...], ...]:
     """Axes of each dimension: "hidden (ph pw) 1" is ((hidden,), (ph, pw), ())."""
     tokens = re.findall(r"\(([^)]*)\)|(\S+)", axes)
     return tuple(

@@ -2,10 +2,10 @@
 
 Its code computes the erf GELU, but the weights it publishes are of several origins (Google's were
 trained with the tanh form, MIIL's with erf), so what a file in this layout was trained with is not
-known from its names.
+known from its arrays' names, but may be from its own.
 """
 
-from mixer_equiv.layouts.layout import Conventions, Layout, table
+from mixer_equiv.layouts.layout import OFFICIAL, Conventions, Layout, table
 
 TIMM = Layout(
     name="timm",
@@ -13,6 +13,12 @@ TIMM = Layout(
     framework="torch",
     computes=Conventions(activation="gelu"),
     trained_with=None,
+    provenance={
+        "*mixer_*.goog_*": OFFICIAL,
+        "jx_mixer_*": OFFICIAL,
+        "*mixer_*.miil_*": Conventions(activation="gelu"),
+        "mixer_*_miil*": Conventions(activation="gelu"),
+    },
     advice={
         "activation": "pass act_layer={torch_activation_layer}",
         "layer_norm_eps": "pass norm_layer=partial(nn.LayerNorm, eps={layer_norm_eps:g})",

@@ -1,0 +1,207 @@
+"""msgpack as Flax writes it (`flax.serialization.to_bytes`), read without Flax, JAX or msgpack."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes  # noqa: F401  # so that NumPy knows bfloat16 by its name
+import numpy as np
+
+from mixer_equiv.arrays import require, unflatten
+from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray
+from mixer_equiv.errors import CheckpointError
+
+# Flax's own: the types of extensions, the mark of an array in chunks, and the bytes of the largest chunk.
+_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
+_CHUNKED = "__msgpack_chunked_array__"
+MAX_CHUNK_SIZE = 2**30
+
+_DEEPEST = 100
+_LONGEST_KEY = 1000  # of the first one, to be recognised by
+
+_NUMBERS = (">f", ">d", ">B", ">H", ">I", ">Q", ">b", ">h", ">i", ">q")
+
+# What the first byte of a value says: its kind, and the value or length itself or how that is packed.
+_HEADS: dict[int, tuple[str, Any]] = {
+    **{number % 256: ("value", number) for number in range(-32, 128)},
+    **{0x80 + length: ("map", length) for length in range(16)},
+    **{0x90 + length: ("list", length) for length in range(16)},
+    **{0xA0 + length: ("text", length) for length in range(32)},
+    **{0xC0: ("value", None), 0xC2: ("value", False), 0xC3: ("value", True)},
+    **{0xC4 + i: ("bytes", form) for i, form in enumerate((">B", ">H", ">I"))},
+    **{0xC7 + i: ("extension", form) for i, form in enumerate((">B", ">H", ">I"))},
+    **{0xCA + i: ("value", form) for i, form in enumerate(_NUMBERS)},
+    **{0xD4 + i: ("extension", 2**i) for i in range(5)},
+    **{0xD9 + i: ("text", form) for i, form in enumerate((">B", ">H", ">I"))},
+    **{0xDC + i: ("list", form) for i, form in enumerate((">H", ">I"))},
+    **{0xDE + i: ("map", form) for i, form in enumerate((">H", ">I"))},
+}
+
+
+class _Walker:
+    """Reads values one after another and steps over the bytes of arrays; lists become dicts with "0", "1", ..."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self.path = path
+        self.stream = stream
+        self.size = path.stat().st_size
+        self.metadata: str | None = None
+
+    def left(self) -> int:
+        """Bytes up to the end of the file."""
+        return self.size - self.stream.tell()
+
+    def head(self) -> tuple[str, Any]:
+        """The kind of the next value, and the value itself or its length."""
+        first = self.unpacked(">B")
+        if first not in _HEADS:
+            raise ValueError(f"no value begins with the byte {first:#x}")
+        kind, value = _HEADS[first]
+        return kind, self.unpacked(value) if isinstance(value, str) else value
+
+    def value(self, depth: int = 0) -> Any:
+        kind, value = self.head()
+        if kind == "value":
+            return value
+        if depth > _DEEPEST:
+            raise ValueError(f"values are nested more than {_DEEPEST} deep")
+        if value > self.left():
+            raise ValueError(f"a {kind} of length {value} is declared where the file has {self.left()} bytes left")
+        return getattr(self, kind)(value, depth + 1)
+
+    def unpacked(self, form: str) -> Any:
+        return struct.unpack(form, self.stream.read(struct.calcsize(form)))[0]
+
+    def text(self, length: int, depth: int) -> str:
+        return self.stream.read(length).decode()
+
+    def bytes(self, length: int, depth: int) -> range:
+        """Where they stand in the file."""
+        start = self.stream.tell()
+        self.stream.seek(start + length)
+        return range(start, start + length)
+
+    def list(self, length: int, depth: int) -> dict[str, Any]:
+        return {str(i): self.value(depth) for i in range(length)}
+
+    def map(self, length: int, depth: int) -> Any:
+        node: dict[str, Any] = {}
+        for _ in range(length):
+            key = self.value(depth)
+            if not isinstance(key, str | int):
+                raise ValueError(f"a key is a {type(key).__name__}")
+            if str(key) in node:
+                raise ValueError(f"the key {key!r} is there twice")
+            node[str(key)] = self.value(depth)
+        return self.joined(node) if _CHUNKED in node else node
+
+    def extension(self, length: int, depth: int) -> Any:
+        code, end = self.unpacked(">b"), self.stream.tell() + length
+        if code not in (_ARRAY, _COMPLEX, _SCALAR):
+            raise ValueError(f"an extension of type {code}, which Flax does not write")
+        parts = self.value(depth)
+        if self.stream.tell() != end:
+            raise ValueError(f"an extension of {length} bytes has another length")
+        return complex(*parts.values()) if code == _COMPLEX else self.array(*parts.values())
+
+    def array(self, sides: dict[str, int], name: str, span: range) -> LazyArray:
+        shape, dtype = tuple(sides.values()), np.dtype(name)
+        whole = all(isinstance(side, int) and side >= 0 for side in shape) and not dtype.hasobject
+        if not whole or math.prod(shape) * dtype.itemsize != len(span):
+            raise ValueError(f"an array declares {shape} of {name} and holds {len(span)} bytes")
+        return LazyArray(self.path, shape, dtype, partial(_numbers, self.path, span, shape, dtype))
+
+    def joined(self, node: dict[str, Any]) -> LazyArray:
+        """The array that Flax cut into chunks, the first of which may carry our metadata beside it."""
+        self.metadata = node.get(METADATA_KEY, self.metadata)
+        shape = tuple(node["shape"].values())
+        chunks = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
+        held = sum(math.prod(chunk.shape) for chunk in chunks)
+        if math.prod(shape) != held or len({chunk.dtype for chunk in chunks}) != 1:
+            raise ValueError(f"an array declares {shape} and has {held} numbers in {len(chunks)} chunks")
+        return LazyArray(self.path, shape, chunks[0].dtype, partial(_joined, chunks, shape))
+
+
+def _numbers(path: Path, span: range, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    return np.fromfile(path, np.uint8, len(span), offset=span.start).view(dtype).reshape(shape)
+
+
+def _joined(chunks: list[LazyArray], shape: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([chunk.read() for chunk in chunks]).reshape(shape)
+
+
+def _recognise(path: Path) -> bool:
+    """Whether it begins with a map whose first key is text: no zip, pickle, JSON or safetensors does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        walker = _Walker(path, stream)
+        try:
+            (kind, length), (key_kind, key_length) = walker.head(), walker.head()
+            if (kind, key_kind) != ("map", "text") or not length or key_length > _LONGEST_KEY:
+                return False
+            return walker.text(key_length, 0).isprintable()
+        except (ValueError, struct.error):
+            return False
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
+    with path.open("rb") as stream:
+        walker = _Walker(path, stream)
+        kind, _ = walker.head()
+        if kind != "map":
+            raise CheckpointError(f"{path} holds a {kind}; expected a map of arrays by name")
+        stream.seek(0)
+        tree = walker.value()
+        if walker.left():
+            raise CheckpointError(f"{path} goes on for {walker.left()} bytes after the end of its tree")
+    return tree, walker.metadata
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
+    """What `msgpack_restore` reads as just these arrays, nested.
+
+    A leaf for metadata would break `from_bytes`, and Flax takes no bytes after the end. But of an
+    array in chunks it reads the shape and the chunks only: so the first array is written in chunks,
+    be they one, with the metadata beside them.
+    """
+    packer = require("msgpack", "flax", "writing a .msgpack file").Packer()
+    notes = {name: {METADATA_KEY: metadata} for name in list(arrays)[:1]}
+    tree = unflatten({name: partial(_leaf, arrays, name, notes.get(name, {})) for name in arrays})
+    with path.open("xb") as stream:
+        for piece in _packed(packer, tree):
+            stream.write(piece)
+
+
+def _leaf(arrays: Mapping[str, np.ndarray], name: str, notes: dict[str, str]) -> Any:
+    """An array as Flax packs it: itself, or a dict of chunks."""
+    array = np.ascontiguousarray(arrays[name]).reshape(arrays[name].shape)
+    if array.nbytes <= MAX_CHUNK_SIZE and not notes:
+        return array
+    flat, step = array.reshape(-1), max(1, MAX_CHUNK_SIZE // array.itemsize)
+    chunks = {str(i): flat[start : start + step] for i, start in enumerate(range(0, max(1, flat.size), step))}
+    shape = {str(i): array.shape[i] for i in range(array.ndim)}
+    return {_CHUNKED: True, "shape": shape, "chunks": chunks} | notes
+
+
+def _packed(packer: Any, node: Any) -> Iterator[bytes]:
+    """The bytes of a tree, piece by piece; its leaves are called for when their turn comes."""
+    if callable(node):
+        node = node()
+    if isinstance(node, np.ndarray):
+        yield packer.pack_ext_type(_ARRAY, packer.pack((node.shape, node.dtype.name, node.tobytes())))
+    elif isinstance(node, dict):
+        yield packer.pack_map_header(len(node))
+        for key, value in node.items():
+            yield packer.pack(key)
+            yield from _packed(packer, value)
+    else:
+        yield packer.pack(node)
+
+
+MSGPACK = Container("msgpack", (".msgpack",), _recognise, _read, _write)

@@ -1,0 +1,170 @@
+"""Orbax checkpoints: directories, of one tree, of a step with several items, or of all steps of a training."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import glob
+import json
+import logging
+import math
+import re
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.arrays import is_array, require, unflatten
+from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray, batches, remove
+from mixer_equiv.errors import CheckpointError
+
+# Orbax restores many arrays as fast as one, so neighbours of about so many bytes are restored at once.
+RESTORED_AT_ONCE = 2**28
+
+
+# Directories of steps: "100", "checkpoint_100"; one that is being written has more to its name.
+_STEP = re.compile(r"(.*_)?(\d+)")
+
+
+def is_item(path: Path) -> bool:
+    """Whether a directory is what Orbax saved of one tree."""
+    return "tree_metadata" in _json(path / "_METADATA")
+
+
+def _items(path: Path) -> dict[str, Path]:
+    """The trees of a checkpoint by their names in it, "" for one that is a tree itself; of several steps, the last."""
+    if is_item(path):
+        return {"": path}
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    steps = {int(match[2]): folder for folder in folders if (match := _STEP.fullmatch(folder.name))}
+    if (path / "_CHECKPOINT_METADATA").exists() or (_STEP.fullmatch(path.name) and not steps):
+        return {folder.name: folder for folder in folders if is_item(folder)}
+    found = (_items(steps[number]) for number in sorted(steps, reverse=True) if _is_committed(steps[number]))
+    return next(filter(None, found), {})
+
+
+def _is_committed(step: Path) -> bool:
+    """A step whose writing was interrupted has no time of its end, where its name does not tell."""
+    return _json(step / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs", 0) is not None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a file holds, nothing where there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
+    orbax = require("orbax.checkpoint", "flax", "an Orbax checkpoint")
+    items = _items(path)
+    if not items:
+        raise CheckpointError(f"{path} is no Orbax checkpoint; expected a directory with _METADATA, or of steps")
+    read = {name: _tree(orbax, folder.absolute()) for name, folder in items.items()}
+    if len(read) == 1:
+        return next(iter(read.values()))
+    return {name: arrays for name, (arrays, _) in read.items()}, None
+
+
+def _tree(orbax: Any, path: Path) -> tuple[Mapping[str, Any], str | None]:
+    """Arrays of one item, and our metadata. Leaves that are no arrays, such as empty optimizer states, are left out."""
+    from jax import tree_util
+
+    # The handler, because a checkpointer warns of items that belong to a step.
+    with _failing_quietly():
+        tree = orbax.PyTreeCheckpointHandler().metadata(path).tree
+    leaves, structure = tree_util.tree_flatten_with_path(tree)
+    names = [tree_util.keystr(key, simple=True, separator="/") for key, _ in leaves]
+    specs = {i: leaf for i, (_, leaf) in enumerate(leaves) if is_array(leaf)}
+    restore = lru_cache(maxsize=1)(partial(_restore, orbax, path, structure))
+    arrays = {}
+    for batch in batches({i: _size(spec) for i, spec in specs.items()}, RESTORED_AT_ONCE):
+        for i in batch:
+            read = partial(_one, restore, frozenset(batch), i)
+            arrays[names[i]] = LazyArray(path, tuple(specs[i].shape), np.dtype(specs[i].dtype), read)
+    metadata = (_json(path / "_CHECKPOINT_METADATA").get("custom_metadata") or {}).get(METADATA_KEY)
+    return unflatten(_without_boxes(arrays)), metadata if isinstance(metadata, str) else None
+
+
+def _size(spec: Any) -> int:
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+
+
+def _restore(orbax: Any, path: Path, structure: Any, wanted: frozenset[int]) -> list[Any]:
+    """The leaves of the tree, `wanted` ones as NumPy arrays whatever device they were on, and no others."""
+    import jax
+
+    item = structure.unflatten([0 if i in wanted else ... for i in range(structure.num_leaves)])
+    as_numpy = jax.tree.map(lambda _: orbax.RestoreArgs(restore_type=np.ndarray), item)
+    restore_args = orbax.args.PyTreeRestore(item=item, restore_args=as_numpy)
+    with _failing_quietly():
+        return jax.tree.leaves(orbax.PyTreeCheckpointer().restore(path, args=restore_args))
+
+
+def _one(restore: Callable[[frozenset[int]], list[Any]], batch: frozenset[int], i: int) -> np.ndarray:
+    return np.array(restore(batch)[i])  # a copy: the restored ones are kept for their neighbours
+
+
+def _without_boxes(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Names without the "value" that `nnx.State`, and partitioned parameters, put around every array."""
+    inside = Counter(str(parent) for name in arrays for parent in PurePosixPath(name).parents)
+    return {
+        parent if key == "value" and inside[parent] == 1 else name: array
+        for name, array in arrays.items()
+        for parent, _, key in [name.rpartition("/")]
+    }
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
+    orbax = require("orbax.checkpoint", "flax", "an Orbax checkpoint")
+    tree = unflatten({name: arrays[name] for name in arrays})
+    try:
+        with _failing_quietly():
+            orbax.PyTreeCheckpointer().save(path.absolute(), tree, custom_metadata={METADATA_KEY: metadata})
+    except ValueError as error:  # what tensorstore makes of a full disk
+        raise OSError(str(error).partition("\n")[0]) from error
+    finally:
+        for left in path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*"):
+            remove(left)
+
+
+@contextlib.contextmanager
+def _failing_quietly() -> Iterator[None]:
+    """What fails is raised, and not also logged, nor told by all the other arrays.
+
+    Orbax closes its event loop at the first failure; each array still on its way tells
+    `sys.unraisablehook` soon after that it found the loop closed, or asyncio that nobody asked what
+    became of it.
+    """
+    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    levels = [logger.level for logger in loggers]
+
+    def but_late_arrivals(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = but_late_arrivals
+    try:
+        yield
+    except Exception as error:
+        time.sleep(0.1)
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        raise
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+ORBAX = Container("orbax", (".orbax",), lambda path: bool(_items(path)), _read, _write, is_directory=True)

@@ -1,0 +1,234 @@
+"""safetensors in several files with an index, as Hugging Face writes them, and the folders they come in."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.arrays import specs
+from mixer_equiv.containers import safetensors
+from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, batches, remove
+from mixer_equiv.errors import CheckpointError, MixerEquivError
+
+SUFFIX = ".safetensors.index.json"
+
+# Decimal, as Hugging Face counts, unless the unit says otherwise.
+_UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)},
+}
+DEFAULT_SHARD_SIZE = 5 * _UNITS["GB"]
+
+_SHOWN = 4
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes that "5GB", "100 MB", "2GiB" or a number stand for. Raises `CheckpointError` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(size).strip())
+    parsed = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if parsed < 1:
+        raise CheckpointError(f"found the size {size!r}; expected bytes, or a size such as 5GB, 100MB or 2GiB")
+    return parsed
+
+
+def _recognise(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.glob("*.safetensors*"))
+    if path.name.lower().endswith(".index.json"):
+        return True
+    with path.open("rb") as stream:
+        start = stream.read(1)
+        return start == b"{" and b'"weight_map"' in stream.read(2**20)
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
+    if path.is_dir():
+        path = _only_checkpoint(path)
+        if not path.name.endswith(".json"):
+            return safetensors.read(path)
+    weight_map, metadata = _index(path)
+    shards = {shard: safetensors.read(path.parent / shard)[0] for shard in _present(path, set(weight_map.values()))}
+    absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
+    if absent:
+        raise CheckpointError(f"{path} names arrays that their shards do not hold: {_some(absent)}; {_AGAIN}")
+    extra = [f"{name} in {shard}" for shard in shards for name in shards[shard] if weight_map.get(name) != shard]
+    if extra:
+        raise CheckpointError(f"{path} does not name arrays that its shards hold: {_some(extra)}; {_AGAIN}")
+    return {name: shards[shard][name] for name, shard in weight_map.items()}, metadata
+
+
+_AGAIN = "the index is of other files, so get all of them again"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _only_checkpoint(folder: Path) -> Path:
+    """The index in a folder, or where there is none the safetensors file."""
+    for pattern in (f"*{SUFFIX}", "*.safetensors"):
+        found = sorted(folder.glob(pattern))
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
+        if found:
+            return found[0]
+    raise CheckpointError(f"{folder} holds no safetensors file; give the path of a checkpoint")
+
+
+def _index(path: Path) -> tuple[dict[str, str], str | None]:
+    """The shard of each array, and our metadata."""
+    expected = 'expected {"metadata": {...}, "weight_map": {"name": "shard.safetensors", ...}}'
+    try:
+        index = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); {expected}") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{path} has no weight_map of names to files; {expected}")
+    metadata = index.get("metadata")
+    ours = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    return weight_map, ours if isinstance(ours, str) else None
+
+
+def _present(index: Path, shards: set[str]) -> list[str]:
+    """The shards' names, once all are safetensors files beside the index."""
+    outside = sorted(shard for shard in shards if not _is_plain(shard))
+    if outside:
+        raise CheckpointError(f"{index} names files outside its folder: {_some(outside)}; shards must stand beside it")
+    other = sorted(shard for shard in shards if not shard.endswith(".safetensors"))
+    if other:
+        raise CheckpointError(f"{index} names shards that are not safetensors: {_some(other)}; no others are read")
+    missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
+    if missing:
+        raise CheckpointError(f"{index} names shards that are missing: {', '.join(missing)}; put them beside it")
+    return sorted(shards)
+
+
+def _is_plain(name: str) -> bool:
+    return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
+
+
+def write_sharded(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: str,
+    framework: Framework,
+    max_shard_size: int = DEFAULT_SHARD_SIZE,
+    *,
+    force: bool = False,
+) -> Path:
+    """Write safetensors of at most `max_shard_size` bytes of arrays each, and return the path to read them by.
+
+    An array that is larger has a shard of its own. `path` names the index, or the single file
+    `*.safetensors`, which is written instead of shards where one would do. All is written beside it
+    and then moved into place, the index last. Raises `CheckpointError` if a file of a checkpoint of
+    this name exists, unless `force`, which removes them, and if anything cannot be written.
+    """
+    target = _Target.of(path)
+    sizes = {name: spec.size * spec.dtype.itemsize for name, spec in specs(arrays).items()}
+    shards = batches(sizes, max_shard_size)
+    if len(shards) < 2 and path == target.single:
+        files = {path.name: list(arrays)}
+    else:
+        files = {f"{target.stem}-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+    with _installing(path, target.old_files(list(files), force)) as folder:
+        for file, names in files.items():
+            held = {name: np.ascontiguousarray(arrays[name]).reshape(arrays[name].shape) for name in names}
+            safetensors.write(folder / file, held, metadata, framework)
+        if path.name in files:
+            return path
+        weight_map = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values()), METADATA_KEY: metadata}, "weight_map": weight_map}
+        (folder / target.index.name).write_text(json.dumps(index, indent=2) + "\n")
+    return target.index
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """The files of a checkpoint to write: the index or the single file, and shards that begin with the stem."""
+
+    stem: str
+    index: Path
+    single: Path
+
+    @classmethod
+    def of(cls, path: Path) -> _Target:
+        """From the path of either, which keeps the case of its suffix."""
+        for suffix in (SUFFIX, ".safetensors"):
+            if path.name.lower().endswith(suffix):
+                stem = path.name[: -len(suffix)]
+                named = {end: path.with_name(stem + end) for end in (SUFFIX, ".safetensors")} | {suffix: path}
+                return cls(stem, named[SUFFIX], named[".safetensors"])
+        raise CheckpointError(f"{path} cannot be sharded; give a name that ends with .safetensors or {SUFFIX}")
+
+    def old_files(self, new: list[str], force: bool) -> list[Path]:
+        """What has to give way: index, single file, shards that the old index names, and what `new` overwrites.
+
+        Nobody knows what shards are that no index names: they stay.
+        """
+        ours = {self.index, self.single, *(self.index.with_name(name) for name in new)}
+        alike = self.index.parent.glob(f"{glob.escape(self.stem)}-*-of-*.safetensors")
+        found = sorted(str(path) for path in {*ours, *alike} if os.path.lexists(path))
+        if found and not force:
+            raise CheckpointError(f"{_some(found)} exist{'s'[len(found) > 1 :]}; pass force=True (--force) to replace")
+        old = sorted(path for path in {*ours, *self._old_shards()} if os.path.lexists(path))
+        folders = [str(path) for path in old if path.is_dir()]
+        if folders:
+            raise CheckpointError(f"{', '.join(folders)} is a directory where a file has to go; move it away")
+        return old
+
+    def _old_shards(self) -> set[Path]:
+        with contextlib.suppress(OSError):
+            weight_map, _ = _index(self.index)
+            return {self.index.with_name(shard) for shard in weight_map.values() if _is_plain(shard)}
+        return set()
+
+
+@contextlib.contextmanager
+def _installing(path: Path, old: list[Path]) -> Iterator[Path]:
+    """A temporary directory whose files are moved beside `path`, the index last, while `old` ones go.
+
+    The old ones are put aside first, so that no reader ever finds an index with shards of another.
+    If anything fails, all is put back.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    new, aside = temporary / "new", temporary / "old"
+    moves: list[tuple[Path, Path]] = []
+    try:
+        for folder in (temporary, new, aside):
+            folder.mkdir()
+        yield new
+        made = sorted(new.iterdir(), key=lambda file: file.suffix.lower() == ".json")
+        moves = [(file, aside / file.name) for file in old] + [(file, path.with_name(file.name)) for file in made]
+        for source, target in moves:
+            os.replace(source, target)
+    except BaseException as error:
+        for source, target in reversed(moves):
+            if os.path.lexists(target) and not os.path.lexists(source):
+                os.replace(target, source)
+        if isinstance(error, OSError) and not isinstance(error, MixerEquivError):
+            raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise
+    finally:
+        remove(temporary)
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
+    write_sharded(path, arrays, metadata, framework)
+
+
+SHARDED = Container("sharded safetensors", (SUFFIX,), _recognise, _read, _write, several_files=True)

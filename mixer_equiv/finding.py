@@ -1,0 +1,200 @@
+"""What arrays by name are: which layout, behind which prefix, of which sizes and conventions."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mixer_equiv import strict
+from mixer_equiv.arrays import LazyArrays, flatten, is_array
+from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes
+from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
+from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Statements:
+    """What is said about arrays by whoever passes them on, and by the file they are from.
+
+    `prefix` says which set of weights is meant, `called` are names of files, folders and releases.
+    """
+
+    layout: str | Layout | None = None
+    config: MixerConfig | None = None
+    image_size: Size | None = None
+    trained_with: Conventions | None = None
+    prefix: str | None = None
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    called: Collection[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What `Checkpoint` says of the same names."""
+
+    arrays: LazyArrays
+    layout: Layout
+    config: MixerConfig
+    trained_with: Conventions | None
+    config_is_stated: bool
+    notes: tuple[str, ...]
+    image_size_is_assumed: bool
+
+
+def find(arrays: Mapping[str, Any], said: Statements, source: str) -> Found:
+    """The work of `Checkpoint.from_arrays`; none of the arrays is read."""
+    leaves = dict(flatten(arrays))
+    chosen = _below(leaves, said.prefix, source)
+    shapes = {name: tuple(leaf.shape) for name, leaf in chosen.items() if is_array(leaf)}
+    match = _detect(shapes, said.layout, source, said.metadata.get("layout"))
+    own, notes = _strip(leaves, match.prefix)
+    tidied = _tidy(match, own, notes)
+    stated, trained_with = _conventions(said, match.layout, source, notes)
+    config, assumed = _config(match, tidied, stated, said, trained_with or match.layout.computes, source, notes)
+    return Found(tidied, match.layout, config, trained_with, stated is not None, tuple(notes), assumed)
+
+
+def _below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> Mapping[str, Any]:
+    """The leaves under `prefix`, given with or without the separator at its end."""
+    if prefix is None:
+        return leaves
+    for whole in (prefix, f"{prefix}/", f"{prefix}."):
+        inside = {name: leaf for name, leaf in leaves.items() if name.startswith(whole)}
+        if inside and (whole == "" or whole[-1] in "./"):
+            return inside
+    tops = sorted({name.partition("/")[0] for name in leaves})
+    raise LayoutError(f"{source}: no array lies under the prefix {prefix!r}; at the top are {', '.join(tops[:8])}")
+
+
+def _detect(
+    shapes: Mapping[str, tuple[int, ...]], layout: str | Layout | None, source: str, written: str | None
+) -> Match:
+    """The layout found, or the given one if it is there, as `detect` tells.
+
+    `written` is the layout's name in the file's metadata; it settles what names leave open.
+    """
+    known = list(LAYOUTS.values())
+    if layout is None and written in LAYOUTS:
+        with contextlib.suppress(LayoutError):
+            return detect(shapes, [LAYOUTS[written]], shapes)
+    try:
+        return detect(shapes, known if layout is None else [get_layout(layout)], shapes)
+    except LayoutError as error:
+        message = str(error)
+    if layout is not None:
+        with contextlib.suppress(LayoutError):
+            likely = detect(shapes, known, shapes).layout.name
+            message = f"the arrays are not of the layout {get_layout(layout).name}, but by their names of {likely}"
+    raise LayoutError(f"{source}: {message}")
+
+
+def _strip(leaves: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
+    """What lies under the prefix's nesting, with the prefix off, and notes on what was done."""
+    nesting = prefix[: prefix.rfind("/") + 1]
+    inside = [name for name in leaves if name.startswith(nesting)]
+    own = {name.removeprefix(prefix): leaves[name] for name in inside}
+    if len(own) < len(inside):
+        twice = sorted(name for name in inside if not name.startswith(prefix) and prefix + name in leaves)
+        raise ConversionError(
+            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[: strict.SHOWN])}",
+            unexpected_keys=twice,
+        )
+    notes = []
+    if prefix:
+        notes.append(f"the prefix {prefix!r} was stripped from every name")
+    beside = [name for name in leaves if not name.startswith(nesting)]
+    if beside:
+        more = ", ..." if len(beside) > 4 else ""
+        notes.append(f"{len(beside)} entries beside {nesting!r} were left out: {', '.join(beside[:4])}{more}")
+    return own, notes
+
+
+def _tidy(match: Match, leaves: Mapping[str, Any], notes: list[str]) -> LazyArrays:
+    """The arrays under the names and in the shapes of the layout's table, where it knows older ones."""
+    if match.layout.tidy is None:
+        return LazyArrays(leaves)
+    shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
+    changes = match.layout.tidy(match.layout, match.num_blocks, shapes)
+    changed = [name for name, change in changes.items() if change != (name, shapes[name])]
+    if changed:
+        new, shape = changes[changed[0]]
+        notes.append(
+            f"{len(changed)} arrays are read under the current names and shapes, such as "
+            f"{changed[0]} {shapes[changed[0]]} as {new} {shape}"
+        )
+    renamed = {changes[name][0] if name in changes else name: leaf for name, leaf in leaves.items()}
+    return LazyArrays(renamed, dict(changes.values()))
+
+
+def _conventions(
+    said: Statements, layout: Layout, source: str, notes: list[str]
+) -> tuple[MixerConfig | None, Conventions | None]:
+    """The config, and what the weights were trained with, as far as somebody says so.
+
+    A config that is given states both; else the metadata speak, else the name, else the layout.
+    """
+    if said.config is not None:
+        return said.config, Conventions(said.config.activation, said.config.layer_norm_eps, layout.computes.padding)
+    metadata = said.metadata
+    try:
+        stated = MixerConfig.from_dict(metadata["config"]) if metadata.get("config") else None
+        written = Conventions(**metadata["trained_with"]) if metadata.get("trained_with") else None
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{source} has metadata of mixer_equiv that cannot be understood: {error}") from error
+    trained_with = written if "trained_with" in metadata else _by_name(said.called, layout, notes)
+    return stated, said.trained_with or trained_with
+
+
+def _by_name(called: Collection[str], layout: Layout, notes: list[str]) -> Conventions | None:
+    """What weights of this name were trained with, if the layout knows, else what its weights are."""
+    for name in called:
+        for glob, conventions in layout.provenance.items():
+            if fnmatch.fnmatchcase(name, glob):
+                notes.append(
+                    f"by its name, {name}, it was trained with {conventions.activation} and LayerNorm eps "
+                    f"{conventions.layer_norm_eps:g}"
+                )
+                return conventions
+    return layout.trained_with
+
+
+def _config(
+    match: Match,
+    arrays: LazyArrays,
+    stated: MixerConfig | None,
+    said: Statements,
+    computed: Conventions,
+    source: str,
+    notes: list[str],
+) -> tuple[MixerConfig, bool]:
+    """The config stated or read off the shapes, and whether its image size had to be assumed."""
+    sizes = match.layout.axis_sizes(match.num_blocks, {name: spec.shape for name, spec in arrays.specs.items()})
+    shown = {*sizes, *(PATCH_AXES.split() if PATCH_AXES in sizes else ())}
+    if stated is None and not shown >= set(AXES) - {"classes"}:
+        raise strict.without_sizes(source, match.layout, match.num_blocks, arrays.specs, sizes)
+    assumed = said.config is None and said.image_size is None
+    assumed = bool(assumed and said.metadata.get("image_size_is_assumed", stated is None))
+    try:
+        if stated is None:
+            config = config_from_axes(
+                sizes,
+                match.num_blocks,
+                image_size=said.image_size,
+                activation=computed.activation,
+                layer_norm_eps=computed.layer_norm_eps,
+            )
+        else:
+            config = stated if said.image_size is None else stated.resized(said.image_size)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    grid, image, patch = ("x".join(map(str, pair)) for pair in (config.grid_hw, config.image_hw, config.patch_hw))
+    if stated is None and PATCH_AXES in sizes:
+        notes.append(
+            f"{sizes[PATCH_AXES]} numbers a patch are taken as {patch} pixels of {config.in_channels} channels"
+        )
+    if assumed:
+        notes.append(f"{config.num_tokens} tokens are taken as {grid}, an image of {image}")
+    return config, assumed

@@ -1,0 +1,181 @@
+"""A user's own layout: a table from Python, or from a small TOML or JSON file, checked row by row."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mixer_equiv.errors import ConfigError, LayoutError
+from mixer_equiv.layouts.layout import ABSENT, NEUTRAL, Conventions, Layout, Row, axis_groups
+from mixer_equiv.layouts.linen import LINEN
+
+CANONICAL = {row.canonical: row for row in LINEN.rows}
+
+_ADVICE = {
+    "activation": "make it compute {activation}",
+    "layer_norm_eps": "give its LayerNorms eps {layer_norm_eps:g}",
+}
+_PLACEHOLDER = re.compile(r"\{[^}]*\}?|\}")
+
+
+def layout_from_file(path: Path, bases: Mapping[str, Layout]) -> Layout:
+    """The layout that a .toml or .json file describes; `layout_from_dict` says how.
+
+    Raises `LayoutError`, naming the file, and the row where one is wrong.
+    """
+    parse: Callable[[str], Any] | None = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix.lower())
+    if parse is None:
+        raise LayoutError(f"{path} has the suffix {path.suffix!r}; a layout is described in a .toml or a .json file")
+    try:
+        fields = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LayoutError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise LayoutError(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
+    try:
+        return layout_from_dict(fields, bases)
+    except LayoutError as error:
+        raise LayoutError(f"{path}: {error}") from None
+
+
+def layout_from_dict(fields: Any, bases: Mapping[str, Layout]) -> Layout:
+    """The layout of a dict of `Layout`'s fields.
+
+    `rows` are lines of text: a canonical name, the layout's name, an einops pattern. With `base`,
+    the name of another layout, everything that is not given is that one's, each row too, and the
+    pattern of a row that gives names only.
+    """
+    if not isinstance(fields, Mapping):
+        raise LayoutError(f"a layout is described by a table of fields; found {type(fields).__name__}")
+    known = ["base", *(field.name for field in dataclasses.fields(Layout) if field.name not in _NOT_IN_FILES)]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise LayoutError(f"a layout has no field {', '.join(map(repr, unknown))}; its fields are {', '.join(known)}")
+    base = bases.get(fields["base"]) if "base" in fields else None
+    if base is None and "base" in fields:
+        raise LayoutError(f"base is {fields['base']!r}; it must be one of {', '.join(bases)}")
+    values = {name: value for name, value in fields.items() if name != "base"}
+    for name in ("computes", "trained_with"):
+        if name in values:
+            values[name] = _conventions(name, values[name])
+    values["rows"] = _rows(fields.get("rows", ""), base)
+    values["aliases"] = tuple(fields.get("aliases", ()))
+    if base is not None:
+        return validated(dataclasses.replace(base, **{"summary": f"{base.name}, as changed by its user", **values}))
+    missing = [name for name in ("name", "framework", "computes", "rows") if name not in fields]
+    if missing:
+        raise LayoutError(f"the layout lacks {', '.join(missing)}; give them, or a base that has them")
+    return validated(Layout(**{"summary": values["name"], "trained_with": None, "advice": _ADVICE, **values}))
+
+
+_NOT_IN_FILES = ("provenance", "tidy", "read_only")
+
+
+def validated(layout: Layout) -> Layout:
+    """`layout`, if its fields and all of its rows make sense. Raises `LayoutError` with all that is wrong."""
+    problems = [*_field_problems(layout), *_row_problems(layout.rows)]
+    if not problems and layout.is_tied and layout.num_blocks is None:
+        problems = ["no name has {i}, so all blocks are tied and names do not show how many: give num_blocks"]
+    if problems:
+        raise LayoutError("\n".join([f"the layout {layout.name!r} is wrong:", *(f"  {what}" for what in problems)]))
+    order = list(CANONICAL)
+    rows = tuple(sorted(layout.rows, key=lambda row: order.index(row.canonical)))
+    return dataclasses.replace(layout, rows=rows, advice={**_ADVICE, **layout.advice})
+
+
+def _field_problems(layout: Layout) -> Iterator[str]:
+    if not isinstance(layout.name, str) or not re.fullmatch(r"[\w.-]+", layout.name):
+        yield f"name is {layout.name!r}; it must be of letters, digits, '_', '-' and '.'"
+    if layout.framework not in ("flax", "torch"):
+        yield f"framework is {layout.framework!r}; it must be 'flax' or 'torch'"
+    depth = layout.num_blocks
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
+        yield f"num_blocks is {depth!r}; it must be a whole number of at least 1"
+    if any(not isinstance(name, str) for name in (layout.summary, *layout.aliases)):
+        yield "summary and aliases must be strings"
+
+
+def _row_problems(rows: tuple[Row, ...]) -> Iterator[str]:
+    seen: dict[str, Row] = {}
+    for row in rows:
+        said = f"row {row.canonical}"
+        for problem in _problems_of(row):
+            yield f"{said}: {problem}"
+        if row.canonical in seen:
+            yield f"{said}: it is there twice"
+        seen[row.canonical] = row
+    for canonical in CANONICAL:
+        if canonical not in seen:
+            yield f"row {canonical}: it is missing; a bias or scale that the code does not have is called '{ABSENT}'"
+    yield from _sharing_problems(rows)
+
+
+def _problems_of(row: Row) -> Iterator[str]:
+    official = CANONICAL.get(row.canonical)
+    if official is None:
+        near = difflib.get_close_matches(row.canonical, CANONICAL, 1, 0) or list(CANONICAL)[:1]
+        yield f"no canonical parameter is called so; the nearest is {near[0]}"
+        return
+    if row.canonical_axes != official.canonical_axes:
+        yield f"its axes before the arrow are {row.canonical_axes!r}; they must be {official.canonical_axes!r}"
+        return
+    names = [axis for axes in axis_groups(row.foreign_axes) for axis in axes]
+    if "->" in row.foreign_axes or sorted(names) != sorted(official.canonical_axes.split()):
+        yield (
+            f"its axes {row.foreign_axes!r} are not those of {official.canonical_axes!r} in some order, "
+            "grouped by parentheses, with 1 where an axis of size 1 is added"
+        )
+    allowed = {"{L}", *(["{i}"] if row.in_block else [])}
+    for found in _PLACEHOLDER.findall(row.foreign):
+        if re.sub(r"\+\d+", "", found) not in allowed:
+            yield f"{found} in its name; it may have {' and '.join(sorted(allowed))}, either with an offset: {{L+2}}"
+    if row.is_absent and row.canonical.rpartition("/")[2] not in NEUTRAL:
+        yield "a kernel cannot be absent: no values of it change nothing"
+
+
+def _sharing_problems(rows: tuple[Row, ...]) -> Iterator[str]:
+    """Rows of one name must have it in common for the whole array."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        other = first.setdefault(row.foreign, row)
+        if not row.is_absent and (row.foreign_axes, row.in_block) != (other.foreign_axes, other.in_block):
+            yield (
+                f"row {row.canonical}: {row.foreign} is also {other.canonical}, with other axes "
+                f"({row.foreign_axes} and {other.foreign_axes})"
+            )
+
+
+def _conventions(field: str, values: Any) -> Conventions:
+    try:
+        return Conventions(**values)
+    except (TypeError, ConfigError) as error:
+        raise LayoutError(f"{field} is {values!r}, which are not conventions: {error}") from error
+
+
+def _rows(lines: Any, base: Layout | None) -> tuple[Row, ...]:
+    """Rows from lines of text, put over those of the base."""
+    if isinstance(lines, str):
+        lines = lines.strip().splitlines()
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise LayoutError(f"rows is {lines!r}; it must be lines of text, or a list of such lines")
+    inherited = {row.canonical: row for row in base.rows} if base else {}
+    given = [_row(line, {**CANONICAL, **inherited}) for line in lines if line.strip() and line.strip()[0] != "#"]
+    named = {row.canonical for row in given}
+    return (*(row for row in inherited.values() if row.canonical not in named), *given)
+
+
+def _row(line: str, known: Mapping[str, Row]) -> Row:
+    canonical, *rest = line.split(maxsplit=2)
+    if not rest:
+        raise LayoutError(
+            f"row {line.strip()!r} has one column; it must have a canonical name, the layout's name, and a pattern "
+            "such as 'hidden classes -> classes hidden'"
+        )
+    pattern = rest[1] if len(rest) > 1 else known[canonical].pattern if canonical in known else ""
+    return Row(canonical, rest[0], pattern)

@@ -1,0 +1,126 @@
+"""Changes to weights that porting asks for: another head, or none, and images of another size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from einops import rearrange, repeat
+
+from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.config import MixerConfig, Size, as_pair, fitting_image_sizes
+from mixer_equiv.convert import relabel
+from mixer_equiv.errors import ConfigError
+from mixer_equiv.layouts import LINEN
+
+
+def drop_head(checkpoint: Checkpoint) -> Checkpoint:
+    """The same weights without `head/kernel` and `head/bias`: the model gives the pooled features."""
+    weights = {name: array for name, array in _canonical(checkpoint).items() if not name.startswith("head/")}
+    return _with(checkpoint, weights, checkpoint.config.replace(num_classes=0), "the head was dropped")
+
+
+def new_head(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
+    """The same weights with the head of a fresh official model: zeros, of shapes (hidden, classes) and (classes).
+
+    Its dtype is that of the LayerNorm before it. Raises `ConfigError` for less than one class.
+    """
+    config = checkpoint.config.replace(num_classes=num_classes)
+    if not config.num_classes:
+        raise ConfigError("num_classes is 0; a head has at least 1 (drop_head, --drop-head, takes it off)")
+    weights = _canonical(checkpoint)
+    dtype = weights["pre_head_layer_norm/scale"].dtype
+    for name, axes in (("head/kernel", ("hidden", "classes")), ("head/bias", ("classes",))):
+        weights[name] = np.zeros([config.axis_sizes[axis] for axis in axes], dtype)
+    return _with(checkpoint, weights, config, f"the head is a new one of zeros, for {num_classes} classes")
+
+
+def enlarge(checkpoint: Checkpoint, image_size: Size) -> Checkpoint:
+    """The same weights for images K times as high and wide, by the rule of Tolstikhin et al. 2021, appendix C.
+
+    The image is seen as K by K sub-images of the size so far. There are K^2 times as many tokens,
+    and the token-mixing MLP is K^2 times as wide and block-diagonal: each sub-image is mixed by
+    itself, until training connects them. Until then the logits for an image are the mean of
+    the logits that the weights gave for its sub-images. Tokens stay in row-major order over the
+    whole image. `image_size` is in pixels; raises `ConfigError` unless it is an integer K times
+    the size that the weights have, the same K both ways.
+    """
+    factor = factor_to(checkpoint, image_size)
+    height, width = as_pair("image_size", image_size)
+    small = checkpoint.config.resized((height // factor, width // factor))
+    large = small.replace(image_size=image_size, tokens_mlp_dim=small.tokens_mlp_dim * factor**2)
+    weights = _canonical(checkpoint)
+    for name in list(weights):
+        _, _, parameter = name.partition("/token_mixing/")
+        if parameter:
+            weights[name] = _WIDENED[parameter](weights[name], small.grid_hw, factor)
+    sizes = ["x".join(map(str, config.image_hw)) for config in (small, large)]
+    note = f"widened from images of {sizes[0]} to {sizes[1]}, seen as {factor}x{factor} sub-images"
+    return dataclasses.replace(_with(checkpoint, weights, large, note), image_size_is_assumed=False)
+
+
+def factor_to(checkpoint: Checkpoint, image_size: Size) -> int:
+    """K, how many times as high and wide as now images of `image_size` are. Raises `ConfigError` if it is none."""
+    config = checkpoint.config
+    height, width = as_pair("image_size", image_size)
+    tokens = (height // config.patch_hw[0]) * (width // config.patch_hw[1])
+    factor = math.isqrt(tokens // config.num_tokens)
+    now = [config.image_hw]
+    if checkpoint.image_size_is_assumed:
+        now = fitting_image_sizes(config.num_tokens, config.patch_hw)
+    if factor and (height, width) in {(h * factor, w * factor) for h, w in now}:
+        return factor
+    sizes = " or ".join(f"{h}x{w}" for h, w in now)
+    raise ConfigError(f"weights are widened to a whole number of times {sizes}, and {height}x{width} is not")
+
+
+# Tokens of the large image, by rows: rows of sub-images (a), rows of tokens in one (h), columns of
+# sub-images (b), columns of tokens in one (w). Hidden units: one set (m) for each sub-image (a b).
+
+
+def _widen_in(kernel: np.ndarray, grid: tuple[int, int], factor: int) -> np.ndarray:
+    """(tokens, tokens_mlp) block-diagonally to (K^2 tokens, K^2 tokens_mlp)."""
+    h, w = grid
+    blocks = rearrange(kernel, "(h w) m -> h w m", h=h, w=w)
+    large = np.zeros((factor, h, factor, w, factor, factor, kernel.shape[1]), kernel.dtype)
+    for a in range(factor):
+        for b in range(factor):
+            large[a, :, b, :, a, b, :] = blocks
+    return rearrange(large, "a h b w c d m -> (a h b w) (c d m)")
+
+
+def _widen_out(kernel: np.ndarray, grid: tuple[int, int], factor: int) -> np.ndarray:
+    """(tokens_mlp, tokens) block-diagonally to (K^2 tokens_mlp, K^2 tokens)."""
+    return np.ascontiguousarray(_widen_in(kernel.T, grid, factor).T)
+
+
+def _widen_hidden_bias(bias: np.ndarray, grid: tuple[int, int], factor: int) -> np.ndarray:
+    return repeat(bias, "m -> (c d m)", c=factor, d=factor)
+
+
+def _widen_token_bias(bias: np.ndarray, grid: tuple[int, int], factor: int) -> np.ndarray:
+    return repeat(bias, "(h w) -> (a h b w)", h=grid[0], w=grid[1], a=factor, b=factor)
+
+
+_WIDENED = {
+    "Dense_0/kernel": _widen_in,
+    "Dense_0/bias": _widen_hidden_bias,
+    "Dense_1/kernel": _widen_out,
+    "Dense_1/bias": _widen_token_bias,
+}
+
+
+def _canonical(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    present, _ = checkpoint.check(allow_missing=_HEAD)
+    return relabel(checkpoint.arrays, checkpoint.layout, LINEN, checkpoint.config, only=present)
+
+
+_HEAD = ("head/*",)
+
+
+def _with(checkpoint: Checkpoint, weights: Mapping[str, np.ndarray], config: MixerConfig, note: str) -> Checkpoint:
+    arrays = relabel(weights, LINEN, checkpoint.layout, config)
+    notes = (*checkpoint.notes, note)
+    return dataclasses.replace(checkpoint, arrays=arrays, config=config, config_is_stated=True, notes=notes)

@@ -1,0 +1,52 @@
+"""Other people's Mixers, for the tests.
+
+Each is rebuilt from the published names and shapes and from the paper, with its own conventions, and
+shares no code with `mixer_equiv.models`; only timm is the real one. Every model is made from a
+`MixerConfig`: for torch `Model(config)`, and `as_official(Model(config))` with the official
+conventions set; for Flax by its `run_...`, which takes the weights under the model's own names.
+"""
+
+from tests.structures.in_flax import (
+    MixerBlock,
+    OfficialMixer,
+    OfficialMlp,
+    ScenicMixer,
+    cheap_jit,
+    official,
+    pre_linen_arrays,
+    run_official,
+    run_scenic,
+)
+from tests.structures.in_torch import (
+    JeonsworldMixer,
+    LucidrainsMixer,
+    MmpretrainMixer,
+    TutorialMixer,
+    as_official,
+    real_timm,
+    run_torch,
+    timm_mixer,
+)
+from tests.structures.ports import PORTS, PortMixer
+
+__all__ = [
+    "PORTS",
+    "JeonsworldMixer",
+    "LucidrainsMixer",
+    "MixerBlock",
+    "MmpretrainMixer",
+    "OfficialMixer",
+    "OfficialMlp",
+    "PortMixer",
+    "ScenicMixer",
+    "TutorialMixer",
+    "as_official",
+    "cheap_jit",
+    "official",
+    "pre_linen_arrays",
+    "real_timm",
+    "run_official",
+    "run_scenic",
+    "run_torch",
+    "timm_mixer",
+]

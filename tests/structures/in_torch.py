@@ -1,0 +1,249 @@
+"""Mixers in torch: the tutorial's and other repositories', rebuilt, and real timm."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from einops.layers.torch import Rearrange, Reduce
+from torch import nn
+
+from mixer_equiv.config import MixerConfig
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class TutorialMlp(nn.Module):
+    def __init__(self, dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, mlp_dim)
+        self.activation = nn.GELU()
+        self.linear_2 = nn.Linear(mlp_dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.activation(self.linear_1(x)))
+
+
+class TutorialBlock(nn.Module):
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(config.hidden_dim), nn.LayerNorm(config.hidden_dim)
+        self.token_mlp_block = TutorialMlp(config.num_tokens, config.tokens_mlp_dim)
+        self.channel_mlp_block = TutorialMlp(config.hidden_dim, config.channels_mlp_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.token_mlp_block(self.norm_1(x).mT).mT
+        return x + self.channel_mlp_block(self.norm_2(x))
+
+
+class TutorialMixer(nn.Module):
+    """The structure of jankrepl/mildlyoverfitted: torch's defaults, so erf GELU and eps 1e-5."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.patch_embedder = nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, config.patch_hw)
+        self.blocks = nn.Sequential(*(TutorialBlock(config) for _ in range(config.num_blocks)))
+        self.pre_head_norm = nn.LayerNorm(config.hidden_dim)
+        self.head_classifier = nn.Linear(config.hidden_dim, config.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch_embedder(images).flatten(start_dim=2).mT
+        return self.head_classifier(self.pre_head_norm(self.blocks(tokens)).mean(dim=1))
+
+    def follow_official_conventions(self) -> None:
+        """What the conversion's warnings tell the user to do."""
+        as_official(self)
+
+
+class PreNormResidual(nn.Module):
+    def __init__(self, dim: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fn(self.norm(x))
+
+
+class LucidrainsMixer(nn.Sequential):
+    """The structure of lucidrains/mlp-mixer-pytorch: flat, token mixing by convolution, erf GELU, eps 1e-5."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        (ph, pw), dim = config.patch_hw, config.hidden_dim
+        super().__init__(
+            Rearrange("b c (h ph) (w pw) -> b (h w) (ph pw c)", ph=ph, pw=pw),
+            nn.Linear(ph * pw * config.in_channels, dim),
+            *(self.block(config) for _ in range(config.num_blocks)),
+            nn.LayerNorm(dim),
+            Reduce("b n d -> b d", "mean"),
+            nn.Linear(dim, config.num_classes),
+        )
+
+    @classmethod
+    def block(cls, config: MixerConfig) -> nn.Module:
+        # The tokens are the convolution's channels.
+        pointwise = functools.partial(nn.Conv1d, kernel_size=1)
+        return nn.Sequential(
+            PreNormResidual(config.hidden_dim, cls.mlp(config.num_tokens, config.tokens_mlp_dim, pointwise)),
+            PreNormResidual(config.hidden_dim, cls.mlp(config.hidden_dim, config.channels_mlp_dim, nn.Linear)),
+        )
+
+    @staticmethod
+    def mlp(dim: int, mlp_dim: int, dense: Any) -> nn.Module:
+        return nn.Sequential(dense(dim, mlp_dim), nn.GELU(), nn.Dropout(), dense(mlp_dim, dim), nn.Dropout())
+
+
+class JeonsworldMlp(nn.Module):
+    def __init__(self, dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.fc0, self.fc1 = nn.Linear(dim, mlp_dim), nn.Linear(mlp_dim, dim)
+        self.act_fn = nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc1(self.act_fn(self.fc0(x)))
+
+
+class JeonsworldBlock(nn.Module):
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.channel_mlp_block = JeonsworldMlp(config.hidden_dim, config.channels_mlp_dim)
+        self.token_mlp_block = JeonsworldMlp(config.num_tokens, config.tokens_mlp_dim)
+        self.post_norm = nn.LayerNorm(config.hidden_dim, eps=1e-6)
+        self.pre_norm = nn.LayerNorm(config.hidden_dim, eps=1e-6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.token_mlp_block(self.pre_norm(x).mT).mT
+        return x + self.channel_mlp_block(self.post_norm(x))
+
+
+class JeonsworldMixer(nn.Module):
+    """The structure of jeonsworld/MLP-Mixer-Pytorch: registered in another order than it runs, erf GELU, eps 1e-6."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.head = nn.Linear(config.hidden_dim, config.num_classes)
+        self.pre_head_ln = nn.LayerNorm(config.hidden_dim, eps=1e-6)
+        self.layer = nn.ModuleList(JeonsworldBlock(config) for _ in range(config.num_blocks))
+        self.stem = nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, config.patch_hw)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.stem(images).flatten(2).mT
+        for block in self.layer:
+            x = block(x)
+        return self.head(self.pre_head_ln(x).mean(dim=1))
+
+
+class MmpretrainMlp(nn.Module):
+    def __init__(self, dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        first = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Dropout())
+        self.layers = nn.Sequential(first, nn.Linear(mlp_dim, dim), nn.Dropout())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class MmpretrainBlock(nn.Module):
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.hidden_dim)
+        self.token_mix = MmpretrainMlp(config.num_tokens, config.tokens_mlp_dim)
+        self.ln2 = nn.LayerNorm(config.hidden_dim)
+        self.channel_mix = MmpretrainMlp(config.hidden_dim, config.channels_mlp_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.token_mix(self.ln1(x).mT).mT
+        return x + self.channel_mix(self.ln2(x))
+
+
+class MmpretrainPatches(nn.Module):
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, config.patch_hw)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.projection(images).flatten(2).mT
+
+
+class MmpretrainBackbone(nn.Module):
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.patch_embed = MmpretrainPatches(config)
+        self.layers = nn.ModuleList(MmpretrainBlock(config) for _ in range(config.num_blocks))
+        self.ln1 = nn.LayerNorm(config.hidden_dim)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.patch_embed(images)
+        for layer in self.layers:
+            x = layer(x)
+        return self.ln1(x)
+
+
+class MmpretrainHead(nn.Module):
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.hidden_dim, config.num_classes)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.fc(pooled)
+
+
+class MmpretrainMixer(nn.Module):
+    """The structure of open-mmlab/mmpretrain: a backbone and a head, erf GELU, eps 1e-5."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        self.backbone = MmpretrainBackbone(config)
+        self.head = MmpretrainHead(config)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(images).mean(dim=1))
+
+
+def as_official(model: Module) -> Module:
+    """`model` itself, changed to compute tanh GELU and LayerNorm with eps 1e-6."""
+    for module in model.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "tanh"
+        elif isinstance(module, nn.LayerNorm):
+            module.eps = 1e-6
+    return model
+
+
+@functools.cache
+def real_timm() -> Any:
+    """timm, with the torchvision operators declared that its CPU wheel expects CUDA libraries for."""
+    for operator in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor d) -> Tensor"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        if not hasattr(torch.ops.torchvision, operator.partition("(")[0]):
+            library.define(operator)
+            _LIBRARIES.append(library)
+    import timm
+
+    return timm
+
+
+_LIBRARIES: list[torch.library.Library] = []  # an operator is undefined again when its library is collected
+
+
+def timm_mixer(config: MixerConfig, **kwargs: Any) -> nn.Module:
+    """timm's MlpMixer of these sizes; its hidden widths are given as ratios of the embedding."""
+    from_ratio = tuple((dim + 0.5) / config.hidden_dim for dim in (config.tokens_mlp_dim, config.channels_mlp_dim))
+    return real_timm().models.mlp_mixer.MlpMixer(
+        num_classes=config.num_classes,
+        img_size=config.image_hw,
+        in_chans=config.in_channels,
+        patch_size=config.patch_hw,
+        num_blocks=config.num_blocks,
+        embed_dim=config.hidden_dim,
+        mlp_ratio=from_ratio,
+        **kwargs,
+    )
+
+
+def run_torch(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Float64 logits of a torch model for images (batch, height, width, channels)."""
+    with torch.no_grad():
+        return model.double().eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
