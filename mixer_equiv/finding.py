@@ -81,9 +81,14 @@ def _detect(
         with contextlib.suppress(LayoutError):
             return detect(shapes, [LAYOUTS[written]], shapes)
     try:
-        return detect(shapes, known if layout is None else [get_layout(layout)], shapes)
+        match = detect(shapes, known if layout is None else [get_layout(layout)], shapes)
+        if layout is not None or written is None or written in LAYOUTS or not match.absent:
+            return match
+        message = f"not all of its names are of {match.layout.name}, the nearest known layout"
     except LayoutError as error:
         message = str(error)
+    if layout is None and written not in (None, *LAYOUTS):
+        message += f"; it was written in the layout {written!r}: register that first (--layout FILE)"
     if layout is not None:
         with contextlib.suppress(LayoutError):
             likely = detect(shapes, known, shapes).layout.name
@@ -144,8 +149,15 @@ def _conventions(
         written = Conventions(**metadata["trained_with"]) if metadata.get("trained_with") else None
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{source} has metadata of mixer_equiv that cannot be understood: {error}") from error
-    trained_with = written if "trained_with" in metadata else _by_name(said.called, layout, notes)
-    return stated, said.trained_with or trained_with
+    trained_with = written
+    if said.trained_with is not None:
+        trained_with = said.trained_with
+        stated = stated and stated.replace(
+            activation=trained_with.activation, layer_norm_eps=trained_with.layer_norm_eps
+        )
+    elif "trained_with" not in metadata:
+        trained_with = _by_name(said.called, layout, notes)
+    return stated, trained_with
 
 
 def _by_name(called: Collection[str], layout: Layout, notes: list[str]) -> Conventions | None:
@@ -192,9 +204,8 @@ def _config(
         raise ConfigError(f"{source}: {error}") from None
     grid, image, patch = ("x".join(map(str, pair)) for pair in (config.grid_hw, config.image_hw, config.patch_hw))
     if stated is None and PATCH_AXES in sizes:
-        notes.append(
-            f"{sizes[PATCH_AXES]} numbers a patch are taken as {patch} pixels of {config.in_channels} channels"
-        )
+        columns, channels = sizes[PATCH_AXES], config.in_channels
+        notes.append(f"the stem's {columns} columns are taken as patches of {patch} with {channels} channels")
     if assumed:
         notes.append(f"{config.num_tokens} tokens are taken as {grid}, an image of {image}")
     return config, assumed

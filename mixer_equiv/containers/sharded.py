@@ -46,11 +46,10 @@ def parse_size(size: str | int) -> int:
 def _recognise(path: Path) -> bool:
     if path.is_dir():
         return any(path.glob("*.safetensors*"))
-    if path.name.lower().endswith(".index.json"):
-        return True
+    if not path.is_file() or path.name.lower().endswith(".index.json"):
+        return path.is_file()
     with path.open("rb") as stream:
-        start = stream.read(1)
-        return start == b"{" and b'"weight_map"' in stream.read(2**20)
+        return stream.read(1) == b"{" and b'"weight_map"' in stream.read(2**20)
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
