@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help verify test nightly check format train picture clean
+.PHONY: help verify test nightly check format train picture layouts clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -40,6 +40,9 @@ train: $(INSTALLED)  ## train the digits checkpoint anew
 
 picture: $(INSTALLED)  ## draw the README's picture anew
 	@$(BIN)/python docs/picture.py
+
+layouts: $(INSTALLED)  ## write the README's table of layouts anew
+	@$(BIN)/python docs/layouts.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -64,6 +64,18 @@ def test_arrays_from_before_linen_are_read_whatever_their_numbers_and_axes_of_si
     assert any("are read under the current names and shapes, such as" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("prefix", ["", "opt/target/"])
+def test_files_from_before_linen_are_read(tmp_path, prefix):
+    params = random_params(CONFIG, 0)
+    old = pre_linen_arrays(params, CONFIG, np.random.default_rng(0))
+    np.savez(tmp_path / "old.npz", **{prefix + name: array for name, array in old.items()})
+    (tmp_path / "old.msgpack").write_bytes(
+        serialization.msgpack_serialize(unflatten({prefix + name: array for name, array in old.items()}))
+    )
+    for name in ("old.npz", "old.msgpack"):
+        assert not differing(convert(load(tmp_path / name, config=CONFIG), to="linen").arrays, params)
+
+
 def test_norms_are_numbered_in_numeric_order_not_as_strings():
     old = pre_linen_arrays(random_params(CONFIG, 0), CONFIG, np.random.default_rng(0))
     numbers = {int(m[1]) for name in old if (m := re.search(r"encoderblock_0/LayerNorm_(\d+)/", name))}

@@ -1,7 +1,8 @@
-"""The official MLP-Mixer three times: `flax`, `torch`, and `reference` in NumPy float64.
+"""The official MLP-Mixer: `flax` (linen), `nnx`, `torch`, and `reference` in NumPy float64.
 
-Each module has an `MlpMixer(config)`. Called with `taps=True` it returns every stage of the
-residual stream instead of the logits alone, a dict in order of computation (`jax.jit` sorts it by name):
+Each module has an `MlpMixer(config)`; that of `nnx` takes `rngs` as well. Called with `taps=True` it
+returns every stage of the residual stream instead of the logits alone, a dict in order of
+computation (`jax.jit` sorts it by name):
 
     stem                            (batch, tokens, hidden)
     MixerBlock_{i}/token_mixing     (batch, tokens, hidden)   the stream after that branch was added
