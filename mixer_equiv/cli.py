@@ -212,7 +212,7 @@ def layouts(
 def verify(
     a: Annotated[
         str | None,
-        typer.Argument(metavar="A", help="A checkpoint, or flax, torch, reference, also with a variant: flax:B/16."),
+        typer.Argument(metavar="A", help="A checkpoint, or flax, nnx, torch, reference, or a variant: flax:B/16."),
     ] = None,
     b: Annotated[
         str | None, typer.Argument(metavar="B", help="As A; its port to the other framework if not given.")

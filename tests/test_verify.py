@@ -8,14 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from mixer_equiv import Checkpoint, ConfigError, MixerEquivError, convert, save, verify
+from mixer_equiv.arrays import unflatten
 from mixer_equiv.equivalence import programs
 from mixer_equiv.equivalence.compare import Policy, residual
+from mixer_equiv.equivalence.precision import jax_full_precision
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.models import flax as flax_models
 from mixer_equiv.models import torch as torch_models
+from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 
@@ -36,7 +40,7 @@ def port_of(source, **changes):
 
 
 @pytest.mark.parametrize(
-    ("a", "b"), [("flax", "torch"), ("torch", "reference"), ("reference", "flax"), ("torch", None)]
+    ("a", "b"), [("flax", "torch"), ("torch", "reference"), ("reference", "flax"), ("torch", None), ("nnx", "torch")]
 )
 def test_built_in_models_are_the_same_function(a, b):
     report = verify(a, b)
@@ -314,7 +318,7 @@ def test_settings_come_back_when_a_model_raises(monkeypatch):
     [
         (("flax", "torch", {"weights": "given"}), "neither flax nor torch has weights"),
         (("flax", "torch", {"weights": "torch"}), "weights is 'torch'; it must be 'given', 'random' or a checkpoint"),
-        (("flax", "keras", {}), "'keras' is neither a file nor one of flax, torch, reference"),
+        (("flax", "keras", {}), "'keras' is neither a file nor one of flax, nnx, torch, reference"),
         ((torch.nn.Linear(2, 2), None, {}), r"found a torch.nn.modules.linear.Linear; verify takes a checkpoint"),
         (
             ("flax", None, {"images": np.ones((2, 3, 8, 9))}),
@@ -542,3 +546,16 @@ def test_a_declared_difference_beside_an_unknown_one_is_said_and_explains_nothin
         "torch departs from the NumPy reference at stem",
         "activation differs as well: found gelu, expected gelu_tanh, in torch",
     )
+
+
+def test_an_nnx_model_is_a_subject_with_weights_of_its_own():
+    config = CONFIG.replace(activation="gelu")
+    model = NnxMixer(config, rngs=nnx.Rngs(0))
+    nnx.update(model, unflatten(random_params(config, 3)))
+    assert verify(model, "flax").causes[0].name == "activation"
+    with jax_full_precision():
+        nnx.update(model, unflatten(random_params(config, 3)))
+        report = verify(model, Checkpoint.from_arrays(random_params(config, 3), config=config), weights="given")
+        assert report.verdict == "equivalent"
+        report = verify(model, Checkpoint.from_arrays(random_params(config, 4), config=config), weights="given")
+        assert report.verdict == "different"

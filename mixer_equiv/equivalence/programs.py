@@ -1,4 +1,4 @@
-"""The three programs that can be run on canonical weights: Flax, torch and the NumPy reference."""
+"""The programs that can be run on canonical weights: Flax linen and nnx, torch and the NumPy reference."""
 
 from __future__ import annotations
 
@@ -40,6 +40,27 @@ def _jitted_flax(config: MixerConfig) -> Callable[..., Taps]:
     return jax.jit(lambda params, images: model.apply({"params": params}, images, taps=True))
 
 
+def run_nnx(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
+    """Taps of the Flax nnx model, jitted, in the dtype of `images` (batch, height, width, channels)."""
+    with jax_full_precision():
+        taps = _jitted_nnx(config)(unflatten(_cast(params, images.dtype)), images)
+        return _of_dtype({name: np.asarray(taps[name]) for name in stage_names(config)}, images.dtype)
+
+
+@lru_cache(maxsize=8)
+def _jitted_nnx(config: MixerConfig) -> Callable[..., Taps]:
+    jax = require("jax", "flax", "running the nnx model")
+    nnx = require("flax.nnx", "flax", "running the nnx model")
+    from mixer_equiv.models.nnx import MlpMixer
+
+    def run(params: Any, images: Any) -> Taps:
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)(images, taps=True)
+
+    graph, state = nnx.split(nnx.eval_shape(lambda: MlpMixer(config, rngs=nnx.Rngs(0))))
+    return jax.jit(run)
+
+
 def run_torch(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
     """Taps of the torch model in the dtype of `images` (batch, height, width, channels)."""
     torch = require("torch", "torch", "running the torch model")
@@ -74,8 +95,8 @@ def run_reference(config: MixerConfig, params: Arrays, images: np.ndarray) -> Ta
     return taps
 
 
-PROGRAMS: dict[str, Run] = {"flax": run_flax, "torch": run_torch, "reference": run_reference}
-PROGRAM_NAMES = {"flax": "Flax", "torch": "PyTorch", "reference": "NumPy"}
+PROGRAMS: dict[str, Run] = {"flax": run_flax, "nnx": run_nnx, "torch": run_torch, "reference": run_reference}
+PROGRAM_NAMES = {"flax": "Flax", "nnx": "Flax nnx", "torch": "PyTorch", "reference": "NumPy"}
 
 
 def stage_names(config: MixerConfig) -> list[str]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mixer_equiv.arrays import require
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.containers import SUFFIXES
 from mixer_equiv.convert import convert, relabel
 from mixer_equiv.equivalence.programs import PROGRAMS, Taps, run_module
 from mixer_equiv.errors import ConfigError, MixerEquivError
-from mixer_equiv.layouts import LINEN, OFFICIAL, TORCH, Layout
+from mixer_equiv.layouts import LINEN, NNX, OFFICIAL, TORCH, Layout
 
 Image = tuple[int, int, int]
 
@@ -32,7 +33,7 @@ DEFAULT_CONFIG = MixerConfig(
     tokens_mlp_dim=11,
     channels_mlp_dim=26,
 )
-_LAYOUT_OF = {"flax": LINEN, "torch": TORCH, "reference": LINEN}
+_LAYOUT_OF = {"flax": LINEN, "nnx": NNX, "torch": TORCH, "reference": LINEN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +160,27 @@ def _holder(source: Any, image: Image | None, allow_missing: Collection[str]) ->
             f"{', '.join(PROGRAMS)} (with a variant: 'flax:B/16'), or a model of mixer_equiv.models"
         )
     weights = None
-    if program == "torch":
+    if program in _WEIGHTS_OF:
         weights = Checkpoint.from_arrays(
-            source.state_dict(), layout=TORCH, config=source.config, source="the torch model"
+            _WEIGHTS_OF[program](source),
+            layout=_LAYOUT_OF[program],
+            config=source.config,
+            source=f"the {program} model",
         )
     own = source if program == "torch" else None
     return _with_image(Subject(program, program, source.config, weights, module=own), image)
+
+
+def _nnx_params(model: Any) -> Mapping[str, Any]:
+    nnx = require("flax.nnx", "flax", "reading an nnx model")
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+# The weights of a model that holds them itself.
+_WEIGHTS_OF: dict[str, Callable[[Any], Mapping[str, Any]]] = {
+    "torch": lambda model: model.state_dict(),
+    "nnx": _nnx_params,
+}
 
 
 def _from_checkpoint(checkpoint: Checkpoint, name: str | None = None) -> Subject:

@@ -30,6 +30,7 @@ __all__ = [
     "LAYOUTS",
     "LINEN",
     "NEUTRAL",
+    "NNX",
     "OFFICIAL",
     "TORCH",
     "Binding",
