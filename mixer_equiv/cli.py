@@ -275,8 +275,9 @@ def _load_resized(
         found = load(source, **reading)
         try:
             factor = surgery.factor_to(found, image_size)
-        except ConfigError as other:
-            raise ConfigError(f"{error}; {other}") from None
+        except ConfigError:
+            advice = "to widen the weights by the paper's rule, give a whole number of times one of these"
+            raise ConfigError(f"{error}; {advice}") from None
         now = image_size[0] // factor, image_size[1] // factor
         return load(source, image_size=now, **reading), image_size
 

@@ -15,7 +15,7 @@ from mixer_equiv.arrays import Spec, specs
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import ConventionWarning, InexpressibleError
-from mixer_equiv.layouts import NEUTRAL, Binding, Conventions, Layout, get_layout
+from mixer_equiv.layouts import ADVICE, NEUTRAL, Binding, Conventions, Layout, get_layout
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def convention_differences(source: Checkpoint, target: Layout) -> list[str]:
             else f"what these weights were trained with is not recorded, and {source.layout.name}'s code computes "
             f"{describe(want)}; if that is right"
         )
-        advice = target.advice[field].format_map(_advice_values(expected))
+        advice = target.advice.get(field, ADVICE[field]).format_map(_advice_values(expected))
         joint = ":" if known else ","
         sentences.append(f"{target.name}'s code computes {describe(have)}; {origin}{joint} {advice}")
     return sentences

@@ -73,7 +73,9 @@ def _explain(checkpoint: Checkpoint, binding: Binding, target: Binding | None, f
     if _expected_shape(checkpoint, binding) is None:
         parts.append("expected no head")
     else:
-        wanted_for = f" for {target.foreign} {_shape_text(target, sizes)}" if target else ""
+        wanted_for = ""
+        if target is not None and not target.is_absent:
+            wanted_for = f" for {target.foreign} {_shape_text(target, sizes)}"
         parts.append(f"expected {_shape_text(binding, sizes)}{wanted_for}")
     return ", ".join(parts)
 

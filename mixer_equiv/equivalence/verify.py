@@ -128,7 +128,7 @@ def _report(
         causes=judgement.causes,
         residual_without_causes=judgement.residual_without_causes,
         reasons=judgement.reasons,
-        mapping={canonical: binding.foreign for canonical, binding in bindings.items()},
+        mapping={name: binding.foreign for name, binding in bindings.items() if not binding.is_absent},
         unobservable=tuple(UNOBSERVABLE.format(i=i) for i in range(a.config.num_blocks)),
         warnings=(*notes, *judgement.warnings, *_float32_warnings(sides, policy)),
         environment=_environment(),

@@ -11,7 +11,7 @@ from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts.detect import Match, detect
 from mixer_equiv.layouts.jankrepl import JANKREPL
 from mixer_equiv.layouts.jeonsworld import JEONSWORLD
-from mixer_equiv.layouts.layout import ABSENT, NEUTRAL, OFFICIAL, Binding, Conventions, Layout, Row
+from mixer_equiv.layouts.layout import ABSENT, ADVICE, NEUTRAL, OFFICIAL, Binding, Conventions, Layout, Row
 from mixer_equiv.layouts.linen import LINEN
 from mixer_equiv.layouts.lucidrains import LUCIDRAINS
 from mixer_equiv.layouts.mmpretrain import MMPRETRAIN
@@ -27,6 +27,7 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _BUILT_IN}
 
 __all__ = [
     "ABSENT",
+    "ADVICE",
     "LAYOUTS",
     "LINEN",
     "NEUTRAL",
@@ -47,10 +48,10 @@ __all__ = [
 def get_layout(name: str | Layout) -> Layout:
     """The layout called `name`, or by one of its aliases; a `Layout` is itself.
 
-    Raises `LayoutError` for an unknown name.
+    Raises `LayoutError` for an unknown name, and for a `Layout` whose table is wrong.
     """
     if isinstance(name, Layout):
-        return name
+        return name if name is LAYOUTS.get(name.name) else validated(name)
     for layout in LAYOUTS.values():
         if name in (layout.name, *layout.aliases):
             return layout

@@ -51,6 +51,12 @@ class Conventions:
 
 OFFICIAL = Conventions(padding="same")
 
+# What to do where a layout does not say it.
+ADVICE = {
+    "activation": "make it compute {torch_activation}",
+    "layer_norm_eps": "give its LayerNorms eps {layer_norm_eps:g}",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -129,7 +135,7 @@ class Layout:
     so; None where the layout is used for weights of several origins. `provenance` tells these by
     globs over the names of files, folders and releases. `advice` says, for a
     convention, how its code is made to follow another one: a template over `activation`,
-    `torch_activation`, `torch_activation_layer` and `layer_norm_eps`.
+    `torch_activation`, `torch_activation_layer` and `layer_norm_eps`; what it lacks is in `ADVICE`.
 
     `num_blocks` is the depth where all blocks are tied, so that no name shows it. `read_only` is
     the reason why nothing is written in this layout. `tidy` brings what old files hold to the

@@ -17,10 +17,6 @@ from mixer_equiv.layouts.linen import LINEN
 
 CANONICAL = {row.canonical: row for row in LINEN.rows}
 
-_ADVICE = {
-    "activation": "make it compute {activation}",
-    "layer_norm_eps": "give its LayerNorms eps {layer_norm_eps:g}",
-}
 _PLACEHOLDER = re.compile(r"\{[^}]*\}?|\}")
 
 
@@ -71,7 +67,7 @@ def layout_from_dict(fields: Any, bases: Mapping[str, Layout]) -> Layout:
     missing = [name for name in ("name", "framework", "computes", "rows") if name not in fields]
     if missing:
         raise LayoutError(f"the layout lacks {', '.join(missing)}; give them, or a base that has them")
-    return validated(Layout(**{"summary": values["name"], "trained_with": None, "advice": _ADVICE, **values}))
+    return validated(Layout(**{"summary": values["name"], "trained_with": None, "advice": {}, **values}))
 
 
 _NOT_IN_FILES = ("provenance", "tidy", "read_only")
@@ -86,7 +82,7 @@ def validated(layout: Layout) -> Layout:
         raise LayoutError("\n".join([f"the layout {layout.name!r} is wrong:", *(f"  {what}" for what in problems)]))
     order = list(CANONICAL)
     rows = tuple(sorted(layout.rows, key=lambda row: order.index(row.canonical)))
-    return dataclasses.replace(layout, rows=rows, advice={**_ADVICE, **layout.advice})
+    return layout if rows == layout.rows else dataclasses.replace(layout, rows=rows)
 
 
 def _field_problems(layout: Layout) -> Iterator[str]:
