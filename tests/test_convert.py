@@ -57,11 +57,12 @@ def float32_params(config=CONFIG, seed=0):
 def transcribed(params, layout, config):
     """The weights in another layout, by NumPy transposes alone: what `convert` must give."""
     result = {}
-    for canonical, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
+    theirs = layout.bindings(config.num_blocks)
+    for canonical in LINEN.bindings(config.num_blocks, head=config.num_classes > 0):
         array = params[canonical]
         if canonical.endswith("kernel") and layout.framework == "torch":
             array = turned(canonical, array, layout.name)
-        result[layout.bindings(config.num_blocks)[binding.canonical].foreign] = array
+        result[theirs[canonical].foreign] = array
     return result
 
 
