@@ -232,7 +232,7 @@ def save(
 
     Returns the path to read it by. Raises `CheckpointError` if it cannot be written.
     """
-    path = Path(os.path.realpath(path))
+    given, path = Path(path), Path(os.path.realpath(path))
     container = check_target(path, force=force, max_shard_size=max_shard_size)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = as_checkpoint(checkpoint)
@@ -247,10 +247,11 @@ def save(
     written = arrays, _metadata(checkpoint), checkpoint.layout.framework
     if container.several_files or max_shard_size is not None:
         limit = containers.parse_size(containers.DEFAULT_SHARD_SIZE if max_shard_size is None else max_shard_size)
-        return containers.write_sharded(path, *written, limit, force=force)
-    with containers.replacing(path) as temporary:
-        container.write(temporary, *written)
-    return path
+        path = containers.write_sharded(path, *written, limit, force=force)
+    else:
+        with containers.replacing(path) as temporary:
+            container.write(temporary, *written)
+    return path if given.is_symlink() else given.with_name(path.name)
 
 
 def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, str]:

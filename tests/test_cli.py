@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -9,24 +10,28 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from mixer_equiv import ConventionWarning, convert, load, save
 from mixer_equiv.cli import app
-from mixer_equiv.containers import SUFFIXES
+from mixer_equiv.containers import SUFFIXES, LazyArray
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN
 from mixer_equiv.strategies import DTYPES
 
 CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
+WRITABLE = [name for name, layout in LAYOUTS.items() if not layout.read_only]
 JUNK = np.random.default_rng(5).bytes(500)
 Arrays = dict[str, np.ndarray]
 
@@ -65,6 +70,11 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
+def bytes_in(folder: Path, *others: Path) -> int:
+    """Of all files below `folder` but the others."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path not in others)
+
+
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     """A checkpoint as the authors publish them: an npz that says nothing of itself."""
@@ -81,14 +91,14 @@ def test_convert_writes_the_other_framework_by_default(tmp_path: Path, published
     shown = run("convert", published, there).stdout
     assert f"{published} (linen) -> {there} (torch)" in shown
     assert "3,473 parameters in 30 arrays, float64" in shown
-    assert f"{there.stat().st_size:,} bytes in " in shown
+    assert f"{bytes_in(tmp_path, published):,} bytes in " in shown
     assert "note: 12 tokens are taken as 3x4, an image of 6x12" in shown
     run("convert", there, back)
     assert (load(there).layout.name, load(back).layout.name) == ("torch", "linen")
     assert same_bits(load(back).arrays, params())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", WRITABLE)
 def test_convert_to_any_layout_and_back_keeps_every_byte(tmp_path: Path, published: Path, layout: str) -> None:
     run("convert", published, tmp_path / "there.safetensors", "--to", layout)
     run("convert", tmp_path / "there.safetensors", tmp_path / "back.npz", "--to", "linen", "--from", layout)
@@ -205,7 +215,7 @@ ODDITIES = {
 
 
 def test_inspect_flags_what_is_odd(tmp_path: Path) -> None:
-    shown = run("inspect", _odd(tmp_path / "odd.npz")).stdout
+    shown = run("inspect", _odd(tmp_path / "odd.npz"), "--values").stdout
     for fragment in (
         "NaN in 1 array: stem/bias",
         "inf in 1 array: MixerBlock_0/LayerNorm_0/bias",
@@ -219,7 +229,7 @@ def test_inspect_flags_what_is_odd(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to_stdout", [True, False])
 def test_inspect_writes_json(tmp_path: Path, to_stdout: bool) -> None:
     target = "-" if to_stdout else tmp_path / "inspection.json"
-    shown = run("inspect", _odd(tmp_path / "odd.npz"), "--json", target).stdout
+    shown = run("inspect", _odd(tmp_path / "odd.npz"), "--values", "--json", target).stdout
     found = strict_json(shown if to_stdout else Path(target).read_text())
     assert {array["name"]: array["flags"] for array in found["arrays"] if array["flags"]} == ODDITIES
     assert [array["canonical"] for array in found["arrays"]] == list(LINEN.bindings(CONFIG.num_blocks))
@@ -233,7 +243,202 @@ def test_inspect_takes_any_bits_and_writes_strict_json(tmp_path: Path, dtype: st
     rng, wanted = np.random.default_rng(3), np.dtype(dtype)
     bits = {name: np.frombuffer(rng.bytes(x.size * wanted.itemsize), wanted) for name, x in params().items()}
     save({name: bits[name].reshape(array.shape) for name, array in params().items()}, tmp_path / "mixer.npz")
-    assert strict_json(run("inspect", tmp_path / "mixer.npz", "--json", "-").stdout)["num_parameters"] == 3473
+    assert (
+        strict_json(run("inspect", tmp_path / "mixer.npz", "--values", "--json", "-").stdout)["num_parameters"] == 3473
+    )
+
+
+def test_inspect_reads_no_array_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(array: Any, *arguments: Any, **others: Any) -> None:
+        raise AssertionError(f"{array} was read")
+
+    path = _odd(tmp_path / "odd.npz")
+    monkeypatch.setattr(LazyArray, "__array__", read)
+    shown = run("inspect", path).stdout
+    assert "stem/kernel  " in shown
+    assert "2x3x3x20   float64" in shown
+    assert "mean" not in shown
+    found = strict_json(run("inspect", path, "--json", "-").stdout)
+    assert (found["values_are_read"], found["findings"], found["arrays"][0]["mean"]) == (False, [], None)
+    with pytest.raises(AssertionError, match="was read"):
+        run("inspect", path, "--values")
+
+
+def _npz_with_a_huge_array(path: Path, size: int) -> None:
+    """A published npz with one array more, of `size` bytes."""
+    np.savez(path, **params())
+    info = zipfile.ZipInfo("beside/huge.npy")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
+    with zipfile.ZipFile(path, "a") as archive, archive.open(info, "w", force_zip64=True) as member:
+        member.write(header.getvalue())
+        block = bytes(2**24)
+        for _ in range(size // len(block)):
+            member.write(block)
+
+
+def test_inspect_of_a_gigabyte_takes_little_memory(tmp_path: Path) -> None:
+    _npz_with_a_huge_array(tmp_path / "huge.npz", 2**30)
+    script = (
+        "import re, sys; from mixer_equiv.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "finally: print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", script, "inspect", str(tmp_path / "huge.npz")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unexpected: beside/huge, found (1073741824,) uint8" in done.stderr
+    assert int(done.stderr.split()[-1]) < 150_000  # KiB; the array has seven times as many
+
+
+# Surgery and files
+
+
+def layout_file(folder: Path, **fields: str) -> Path:
+    rows = "stem/kernel  patchify.weight  ph pw channels hidden -> hidden (channels ph pw)\nstem/bias  -  hidden"
+    values = {"name": "ours", "base": "timm", "rows": rows, **fields}
+    (folder / "ours.json").write_text(json.dumps(values))
+    return folder / "ours.json"
+
+
+@pytest.fixture(autouse=True)
+def _the_registry_stays() -> Iterator[None]:
+    before = dict(LAYOUTS)
+    yield
+    LAYOUTS.clear()
+    LAYOUTS.update(before)
+
+
+def test_layouts_lists_the_registry(tmp_path: Path) -> None:
+    shown = run("layouts").stdout
+    assert all(name in shown for name in LAYOUTS)
+    assert "read only" in shown
+    rows = strict_json(run("layouts", "--json", "-", "--layout", layout_file(tmp_path)).stdout)["layouts"]
+    assert {row["layout"]: row["expressible"] for row in rows}["ours"] == "stem/bias all zeros"
+    assert [row["layout"].split(", ")[0] for row in rows] == list(LAYOUTS)
+
+
+def test_layouts_gives_the_readme_s_table() -> None:
+    assert run("layouts", "--markdown").stdout in (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_a_layout_of_one_s_own_is_written_and_found(tmp_path: Path) -> None:
+    own = layout_file(tmp_path)
+    np.savez(tmp_path / "plain.npz", **params(stem__bias=np.zeros(20)))
+    arguments = "convert", tmp_path / "plain.npz", tmp_path / "ours.pt", "--to", "ours", "--layout", own
+    run(*arguments)
+    LAYOUTS.pop("ours")
+    refused = run("convert", tmp_path / "ours.pt", tmp_path / "back.npz", status=2)
+    assert "it was written in the layout 'ours': register that first (--layout FILE)" in refused.stderr
+    run("convert", tmp_path / "ours.pt", tmp_path / "back.npz", "--layout", own)
+    assert same_bits(load(tmp_path / "back.npz").arrays, params(stem__bias=np.zeros(20)))
+    LAYOUTS.pop("ours")
+    run("verify", tmp_path / "ours.pt", tmp_path / "back.npz", "--layout", own)
+
+
+def test_what_a_layout_cannot_hold_is_status_3_and_named(tmp_path: Path, published: Path) -> None:
+    own, before = layout_file(tmp_path), None
+    for target, reason in (("ours", "it has no stem/bias, which is not all zeros"), ("pre-linen", "recorded nowhere")):
+        LAYOUTS.pop("ours", None)
+        before = snapshot(tmp_path)
+        result = run("convert", published, tmp_path / "a.npz", "--to", target, "--layout", own, status=3)
+        assert reason in result.stderr
+        assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "fragment"),
+    [
+        (
+            {"rows": "stem/kernle a hidden"},
+            "row stem/kernle: no canonical parameter is called so; the nearest is stem/ke",
+        ),
+        ({"base": "tim"}, "base is 'tim'; it must be one of linen"),
+        ({"name": "timm"}, "a layout is already called timm"),
+        ({"colour": "red"}, "a layout has no field 'colour'"),
+    ],
+)
+def test_a_wrong_layout_file_is_one_message(tmp_path: Path, fields: dict[str, str], fragment: str) -> None:
+    result = run("layouts", "--layout", layout_file(tmp_path, **fields), status=2)
+    assert fragment in result.stderr
+
+
+def test_the_head_is_dropped_or_made_new(tmp_path: Path, published: Path) -> None:
+    shown = run("convert", published, tmp_path / "a.npz", "--to", "linen", "--drop-head").stdout
+    assert "note: the head was dropped" in shown
+    headless = {name: array for name, array in params().items() if not name.startswith("head/")}
+    assert same_bits(load(tmp_path / "a.npz").arrays, headless)
+    assert load(tmp_path / "a.npz").config.num_classes == 0
+    for source in ("a.npz", "published.npz"):
+        run("convert", tmp_path / source, tmp_path / "b.npz", "--to", "linen", "--num-classes", 9, "--force")
+        fresh = {"head/kernel": np.zeros((20, 9)), "head/bias": np.zeros(9)}
+        assert same_bits(load(tmp_path / "b.npz").arrays, headless | fresh)
+    refused = run("convert", published, tmp_path / "c.npz", "--num-classes", 9, "--drop-head", status=2)
+    assert "--drop-head and --num-classes are both given" in refused.stderr
+    assert "num_classes is 0" in run("convert", published, tmp_path / "c.npz", "--num-classes", 0, status=2).stderr
+
+
+def test_an_image_k_times_as_large_widens_the_weights(tmp_path: Path, published: Path) -> None:
+    target = tmp_path / "large.safetensors"
+    shown = run("convert", published, target, "--to", "timm", "--image-size", "16x18").stdout
+    assert "note: widened from images of 8x9 to 16x18, seen as 2x2 sub-images" in shown
+    assert "are taken as" not in shown
+    config = load(target).config
+    assert (config.image_hw, config.tokens_mlp_dim) == ((16, 18), 44)
+    again = run("convert", target, tmp_path / "larger.npz", "--image-size", "48x54").stdout
+    assert "widened from images of 16x18 to 48x54, seen as 3x3 sub-images" in again
+    refused = run("convert", target, tmp_path / "no.npz", "--image-size", "24x27", status=2)
+    assert "to widen the weights by the paper's rule, give a whole number of times one of these" in refused.stderr
+
+
+def test_prefixes_are_renamed_on_the_way_out(tmp_path: Path, published: Path) -> None:
+    target = tmp_path / "a.safetensors"
+    renaming = ["--rename-prefix", "head.=fc.", "--rename-prefix", "=backbone."]
+    dry = run("convert", published, target, "--to", "timm", "--dry-run", *renaming).stdout
+    assert "backbone.stem.proj.weight" in dry
+    assert not target.exists()
+    run("convert", published, target, "--to", "timm", *renaming)
+    with safe_open(target, "np") as tensors:
+        names = set(tensors.keys())
+    assert {"fc.weight", "fc.bias", "backbone.stem.proj.weight"} <= names
+    assert len(names) == 30
+    for form, fragment in (("head.", "it must be OLD=NEW"), ("haed.=fc.", "no name begins so; they begin as stem.")):
+        assert fragment in run("convert", published, tmp_path / "b.pt", "--rename-prefix", form, status=2).stderr
+    collide = ["--rename-prefix", "stem.=norm.", "--rename-prefix", "stem.proj.=norm."]
+    assert (
+        "makes several names the same: norm."
+        in run("convert", published, tmp_path / "b.pt", "--to", "timm", *collide, status=2).stderr
+    )
+
+
+def test_shards_are_written_read_and_named(tmp_path: Path, published: Path) -> None:
+    shown = run("convert", published, tmp_path / "a.safetensors", "--max-shard-size", "10KB").stdout
+    assert f"-> {tmp_path / 'a.safetensors.index.json'} (torch)" in shown
+    shards = list(tmp_path.glob("a-*-of-*.safetensors"))
+    assert len(shards) > 2
+    assert f"{bytes_in(tmp_path, published):,} bytes in " in shown
+    run("convert", tmp_path / "a.safetensors.index.json", tmp_path / "back.npz")
+    assert same_bits(load(tmp_path / "back.npz").arrays, params())
+    shards[0].unlink()
+    assert shards[0].name in run("inspect", tmp_path / "a.safetensors.index.json", status=2).stderr
+    for size, target, fragment in (("5 cows", "b.safetensors", "5 cows"), ("1MB", "b.npz", "only safetensors are")):
+        result = run("convert", published, tmp_path / target, "--max-shard-size", size, status=2)
+        assert fragment in result.stderr
+
+
+def test_one_of_two_sets_is_chosen_and_what_it_was_trained_with_is_said(tmp_path: Path) -> None:
+    sets = {name: {n: torch.tensor(a) for n, a in convert(params(seed), to="torch").arrays.items()}
+            for seed, name in enumerate(["model", "ema"])}  # fmt: skip
+    torch.save(sets, tmp_path / "both.pt")
+    refused = run("convert", tmp_path / "both.pt", tmp_path / "a.npz", status=2)
+    assert "say which with prefix= (--prefix)" in refused.stderr
+    said = ["--prefix", "ema", "--trained-with", "gelu,1e-5"]
+    shown = run("convert", tmp_path / "both.pt", tmp_path / "a.npz", *said).stdout
+    assert "these weights were trained with erf GELU" in shown
+    assert same_bits(load(tmp_path / "a.npz").arrays, params(1))
+    assert load(tmp_path / "a.npz").config.layer_norm_eps == 1e-5
+    bad = run("inspect", tmp_path / "both.pt", "--prefix", "ema", "--trained-with", "mish", status=2)
+    assert "it must be an activation and perhaps an eps, such as gelu_tanh,1e-6" in bad.stderr
 
 
 # verify
@@ -249,7 +454,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "nan.npz", **params(stem__bias=np.full(20, np.nan)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConventionWarning)
-        for layout in LAYOUTS:
+        for layout in WRITABLE:
             save(convert(load(folder / "a.npz"), to=layout), folder / f"{layout}.safetensors")
         save(convert(params(), to="jankrepl", config=CONFIG.replace(activation="gelu")), folder / "erf.safetensors")
         save(convert(params(1), to="torch"), folder / "other.pt")
@@ -499,7 +704,7 @@ BAD_VERIFY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "image between patches": (["torch", "--image", "3x7x9"], ("7x9 is not divisible by patch_size 2x3", "8x9")),
     "image of no pixels": (["torch", "--image", "3x0x9"], ("image_size is 0; it must be a whole number",)),
     "unknown variant": (["flax:Z/9"], ("no Mixer is called 'Z/9'", "'B/16'")),
-    "unknown program": (["keras"], ("'keras' is neither a file nor one of flax, torch, reference",)),
+    "unknown program": (["keras"], ("'keras' is neither a file nor one of flax, nnx, torch, reference",)),
     "missing weights": (["torch", "--weights", "missing.npz"], ("missing.npz does not exist",)),
     "no weights to be given": (["torch", "flax", "--weights", "given"], ("neither torch nor flax has weights",)),
     "negative seed": (["torch", "reference", "--seed", "-1"], ("seed",)),
@@ -590,7 +795,7 @@ def test_kwargs_without_a_built_in_are_refused(published, tmp_path):
     path = published
     result = CliRunner().invoke(app, ["verify", str(path), "--kwargs", '{"activation": "relu"}'])
     assert result.exit_code == 2
-    assert "kwargs (activation) are for flax, torch, reference, and none of them is here" in result.stderr
+    assert "kwargs (activation) are for flax, nnx, torch, reference, and none of them is here" in result.stderr
 
 
 def test_verify_takes_a_headless_checkpoint_on_request(tmp_path):
