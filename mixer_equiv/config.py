@@ -169,12 +169,12 @@ def config_from_axes(
     """The config of a model whose parameters have these axis `sizes`.
 
     `sizes` are by axis name, as `MixerConfig.axis_sizes` gives them; without "classes" there is no
-    head. A stem that shows its columns only, under `joint_axis` of (ph pw channels), is split as
+    head. A stem that shows axes of its patch only joined, under their `joint_axis`, is split as
     `fitting_patches` likes best and `image_size` allows. Without `image_size` the image is taken as
     the squarest that has the tokens. Raises `ConfigError` for an image of another number of tokens.
     """
-    if PATCH_AXES in sizes and not sizes.keys() >= {"ph", "pw", "channels"}:
-        sizes = {**sizes, **_split_patch(sizes[PATCH_AXES], sizes["tokens"], image_size)}
+    if not sizes.keys() >= set(PATCH):
+        sizes = {**sizes, **_split_patch(sizes, image_size)}
     patch = sizes["ph"], sizes["pw"]
     hw = fitting_image_sizes(sizes["tokens"], patch)[0]
     if image_size is not None:
@@ -192,18 +192,28 @@ def config_from_axes(
     )
 
 
-def _split_patch(columns: int, tokens: int, image_size: Size | None) -> dict[str, int]:
+def patch_columns(sizes: Mapping[str, int]) -> int | None:
+    """How many numbers a patch has, if the `sizes` of its axes, alone or joined, tell."""
+    shown = [axis for axis in sizes if set(axis.split()) <= set(PATCH)]
+    seen = sorted(name for axis in shown for name in axis.split())
+    return math.prod(sizes[axis] for axis in shown) if seen == sorted(PATCH) else None
+
+
+def _split_patch(sizes: Mapping[str, int], image_size: Size | None) -> dict[str, int]:
     """Sizes of ph, pw and channels."""
-    patches = fitting_patches(columns)
+    columns = patch_columns(sizes)
+    assert columns is not None
+    splits = [dict(zip(PATCH, patch, strict=True)) for patch in fitting_patches(columns)]
+    splits = [split for split in splits if all(sizes.get(axis, size) == size for axis, size in split.items())]
     if image_size is not None:
         hw = as_pair("image_size", image_size)
-        patches = [patch for patch in patches if hw in fitting_image_sizes(tokens, patch[:2])]
-        if not patches:
+        splits = [s for s in splits if hw in fitting_image_sizes(sizes["tokens"], (s["ph"], s["pw"]))]
+        if not splits:
             raise ConfigError(
-                f"no patch of {columns} numbers splits an image of {hw[0]}x{hw[1]} into the {tokens} tokens that the "
-                "parameters have"
+                f"no patch of {columns} numbers splits an image of {hw[0]}x{hw[1]} into the {sizes['tokens']} tokens "
+                "that the parameters have"
             )
-    return dict(zip(("ph", "pw", "channels"), patches[0], strict=True))
+    return splits[0]
 
 
 def fitting_patches(columns: int) -> list[tuple[int, int, int]]:
@@ -249,7 +259,7 @@ def joint_axis(axes: Iterable[str]) -> str:
 
 
 AXES = ("ph", "pw", "channels", "tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
-PATCH_AXES = joint_axis(("ph", "pw", "channels"))
+PATCH = ("ph", "pw", "channels")
 _VARIANT_FIELDS = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixer_equiv import strict
 from mixer_equiv.arrays import LazyArrays, flatten, is_array
-from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes
+from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, patch_columns
 from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout
 
@@ -184,7 +184,8 @@ def _config(
 ) -> tuple[MixerConfig, bool]:
     """The config stated or read off the shapes, and whether its image size had to be assumed."""
     sizes = match.layout.axis_sizes(match.num_blocks, {name: spec.shape for name, spec in arrays.specs.items()})
-    shown = {*sizes, *(PATCH_AXES.split() if PATCH_AXES in sizes else ())}
+    columns = None if sizes.keys() >= set(PATCH) else patch_columns(sizes)
+    shown = {*sizes, *(PATCH if columns else ())}
     if stated is None and not shown >= set(AXES) - {"classes"}:
         raise strict.without_sizes(source, match.layout, match.num_blocks, arrays.specs, sizes)
     assumed = said.config is None and said.image_size is None
@@ -203,9 +204,8 @@ def _config(
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     grid, image, patch = ("x".join(map(str, pair)) for pair in (config.grid_hw, config.image_hw, config.patch_hw))
-    if stated is None and PATCH_AXES in sizes:
-        columns, channels = sizes[PATCH_AXES], config.in_channels
-        notes.append(f"the stem's {columns} columns are taken as patches of {patch} with {channels} channels")
+    if stated is None and columns:
+        notes.append(f"the stem's {columns} columns are taken as patches of {patch} with {config.in_channels} channels")
     if assumed:
         notes.append(f"{config.num_tokens} tokens are taken as {grid}, an image of {image}")
     return config, assumed

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from mixer_equiv.arrays import DTYPES, Spec
+from mixer_equiv.config import AXES
 from mixer_equiv.errors import ConversionError, InexpressibleError
 from mixer_equiv.layouts import Binding, Layout
 
@@ -99,6 +100,11 @@ def without_sizes(
             problems["missing"][name] = f"expected {text}"
         elif not binding.may_have(arrays[name].shape, sizes):
             problems["mis-shaped"][name] = f"found {arrays[name].shape}, expected {text}"
+    if not any(problems.values()):
+        unseen = ", ".join(axis for axis in AXES if axis not in sizes)
+        return ConversionError(
+            f"{source}: no array of the layout {layout.name} shows the size of {unseen}; give config="
+        )
     return _error(source, layout, depth, problems, arrays)
 
 

@@ -255,6 +255,22 @@ WRONG = {
     "placeholder": ({**OURS, "rows": "head/bias {i}.a"}, r"row head/bias: \{i\} in its name; it may have \{L\}"),
     "open placeholder": ({**OURS, "rows": "head/bias a.{L"}, r"row head/bias: \{L in its name"),
     "absent kernel": ({**OURS, "rows": "head/kernel -"}, "row head/kernel: a kernel cannot be absent"),
+    "list": (["x"], "a layout is described by a table of fields; found list"),
+    "base of another type": ({**OURS, "base": ["timm"]}, r"base is \['timm'\]; it must be one of"),
+    "aliases": ({**OURS, "aliases": "abc"}, "aliases is 'abc'; it must be a list of strings"),
+    "advice": ({**OURS, "advice": {"gelu": "x"}}, "advice is .*; it must have sentences for activation and"),
+    "conventions of another type": ({**OURS, "computes": "gelu"}, "computes is 'gelu'; it must be a table, such as"),
+    "two arrows": (
+        {**OURS, "rows": "head/bias a classes -> classes -> classes"},
+        "row head/bias: its axes 'classes -> classes' are not those",
+    ),
+    "one name in two blocks": (
+        {
+            **OURS,
+            "rows": "MixerBlock_{i}/LayerNorm_0/bias a.{i} hidden\nMixerBlock_{i}/LayerNorm_1/bias a.{i+1} hidden",
+        },
+        r"row MixerBlock_\{i\}/LayerNorm_1/bias: a.\{i\+1\} is in some block what MixerBlock_\{i\}/LayerNorm_0/bias is",
+    ),
     "shared with other axes": (
         {**OURS, "rows": "head/bias norm.bias"},
         "row head/bias: norm.bias is also pre_head_layer_norm/bias, with other axes .classes and hidden.",
@@ -325,6 +341,19 @@ def test_a_file_that_describes_no_layout_is_refused_by_name(tmp_path, name, text
         register_layout(tmp_path / name)
     with pytest.raises(LayoutError, match="cannot be read"):
         register_layout(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(
+    "axes", ["(hidden ph) pw channels", "(ph pw) channels hidden", "hidden channels (pw ph)", "(pw channels) hidden ph"]
+)
+def test_sizes_of_joined_axes_follow_from_those_that_are_known(axes):
+    register_layout({"name": "joined", "base": "timm", "rows": f"stem/kernel a ph pw channels hidden -> {axes}"})
+    params = random_params(CONFIG, 0)
+    there = convert(Checkpoint.from_arrays(params, config=CONFIG), to="joined").arrays
+    for image_size in (None, CONFIG.image_size):
+        found = Checkpoint.from_arrays(there, image_size=image_size)
+        assert (found.config.patch_hw, found.config.in_channels) == ((2, 3), 3)
+        assert not differing(convert(found, to="linen").arrays, params)
 
 
 def test_tied_blocks_take_any_config_of_another_depth():

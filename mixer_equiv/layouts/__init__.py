@@ -82,10 +82,10 @@ def register_layout(layout: Layout | Mapping[str, Any] | str | os.PathLike[str],
     """
     if isinstance(layout, Layout):
         checked = validated(layout)
-    elif isinstance(layout, Mapping):
-        checked = layout_from_dict(layout, LAYOUTS)
-    else:
+    elif isinstance(layout, str | os.PathLike):
         checked = layout_from_file(Path(layout), LAYOUTS)
+    else:
+        checked = layout_from_dict(layout, LAYOUTS)
     others = [other for other in LAYOUTS.values() if not (replace and other.name == checked.name)]
     taken = {name for other in others for name in (other.name, *other.aliases)}
     if taken & {checked.name, *checked.aliases}:

@@ -165,7 +165,7 @@ class Layout:
             rows = [row for row in group if head or not row.in_head]
             for i in range(num_blocks if in_block else 1):
                 for row in rows:
-                    canonical, foreign = (_fill(name, i, num_blocks) for name in (row.canonical, row.foreign))
+                    canonical, foreign = (fill(name, i, num_blocks) for name in (row.canonical, row.foreign))
                     result[canonical] = Binding(canonical, foreign, row)
         return result
 
@@ -191,7 +191,7 @@ class Layout:
             for axes, size in zip(groups, shape, strict=False) if len(groups) == len(shape) else ():
                 if axes:
                     votes.setdefault(joint_axis(axes), Counter())[size] += 1
-        return {axis: sizes.most_common(1)[0][0] for axis, sizes in votes.items()}
+        return _with_factors({axis: sizes.most_common(1)[0][0] for axis, sizes in votes.items()})
 
     @cached_property
     def is_tied(self) -> bool:
@@ -231,7 +231,19 @@ def _size(axes: tuple[str, ...], axis_sizes: Mapping[str, int]) -> int | str:
     return axis_sizes.get(joint_axis(axes), " ".join(axes))
 
 
-def _fill(name: str, block: int, num_blocks: int) -> str:
+def _with_factors(sizes: dict[str, int]) -> dict[str, int]:
+    """Also the sizes of axes that are seen joined only with others whose sizes are known."""
+    result = dict(sizes)
+    for joint, size in sizes.items():
+        unknown = [axis for axis in joint.split() if axis not in sizes]
+        known = math.prod(sizes.get(axis, 1) for axis in joint.split())
+        if len(unknown) == 1 and known and size % known == 0:
+            result[unknown[0]] = size // known
+    return result
+
+
+def fill(name: str, block: int, num_blocks: int) -> str:
+    """The name with its placeholders filled in."""
     return INDEX.sub(lambda m: str({"i": block, "L": num_blocks}[m[1]] + int(m[2] or 0)), name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
 import re
 import tomllib
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.errors import ConfigError, LayoutError
-from mixer_equiv.layouts.layout import ABSENT, NEUTRAL, Conventions, Layout, Row, axis_groups
+from mixer_equiv.layouts.layout import ABSENT, ADVICE, NEUTRAL, Conventions, Layout, Row, axis_groups, fill
 from mixer_equiv.layouts.linen import LINEN
 
 CANONICAL = {row.canonical: row for row in LINEN.rows}
@@ -53,7 +54,7 @@ def layout_from_dict(fields: Any, bases: Mapping[str, Layout]) -> Layout:
     unknown = [name for name in fields if name not in known]
     if unknown:
         raise LayoutError(f"a layout has no field {', '.join(map(repr, unknown))}; its fields are {', '.join(known)}")
-    base = bases.get(fields["base"]) if "base" in fields else None
+    base = next((layout for name, layout in bases.items() if name == fields.get("base")), None)
     if base is None and "base" in fields:
         raise LayoutError(f"base is {fields['base']!r}; it must be one of {', '.join(bases)}")
     values = {name: value for name, value in fields.items() if name != "base"}
@@ -61,7 +62,9 @@ def layout_from_dict(fields: Any, bases: Mapping[str, Layout]) -> Layout:
         if name in values:
             values[name] = _conventions(name, values[name])
     values["rows"] = _rows(fields.get("rows", ""), base)
-    values["aliases"] = tuple(fields.get("aliases", ()))
+    values["aliases"] = fields.get("aliases", ())
+    if isinstance(values["aliases"], list):
+        values["aliases"] = tuple(values["aliases"])
     if base is not None:
         return validated(dataclasses.replace(base, **{"summary": f"{base.name}, as changed by its user", **values}))
     missing = [name for name in ("name", "framework", "computes", "rows") if name not in fields]
@@ -93,8 +96,12 @@ def _field_problems(layout: Layout) -> Iterator[str]:
     depth = layout.num_blocks
     if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
         yield f"num_blocks is {depth!r}; it must be a whole number of at least 1"
-    if any(not isinstance(name, str) for name in (layout.summary, *layout.aliases)):
-        yield "summary and aliases must be strings"
+    if not isinstance(layout.summary, str):
+        yield f"summary is {layout.summary!r}; it must be a string"
+    if not isinstance(layout.aliases, tuple) or not all(isinstance(name, str) for name in layout.aliases):
+        yield f"aliases is {layout.aliases!r}; it must be a list of strings"
+    if not isinstance(layout.advice, Mapping) or not set(layout.advice) <= set(ADVICE):
+        yield f"advice is {layout.advice!r}; it must have sentences for {' and '.join(ADVICE)}"
 
 
 def _row_problems(rows: tuple[Row, ...]) -> Iterator[str]:
@@ -122,9 +129,9 @@ def _problems_of(row: Row) -> Iterator[str]:
         yield f"its axes before the arrow are {row.canonical_axes!r}; they must be {official.canonical_axes!r}"
         return
     names = [axis for axes in axis_groups(row.foreign_axes) for axis in axes]
-    if "->" in row.foreign_axes or sorted(names) != sorted(official.canonical_axes.split()):
+    if row.pattern.count("->") > 1 or sorted(names) != sorted(official.canonical_axes.split()):
         yield (
-            f"its axes {row.foreign_axes!r} are not those of {official.canonical_axes!r} in some order, "
+            f"its axes {row.pattern.partition('->')[2].strip() or row.pattern!r} are not those of {official.canonical_axes!r} in some order, "
             "grouped by parentheses, with 1 where an axis of size 1 is added"
         )
     allowed = {"{L}", *(["{i}"] if row.in_block else [])}
@@ -136,7 +143,13 @@ def _problems_of(row: Row) -> Iterator[str]:
 
 
 def _sharing_problems(rows: tuple[Row, ...]) -> Iterator[str]:
-    """Rows of one name must have it in common for the whole array."""
+    """Rows of one name must have it in common for the whole array, and in every block."""
+    holders: dict[str, Row] = {}
+    for row, i in itertools.product(rows, range(12)):
+        held = row.is_absent or holders.setdefault(fill(row.foreign, i, 12), row)
+        if held is not True and held.foreign != row.foreign:
+            yield f"row {row.canonical}: {row.foreign} is in some block what {held.canonical} is in another"
+            holders = {name: row for name, other in holders.items() if other is not held}
     first: dict[str, Row] = {}
     for row in rows:
         other = first.setdefault(row.foreign, row)
@@ -148,10 +161,13 @@ def _sharing_problems(rows: tuple[Row, ...]) -> Iterator[str]:
 
 
 def _conventions(field: str, values: Any) -> Conventions:
+    if not isinstance(values, Mapping):
+        expected = "a table, such as {activation = 'gelu', layer_norm_eps = 1e-5}"
+        raise LayoutError(f"{field} is {values!r}; it must be {expected}")
     try:
         return Conventions(**values)
     except (TypeError, ConfigError) as error:
-        raise LayoutError(f"{field} is {values!r}, which are not conventions: {error}") from error
+        raise LayoutError(f"{field} is {dict(values)}, which are not conventions: {error}") from error
 
 
 def _rows(lines: Any, base: Layout | None) -> tuple[Row, ...]:
