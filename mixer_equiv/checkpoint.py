@@ -285,6 +285,9 @@ def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = 
         raise CheckpointError(f"{path} exists; pass force=True (--force) to replace it")
     if path.exists() and not containers.is_replaceable(path, container):
         raise CheckpointError(f"{path} exists and is no {container.name} checkpoint, so it is not replaced")
+    index = path.with_name(f"{path.name}.index.json")
+    if index.exists() and max_shard_size is None:
+        raise CheckpointError(f"{index} is a sharded checkpoint of this name; choose another, or remove it first")
     if not path.parent.is_dir():
         raise CheckpointError(f"{path} cannot be written: there is no directory {path.parent}")
     if not os.access(path.parent, os.W_OK):

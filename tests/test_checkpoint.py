@@ -537,6 +537,15 @@ def test_what_cannot_be_written_is_said_and_nothing_is_touched(tmp_path: Path, t
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("force", [True, False])
+def test_a_single_file_is_not_put_beside_an_index_of_its_name(tmp_path: Path, force: bool) -> None:
+    save(checkpoint(), tmp_path / "a.safetensors", max_shard_size="10KB")
+    before = snapshot(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors\.index\.json is a sharded checkpoint of this name"):
+        save(checkpoint(seed=1), tmp_path / "a.safetensors", force=force)
+    assert snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_force_replaces_the_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"mixer{suffix}"

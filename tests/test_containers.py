@@ -621,6 +621,14 @@ def test_shards_that_do_not_fit_their_index_are_refused_in_words(tmp_path: Path,
 
 FOLDERS: dict[str, tuple[list[str], str]] = {
     "two indices": (["a.safetensors.index.json", "b.safetensors.index.json"], r"holds 2 checkpoints \(a\..*, b\..*\)"),
+    "an index and a file": (
+        ["a.safetensors", "a.safetensors.index.json"],
+        r"holds 2 checkpoints \(a\.safetensors\.index\.json, a\.safetensors\)",
+    ),
+    "shards alone": (
+        ["a-00001-of-00002.safetensors"],
+        r"holds shards \(a-00001-of-00002\.safetensors\) without their index",
+    ),
     "two files": (["a.safetensors", "b.safetensors"], r"holds 2 checkpoints \(a\.safetensors, b\.safetensors\); give"),
     "neither": (["model.safetensors.md"], "holds no safetensors file; give the path of a checkpoint"),
     "nothing": ([], "is a directory; a checkpoint is a file .*, a directory of Orbax or a folder with safetensors"),

@@ -77,15 +77,21 @@ def _some(names: list[str]) -> str:
 
 
 def _only_checkpoint(folder: Path) -> Path:
-    """The index in a folder, or where there is none the safetensors file."""
-    for pattern in (f"*{SUFFIX}", "*.safetensors"):
-        found = sorted(folder.glob(pattern))
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
-        if found:
-            return found[0]
+    """The one checkpoint in a folder: an index, or a safetensors file that is no shard."""
+    files = sorted(folder.glob("*.safetensors"))
+    shards = [file for file in files if _SHARD.search(file.name)]
+    found = [*sorted(folder.glob(f"*{SUFFIX}")), *(file for file in files if file not in shards)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
+    if shards:
+        raise CheckpointError(f"{folder} holds shards ({_some([s.name for s in shards])}) without their index; get it")
     raise CheckpointError(f"{folder} holds no safetensors file; give the path of a checkpoint")
+
+
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
 def _index(path: Path) -> tuple[dict[str, str], str | None]:
