@@ -26,11 +26,11 @@ class Checkpoint(Mapping[str, Any]):
     """Weights of one Mixer, by the names of their layout.
 
     `arrays` holds them flat, in NumPy; `load(lazy=True)` reads each only when it is used, and
-    `specs` tells shapes and dtypes without reading. Read as a mapping it gives them by the same flat names, as
-    tensors for a torch layout, so that `load_state_dict(checkpoint)` works; they share memory with
-    `arrays`. `params` is all of it at once: a dict of tensors, or for Flax the nested dict that
-    `apply({"params": ...})` takes. `config` carries the conventions under which the
-    weights are evaluated: `trained_with` if that is known, else what the layout's code computes.
+    `specs` tells shapes and dtypes without reading. Read as a mapping it gives them by the same
+    flat names, as tensors for a torch layout, so that `load_state_dict(checkpoint)` works; they
+    share memory with `arrays`. `params` is all of it at once: a dict of tensors, or for Flax the
+    nested dict that `apply({"params": ...})` takes. `config` carries the conventions under which
+    the weights are evaluated: `trained_with` if that is known, else what the layout's code computes.
     `config_is_stated` tells a config that was given, or stood in the file, from one inferred, and
     `image_size_is_assumed` whether it had to be guessed from the number of tokens.
     `notes` say what was stripped, left out or assumed on the way.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -120,7 +121,7 @@ def _error(source: str, layout: Layout, depth: int, problems: _Problems, specs: 
         lines += [f"  {kind}: {name}, {what}" for name, what in shown]
         if len(items) > len(shown):
             lines.append(f"  {kind}: and {len(items) - len(shown)} more")
-    heads = {binding.foreign for binding in layout.bindings(1).values() if binding.row.in_head}
+    heads = {name for name, binding in layout.parameters(depth).items() if binding.row.in_head}
     if any(heads & items.keys() for items in problems.values()):
         lines.append("  to leave the head out, pass allow_missing=['head/*'] (--allow-missing 'head/*')")
     keys = {
@@ -140,8 +141,8 @@ def _inexpressible(layout: Layout, depth: int, problems: _Problems, specs: Mappi
     parameters = layout.parameters(depth)
     missing = {parameters[name].canonical for name in problems["missing"]}
     norms = [name for name in problems["mis-shaped"] if "orm" in parameters[name].canonical]
-    heads = {name.rpartition(".")[0] + "." for name, binding in parameters.items() if binding.row.in_head}
-    deeper = [n for n in problems["unexpected"] if n.startswith(tuple(heads - {"."})) and len(specs[n].shape) == 2]
+    heads = tuple(re.sub(r"[^./]*$", "", name) for name, binding in parameters.items() if binding.row.in_head)
+    deeper = [name for name in problems["unexpected"] if name.startswith(heads) and len(specs[name].shape) == 2]
     reasons = []
     if {name for name in missing if not name.startswith("head/")} == _FINAL_NORM:
         reasons.append("without a final LayerNorm: no scale and bias make the official one hand its input on")

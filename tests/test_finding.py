@@ -323,13 +323,22 @@ def test_a_norm_over_tokens_and_channels_is_said_to_be_no_official_mixer():
     assert len(caught.value.mismatched_keys) == 24
 
 
-def test_an_mlp_head_is_said_to_be_no_official_mixer():
-    arrays = {name: array for name, array in in_layout("timm").items() if not name.startswith("head")}
-    arrays |= {"head.0.weight": np.ones((9, 20)), "head.0.bias": np.ones(9)}
-    arrays |= {"head.2.weight": np.ones((7, 9)), "head.2.bias": np.ones(7)}
+@pytest.mark.parametrize(("layout", "head", "end"), [("timm", "head.", "weight"), ("linen", "head/", "kernel")])
+def test_an_mlp_head_is_said_to_be_no_official_mixer(layout, head, end):
+    separator = head[-1]
+    arrays = {name: array for name, array in in_layout(layout).items() if not name.startswith(head)}
+    for i, (dim, width) in enumerate([(20, 9), (9, 7)]):
+        arrays |= {f"{head}{i}{separator}{end}": np.ones((dim, width)), f"{head}{i}{separator}bias": np.ones(width)}
     with pytest.raises(InexpressibleError, match="a head of 2 layers: the official one is a single Dense") as caught:
         convert(arrays, to="linen", config=CONFIG)
     assert len(caught.value.reasons) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_missing_head_is_told_how_to_be_left_out(layout):
+    arrays = {b.foreign: np.ones(b.shape(CONFIG.axis_sizes)) for b in LAYOUTS[layout].bindings(12, head=False).values()}
+    with pytest.raises(ConversionError, match=r"pass allow_missing=\['head/\*'\]"):
+        convert(arrays, to="linen", config=CONFIG)
 
 
 # Lazily

@@ -124,7 +124,9 @@ class Binding:
     def may_have(self, shape: Shape, axis_sizes: Mapping[str, int]) -> bool:
         """Whether the parameter can have this shape, as far as sizes are known."""
         wanted = self.symbolic_shape(axis_sizes)
-        return len(shape) == len(wanted) and all(w in (s, str(w)) for s, w in zip(shape, wanted, strict=True))
+        return len(shape) == len(wanted) and all(
+            isinstance(want, str) or size == want for size, want in zip(shape, wanted, strict=True)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
