@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -22,7 +23,7 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from mixer_equiv import ConventionWarning, convert, load, save
+from mixer_equiv import ConventionWarning, MixerConfig, convert, load, save
 from mixer_equiv.cli import app
 from mixer_equiv.containers import SUFFIXES, LazyArray
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
@@ -291,6 +292,47 @@ def test_inspect_of_a_gigabyte_takes_little_memory(tmp_path: Path) -> None:
     assert int(done.stderr.split()[-1]) < 150_000  # KiB; the array has seven times as many
 
 
+def _sparse(path: Path, config: MixerConfig) -> Path:
+    """safetensors of random names and shapes but no numbers: a header, and a hole of the right length."""
+    header, end = {}, 0
+    for name, binding in LINEN.bindings(config.num_blocks).items():
+        begin, shape = end, binding.shape(config.axis_sizes)
+        end += 8 * math.prod(shape)
+        header[name] = {"dtype": "F64", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
+    return path
+
+
+def _peak_memory(*arguments: Any) -> tuple[str, int]:
+    """What a command shows, and the most memory that it had, in KiB."""
+    script = (
+        "import re, sys; from mixer_equiv.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "finally: print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, int(done.stderr.split()[-1])
+
+
+def test_inspect_of_a_whole_model_of_a_gigabyte_reads_its_header_alone(tmp_path: Path) -> None:
+    config = CONFIG.replace(num_classes=2**30 // 8 // (CONFIG.hidden_dim + 1))
+    path = _sparse(tmp_path / "huge.safetensors", config)
+    assert path.stat().st_size > 2**30
+    shown, peak = _peak_memory("inspect", path)
+    assert f"{config.num_parameters:,} in 30 arrays, float64" in shown
+    assert peak < 150_000
+
+
+def test_the_memory_of_a_command_that_reads_is_seen(tmp_path: Path) -> None:
+    """The planted fault of the test before, with less to read."""
+    path = _sparse(tmp_path / "large.safetensors", CONFIG.replace(num_classes=2**26 // 8 // CONFIG.hidden_dim))
+    assert _peak_memory("inspect", path, "--values")[1] > 150_000
+
+
 # Surgery and files
 
 
@@ -439,6 +481,90 @@ def test_one_of_two_sets_is_chosen_and_what_it_was_trained_with_is_said(tmp_path
     assert load(tmp_path / "a.npz").config.layer_norm_eps == 1e-5
     bad = run("inspect", tmp_path / "both.pt", "--prefix", "ema", "--trained-with", "mish", status=2)
     assert "it must be an activation and perhaps an eps, such as gelu_tanh,1e-6" in bad.stderr
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_read_only_layout_is_status_3_and_the_target_stays(tmp_path: Path, published: Path, dry_run: bool) -> None:
+    target = tmp_path / "kept.npz"
+    np.savez(target, **params(1))
+    before = snapshot(tmp_path)
+    options = ["--to", "pre-linen", "--force", *(["--dry-run"] if dry_run else [])]
+    result = run("convert", published, target, *options, status=3)
+    assert_one_message(result, "nothing is written in the layout pre-linen: where its kernels", "write linen instead")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_dry_run_shows_all_that_is_changed_and_writes_nothing(tmp_path: Path, published: Path) -> None:
+    before = snapshot(tmp_path)
+    options = ["--drop-head", "--image-size", "16x18", "--dtype", "bfloat16", "--rename-prefix", "=model/", "--dry-run"]
+    shown = run("convert", published, tmp_path / "a.npz", "--to", "linen", *options).stdout
+    assert re.search(
+        r"MixerBlock_0/token_mixing/Dense_0/ker\S* +12x11 +model/MixerBlock_0/token_mixing/\S* +48x44", shown
+    )
+    assert "in 28 arrays, bfloat16" in shown
+    assert "note: the head was dropped\nnote: widened from images of 8x9 to 16x18" in shown
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(("option", "head"), [(["--drop-head"], {}), (["--num-classes", 9], {"head/kernel": (20, 9)})])
+def test_a_head_that_is_left_behind_is_nothing_to_refuse(
+    tmp_path: Path, published: Path, option: list[Any], head: dict[str, Any]
+) -> None:
+    """The layout has no bias of the head, and that of the source goes with its head."""
+    own = layout_file(tmp_path, base="linen", rows="head/bias  -  classes")
+    run("convert", published, tmp_path / "a.npz", "--to", "ours", "--layout", own, *option)
+    kept = {name: array for name, array in params().items() if not name.startswith("head/")}
+    fresh = {name: np.zeros(shape) for name, shape in head.items()}
+    assert same_bits(load(tmp_path / "a.npz").arrays, kept | fresh)
+
+
+BAD_SURGERY: dict[str, tuple[list[str], str]] = {
+    "negative classes": (["--num-classes", "-3"], "num_classes is -3"),
+    "between patches": (["--image-size", "17x18"], "17x18 does not give the 12 tokens"),
+    "twice one way": (["--image-size", "16x9"], "give a whole number of times one of these"),
+    "no pixels": (["--image-size", "0x0"], "image_size is 0; it must be a whole number"),
+    "prefix of nothing": (["--prefix", "ema"], "no array lies under the prefix 'ema'; at the top are MixerBlock_0"),
+    "eps of no number": (["--trained-with", "gelu,small"], "--trained-with is 'gelu,small'"),
+    "eps that is no number": (["--trained-with", "gelu,nan"], "layer_norm_eps is nan"),
+    "prefix renamed twice": (["--rename-prefix", "head.=a.", "--rename-prefix", "head.=b."], "head."),
+    "dry run with a size of nothing": (["--max-shard-size", "5 cows", "--dry-run"], "5 cows"),
+    "missing layout": (["--layout", "missing.toml"], "missing.toml cannot be read: No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SURGERY)
+def test_changes_that_cannot_be_made_are_refused_and_nothing_is_written(
+    tmp_path: Path, published: Path, kind: str
+) -> None:
+    options, fragment = BAD_SURGERY[kind]
+    before = snapshot(tmp_path)
+    assert fragment in run("convert", published, tmp_path / "a.safetensors", *options, status=2).stderr
+    assert snapshot(tmp_path) == before
+
+
+def test_moments_are_not_converted_in_place_of_weights(tmp_path: Path) -> None:
+    sets = {name: {n: torch.tensor(a) for n, a in convert(params(seed), to="torch").arrays.items()}
+            for seed, name in enumerate(["model", "ema", "exp_avg", "exp_avg_sq"])}  # fmt: skip
+    optimizer = {name: sets.pop(name) for name in ("exp_avg", "exp_avg_sq")}
+    torch.save({"optimizer": optimizer, **sets}, tmp_path / "trained.pt")
+    refused = run("convert", tmp_path / "trained.pt", tmp_path / "a.npz", status=2).stderr
+    assert "under 'model/' and 'ema/'; say which with prefix= (--prefix)" in refused
+    for seed, name in enumerate(sets):
+        run("convert", tmp_path / "trained.pt", tmp_path / "a.npz", "--prefix", name, "--force")
+        assert same_bits(load(tmp_path / "a.npz").arrays, params(seed))
+
+
+def test_a_file_in_a_layout_of_one_s_own_is_verified_with_its_table_alone(tmp_path: Path) -> None:
+    """Without it the file is bad input; with it, other weights are still told apart."""
+    own = layout_file(tmp_path)
+    for seed in (0, 1):
+        np.savez(tmp_path / "plain.npz", **params(seed, stem__bias=np.zeros(20)))
+        run("convert", tmp_path / "plain.npz", tmp_path / f"{seed}.pt", "--to", "ours", "--layout", own)
+        LAYOUTS.pop("ours")
+    assert "register that first (--layout FILE)" in run("verify", tmp_path / "0.pt", status=2).stderr
+    run("verify", tmp_path / "0.pt", tmp_path / "plain.npz", "--layout", own, status=1)
+    LAYOUTS.pop("ours")
+    run("verify", tmp_path / "1.pt", tmp_path / "plain.npz", "--layout", own)
 
 
 # verify
@@ -730,7 +856,7 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     assert "Usage: mixer-equiv" in run(*arguments, status=2).stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["convert"], ["inspect"], ["verify"]])
+@pytest.mark.parametrize("arguments", [[], ["convert"], ["inspect"], ["layouts"], ["verify"]])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_is_status_0(arguments: list[str], flag: str) -> None:
     assert "Usage: mixer-equiv" in run(*arguments, flag).stdout

@@ -23,9 +23,7 @@ COMMANDS = [line[2:] for kind, text in BLOCKS if kind == "console" for line in t
 @pytest.fixture
 def published_file(tmp_path, monkeypatch):
     """A small random checkpoint under the name that the README uses."""
-    config = MixerConfig.from_name(
-        "B/16", image_size=48, hidden_dim=12, tokens_mlp_dim=10, channels_mlp_dim=20, num_classes=7
-    )
+    config = MixerConfig.from_name("B/16", hidden_dim=12, tokens_mlp_dim=10, channels_mlp_dim=20, num_classes=7)
     params = {name: array.astype(np.float32) for name, array in random_params(config, 0).items()}
     np.savez(tmp_path / "Mixer-B_16.npz", **params)
     (tmp_path / "ours.toml").write_text(next(text for kind, text in BLOCKS if kind == "toml"))

@@ -16,7 +16,10 @@ from mixer_equiv import (
     InexpressibleError,
     LayoutError,
     convert,
+    drop_head,
+    enlarge,
     load,
+    new_head,
     register_layout,
     save,
 )
@@ -110,6 +113,49 @@ def test_a_port_converts_to_the_official_model_and_back_bit_for_bit(port):
     assert np.array_equal(run_torch(other, images), run_torch(model, images))
 
 
+@pytest.mark.parametrize("port", PORTS)
+def test_a_port_is_widened_and_given_a_head_as_the_official_model_is(port):
+    """And what comes out loads strictly into the port's code."""
+    register_layout(port_layout(**PORTS[port]))
+    found = Checkpoint.from_arrays(dict(random_port(PORTS[port]).state_dict()), config=CONFIG)
+    for change in (lambda c: enlarge(c, (16, 18)), lambda c: new_head(c, 5), lambda c: new_head(drop_head(c), 5)):
+        changed = change(found)
+        assert not differing(convert(changed, to="linen").arrays, change(convert(found, to="linen")).arrays)
+        PortMixer(changed.config, **PORTS[port]).double().load_state_dict(dict(changed), strict=True)
+
+
+def without_affine(model):
+    """The same model with LayerNorms that have neither scale nor bias."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.LayerNorm):
+            parent, _, own = name.rpartition(".")
+            plain = nn.LayerNorm(CONFIG.hidden_dim, eps=1e-6, elementwise_affine=False)
+            setattr(model.get_submodule(parent), own, plain)
+    return model
+
+
+def test_a_port_without_any_affine_norm_converts_to_ones_and_zeros_and_back():
+    layout = port_layout()
+    norms = [line.split()[0] for line in layout["rows"] if "norm" in line.split()[1]]
+    rows = [line for line in layout["rows"] if line.split()[0] not in norms]
+    register_layout({**layout, "rows": [*rows, *(f"{norm}  -  hidden" for norm in norms)]})
+    model = without_affine(random_port({}))
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    assert len(norms) == 6
+    assert not [name for name in state if "norm" in name]
+    params = convert(Checkpoint.from_arrays(state, config=CONFIG), to="linen").arrays
+    images = random_images(CONFIG, 4)
+    assert residual(run_torch(model, images), run_official(CONFIG, dict(params), images)) <= 1e-12
+    back = convert(params, to="port", config=CONFIG)
+    assert not differing(back.arrays, {name: tensor.numpy() for name, tensor in state.items()})
+    without_affine(random_port({})).load_state_dict(dict(back), strict=True)
+    for name, value in ("MixerBlock_3/LayerNorm_1/scale", np.nextafter(1, 2)), ("pre_head_layer_norm/bias", -0.0):
+        array = params[name].copy()
+        array[7] = value
+        with pytest.raises(InexpressibleError, match=f"it has no {name}, which is not all"):
+            convert({**params, name: array}, to="port", config=CONFIG)
+
+
 CONSTRAINTS = {
     "shared norm": "blocks.3.norm.weight is both MixerBlock_3/LayerNorm_0/scale and MixerBlock_3/LayerNorm_1/scale",
     "norm all": "norm_all.bias is both MixerBlock_0/LayerNorm_0/bias and MixerBlock_5/LayerNorm_1/bias",
@@ -139,6 +185,7 @@ def coinciding(port):
         *itertools.product(["shared norm"], ["MixerBlock_7/LayerNorm_1/bias"], ["one ulp", "sign of zero", "dtype"]),
         *itertools.product(["tied blocks"], ["MixerBlock_11/channel_mixing/Dense_1/kernel"], ["one ulp", "dtype"]),
         *itertools.product(["no stem bias"], ["stem/bias"], ["one ulp", "sign of zero"]),
+        *itertools.product(["norm all"], ["MixerBlock_9/LayerNorm_0/scale"], ["one ulp", "dtype"]),
     ],
 )
 def test_one_bit_that_differs_is_enough_to_refuse(port, name, change):
@@ -225,6 +272,28 @@ def test_the_layout_registered_last_is_taken_where_names_fit_several():
     assert (found.layout.name, found.trained_with) == ("ours", Conventions("relu", 1e-5))
 
 
+def test_layouts_are_known_newest_first_and_the_others_keep_their_order():
+    built_in = list(LAYOUTS)
+    register_layout(OURS)
+    register_layout({**OURS, "name": "theirs"})
+    assert list(LAYOUTS) == ["theirs", "ours", *built_in]
+    register_layout(OURS, replace=True)
+    assert list(LAYOUTS) == ["ours", "theirs", *built_in]
+
+
+BLOCK_NAMES = ["of{L}.{i}.", "{i}.of{L}.", "blocks.{i}.layer{i}_"]
+
+
+@pytest.mark.parametrize("name", BLOCK_NAMES)
+def test_names_with_any_allowed_placeholders_are_found_again(name):
+    rows = [f"{row.canonical} {row.foreign.replace('blocks.{i}.', name)} {row.pattern}" for row in TIMM.rows]
+    register_layout({"name": "ours", "base": "timm", "rows": rows})
+    written = convert(random_params(CONFIG, 0), to="ours", config=CONFIG).arrays
+    found = Checkpoint.from_arrays(written, config=CONFIG)
+    assert found.layout.name == "ours"
+    assert not differing(convert(found, to="linen").arrays, random_params(CONFIG, 0))
+
+
 WRONG = {
     "unknown field": ({"nam": "x"}, "a layout has no field 'nam'; its fields are base, name"),
     "unknown base": ({"name": "x", "base": "keras"}, "base is 'keras'; it must be one of linen, torch, timm"),
@@ -293,6 +362,27 @@ def test_all_that_is_wrong_is_in_one_error():
         register_layout({**OURS, "name": "a b", "num_blocks": 0, "rows": rows})
     for place in ("name", "num_blocks", "row stem/kernal", "row head/kernel", "row head/bias"):
         assert f"\n  {place}" in str(caught.value)
+
+
+def test_every_row_of_one_column_is_named():
+    with pytest.raises(LayoutError) as caught:
+        register_layout({**OURS, "rows": "stem/kernel\nhead/kernel\nstem/bias stem.bias tokens"})
+    for row in ("stem/kernel", "head/kernel", "row stem/bias"):
+        assert row in str(caught.value)
+
+
+def test_a_norm_of_blocks_that_is_also_the_final_one_is_not_said_to_have_other_axes():
+    parts = {"scale": "weight", "bias": "bias"}
+    norms = [f"MixerBlock_{{i}}/LayerNorm_{n}/{ours} norm.{theirs}" for n in (0, 1) for ours, theirs in parts.items()]
+    with pytest.raises(LayoutError, match=r"norm\.weight is also pre_head_layer_norm/scale") as caught:
+        register_layout({**OURS, "rows": norms})
+    assert "hidden and hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("advice", [{"activation": 3}, {"activation": "use {nonsense}"}, {"layer_norm_eps": "{"}])
+def test_advice_that_cannot_be_given_is_refused_when_it_is_registered(advice):
+    with pytest.raises(LayoutError, match="advice"):
+        register_layout({**OURS, "advice": advice})
 
 
 def test_a_table_without_a_row_names_it_and_what_to_write():
