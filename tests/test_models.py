@@ -123,8 +123,8 @@ def test_without_classes_the_pooled_features_are_returned(run):
 def test_torch_and_the_reference_are_the_same_function_for_any_config(config, seed):
     report = verify("torch", "reference", kwargs=config.to_dict(), seed=seed)
     assert report.verdict in ("equivalent", "nothing_compared"), report
-    # One channel is always its own mean, so that no image gets past the first LayerNorm.
-    assert report.verdict == "equivalent" or config.hidden_dim == 1, report
+    # One channel is always its own mean, and of two a LayerNorm leaves the sign: images may not get past it.
+    assert report.verdict == "equivalent" or config.hidden_dim <= 2, report
 
 
 def test_models_return_logits_alone_unless_taps_are_asked_for():
