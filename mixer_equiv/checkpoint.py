@@ -87,7 +87,10 @@ class Checkpoint(Mapping[str, Any]):
 
         Raises `ConversionError` for another dtype, or if a finite value would become infinite.
         """
-        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        name = dtype
+        if not isinstance(dtype, str | None):
+            with contextlib.suppress(TypeError):
+                name = np.dtype(dtype).name
         if name not in DTYPES:
             raise ConversionError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
         wanted = DTYPES[name]
@@ -269,6 +272,11 @@ def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, st
     twice = [name for name, count in Counter(result.values()).items() if count > 1]
     if twice:
         raise ConversionError(f"rename_prefix makes several names the same: {', '.join(twice[: strict.SHOWN])}")
+    new = set(result.values())
+    below = [name for name in new if any("/".join(name.split("/")[:n]) in new for n in range(1, name.count("/") + 1))]
+    if below:
+        names = ", ".join(sorted(below)[: strict.SHOWN])
+        raise ConversionError(f"rename_prefix puts arrays below another, where no nested file can have both: {names}")
     return result
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from mixer_equiv import checkpoint as checkpoints
 from mixer_equiv import digits, surgery
 from mixer_equiv.checkpoint import Checkpoint, load
-from mixer_equiv.containers import SUFFIXES, replacing
+from mixer_equiv.containers import SUFFIXES, parse_size, replacing
 from mixer_equiv.convert import convert as convert_weights
 from mixer_equiv.equivalence.verify import verify as verify_pair
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
@@ -68,7 +68,7 @@ PrefixOption = Annotated[
 TrainedWithOption = Annotated[
     str | None,
     typer.Option(
-        "--trained-with", metavar="ACTIVATION[,EPS]", help="What the weights were trained with: gelu_tanh,1e-6."
+        "--trained-with", metavar="ACTIVATION[,EPS]", help="What the weights were trained with; eps 1e-6 if not given."
     ),
 ]
 LayoutFileOption = Annotated[
@@ -122,20 +122,20 @@ def convert(
             raise ConfigError("--drop-head and --num-classes are both given; a head is either left out or new")
         _register(layout_files)
         prefixes = _parse_prefixes(rename_prefix)
+        if max_shard_size is not None:
+            parse_size(max_shard_size)
         if not dry_run:
             checkpoints.check_target(target, force=force, max_shard_size=max_shard_size)
         step(f"reading {source.name}")
         reading = {"layout": from_, "prefix": prefix, "trained_with": _parse_conventions(trained_with), "lazy": True}
         found, larger = _load_resized(source, _parse_size(image_size), reading)
         step("converting")
-        allowed = [*(allow_missing or ()), *(["head/*"] if drop_head or num_classes is not None else [])]
+        changed = surgery.drop_head(found) if drop_head else found
+        if num_classes is not None:
+            changed = surgery.new_head(changed, num_classes)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConventionWarning)
-            converted = convert_weights(found, to=to or _other_framework(found), allow_missing=allowed)
-        if drop_head:
-            converted = surgery.drop_head(converted)
-        if num_classes is not None:
-            converted = surgery.new_head(converted, num_classes)
+            converted = convert_weights(changed, to=to or _other_framework(found), allow_missing=allow_missing or ())
         if larger is not None:
             converted = surgery.enlarge(converted, larger)
         if dtype is not None:
@@ -200,6 +200,8 @@ def layouts(
 ) -> None:
     """List the layouts: what their code computes, what weights they can hold, and a name in each."""
     with _reported():
+        if markdown and json_file is not None:
+            raise ConfigError("--markdown and --json are both given; the table is written in one form")
         _register(layout_files)
         rows = [describe_layout(layout) for layout in LAYOUTS.values()]
         if markdown:
@@ -385,6 +387,10 @@ def _parse_prefixes(texts: list[str] | None) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts or ()]
     if not all(equals for _, equals, _ in pairs):
         raise ConfigError(f"--rename-prefix is {texts}; it must be OLD=NEW, such as 'head.=fc.' or '=backbone.'")
+    olds = [old for old, _, _ in pairs]
+    twice = sorted({old for old in olds if olds.count(old) > 1})
+    if twice:
+        raise ConfigError(f"--rename-prefix is given twice for {', '.join(map(repr, twice))}; give each OLD once")
     return {old: new for old, _, new in pairs}
 
 

@@ -27,9 +27,9 @@ def new_head(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
 
     Its dtype is that of the LayerNorm before it. Raises `ConfigError` for less than one class.
     """
+    if num_classes < 1:
+        raise ConfigError(f"num_classes is {num_classes}; a head has at least 1 (drop_head, --drop-head, takes it off)")
     config = checkpoint.config.replace(num_classes=num_classes)
-    if not config.num_classes:
-        raise ConfigError("num_classes is 0; a head has at least 1 (drop_head, --drop-head, takes it off)")
     weights = _canonical(checkpoint)
     dtype = weights["pre_head_layer_norm/scale"].dtype
     for name, axes in (("head/kernel", ("hidden", "classes")), ("head/bias", ("classes",))):

@@ -132,9 +132,9 @@ def test_the_moments_of_an_optimizer_are_not_taken_for_weights(tmp_path):
     assert "beside 'params/' were left out: " in found.notes[1]
 
 
-def test_the_moments_of_a_checkpoint_without_weights_are_ambiguous():
+def test_the_moments_of_a_checkpoint_without_weights_are_refused():
     moments = serialization.to_state_dict(train_state())["opt_state"]
-    with pytest.raises(LayoutError, match=r"two sets of Mixer weights are here, under '0/mu/' and '0/nu/'"):
+    with pytest.raises(LayoutError, match=r"only an optimizer's moments are here, under '0/mu/' and '0/nu/', and no"):
         Checkpoint.from_arrays(moments)
 
 

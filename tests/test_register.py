@@ -326,7 +326,7 @@ WRONG = {
     "absent kernel": ({**OURS, "rows": "head/kernel -"}, "row head/kernel: a kernel cannot be absent"),
     "list": (["x"], "a layout is described by a table of fields; found list"),
     "base of another type": ({**OURS, "base": ["timm"]}, r"base is \['timm'\]; it must be one of"),
-    "aliases": ({**OURS, "aliases": "abc"}, "aliases is 'abc'; it must be a list of strings"),
+    "aliases": ({**OURS, "aliases": "abc"}, "aliases is 'abc'; it must be a list of names"),
     "advice": ({**OURS, "advice": {"gelu": "x"}}, "advice is .*; it must have sentences for activation and"),
     "conventions of another type": ({**OURS, "computes": "gelu"}, "computes is 'gelu'; it must be a table, such as"),
     "two arrows": (

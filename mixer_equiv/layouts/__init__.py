@@ -90,7 +90,9 @@ def register_layout(layout: Layout | Mapping[str, Any] | str | os.PathLike[str],
     taken = {name for other in others for name in (other.name, *other.aliases)}
     if taken & {checked.name, *checked.aliases}:
         names = ", ".join(sorted(taken & {checked.name, *checked.aliases}))
-        raise LayoutError(f"a layout is already called {names}; choose another name, or pass replace=True")
+        raise LayoutError(
+            f"a layout is already called {names}; choose another name, or replace=True for one of that name"
+        )
     LAYOUTS.clear()
     LAYOUTS.update({known.name: known for known in (checked, *others)})
     return checked

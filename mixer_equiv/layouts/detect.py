@@ -41,11 +41,15 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     """
     layouts = tuple(layouts)
     matches = [match for layout in layouts for match in _matches(layout, names)]
+    moments = [match for match in matches if match.is_of_optimizer and match.score >= 0]
+    matches = [match for match in matches if not match.is_of_optimizer]
     best = max((match.score for match in matches), default=-1)
+    if best < 0 and moments:
+        places = " and ".join(sorted({repr(match.prefix) for match in moments}))
+        raise LayoutError(f"only an optimizer's moments are here, under {places}, and no weights")
     if best < 0:
         raise LayoutError(_unknown(names, layouts, matches))
     tied = [match for match in matches if match.score == best]
-    tied = [match for match in tied if not match.is_of_optimizer] or tied
     if len(tied) > 1:
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
     first, *others = tied
@@ -101,12 +105,16 @@ def _block_patterns(rows: tuple[Row, ...]) -> list[tuple[str, re.Pattern[str], i
     patterns = []
     for row in rows:
         if row.in_block and not row.is_absent:
-            before, index, after, offset = row.foreign, "(?P<index>)", "", 0
-            if found := INDEX.search(row.foreign):
-                before, after = row.foreign[: found.start()], row.foreign[found.end() :]
-                index, offset = r"(?P<index>\d+)", int(found[2] or 0)
-            regex = rf"(?P<prefix>.*[./])?{re.escape(before)}{index}{re.escape(after)}"
-            patterns.append((after, re.compile(regex), offset))
+            regex, offset, end, index = "", 0, 0, "(?P<index>)"
+            for found in INDEX.finditer(row.foreign):
+                regex += re.escape(row.foreign[end : found.start()])
+                if found[1] == "i" and index:
+                    regex, offset, index = rf"{regex}(?P<index>\d+)", int(found[2] or 0), ""
+                else:
+                    regex += r"\d+"
+                end = found.end()
+            after = row.foreign[end:]
+            patterns.append((after, re.compile(rf"(?P<prefix>.*[./])?{index}{regex}{re.escape(after)}"), offset))
     return patterns
 
 

@@ -18,6 +18,7 @@ from mixer_equiv.layouts.linen import LINEN
 
 CANONICAL = {row.canonical: row for row in LINEN.rows}
 
+_NAME = re.compile(r"[\w.-]+")
 _PLACEHOLDER = re.compile(r"\{[^}]*\}?|\}")
 
 
@@ -81,6 +82,8 @@ def validated(layout: Layout) -> Layout:
     problems = [*_field_problems(layout), *_row_problems(layout.rows)]
     if not problems and layout.is_tied and layout.num_blocks is None:
         problems = ["no name has {i}, so all blocks are tied and names do not show how many: give num_blocks"]
+    elif not problems and not layout.is_tied and layout.num_blocks is not None:
+        problems = [f"num_blocks is {layout.num_blocks}, but names with {{i}} show the depth: leave it out"]
     if problems:
         raise LayoutError("\n".join([f"the layout {layout.name!r} is wrong:", *(f"  {what}" for what in problems)]))
     order = list(CANONICAL)
@@ -89,7 +92,7 @@ def validated(layout: Layout) -> Layout:
 
 
 def _field_problems(layout: Layout) -> Iterator[str]:
-    if not isinstance(layout.name, str) or not re.fullmatch(r"[\w.-]+", layout.name):
+    if not isinstance(layout.name, str) or not _NAME.fullmatch(layout.name):
         yield f"name is {layout.name!r}; it must be of letters, digits, '_', '-' and '.'"
     if layout.framework not in ("flax", "torch"):
         yield f"framework is {layout.framework!r}; it must be 'flax' or 'torch'"
@@ -98,15 +101,39 @@ def _field_problems(layout: Layout) -> Iterator[str]:
         yield f"num_blocks is {depth!r}; it must be a whole number of at least 1"
     if not isinstance(layout.summary, str):
         yield f"summary is {layout.summary!r}; it must be a string"
-    if not isinstance(layout.aliases, tuple) or not all(isinstance(name, str) for name in layout.aliases):
-        yield f"aliases is {layout.aliases!r}; it must be a list of strings"
+    aliases = layout.aliases if isinstance(layout.aliases, tuple) else (None,)
+    if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in aliases):
+        yield f"aliases is {layout.aliases!r}; it must be a list of names like the layout's own"
     if not isinstance(layout.advice, Mapping) or not set(layout.advice) <= set(ADVICE):
         yield f"advice is {layout.advice!r}; it must have sentences for {' and '.join(ADVICE)}"
+    elif not all(_is_template(sentence) for sentence in layout.advice.values()):
+        yield f"advice is {dict(layout.advice)!r}; it may have in braces {', '.join(_ADVICE_FIELDS)}"
+
+
+_ADVICE_FIELDS = {
+    "activation": "",
+    "layer_norm_eps": 1.0,
+    "padding": "",
+    "torch_activation": "",
+    "torch_activation_layer": "",
+}
+
+
+def _is_template(sentence: Any) -> bool:
+    try:
+        return isinstance(sentence, str) and bool(sentence.format_map(_ADVICE_FIELDS))
+    except (KeyError, ValueError, IndexError, AttributeError, TypeError):
+        return False
 
 
 def _row_problems(rows: tuple[Row, ...]) -> Iterator[str]:
     seen: dict[str, Row] = {}
     for row in rows:
+        if not row.foreign:
+            yield (
+                f"row {row.canonical!r} has one column; it must have a canonical name, the layout's name, and a "
+                "pattern such as 'hidden classes -> classes hidden'"
+            )
         said = f"row {row.canonical}"
         for problem in _problems_of(row):
             yield f"{said}: {problem}"
@@ -116,7 +143,7 @@ def _row_problems(rows: tuple[Row, ...]) -> Iterator[str]:
     for canonical in CANONICAL:
         if canonical not in seen:
             yield f"row {canonical}: it is missing; a bias or scale that the code does not have is called '{ABSENT}'"
-    yield from _sharing_problems(rows)
+    yield from _sharing_problems(tuple(row for row in rows if row.foreign))
 
 
 def _problems_of(row: Row) -> Iterator[str]:
@@ -154,10 +181,10 @@ def _sharing_problems(rows: tuple[Row, ...]) -> Iterator[str]:
     for row in rows:
         other = first.setdefault(row.foreign, row)
         if not row.is_absent and (row.foreign_axes, row.in_block) != (other.foreign_axes, other.in_block):
-            yield (
-                f"row {row.canonical}: {row.foreign} is also {other.canonical}, with other axes "
-                f"({row.foreign_axes} and {other.foreign_axes})"
-            )
+            differ = f"with other axes ({row.foreign_axes} and {other.foreign_axes})"
+            if row.foreign_axes == other.foreign_axes:
+                differ = "which is not in the blocks; only parameters in them, or only outside, can be in common"
+            yield f"row {row.canonical}: {row.foreign} is also {other.canonical}, {differ}"
 
 
 def _conventions(field: str, values: Any) -> Conventions:
@@ -184,10 +211,5 @@ def _rows(lines: Any, base: Layout | None) -> tuple[Row, ...]:
 
 def _row(line: str, known: Mapping[str, Row]) -> Row:
     canonical, *rest = line.split(maxsplit=2)
-    if not rest:
-        raise LayoutError(
-            f"row {line.strip()!r} has one column; it must have a canonical name, the layout's name, and a pattern "
-            "such as 'hidden classes -> classes hidden'"
-        )
     pattern = rest[1] if len(rest) > 1 else known[canonical].pattern if canonical in known else ""
-    return Row(canonical, rest[0], pattern)
+    return Row(canonical, rest[0] if rest else "", pattern)
