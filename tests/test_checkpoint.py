@@ -546,6 +546,16 @@ def test_a_single_file_is_not_put_beside_an_index_of_its_name(tmp_path: Path, fo
     assert snapshot(tmp_path) == before
 
 
+def test_force_removes_no_file_that_an_index_names_but_that_is_not_its_shard(tmp_path: Path) -> None:
+    save(checkpoint(seed=1), tmp_path / "mine.safetensors")
+    before = snapshot(tmp_path)
+    index = {"weight_map": dict.fromkeys(checkpoint().arrays, "mine.safetensors")}
+    (tmp_path / "a.safetensors.index.json").write_text(json.dumps(index))
+    save(checkpoint(), tmp_path / "a.safetensors", max_shard_size="10KB", force=True)
+    assert snapshot(tmp_path).items() >= before.items()
+    assert changed(checkpoint().arrays, load(tmp_path / "a.safetensors.index.json").arrays) == []
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_force_replaces_the_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"mixer{suffix}"

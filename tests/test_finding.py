@@ -159,6 +159,17 @@ def test_weights_are_found_where_flax_trainers_put_them(prefix):
     assert not differing(Checkpoint.from_arrays(state, config=CONFIG).arrays, params)
 
 
+@pytest.mark.parametrize("lost", ["head.", "norm.bias"])
+def test_a_complete_copy_does_not_stand_in_unsaid_for_weights_that_lack_something(lost):
+    model = {name: array for name, array in in_layout("timm").items() if not name.startswith(lost)}
+    for order in (1, -1):
+        sets = dict([("model", model), ("ema", in_layout("timm", seed=1))][::order])
+        with pytest.raises(LayoutError, match=r"two sets of Mixer weights are here, under '.*' and '.*'; say which"):
+            Checkpoint.from_arrays(sets)
+        found = Checkpoint.from_arrays(sets, prefix="model")
+        assert not differing(found.arrays, model)
+
+
 def test_an_nnx_state_converts_as_it_is():
     model = NnxMixer(CONFIG, rngs=nnx.Rngs(3))
     state = nnx.state(model, nnx.Param)

@@ -181,9 +181,9 @@ class _Target:
         raise CheckpointError(f"{path} cannot be sharded; give a name that ends with .safetensors or {SUFFIX}")
 
     def old_files(self, new: list[str], force: bool) -> list[Path]:
-        """What has to give way: index, single file, shards that the old index names, and what `new` overwrites.
+        """What has to give way: index, single file, shards of this name in the old index, what `new` overwrites.
 
-        Nobody knows what shards are that no index names: they stay.
+        Nobody knows what shards are that no index names, and what else an index may name is not its own: they stay.
         """
         ours = {self.index, self.single, *(self.index.with_name(name) for name in new)}
         alike = self.index.parent.glob(f"{glob.escape(self.stem)}-*-of-*.safetensors")
@@ -199,7 +199,8 @@ class _Target:
     def _old_shards(self) -> set[Path]:
         with contextlib.suppress(OSError):
             weight_map, _ = _index(self.index)
-            return {self.index.with_name(shard) for shard in weight_map.values() if _is_plain(shard)}
+            own = re.compile(rf"{re.escape(self.stem)}-\d+-of-\d+\.safetensors")
+            return {self.index.with_name(shard) for shard in weight_map.values() if own.fullmatch(shard)}
         return set()
 
 

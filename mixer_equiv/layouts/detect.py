@@ -11,7 +11,9 @@ from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts.layout import INDEX, Layout, Row, Shape
 
 # Where optax, Flax's old optimizers and torch keep what is shaped like the parameters.
-OPTIMIZER_STATE = frozenset({"opt_state", "mu", "nu", "trace", "momentum", "param_states", "exp_avg", "exp_avg_sq"})
+OPTIMIZER_STATE = frozenset(
+    {"opt_state", "mu", "nu", "trace", "momentum", "param_states", "exp_avg", "exp_avg_sq", "momentum_buffer"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Match:
     @property
     def score(self) -> int:
         return self.found - self.absent
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all its arrays, with the prefix."""
+        return {self.prefix + name for name in self.layout.parameters(self.num_blocks)}
 
     @property
     def is_of_optimizer(self) -> bool:
@@ -53,6 +60,9 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     if len(tied) > 1:
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
     first, *others = tied
+    own = first.names & set(names)
+    # A set that lacks its head, or an array, is a set all the same: another may not stand in for it unsaid.
+    others += [m for m in matches if 2 * m.score >= best and m.prefix != first.prefix and own.isdisjoint(m.names)]
     for other in others:
         if other.prefix != first.prefix:
             raise LayoutError(
