@@ -77,13 +77,21 @@ def stored_dtype(name: str, array: Any) -> np.dtype:
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings, in their order, with keys joined by "/"."""
+    """Leaves of nested mappings, in their order, with keys joined by "/"; in lists of mappings the place is the key."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{name}/")
+        node = as_mapping(value)
+        if node is not None:
+            yield from flatten(node, f"{name}/")
         else:
             yield name, value
+
+
+def as_mapping(value: Any) -> Mapping[Any, Any] | None:
+    """`value` as what can hold named arrays: a mapping, or a list of which some are mappings, by place."""
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        return dict(enumerate(value))
+    return value if isinstance(value, Mapping) else None
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -249,12 +249,19 @@ def save(
     arrays = {names[name]: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
     written = arrays, _metadata(checkpoint), checkpoint.layout.framework
     if container.several_files or max_shard_size is not None:
-        limit = containers.parse_size(containers.DEFAULT_SHARD_SIZE if max_shard_size is None else max_shard_size)
+        limit = containers.parse_size(max_shard_size)
         path = containers.write_sharded(path, *written, limit, force=force)
     else:
         with containers.replacing(path) as temporary:
             container.write(temporary, *written)
     return path if given.is_symlink() else given.with_name(path.name)
+
+
+def path_to_read(checkpoint: Checkpoint, path: Path, max_shard_size: int | str | None = None) -> Path:
+    """The path that `save` would return: of the index where there would be shards."""
+    if not containers.container_for(path).several_files and max_shard_size is None:
+        return path
+    return path.with_name(containers.sharded_path(path, checkpoint.arrays, containers.parse_size(max_shard_size)).name)
 
 
 def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, str]:
@@ -272,6 +279,9 @@ def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, st
     twice = [name for name, count in Counter(result.values()).items() if count > 1]
     if twice:
         raise ConversionError(f"rename_prefix makes several names the same: {', '.join(twice[: strict.SHOWN])}")
+    empty = [name for name, new in result.items() if "" in new.split("/")]
+    if empty:
+        raise ConversionError(f"rename_prefix leaves an empty name of {', '.join(empty[: strict.SHOWN])}")
     new = set(result.values())
     below = [name for name in new if any("/".join(name.split("/")[:n]) in new for n in range(1, name.count("/") + 1))]
     if below:

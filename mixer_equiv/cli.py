@@ -107,7 +107,9 @@ def convert(
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Round to this dtype; kept if not given.")] = None,
     rename_prefix: Annotated[
         list[str] | None,
-        typer.Option(metavar="OLD=NEW", help="Change how names begin in DST: '=backbone.'. Repeatable."),
+        typer.Option(
+            metavar="OLD=NEW", help="Change how names begin in DST: '=backbone.'. The longest OLD wins. Repeatable."
+        ),
     ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split safetensors into shards of at most 5GB, 100MB, ...")
@@ -124,8 +126,7 @@ def convert(
         prefixes = _parse_prefixes(rename_prefix)
         if max_shard_size is not None:
             parse_size(max_shard_size)
-        if not dry_run:
-            checkpoints.check_target(target, force=force, max_shard_size=max_shard_size)
+        checkpoints.check_target(target, force=force, max_shard_size=max_shard_size)
         step(f"reading {source.name}")
         reading = {"layout": from_, "prefix": prefix, "trained_with": _parse_conventions(trained_with), "lazy": True}
         found, larger = _load_resized(source, _parse_size(image_size), reading)
@@ -150,8 +151,9 @@ def convert(
         elapsed = time.perf_counter() - started
     with _reported():
         if dry_run:
+            written = checkpoints.path_to_read(converted, target, max_shard_size)
             _print(_renaming_table(found, converted, names))
-        _say(f"{source} ({found.layout.name}) -> {target if dry_run else written} ({converted.layout.name})")
+        _say(f"{source} ({found.layout.name}) -> {written} ({converted.layout.name})")
         _say(f"{converted.num_parameters:,} parameters in {len(converted)} arrays, {', '.join(converted.dtypes)}")
         _say("dry run: nothing was written" if dry_run else f"{_bytes_of(written):,} bytes in {elapsed:.2f} s")
         for note in converted.notes:
@@ -227,7 +229,11 @@ def verify(
     ] = None,
     image: Annotated[str | None, typer.Option(metavar="CxHxW", help="Image channels and size, in pixels.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights and images.")] = 0,
+    from_: Annotated[str | None, typer.Option("--from", metavar="LAYOUT", help="Layout of A; detected.")] = None,
     layout_files: LayoutFileOption = None,
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", metavar="PREFIX", help="Which of several sets of weights in A: ema.")
+    ] = None,
     allow_missing: AllowMissing = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -238,12 +244,17 @@ def verify(
     with _reported():
         _register(layout_files)
         arguments: dict[str, Any] = {"kwargs": _parse_kwargs(kwargs), "image": _parse_image(image)}
+        source: Any = a
+        if from_ is not None or prefix is not None:
+            if a is None or not Path(a).exists():
+                raise ConfigError(f"--from and --prefix are for a checkpoint, and A is {a or 'not given'}")
+            source = load(a, layout=from_, prefix=prefix)
         if a is None:
             images, labels = digits.held_out()
-            a, arguments = str(digits.CHECKPOINT), {**arguments, "images": images, "labels": labels}
+            source, arguments = str(digits.CHECKPOINT), {**arguments, "images": images, "labels": labels}
         with _progress(8) as step:
             report = verify_pair(
-                a, b, weights=weights, seed=seed, allow_missing=allow_missing or (), on_step=step, **arguments
+                source, b, weights=weights, seed=seed, allow_missing=allow_missing or (), on_step=step, **arguments
             )
         _output(report, report.to_dict(), json_file)
     raise typer.Exit(EXIT_STATUS[report.verdict])
@@ -261,7 +272,7 @@ def _reported() -> Iterator[None]:
 
 
 def _register(files: list[Path] | None) -> None:
-    for file in files or ():
+    for file in {file.resolve(): file for file in files or ()}.values():
         register_layout(file)
 
 

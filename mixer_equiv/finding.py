@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from mixer_equiv import strict
 from mixer_equiv.arrays import LazyArrays, flatten, is_array
-from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, patch_columns
+from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout
 
@@ -50,10 +51,13 @@ def find(arrays: Mapping[str, Any], said: Statements, source: str) -> Found:
     chosen = _below(leaves, said.prefix, source)
     shapes = {name: tuple(leaf.shape) for name, leaf in chosen.items() if is_array(leaf)}
     match = _detect(shapes, said.layout, source, said.metadata.get("layout"))
-    own, notes = _strip(leaves, match.prefix)
+    own, notes = _strip(chosen, match.prefix, [name for name in leaves if name not in chosen])
     tidied = _tidy(match, own, notes)
     stated, trained_with = _conventions(said, match.layout, source, notes)
-    config, assumed = _config(match, tidied, stated, said, trained_with or match.layout.computes, source, notes)
+    computed = trained_with or match.layout.computes
+    if stated is not None and said.config is None:
+        stated, said, computed = _unless_outgrown(stated, said, computed, match, tidied, notes)
+    config, assumed = _config(match, tidied, stated, said, computed, source, notes)
     return Found(tidied, match.layout, config, trained_with, stated is not None, tuple(notes), assumed)
 
 
@@ -96,10 +100,15 @@ def _detect(
     raise LayoutError(f"{source}: {message}")
 
 
-def _strip(leaves: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
-    """What lies under the prefix's nesting, with the prefix off, and notes on what was done."""
+def _strip(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What lies under the prefix, with the prefix off, and notes on what was done.
+
+    `beside` and what lies beside the prefix's nesting are of no interest, nor are single numbers
+    beside a dotted prefix, such as the count of averages beside "module.": no parameter is one.
+    """
     nesting = prefix[: prefix.rfind("/") + 1]
-    inside = [name for name in leaves if name.startswith(nesting)]
+    apart = {n for n, leaf in leaves.items() if not n.startswith(prefix) and getattr(leaf, "shape", ()) == ()}
+    inside = [name for name in leaves if name.startswith(nesting) and name not in apart]
     own = {name.removeprefix(prefix): leaves[name] for name in inside}
     if len(own) < len(inside):
         twice = sorted(name for name in inside if not name.startswith(prefix) and prefix + name in leaves)
@@ -110,10 +119,10 @@ def _strip(leaves: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list
     notes = []
     if prefix:
         notes.append(f"the prefix {prefix!r} was stripped from every name")
-    beside = [name for name in leaves if not name.startswith(nesting)]
+    beside = beside + [name for name in leaves if name not in inside]
     if beside:
-        more = ", ..." if len(beside) > 4 else ""
-        notes.append(f"{len(beside)} entries beside {nesting!r} were left out: {', '.join(beside[:4])}{more}")
+        more = f" and {len(beside) - 4} more" if len(beside) > 4 else ""
+        notes.append(f"left out beside {prefix!r}: {', '.join(beside[:4])}{more}")
     return own, notes
 
 
@@ -171,6 +180,37 @@ def _by_name(called: Collection[str], layout: Layout, notes: list[str]) -> Conve
                 )
                 return conventions
     return layout.trained_with
+
+
+def _unless_outgrown(
+    stated: MixerConfig, said: Statements, computed: Conventions, match: Match, arrays: LazyArrays, notes: list[str]
+) -> tuple[MixerConfig | None, Statements, Conventions]:
+    """The metadata's config, or None where the sizes that the arrays show fit more of them.
+
+    Whoever puts a new head on in torch, and saves again, keeps the metadata of what was loaded.
+    Their conventions still hold then, and image size and patch where they fit. Where arrays are
+    missing, it is the metadata that tell so.
+    """
+    if not strict.parameter_shapes(match.layout, stated).keys() <= arrays.keys():
+        return stated, said, computed
+    sizes = match.layout.axis_sizes(match.num_blocks, {name: spec.shape for name, spec in arrays.specs.items()})
+    old = stated.axis_sizes
+    if patch_columns(sizes) == math.prod(old[axis] for axis in PATCH):
+        sizes.update({axis: old[axis] for axis in PATCH})
+    told = dataclasses.replace(said, metadata={})
+    try:
+        if said.image_size is None and not said.metadata.get("image_size_is_assumed"):
+            fits = stated.image_hw in fitting_image_sizes(sizes["tokens"], (sizes["ph"], sizes["pw"]))
+            told = dataclasses.replace(told, image_size=stated.image_hw if fits else None)
+        seen = config_from_axes(sizes, match.num_blocks, image_size=told.image_size)
+    except (ConfigError, KeyError):
+        return stated, said, computed
+    if strict.misfits(match.layout, seen, arrays.specs) >= strict.misfits(match.layout, stated, arrays.specs):
+        return stated, said, computed
+    was, now = ({"num_blocks": config.num_blocks, **config.axis_sizes} for config in (stated, seen))
+    changed = [f"{name} {was[name]}, now {now[name]}" for name in was if was[name] != now[name]]
+    notes.append(f"the sizes in the file's metadata are not those of its arrays, which are taken: {'; '.join(changed)}")
+    return None, told, Conventions(stated.activation, stated.layer_norm_eps)
 
 
 def _config(

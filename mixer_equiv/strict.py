@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from mixer_equiv.arrays import DTYPES, Spec
-from mixer_equiv.config import AXES
+from mixer_equiv.config import AXES, MixerConfig
 from mixer_equiv.errors import ConversionError, InexpressibleError
 from mixer_equiv.layouts import Binding, Layout
 
@@ -50,13 +50,30 @@ def check(
                 kind = "missing" if found is None else "unexpected" if wanted is None else "mis-shaped"
                 problems[kind][binding.foreign] = what
     if any(problems.values()):
-        raise _error(checkpoint.source, checkpoint.layout, depth, problems, specs)
+        source = checkpoint.source
+        if checkpoint.config_is_stated:
+            source += ", with the config that was given or is in its metadata,"
+        raise _error(source, checkpoint.layout, depth, problems, specs)
     head = [binding for binding in bindings.values() if binding.row.in_head]
     if any(binding.canonical not in present for binding in head):
         for binding in head:
             if present.pop(binding.canonical, None) and not binding.is_absent:
                 notes.append(f"left out: {binding.foreign}, since the rest of the head is absent")
     return present, notes
+
+
+def misfits(layout: Layout, config: MixerConfig, specs: Mapping[str, Spec]) -> int:
+    """How many arrays and parameters a model of `config` would leave unfilled, unused or of another shape."""
+    own = parameter_shapes(layout, config)
+    return sum(name not in own for name in specs) + sum(
+        name not in specs or specs[name].shape != shape for name, shape in own.items()
+    )
+
+
+def parameter_shapes(layout: Layout, config: MixerConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a model of `config`, by the layout's names."""
+    bindings = layout.parameters(config.num_blocks).items()
+    return {n: b.shape(config.axis_sizes) for n, b in bindings if config.num_classes or not b.row.in_head}
 
 
 def _dtype_problem(array: Spec) -> str:
@@ -121,6 +138,9 @@ def _error(source: str, layout: Layout, depth: int, problems: _Problems, specs: 
         lines += [f"  {kind}: {name}, {what}" for name, what in shown]
         if len(items) > len(shown):
             lines.append(f"  {kind}: and {len(items) - len(shown)} more")
+    gaps = _without_blocks(layout, depth, specs)
+    if gaps:
+        lines.append(f"  no array is of {gaps}; blocks are numbered from 0 on, without a gap")
     heads = {name for name, binding in layout.parameters(depth).items() if binding.row.in_head}
     if any(heads & items.keys() for items in problems.values()):
         lines.append("  to leave the head out, pass allow_missing=['head/*'] (--allow-missing 'head/*')")
@@ -134,6 +154,17 @@ def _error(source: str, layout: Layout, depth: int, problems: _Problems, specs: 
         lines += [f"  no official Mixer is this: {reason}" for reason in reasons]
         return InexpressibleError("\n".join(lines), reasons=reasons, **keys)
     return ConversionError("\n".join(lines), **keys)
+
+
+def _without_blocks(layout: Layout, depth: int, specs: Mapping[str, Spec]) -> str:
+    """The blocks of which nothing is here, "block 1" or "blocks 0, 1, 2", nothing where there are none."""
+    here: dict[str, bool] = {}
+    for name, binding in layout.parameters(depth).items():
+        block = re.match(r"MixerBlock_(\d+)/", binding.canonical)
+        if block and not binding.row.is_tied:
+            here[block[1]] = here.get(block[1], False) or name in specs
+    absent = [block for block, any_here in here.items() if not any_here]
+    return f"block{'s'[: len(absent) > 1]} {', '.join(absent)}" if absent else ""
 
 
 def _inexpressible(layout: Layout, depth: int, problems: _Problems, specs: Mapping[str, Spec]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,6 +31,7 @@ def new_head(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; a head has at least 1 (drop_head, --drop-head, takes it off)")
     config = checkpoint.config.replace(num_classes=num_classes)
+    _check_memory(config)
     weights = _canonical(checkpoint)
     dtype = weights["pre_head_layer_norm/scale"].dtype
     for name, axes in (("head/kernel", ("hidden", "classes")), ("head/bias", ("classes",))):
@@ -51,6 +53,7 @@ def enlarge(checkpoint: Checkpoint, image_size: Size) -> Checkpoint:
     height, width = as_pair("image_size", image_size)
     small = checkpoint.config.resized((height // factor, width // factor))
     large = small.replace(image_size=image_size, tokens_mlp_dim=small.tokens_mlp_dim * factor**2)
+    _check_memory(large)
     weights = _canonical(checkpoint)
     for name in list(weights):
         _, _, parameter = name.partition("/token_mixing/")
@@ -59,6 +62,17 @@ def enlarge(checkpoint: Checkpoint, image_size: Size) -> Checkpoint:
     sizes = ["x".join(map(str, config.image_hw)) for config in (small, large)]
     note = f"widened from images of {sizes[0]} to {sizes[1]}, seen as {factor}x{factor} sub-images"
     return dataclasses.replace(_with(checkpoint, weights, large, note), image_size_is_assumed=False)
+
+
+def _check_memory(config: MixerConfig) -> None:
+    """Refuse weights that this machine cannot hold, before the attempt brings it down."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    needed = 2 * config.num_parameters  # in the smallest dtype there is
+    if needed > pages:
+        raise ConfigError(
+            f"the result would have {config.num_parameters:,} parameters, of {needed / 1e9:,.0f} GB at least; "
+            f"this machine has {pages / 1e9:,.0f} GB of memory"
+        )
 
 
 def factor_to(checkpoint: Checkpoint, image_size: Size) -> int:

@@ -314,7 +314,7 @@ def _wrapped_twice() -> dict[str, Any]:
 WRAPPERS: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
     "state_dict, epoch and optimizer": (
         _training_state,
-        ["the prefix 'state_dict/' was stripped", "beside 'state_dict/' were left out: epoch, optimizer/"],
+        ["the prefix 'state_dict/' was stripped", "left out beside 'state_dict/': epoch, optimizer/"],
     ),
     "model": (lambda: {"model": state_dict()}, ["the prefix 'model/' was stripped"]),
     "state_dict of a wrapped module": (_wrapped_twice, ["the prefix 'state_dict/module.' was stripped"]),
@@ -420,7 +420,7 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         r"npy format version \(9, 0\)",
     ),
     "npz with a flipped byte": (".npz", _flip_a_byte, "Bad CRC-32"),
-    "pt of a module": (".pt", lambda path: torch.save(MlpMixer(CONFIG), path), r"save model\.state_dict\(\) instead"),
+    "pt of a module": (".pt", lambda path: torch.save(MlpMixer(CONFIG), path), r"save model\.state_dict\(\) alone"),
     "pt of an object": (".pt", _pickled(lambda evil: evil, True), "Python objects.*save model.state_dict"),
     "pt of an object among weights": (".pt", _pickled(lambda evil: {"head.bias": evil}, True), "Python objects"),
     "legacy pt of an object": (".pt", _pickled(lambda evil: evil, False), "Python objects"),

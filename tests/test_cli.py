@@ -141,12 +141,64 @@ def test_one_number_is_a_square_image(tmp_path: Path) -> None:
 
 def test_dry_run_shows_every_name_and_writes_nothing(tmp_path: Path, published: Path) -> None:
     before = snapshot(tmp_path)
-    shown = run("convert", published, tmp_path / "missing" / "mixer.pt", "--to", "timm", "--dry-run").stdout
+    shown = run("convert", published, tmp_path / "mixer.pt", "--to", "timm", "--dry-run").stdout
     assert snapshot(tmp_path) == before
     assert "dry run: nothing was written" in shown
     for binding in LAYOUTS["timm"].bindings(CONFIG.num_blocks).values():
         assert re.search(rf"{re.escape(binding.canonical)} .* {re.escape(binding.foreign)} ", shown)
     assert re.search(r"stem/kernel +2x3x3x20 +stem\.proj\.weight +20x3x2x3", shown)
+
+
+@pytest.mark.parametrize("target", ["missing/mixer.pt", "taken.pt", "mixer.unknown"])
+def test_dry_run_refuses_what_the_run_would_refuse(tmp_path: Path, published: Path, target: str) -> None:
+    (tmp_path / "taken.pt").write_bytes(JUNK)
+    dry, real = (
+        run("convert", published, tmp_path / target, *option, status=2).stderr for option in (["--dry-run"], [])
+    )
+    assert dry == real
+    run("convert", published, tmp_path / "taken.pt", "--force", "--dry-run")
+    assert (tmp_path / "taken.pt").read_bytes() == JUNK
+
+
+@pytest.mark.parametrize("limit", ["10KB", "5GB"])
+def test_dry_run_names_the_file_that_the_run_writes(tmp_path: Path, published: Path, limit: str) -> None:
+    command = ["convert", published, tmp_path / "mixer.safetensors", "--max-shard-size", limit]
+    dry = run(*command, "--dry-run").stdout
+    first = next(line for line in dry.splitlines() if " -> " in line)
+    assert first in run(*command).stdout.splitlines()
+    assert ("index.json" in first) == (limit == "10KB")
+
+
+@pytest.mark.parametrize("option", [["--image-size", "800000x900000"], ["--num-classes", "1000000000000"]])
+def test_a_result_that_no_machine_holds_is_refused_in_words(tmp_path: Path, published: Path, option: list[str]) -> None:
+    said = run("convert", published, tmp_path / "mixer.pt", *option, status=2).stderr
+    assert re.search(
+        r"the result would have [\d,]+ parameters, of [\d,]+ GB at least; this machine has [\d,]+ GB", said
+    )
+    assert not (tmp_path / "mixer.pt").exists()
+
+
+def test_verify_reads_the_set_of_weights_that_is_meant(tmp_path: Path) -> None:
+    sets = {name: convert(params(seed), to="torch").params for name, seed in (("model", 0), ("ema", 1))}
+    torch.save(sets, tmp_path / "two.pt")
+    save(convert(params(1), to="torch"), tmp_path / "one.pt")
+    said = run("verify", tmp_path / "two.pt", status=2).stderr
+    assert "say which with prefix= (--prefix)" in said
+    assert "EQUIVALENT" in run("verify", tmp_path / "two.pt", tmp_path / "one.pt", "--prefix", "ema").stdout
+    run("verify", tmp_path / "two.pt", tmp_path / "one.pt", "--prefix", "model", "--from", "torch", status=1)
+    assert (
+        "--from and --prefix are for a checkpoint, and A is flax"
+        in run("verify", "flax", "--prefix", "ema", status=2).stderr
+    )
+
+
+def test_a_layout_file_given_twice_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "ours.toml"
+    file.write_text('name = "given-twice"\nbase = "timm"')
+    try:
+        assert run("layouts", "--layout", file, "--layout", file).stdout.count("given-twice") == 1
+    finally:
+        LAYOUTS.pop("given-twice", None)
 
 
 def test_force_replaces_the_target(tmp_path: Path, published: Path) -> None:

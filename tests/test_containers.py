@@ -414,6 +414,14 @@ def test_damaged_orbax_is_refused_in_words(tmp_path: Path, fault: str) -> None:
         read(tmp_path / "bad.orbax")
 
 
+@pytest.mark.parametrize("left", [0, 1, 40])
+def test_half_of_the_tree_s_metadata_is_damage_and_not_some_directory(tmp_path: Path, left: int) -> None:
+    file = write(tmp_path / "x.orbax", params()) / "_METADATA"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(CheckpointError, match=r"x\.orbax is no Orbax checkpoint; its _METADATA is damaged"):
+        containers.read(tmp_path / "x.orbax")
+
+
 def test_a_file_is_no_orbax_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x.orbax").write_bytes(b"junk")
     with pytest.raises(CheckpointError, match=r"x\.orbax is no Orbax checkpoint; expected a directory"):
@@ -600,6 +608,7 @@ BAD_SHARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "the index is text": (_index("hello"), r"is not JSON \(.*\); expected"),
     "the index is empty": (_index(""), r"is not JSON \(.*\); expected"),
     "the index is a list": (_index("[1]"), "has no weight_map of names to files; expected"),
+    "the map is empty": (_index('{"weight_map": {}}'), "has an empty weight_map, so it names no arrays; expected"),
     "the index has no map": (_index('{"metadata": {}}'), "has no weight_map of names to files; expected"),
     "the map is a list": (_index('{"weight_map": ["x"]}'), "has no weight_map of names to files; expected"),
     "the map has numbers": (_index('{"weight_map": {"x": 3}}'), "has no weight_map of names to files; expected"),

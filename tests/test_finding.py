@@ -13,6 +13,7 @@ from flax import nnx, serialization
 from flax.training.train_state import TrainState
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mixer_equiv import (
     LAYOUTS,
@@ -38,6 +39,7 @@ from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LINEN, OFFICIAL, TIMM
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
+from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from mixer_equiv.strategies import configs
 from tests.structures import LucidrainsMixer, pre_linen_arrays, real_timm
 
@@ -129,7 +131,7 @@ def test_the_moments_of_an_optimizer_are_not_taken_for_weights(tmp_path):
     found = load(tmp_path / "state.msgpack", config=CONFIG)
     assert not differing(found.arrays, {name: np.asarray(array) for name, array in flatten(state.params)})
     assert found.notes[0] == "the prefix 'params/' was stripped from every name"
-    assert "beside 'params/' were left out: " in found.notes[1]
+    assert "left out beside 'params/': " in found.notes[1]
 
 
 def test_the_moments_of_a_checkpoint_without_weights_are_refused():
@@ -366,3 +368,148 @@ def test_a_lazy_checkpoint_reads_an_array_only_when_it_is_used(tmp_path):
     with pytest.raises(CheckpointError, match=r"a\.npz cannot be read"):
         lazy.arrays["stem/kernel"]
     assert not differing(whole.arrays, random_params(CONFIG, 0))
+
+
+# Metadata that the arrays outgrew
+
+
+def resaved(folder, suffix, change, config=CONFIG):
+    """A file of ours whose state_dict somebody changed, and saved with the metadata it was loaded with."""
+    save(Checkpoint.from_arrays(in_layout("torch", config), config=config), folder / "old.pt")
+    state = torch.load(folder / "old.pt", weights_only=True)
+    change(state)
+    if suffix == ".pt":
+        torch.save(state, folder / "new.pt")
+    else:
+        save_file(dict(state), folder / "new.safetensors", {"mixer_equiv": state.mixer_equiv})
+    return folder / f"new{suffix}"
+
+
+def other_head(state):
+    state["head.weight"], state["head.bias"] = torch.randn(5, CONFIG.hidden_dim), torch.randn(5)
+
+
+def shorter(state):
+    for name in [name for name in state if ".11." in name]:
+        del state[name]
+
+
+def longer(state):
+    for name in [name for name in state if ".11." in name]:
+        state[name.replace(".11.", ".12.")] = state[name].clone()
+
+
+def narrower(state):
+    for name in list(state):
+        if "channel_mixing" in name and not name.endswith("1.bias"):
+            state[name] = (state[name][:5] if "dense_0" in name else state[name][:, :5]).contiguous()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("change", "sizes", "note"),
+    [
+        (other_head, {"num_classes": 5}, "classes 7, now 5"),
+        (longer, {"num_blocks": 13}, "num_blocks 12, now 13"),
+        (narrower, {"channels_mlp_dim": 5}, "channels_mlp 26, now 5"),
+    ],
+)
+def test_sizes_are_the_arrays_where_the_metadata_are_of_others(tmp_path, suffix, change, sizes, note):
+    config = CONFIG.replace(activation="gelu")
+    found = load(resaved(tmp_path, suffix, change, config))
+    assert found.config == config.replace(**sizes)
+    assert f"the sizes in the file's metadata are not those of its arrays, which are taken: {note}" in found.notes
+    assert not found.config_is_stated
+    assert not found.image_size_is_assumed
+    assert found.trained_with == Conventions("gelu")
+    convert(found, to="linen")
+
+
+def test_a_head_put_on_weights_without_one_is_read(tmp_path):
+    found = load(resaved(tmp_path, ".pt", other_head, CONFIG.replace(num_classes=0)))
+    assert found.config == CONFIG.replace(num_classes=5)
+
+
+@pytest.mark.parametrize("change", [shorter, lambda state: state.popitem()])
+def test_metadata_tell_what_is_missing(tmp_path, change):
+    found = load(resaved(tmp_path, ".pt", change))
+    with pytest.raises(ConversionError, match=r"with the config that was given or is in its metadata, cannot fill"):
+        convert(found, to="linen")
+
+
+def test_one_array_of_another_shape_is_not_believed_over_the_metadata(tmp_path):
+    def change(state):
+        state["head.weight"] = torch.randn(5, CONFIG.hidden_dim)
+
+    with pytest.raises(ConversionError, match=r"mis-shaped: head\.weight, found \(5, 20\), expected \(7, 20\)"):
+        convert(load(resaved(tmp_path, ".pt", change)), to="linen")
+
+
+def test_a_flattened_stem_keeps_the_patch_of_the_metadata(tmp_path):
+    arrays = in_layout("lucidrains", CONFIG)
+    save(Checkpoint.from_arrays(arrays, config=CONFIG), tmp_path / "old.pt")
+    state = torch.load(tmp_path / "old.pt", weights_only=True)
+    state["16.weight"], state["16.bias"] = torch.randn(5, CONFIG.hidden_dim), torch.randn(5)
+    torch.save(state, tmp_path / "new.pt")
+    assert load(tmp_path / "new.pt").config == CONFIG.replace(num_classes=5)
+
+
+@pytest.mark.parametrize("metadata", ["{", "[1", '"half'])
+def test_metadata_that_are_no_json_are_refused_as_such(tmp_path, metadata):
+    arrays = in_layout("torch")
+    save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, tmp_path / "a.safetensors")
+    load(tmp_path / "a.safetensors")
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    save_file(tensors, tmp_path / "a.safetensors", {"mixer_equiv": metadata})
+    with pytest.raises(CheckpointError, match="metadata of mixer_equiv that are not JSON"):
+        load(tmp_path / "a.safetensors")
+
+
+# What wraps weights in torch
+
+
+def test_averaged_weights_are_read_and_their_count_left_out(tmp_path):
+    model = torch.optim.swa_utils.AveragedModel(TorchMixer(CONFIG))
+    torch.save(model.state_dict(), tmp_path / "averaged.pt")
+    found = load(tmp_path / "averaged.pt")
+    assert "left out beside 'module.': n_averaged" in found.notes
+    assert not differing(found.arrays, {n: t.detach().numpy() for n, t in model.module.state_dict().items()})
+
+
+def test_a_vector_beside_a_dotted_prefix_is_not_left_out_unless_the_prefix_is_given():
+    arrays = {f"module.{name}": array for name, array in in_layout("torch").items()} | {"temperature": np.ones(3)}
+    with pytest.raises(ConversionError, match="unexpected: temperature"):
+        convert(arrays, to="linen")
+    found = Checkpoint.from_arrays(arrays, prefix="module")
+    assert "left out beside 'module.': temperature" in found.notes
+    convert(found, to="linen")
+
+
+@pytest.mark.parametrize("suffix", ["", "/1/nested"])
+def test_weights_in_a_list_are_found_by_their_place(tmp_path, suffix):
+    first, second = ({n: torch.from_numpy(a) for n, a in in_layout("torch", seed=seed).items()} for seed in (0, 1))
+    torch.save({"epoch": 3, "models": [first, {"nested": second}]}, tmp_path / "list.pt")
+    if not suffix:
+        with pytest.raises(LayoutError, match=r"under 'models/0/' and 'models/1/nested/'"):
+            load(tmp_path / "list.pt")
+    else:
+        found = load(tmp_path / "list.pt", prefix=f"models{suffix}")
+        assert not differing(found.arrays, in_layout("torch", seed=1))
+
+
+@pytest.mark.parametrize(("blocks", "said"), [([1], "block 1;"), (range(5), "blocks 0, 1, 2, 3, 4;")])
+def test_blocks_that_are_not_there_are_named(blocks, said):
+    arrays = {
+        name: array
+        for name, array in in_layout("linen").items()
+        if not any(name.startswith(f"MixerBlock_{i}/") for i in blocks)
+    }
+    with pytest.raises(ConversionError, match=f"no array is of {said} blocks are numbered from 0 on, without a gap"):
+        convert(arrays, to="torch")
+
+
+def test_a_missing_block_of_three_is_missing_and_not_a_sign_of_one():
+    config = CONFIG.replace(num_blocks=3)
+    arrays = {n: a for n, a in random_params(config, 0).items() if not n.startswith("MixerBlock_1/")}
+    with pytest.raises(ConversionError, match=r"of 3 blocks:\n  missing: MixerBlock_1/"):
+        convert(arrays, to="torch")

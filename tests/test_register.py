@@ -297,6 +297,7 @@ def test_names_with_any_allowed_placeholders_are_found_again(name):
 WRONG = {
     "unknown field": ({"nam": "x"}, "a layout has no field 'nam'; its fields are base, name"),
     "unknown base": ({"name": "x", "base": "keras"}, "base is 'keras'; it must be one of linen, torch, timm"),
+    "a base and no name": ({"base": "timm"}, "the layout lacks a name: give one"),
     "no base and no rows": ({"name": "x"}, "the layout lacks framework, computes, rows"),
     "framework": ({**OURS, "framework": "keras"}, "framework is 'keras'; it must be 'flax' or 'torch'"),
     "name": ({**OURS, "name": "a b"}, "name is 'a b'; it must be of letters"),
@@ -322,6 +323,10 @@ WRONG = {
         "row stem/kernel: its axes 'hidden .ph pw.' are not those",
     ),
     "placeholder": ({**OURS, "rows": "head/bias {i}.a"}, r"row head/bias: \{i\} in its name; it may have \{L\}"),
+    "an array below another": (
+        {"name": "x", "base": "linen", "rows": "stem/kernel stem"},
+        "row stem/bias: stem/bias lies below stem, which is an array and can hold none",
+    ),
     "open placeholder": ({**OURS, "rows": "head/bias a.{L"}, r"row head/bias: \{L in its name"),
     "absent kernel": ({**OURS, "rows": "head/kernel -"}, "row head/kernel: a kernel cannot be absent"),
     "list": (["x"], "a layout is described by a table of fields; found list"),

@@ -318,6 +318,8 @@ def test_a_prefix_put_before_all_names_is_stripped_again(tmp_path, layout):
     ("prefixes", "message"),
     [
         ({"haed.": "fc."}, "rename_prefix 'haed.': no name begins so; they begin as stem.proj.weight"),
+        ({"norm.weight": ""}, "rename_prefix leaves an empty name of norm.weight"),
+        ({"": "/"}, "rename_prefix leaves an empty name of stem.proj.weight"),
         ({"norm.": "head."}, "rename_prefix makes several names the same: head.weight, head.bias"),
     ],
 )

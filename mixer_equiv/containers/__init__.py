@@ -17,7 +17,7 @@ from mixer_equiv.containers.msgpack import MSGPACK
 from mixer_equiv.containers.npz import NPZ
 from mixer_equiv.containers.orbax import ORBAX, is_item
 from mixer_equiv.containers.safetensors import SAFETENSORS
-from mixer_equiv.containers.sharded import DEFAULT_SHARD_SIZE, SHARDED, parse_size, write_sharded
+from mixer_equiv.containers.sharded import SHARDED, parse_size, sharded_path, write_sharded
 from mixer_equiv.containers.torch import TORCH
 from mixer_equiv.errors import CheckpointError
 
@@ -26,7 +26,6 @@ SUFFIXES = tuple(suffix for container in CONTAINERS for suffix in container.suff
 
 __all__ = [
     "CONTAINERS",
-    "DEFAULT_SHARD_SIZE",
     "SUFFIXES",
     "Container",
     "Contents",
@@ -36,6 +35,7 @@ __all__ = [
     "parse_size",
     "read",
     "replacing",
+    "sharded_path",
     "write_sharded",
 ]
 
@@ -59,11 +59,16 @@ def read(path: Path) -> Contents:
     with reading(path):
         container = next((c for c in CONTAINERS if c.recognise(path)), None) or _by_suffix(path)
         arrays, metadata = container.read(path)
-        return Contents(arrays, _parse(metadata))
+        return Contents(arrays, _parse(path, metadata))
 
 
-def _parse(metadata: str | None) -> dict[str, Any]:
-    values = json.loads(metadata or "{}")
+def _parse(path: Path, metadata: str | None) -> dict[str, Any]:
+    try:
+        values = json.loads(metadata or "{}")
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has metadata of mixer_equiv that are not JSON ({error}): {metadata!r}"
+        ) from error
     return values if isinstance(values, dict) else {}
 
 

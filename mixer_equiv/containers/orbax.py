@@ -67,7 +67,10 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
     orbax = require("orbax.checkpoint", "flax", "an Orbax checkpoint")
     items = _items(path)
     if not items:
-        raise CheckpointError(f"{path} is no Orbax checkpoint; expected a directory with _METADATA, or of steps")
+        damaged = "its _METADATA is damaged; " if (path / "_METADATA").is_file() else ""
+        raise CheckpointError(
+            f"{path} is no Orbax checkpoint; {damaged}expected a directory with _METADATA, or of steps"
+        )
     read = {name: _tree(orbax, folder.absolute()) for name, folder in items.items()}
     if len(read) == 1:
         return next(iter(read.values()))
@@ -167,4 +170,8 @@ def _failing_quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-ORBAX = Container("orbax", (".orbax",), lambda path: bool(_items(path)), _read, _write, is_directory=True)
+def _recognise(path: Path) -> bool:
+    return (path / "_METADATA").is_file() or bool(_items(path))
+
+
+ORBAX = Container("orbax", (".orbax",), _recognise, _read, _write, is_directory=True)

@@ -29,13 +29,16 @@ _UNITS = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)},
 }
+
 DEFAULT_SHARD_SIZE = 5 * _UNITS["GB"]
 
 _SHOWN = 4
 
 
-def parse_size(size: str | int) -> int:
-    """Bytes that "5GB", "100 MB", "2GiB" or a number stand for. Raises `CheckpointError` for anything else."""
+def parse_size(size: str | int | None) -> int:
+    """Bytes that "5GB", "100 MB", "2GiB" or a number stand for; 5GB for None. Raises `CheckpointError` for others."""
+    if size is None:
+        return DEFAULT_SHARD_SIZE
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(size).strip())
     parsed = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
     if parsed < 1:
@@ -104,6 +107,8 @@ def _index(path: Path) -> tuple[dict[str, str], str | None]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{path} has no weight_map of names to files; {expected}")
+    if not weight_map:
+        raise CheckpointError(f"{path} has an empty weight_map, so it names no arrays; {expected}")
     metadata = index.get("metadata")
     ours = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
     return weight_map, ours if isinstance(ours, str) else None
@@ -144,12 +149,8 @@ def write_sharded(
     this name exists, unless `force`, which removes them, and if anything cannot be written.
     """
     target = _Target.of(path)
-    sizes = {name: spec.size * spec.dtype.itemsize for name, spec in specs(arrays).items()}
-    shards = batches(sizes, max_shard_size)
-    if len(shards) < 2 and path == target.single:
-        files = {path.name: list(arrays)}
-    else:
-        files = {f"{target.stem}-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+    sizes = _sizes(arrays)
+    files = target.files(sizes, max_shard_size)
     with _installing(path, target.old_files(list(files), force)) as folder:
         for file, names in files.items():
             held = {name: np.ascontiguousarray(arrays[name]).reshape(arrays[name].shape) for name in names}
@@ -162,6 +163,17 @@ def write_sharded(
     return target.index
 
 
+def sharded_path(path: Path, arrays: Mapping[str, np.ndarray], max_shard_size: int) -> Path:
+    """The path that `write_sharded` would return; nothing is written."""
+    target = _Target.of(path)
+    return path if path.name in target.files(_sizes(arrays), max_shard_size) else target.index
+
+
+def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Bytes of each array."""
+    return {name: spec.size * spec.dtype.itemsize for name, spec in specs(arrays).items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Target:
     """The files of a checkpoint to write: the index or the single file, and shards that begin with the stem."""
@@ -169,6 +181,7 @@ class _Target:
     stem: str
     index: Path
     single: Path
+    path: Path
 
     @classmethod
     def of(cls, path: Path) -> _Target:
@@ -177,8 +190,15 @@ class _Target:
             if path.name.lower().endswith(suffix):
                 stem = path.name[: -len(suffix)]
                 named = {end: path.with_name(stem + end) for end in (SUFFIX, ".safetensors")} | {suffix: path}
-                return cls(stem, named[SUFFIX], named[".safetensors"])
+                return cls(stem, named[SUFFIX], named[".safetensors"], path)
         raise CheckpointError(f"{path} cannot be sharded; give a name that ends with .safetensors or {SUFFIX}")
+
+    def files(self, sizes: Mapping[str, int], max_shard_size: int) -> dict[str, list[str]]:
+        """The arrays' names by the file they go into: the one asked for if one will do, else shards."""
+        shards = batches(sizes, max_shard_size)
+        if len(shards) < 2 and self.path == self.single:
+            return {self.path.name: list(sizes)}
+        return {f"{self.stem}-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
     def old_files(self, new: list[str], force: bool) -> list[Path]:
         """What has to give way: index, single file, shards of this name in the old index, what `new` overwrites.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import is_array, require, stored_dtype, to_numpy, to_torch
+from mixer_equiv.arrays import as_mapping, is_array, require, stored_dtype, to_numpy, to_torch
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray, zip_names
 from mixer_equiv.errors import CheckpointError, ConversionError, MissingDependencyError
 
@@ -52,19 +52,21 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"Python objects ({named[1]})" if named else "something else than weights, or is damaged"
         raise CheckpointError(
-            f"{path} holds {what}, so it is not loaded; save model.state_dict() instead of the model"
+            f"{path} holds {what}, so it is not loaded; save model.state_dict() alone, not the model, and no "
+            "other objects beside it"
         ) from error
-    if not isinstance(loaded, Mapping):
+    if as_mapping(loaded) is None:
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a state_dict")
-    return _copied_when_used(path, loaded), getattr(loaded, METADATA_KEY, None)
+    return _copied_when_used(path, as_mapping(loaded) or {}), getattr(loaded, METADATA_KEY, None)
 
 
 def _copied_when_used(path: Path, tree: Mapping[Any, Any]) -> dict[Any, Any]:
     """The tree with its tensors read when they are used, into memory of their own rather than the mapped file's."""
     size = path.stat().st_size
+    nodes = {key: as_mapping(leaf) for key, leaf in tree.items()}
     return {
-        key: _copied_when_used(path, leaf) if isinstance(leaf, Mapping) else _lazy(path, size, str(key), leaf)
-        for key, leaf in tree.items()
+        key: _lazy(path, size, str(key), tree[key]) if node is None else _copied_when_used(path, node)
+        for key, node in nodes.items()
     }
 
 

@@ -72,7 +72,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
         if _reading(other) != _reading(first):
             raise LayoutError(
                 f"these names and shapes fit the layouts {first.layout.name} and {other.layout.name}, which read "
-                "them differently; say which one it is"
+                "them differently; say which one it is with layout= (--from)"
             )
     return first
 
@@ -99,7 +99,11 @@ def _best_depth(layout: Layout, prefix: str, blocks: set[int], names: Collection
         if depth > 4 * len(blocks):
             continue
         candidates.append(_match(layout, prefix, depth, names))
-    return max(candidates, key=lambda match: match.score, default=Match(layout, prefix, 1, 0, len(layout.rows)))
+    return max(
+        candidates,
+        key=lambda match: (match.score, match.num_blocks),
+        default=Match(layout, prefix, 1, 0, len(layout.rows)),
+    )
 
 
 def _match(layout: Layout, prefix: str, depth: int, names: Collection[str]) -> Match:

@@ -9,7 +9,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mixer_equiv.errors import ConfigError, LayoutError
@@ -66,9 +66,11 @@ def layout_from_dict(fields: Any, bases: Mapping[str, Layout]) -> Layout:
     values["aliases"] = fields.get("aliases", ())
     if isinstance(values["aliases"], list):
         values["aliases"] = tuple(values["aliases"])
+    if "name" not in fields:
+        raise LayoutError("the layout lacks a name: give one, such as name = 'ours'")
     if base is not None:
         return validated(dataclasses.replace(base, **{"summary": f"{base.name}, as changed by its user", **values}))
-    missing = [name for name in ("name", "framework", "computes", "rows") if name not in fields]
+    missing = [name for name in ("framework", "computes", "rows") if name not in fields]
     if missing:
         raise LayoutError(f"the layout lacks {', '.join(missing)}; give them, or a base that has them")
     return validated(Layout(**{"summary": values["name"], "trained_with": None, "advice": {}, **values}))
@@ -143,7 +145,13 @@ def _row_problems(rows: tuple[Row, ...]) -> Iterator[str]:
     for canonical in CANONICAL:
         if canonical not in seen:
             yield f"row {canonical}: it is missing; a bias or scale that the code does not have is called '{ABSENT}'"
-    yield from _sharing_problems(tuple(row for row in rows if row.foreign))
+    named = tuple(row for row in rows if row.foreign)
+    yield from _sharing_problems(named)
+    names = {fill(row.foreign, 0, 12) for row in named if not row.is_absent}
+    for row in named:
+        above = next((str(p) for p in PurePosixPath(fill(row.foreign, 0, 12)).parents if str(p) in names), None)
+        if above is not None:
+            yield f"row {row.canonical}: {row.foreign} lies below {above}, which is an array and can hold none"
 
 
 def _problems_of(row: Row) -> Iterator[str]:
