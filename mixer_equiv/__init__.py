@@ -11,6 +11,7 @@ Importing this needs NumPy and einops; torch, JAX and Flax are imported when the
 from mixer_equiv.checkpoint import Checkpoint, load, save
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.convert import convert, flax_to_torch, torch_to_flax
+from mixer_equiv.equivalence.porting import layout_of, port
 from mixer_equiv.equivalence.verify import verify
 from mixer_equiv.errors import (
     CheckpointError,
@@ -47,8 +48,10 @@ __all__ = [
     "drop_head",
     "enlarge",
     "flax_to_torch",
+    "layout_of",
     "load",
     "new_head",
+    "port",
     "register_layout",
     "save",
     "torch_to_flax",

@@ -882,7 +882,7 @@ BAD_VERIFY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "image between patches": (["torch", "--image", "3x7x9"], ("7x9 is not divisible by patch_size 2x3", "8x9")),
     "image of no pixels": (["torch", "--image", "3x0x9"], ("image_size is 0; it must be a whole number",)),
     "unknown variant": (["flax:Z/9"], ("no Mixer is called 'Z/9'", "'B/16'")),
-    "unknown program": (["keras"], ("'keras' is neither a file nor one of flax, nnx, torch, reference",)),
+    "unknown program": (["keras"], ("'keras' is neither a file nor the name of a model; verify takes a checkpoint",)),
     "missing weights": (["torch", "--weights", "missing.npz"], ("missing.npz does not exist",)),
     "no weights to be given": (["torch", "flax", "--weights", "given"], ("neither torch nor flax has weights",)),
     "negative seed": (["torch", "reference", "--seed", "-1"], ("seed",)),

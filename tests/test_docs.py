@@ -74,12 +74,13 @@ def test_the_formats_table_has_every_suffix():
 def test_the_verdicts_table_has_every_exit_status():
     for verdict, status in EXIT_STATUS.items():
         row = next((line for line in README.splitlines() if line.startswith(f"| `{verdict}` |")), None)
-        assert verdict == "inexpressible" or row.endswith(f"| {status} |")
+        assert row.endswith(f"| {status} |")
 
 
 def test_links_inside_the_docs_lead_somewhere():
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        for target in re.findall(r"\]\(([^):]+)\)", (ROOT / name).read_text()):
+        prose = re.sub(r"^```.*?^```", "", (ROOT / name).read_text(), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^):]+)\)", prose):
             file, _, heading = target.partition("#")
             assert (ROOT / file).exists(), target
             assert not heading or f"\n## {heading.capitalize()}\n" in README, target

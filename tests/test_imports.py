@@ -212,7 +212,7 @@ PACKAGE = Path(mixer_equiv.__file__).parent
 # From the bottom up; a name stands for the module and all that is below it.
 LAYERS = (
     ("errors",),
-    ("config", "arrays"),
+    ("config", "arrays", "operations"),
     ("layouts",),
     ("containers", "strict", "finding"),
     ("checkpoint",),
@@ -224,7 +224,19 @@ LAYERS = (
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 # Modules that must not load a framework when they are imported, even by way of our models.
-LIGHT = ("errors", "config", "layouts", "checkpoint", "containers", "strict", "finding", "arrays", "convert", "surgery")
+LIGHT = (
+    "errors",
+    "config",
+    "operations",
+    "layouts",
+    "checkpoint",
+    "containers",
+    "strict",
+    "finding",
+    "arrays",
+    "convert",
+    "surgery",
+)
 OUR_MODELS = "mixer_equiv.models"
 
 # What the models must not know, so that they can be held against each other.

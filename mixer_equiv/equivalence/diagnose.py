@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
 from mixer_equiv.equivalence.compare import CONVENTIONS, differing
+from mixer_equiv.equivalence.faults import CONSTRAINTS, PLACES, name_of
+from mixer_equiv.equivalence.mapping import Found, deviations_of, official_steps
+from mixer_equiv.equivalence.matching import Deviation
 from mixer_equiv.equivalence.programs import Taps
 from mixer_equiv.equivalence.subject import Subject
 from mixer_equiv.layouts import OFFICIAL
@@ -52,6 +58,64 @@ def _convention_cause(name: str, a: Subject, b: Subject) -> Cause:
     return Cause(
         name, "code", str(getattr(other.config, name)), str(getattr(odd.config, name)), count, f"in {odd.name}"
     )
+
+
+def deviation_causes(a: Subject, b: Subject) -> list[Cause]:
+    """What one of the two does at some steps and the other does not, by what it is.
+
+    A step of a model that is not ours deviates from the official one as it was found to; one of
+    ours by its conventions.
+    """
+    ours, theirs = _deviations(a), _deviations(b)
+    return [
+        cause
+        for side, other, own, others in ((a, b, ours, theirs), (b, a, theirs, ours))
+        for cause in _grouped([d for d in own if d not in others], side, {d.step: d for d in others})
+    ]
+
+
+def told(found: Found) -> list[str]:
+    """In words, what a model does that no convention of its layout says."""
+    assert found.config is not None
+    settled = set(deviations_of(found.config))
+    rest = [deviation for deviation in found.deviations if deviation not in settled]
+    return [
+        f"computes another function than the official model: {name_of(d)}, found {d.found}, at {d.step}" for d in rest
+    ]
+
+
+def _deviations(side: Subject) -> list[Deviation]:
+    return list(side.found.deviations) if side.found is not None else deviations_of(side.config)
+
+
+def _grouped(deviations: list[Deviation], side: Subject, others: Mapping[str, Deviation]) -> Iterator[Cause]:
+    """One cause for all steps that deviate in one way."""
+    groups: dict[tuple[str, str, str], list[Deviation]] = {}
+    for deviation in deviations:
+        rival = others.get(deviation.step)
+        expected = rival.found if rival is not None and rival.what == deviation.what else deviation.expected
+        groups.setdefault((name_of(deviation), str(deviation.found), str(expected)), []).append(deviation)
+    total = Counter(step.operation for step in official_steps(side.config.num_blocks))
+    for (name, found, expected), members in groups.items():
+        operation, noun = PLACES.get(name, ("", "steps"))
+        of_all = f" of {total[operation]}" if operation else ""
+        where = members[0].step if len(members) < total[operation] or not operation else "everywhere"
+        yield Cause(name, "code", expected, found, f"{len(members)}{of_all} {noun}", f"in {side.name}: {where}")
+
+
+def constraint_causes(side: Subject) -> list[Cause]:
+    """What the official model leaves free and this one does not: parameters that it shares, ties or lacks."""
+    if side.found is None or side.found.layout is None:
+        return []
+    causes = []
+    for kind, words in CONSTRAINTS.items():
+        all_of_kind = [text for text in side.found.layout.constraints if words in text]
+        if all_of_kind:
+            more = f" and {len(all_of_kind) - 2} more" if len(all_of_kind) > 2 else ""
+            said = f"{'; '.join(all_of_kind[:2])}{more}"
+            count = f"{len(all_of_kind)} parameter{'s'[: len(all_of_kind) > 1]}"
+            causes.append(Cause(kind, "constraint", "free", said, count, f"in {side.name}"))
+    return causes
 
 
 def ill_conditioned(reference: Taps) -> str:

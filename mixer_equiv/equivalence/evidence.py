@@ -58,6 +58,7 @@ class Evidence:
                 residual(b.float64[name], b.reference[name]),
             )
             for name in a.reference
+            if name in a.float64 and name in b.float64
         )
 
     def residuals(self) -> tuple[float, float]:
@@ -93,7 +94,7 @@ def gather(a: Subject, b: Subject, images: np.ndarray, seed: int, on_step: Calla
     run_b = run(b, run_a.reference if alike and same_weights else None)
     aligned = None
     if not alike:
-        follower = b.replace(config=b.config.replace(**changed), module=None)
+        follower = b.replace(config=b.config.replace(**changed), module=None, candidate=None, found=None)
         aligned = run(follower, run_a.reference if same_weights else None)
     another = random_images(a.config, seed + 1)[:1].astype(np.float64)
     moved = a.run(another, np.float64, program="reference")[run_a.last]

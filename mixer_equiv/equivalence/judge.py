@@ -7,8 +7,10 @@ import dataclasses
 import numpy as np
 
 from mixer_equiv.equivalence.compare import Policy, residual
-from mixer_equiv.equivalence.diagnose import convention_causes, ill_conditioned
+from mixer_equiv.equivalence.diagnose import constraint_causes, convention_causes, deviation_causes, ill_conditioned
 from mixer_equiv.equivalence.evidence import Evidence
+from mixer_equiv.equivalence.faults import VERDICTS
+from mixer_equiv.equivalence.subject import Subject
 from mixer_equiv.report import Cause, Verdict
 
 
@@ -56,6 +58,28 @@ def judge(evidence: Evidence, policy: Policy, port_causes: tuple[Cause, ...]) ->
     if not shown:
         warnings.append("the sides are declared to differ as named, and these weights and images do not show it")
     return Judgement("equivalent_under", (), causes, tuple(warnings), float64)
+
+
+def explained(judgement: Judgement, a: Subject, b: Subject) -> Judgement:
+    """The judgement on models that were searched, by the steps at which they were seen to differ."""
+    if judgement.verdict == "nothing_compared":
+        return judgement
+    causes = deviation_causes(a, b)
+    constraints = [cause for side in (a, b) for cause in constraint_causes(side)]
+    if not causes and not constraints:
+        return judgement
+    if not causes and judgement.verdict == "different":
+        return dataclasses.replace(judgement, causes=tuple(constraints))
+    residuals = [s.found.residual for s in (a, b) if s.found is not None and s.found.residual is not None]
+    verdicts = {VERDICTS.get(cause.name, "different") for cause in (*causes, *constraints)}
+    worst = next(v for v in ("inexpressible", "different", "equivalent_under") if v in verdicts)
+    return Judgement(
+        worst,
+        (),
+        (*causes, *constraints),
+        judgement.warnings,
+        max(residuals, default=judgement.residual_without_causes),
+    )
 
 
 def _against_reference(evidence: Evidence, policy: Policy) -> tuple[str, ...]:

@@ -13,10 +13,13 @@ import numpy as np
 
 from mixer_equiv.arrays import require
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
-from mixer_equiv.config import MixerConfig
+from mixer_equiv.config import MixerConfig, as_pair
 from mixer_equiv.containers import SUFFIXES
 from mixer_equiv.convert import convert, relabel
+from mixer_equiv.equivalence.candidate import VERIFIED, Candidate, candidate_of, is_model
+from mixer_equiv.equivalence.mapping import Found
 from mixer_equiv.equivalence.programs import PROGRAMS, Taps, run_module
+from mixer_equiv.equivalence.sources import is_source, model_at
 from mixer_equiv.errors import ConfigError, MixerEquivError
 from mixer_equiv.layouts import LINEN, NNX, OFFICIAL, TORCH, Layout
 
@@ -41,7 +44,8 @@ class Subject:
     """One side of a comparison: a name to show, a program to run, sizes, and perhaps weights.
 
     `from_weights` tells a checkpoint, whose weights are what is asked about, from a model. Where
-    the caller gave a torch module, that `module` is run, and not one built from its config.
+    the caller gave a torch module of ours, that `module` is run, and not one built from its config;
+    where it is a model of somebody else's, `candidate`, and what it was `found` to be.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Subject:
     checkpoint: Checkpoint | None = None
     from_weights: bool = False
     module: Any = None
+    candidate: Candidate | None = None
+    found: Found | None = None
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
@@ -62,11 +68,16 @@ class Subject:
     @property
     def layout(self) -> Layout:
         """The layout in which the subject's parameters are named."""
+        if self.found is not None and self.found.layout is not None:
+            return self.found.layout
         own = self.checkpoint.layout if self.checkpoint and self.from_weights else None
         return own or _LAYOUT_OF[self.program]
 
     def run(self, images: np.ndarray, dtype: type, *, program: str | None = None) -> Taps:
         """Taps in `dtype`, by the subject's own program or another one."""
+        if self.candidate is not None and program is None:
+            assert self.found is not None
+            return self.candidate.taps(self.found, self.weights, images, dtype)
         if self.module is not None and program is None:
             return run_module(self.module, self.config, self.weights, images.astype(dtype))
         return PROGRAMS[program or self.program](self.config, self.weights, images.astype(dtype))
@@ -83,31 +94,42 @@ def subjects(
     image: Image | None = None,
     sizes: MixerConfig | None = None,
     allow_missing: Collection[str] = (),
+    seed: int = 0,
 ) -> tuple[Subject, Subject]:
     """Both sides of a comparison; `verify` says what `a` and `b` may be, and what stands in for no `b`.
 
-    `kwargs` are `MixerConfig` fields for built-ins, `image` (channels, height, width) is for all.
+    `kwargs` are what a model at a place is made with, else `MixerConfig` fields for built-ins; `image`
+    (channels, height, width) is for all.
     Built-ins without a variant are of `sizes`, or of the other side's. `allow_missing` are globs of
     parameters that checkpoints may lack, as `convert` takes them.
     """
-    fields = dict(kwargs or {})
+    named = [None if source is None else _builtin(source) for source in (a, b)]
+    placed = [
+        isinstance(source, str) and not builtin and is_source(source)
+        for source, builtin in zip((a, b), named, strict=True)
+    ]
+    fields = {} if any(placed) else dict(kwargs or {})
+    made = [model_at(source, kwargs or {}) if place else source for source, place in zip((a, b), placed, strict=True)]
+    image = image or _image_of(made, kwargs or {})
     if image is not None:
         fields.update(in_channels=image[0], image_size=tuple(image[1:]))
-    named = [None if source is None else _builtin(source) for source in (a, b)]
     read = [
-        None if source is None or builtin else _holder(source, image, allow_missing)
-        for source, builtin in zip((a, b), named, strict=True)
+        None if source is None or builtin else _holder(source, image, allow_missing, seed)
+        for source, builtin in zip(made, named, strict=True)
     ]
     if b is None:
         if read[0] is not None and read[0].from_weights:
             read[1] = port(read[0])
         else:
-            program = named[0][0] if named[0] else read[0].program if read[0] else ""
+            ours = read[0] is not None and read[0].candidate is None
+            program = named[0][0] if named[0] else read[0].program if read[0] and ours else ""
             named[1] = ("torch" if program == "flax" else "flax", named[0][1] if named[0] else None)
-    if kwargs and not any(named):
+    if kwargs and not any(named) and not any(placed):
         raise ConfigError(f"kwargs ({', '.join(kwargs)}) are for {', '.join(PROGRAMS)}, and none of them is here")
     holders = _same_image([holder for holder in read if holder])
     sizes = holders[0].config if holders else sizes
+    if any(holder.found is not None and holder.found.config is None for holder in holders):
+        fields = {}  # no Mixer, whose image may be cut into no patches
     sides = []
     for name in named:
         if name:
@@ -135,16 +157,31 @@ def _builtin(source: Any) -> tuple[str, str | None] | None:
     return (program, variant if colon else None) if program in PROGRAMS else None
 
 
-def _holder(source: Any, image: Image | None, allow_missing: Collection[str]) -> Subject:
+def _image_of(sources: list[Any], kwargs: Mapping[str, Any]) -> Image | None:
+    """The image that a model says it takes, as timm's do, or its arguments."""
+    for source in sources:
+        told = getattr(source, "pretrained_cfg", None) or getattr(source, "default_cfg", None)
+        if is_model(source) and isinstance(told, Mapping) and len(told.get("input_size", ())) == 3:
+            channels, height, width = told["input_size"]
+            return channels, height, width
+    if not any(map(is_model, sources)):
+        return None
+    size = next((kwargs[name] for name in ("image_size", "img_size") if name in kwargs), None)
+    channels = next((kwargs[name] for name in ("in_channels", "in_chans", "channels") if name in kwargs), 3)
+    if size is None:
+        return None
+    height, width = as_pair("image_size", tuple(size) if isinstance(size, list) else size)
+    return channels, height, width
+
+
+def _holder(source: Any, image: Image | None, allow_missing: Collection[str], seed: int) -> Subject:
     """The subject of a source that has a config of its own: a checkpoint or a model."""
     if isinstance(source, Subject):
         return source
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.exists() and not path.name.lower().endswith(SUFFIXES):
-            raise MixerEquivError(
-                f"{str(path)!r} is neither a file nor one of {', '.join(PROGRAMS)} (with a variant: 'flax:B/16')"
-            )
+            raise MixerEquivError(f"{str(path)!r} is neither a file nor the name of a model; {VERIFIED}")
         source = load(path)
     if isinstance(source, Mapping):
         checkpoint = as_checkpoint(source)
@@ -152,13 +189,12 @@ def _holder(source: Any, image: Image | None, allow_missing: Collection[str]) ->
             to = LINEN if checkpoint.layout.read_only else checkpoint.layout
             checkpoint = convert(checkpoint, to=to, allow_missing=allow_missing)
         return _with_image(_from_checkpoint(checkpoint), image)
+    if is_model(source) and not type(source).__module__.startswith("mixer_equiv.models."):
+        return _foreign(source, image, seed)
     module, _, name = f"{type(source).__module__}.{type(source).__qualname__}".rpartition(".")
     program = module.removeprefix("mixer_equiv.models.")
     if name != "MlpMixer" or program not in PROGRAMS:
-        raise MixerEquivError(
-            f"found a {module}.{name}; verify takes a checkpoint, the path of one, arrays by name, one of "
-            f"{', '.join(PROGRAMS)} (with a variant: 'flax:B/16'), or a model of mixer_equiv.models"
-        )
+        raise MixerEquivError(f"found a {module}.{name}; {VERIFIED}")
     weights = None
     if program in _WEIGHTS_OF:
         weights = Checkpoint.from_arrays(
@@ -169,6 +205,20 @@ def _holder(source: Any, image: Image | None, allow_missing: Collection[str]) ->
         )
     own = source if program == "torch" else None
     return _with_image(Subject(program, program, source.config, weights, module=own), image)
+
+
+def _foreign(model: Any, image: Image | None, seed: int) -> Subject:
+    """The subject of somebody else's model, once it was searched for a Mixer."""
+    if image is None:
+        raise ConfigError(
+            f"the image that {type(model).__name__} takes is not known; give image=(channels, height, width), "
+            "--image 3x224x224"
+        )
+    candidate = candidate_of(model, image)
+    found = candidate.find(image, seed)
+    own = candidate.checkpoint(found) if found.layout is not None and candidate.own else None
+    config = found.config or DEFAULT_CONFIG
+    return Subject(candidate.name, candidate.framework, config, own, candidate=candidate, found=found)
 
 
 def _nnx_params(model: Any) -> Mapping[str, Any]:

@@ -14,15 +14,19 @@ import numpy as np
 from mixer_equiv.arrays import to_numpy
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import convert
-from mixer_equiv.equivalence.compare import Policy, differing, residual, size_differences
-from mixer_equiv.equivalence.diagnose import round_trip_causes, weight_causes
+from mixer_equiv.equivalence.compare import CONVENTIONS, Policy, differing, residual, size_differences
+from mixer_equiv.equivalence.diagnose import deviation_causes, round_trip_causes, weight_causes
 from mixer_equiv.equivalence.evidence import Evidence, Run, gather
-from mixer_equiv.equivalence.judge import judge
+from mixer_equiv.equivalence.judge import explained, judge
 from mixer_equiv.equivalence.programs import PROGRAM_NAMES
 from mixer_equiv.equivalence.subject import Image, Subject, subjects
 from mixer_equiv.equivalence.weights import give_weights, random_images, weights_holder
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
+from mixer_equiv.layouts import OFFICIAL
 from mixer_equiv.report import Report, Side
+
+# A model of somebody else's is run on few images, because every value of it is recorded.
+IMAGES_FOR_CANDIDATES = 4
 
 # No reader of the residual stream sees what this adds, since each begins with a LayerNorm.
 UNOBSERVABLE = "MixerBlock_{i}/token_mixing/Dense_1/bias"
@@ -72,13 +76,19 @@ def verify(
         warnings.simplefilter("always", ConventionWarning)
         donor = None if weights in (None, "given", "random") else weights_holder(weights)
         sizes = donor.config if donor else None
-        side_a, side_b = subjects(a, b, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing)
+        side_a, side_b = subjects(a, b, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed)
     notes = [str(warning.message) for warning in caught]
+    searched = [side for side in (side_a, side_b) if side.found is not None]
+    notes += [notice for side in searched if side.found for notice in side.found.notices]
+    lost = [side for side in searched if side.found is not None and side.found.layout is None]
+    if lost:
+        return _not_found(lost[0], notes, policy)
     differences = size_differences(side_a.config, side_b.config)
     if differences:
         return _of_other_sizes(side_a, side_b, differences, policy)
     side_a, side_b, origin = give_weights(side_a, side_b, donor or weights, seed)
-    batch = random_images(side_a.config, seed) if images is None else _checked(images, side_a)
+    count = IMAGES_FOR_CANDIDATES if searched else None
+    batch = random_images(side_a.config, seed)[:count] if images is None else _checked(images, side_a)
     truth = None if labels is None else _checked_labels(labels, batch, side_a)
     evidence = gather(side_a, side_b, batch, seed, on_step)
     shown = f"on {len(batch)} {'random images' if images is None else 'images'}"
@@ -111,6 +121,8 @@ def _report(
     differing_weights = weight_causes(a, b) if origin == "given" else []
     port_causes = (*differing_weights, *(round_trip_causes(sides) if origin == "given" else []))
     judgement = judge(evidence, policy, port_causes)
+    if not port_causes and (a.found is not None or b.found is not None):
+        judgement = explained(judgement, a, b)
     over = [s.name for s in stages if max(s.residual, s.residual_a, s.residual_b) > policy.residual]
     apart = judgement.verdict in ("different", "equivalent_under")
     predictions = [run.float32["logits"].argmax(axis=-1) for run in (evidence.a, evidence.b) if last == "logits"]
@@ -139,6 +151,28 @@ def _report(
         max_difference=float(np.max(np.abs(evidence.a.float64[last] - evidence.b.float64[last]))),
         prediction_flips=int(np.sum(predictions[0] != predictions[1])) if predictions else None,
     )
+
+
+def _not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
+    """Where a model is no Mixer, or one whose weights no official model can have."""
+    assert side.found is not None
+    found = side.found
+    official = side.config.replace(**{name: getattr(OFFICIAL, name) for name in CONVENTIONS})
+    causes = deviation_causes(side, side.replace(found=None, config=official))
+    return Report(
+        verdict="inexpressible" if found.is_whole or len(found.known) < LEAST_KNOWN else "different",
+        threshold=policy.residual,
+        first_divergence=found.deviations[0].step if found.deviations else found.missing,
+        causes=tuple(causes),
+        residual_without_causes=found.residual,
+        reasons=found.reasons,
+        warnings=tuple(notes),
+        environment=_environment(),
+    )
+
+
+# Steps with parameters that must be found before something is called a Mixer that differs.
+LEAST_KNOWN = 7
 
 
 def _of_other_sizes(a: Subject, b: Subject, differences: list[str], policy: Policy) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.subject import Subject, subjects
 from mixer_equiv.errors import ConfigError, MixerEquivError
-from mixer_equiv.layouts import LINEN
+from mixer_equiv.layouts import LINEN, NEUTRAL, Layout
 
 
 def give_weights(a: Subject, b: Subject, weights: Subject | str | None, seed: int) -> tuple[Subject, Subject, str]:
@@ -23,7 +24,10 @@ def give_weights(a: Subject, b: Subject, weights: Subject | str | None, seed: in
     if weights is None:
         weights = "given" if a.from_weights or b.from_weights else "random"
     if weights == "random":
-        donor = Checkpoint(random_params(a.config, seed), LINEN, a.config, None, True, "random weights")
+        params = random_params(a.config, seed)
+        for side in (a, b, a):
+            params = constrained(params, side.layout, a.config.num_blocks)
+        donor = Checkpoint(params, LINEN, a.config, None, True, "random weights")
         return a.replace(checkpoint=donor), b.replace(checkpoint=donor), "random"
     if not isinstance(weights, Subject):
         donors = [side.checkpoint for side in (a, b) if side.checkpoint]
@@ -34,6 +38,18 @@ def give_weights(a: Subject, b: Subject, weights: Subject | str | None, seed: in
     if differences:
         raise ConfigError(f"the weights of {weights.name} do not fit {a.name}: {'; '.join(differences)}")
     return a.replace(checkpoint=weights.checkpoint), b.replace(checkpoint=weights.checkpoint), weights.name
+
+
+def constrained(params: Mapping[str, np.ndarray], layout: Layout, num_blocks: int) -> dict[str, np.ndarray]:
+    """Canonical weights that the layout can hold: what is one array there is the same, what it lacks is neutral."""
+    first: dict[str, str] = {}
+    result = {}
+    for name, binding in layout.bindings(num_blocks).items():
+        if name in params and binding.is_absent:
+            result[name] = np.full_like(params[name], NEUTRAL[name.rpartition("/")[2]])
+        elif name in params:
+            result[name] = params[first.setdefault(binding.foreign, name)]
+    return result
 
 
 def weights_holder(source: Any) -> Subject:

@@ -118,7 +118,7 @@ def _block_patterns(rows: tuple[Row, ...]) -> list[tuple[str, re.Pattern[str], i
     """What the block parameters' names end with and look like behind any prefix, and the number of the first block."""
     patterns = []
     for row in rows:
-        if row.in_block and not row.is_absent:
+        if "{i}" in row.general and not row.is_absent:
             regex, offset, end, index = "", 0, 0, "(?P<index>)"
             for found in INDEX.finditer(row.foreign):
                 regex += re.escape(row.foreign[end : found.start()])

@@ -88,6 +88,11 @@ class Row:
         return "{i}" in self.canonical
 
     @property
+    def general(self) -> str:
+        """The canonical name with {i} also where the row is for one block, such as MixerBlock_3, alone."""
+        return re.sub(r"^MixerBlock_\d+/", "MixerBlock_{i}/", self.canonical)
+
+    @property
     def is_absent(self) -> bool:
         return self.foreign == ABSENT
 

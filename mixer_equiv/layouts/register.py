@@ -81,7 +81,7 @@ _NOT_IN_FILES = ("provenance", "tidy", "read_only")
 
 def validated(layout: Layout) -> Layout:
     """`layout`, if its fields and all of its rows make sense. Raises `LayoutError` with all that is wrong."""
-    problems = [*_field_problems(layout), *_row_problems(layout.rows)]
+    problems = [*_field_problems(layout), *_row_problems(layout.rows, layout.num_blocks)]
     if not problems and layout.is_tied and layout.num_blocks is None:
         problems = ["no name has {i}, so all blocks are tied and names do not show how many: give num_blocks"]
     elif not problems and not layout.is_tied and layout.num_blocks is not None:
@@ -89,8 +89,14 @@ def validated(layout: Layout) -> Layout:
     if problems:
         raise LayoutError("\n".join([f"the layout {layout.name!r} is wrong:", *(f"  {what}" for what in problems)]))
     order = list(CANONICAL)
-    rows = tuple(sorted(layout.rows, key=lambda row: order.index(row.canonical)))
+    rows = tuple(sorted(layout.rows, key=lambda row: (order.index(row.general), _block_of(row))))
     return layout if rows == layout.rows else dataclasses.replace(layout, rows=rows)
+
+
+def _block_of(row: Row) -> int:
+    """The block that a row is for alone, 0 for one that is for all or none."""
+    own = re.match(r"MixerBlock_(\d+)/", row.canonical)
+    return int(own[1]) if own else 0
 
 
 def _field_problems(layout: Layout) -> Iterator[str]:
@@ -128,7 +134,7 @@ def _is_template(sentence: Any) -> bool:
         return False
 
 
-def _row_problems(rows: tuple[Row, ...]) -> Iterator[str]:
+def _row_problems(rows: tuple[Row, ...], num_blocks: int | None) -> Iterator[str]:
     seen: dict[str, Row] = {}
     for row in rows:
         if not row.foreign:
@@ -143,7 +149,8 @@ def _row_problems(rows: tuple[Row, ...]) -> Iterator[str]:
             yield f"{said}: it is there twice"
         seen[row.canonical] = row
     for canonical in CANONICAL:
-        if canonical not in seen:
+        every = [canonical.replace("{i}", str(i)) for i in range(num_blocks or 0)]
+        if canonical not in seen and not (every and seen.keys() >= set(every)):
             yield f"row {canonical}: it is missing; a bias or scale that the code does not have is called '{ABSENT}'"
     named = tuple(row for row in rows if row.foreign)
     yield from _sharing_problems(named)
@@ -155,7 +162,7 @@ def _row_problems(rows: tuple[Row, ...]) -> Iterator[str]:
 
 
 def _problems_of(row: Row) -> Iterator[str]:
-    official = CANONICAL.get(row.canonical)
+    official = CANONICAL.get(row.general)
     if official is None:
         near = difflib.get_close_matches(row.canonical, CANONICAL, 1, 0) or list(CANONICAL)[:1]
         yield f"no canonical parameter is called so; the nearest is {near[0]}"

@@ -1,0 +1,268 @@
+"""`Candidate`: a model that is not ours, run on weights and images of our choice and searched for a Mixer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.arrays import flatten, require, to_numpy, to_torch, unflatten
+from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.convert import relabel
+from mixer_equiv.equivalence.mapping import Found, find_mixer, official_programs
+from mixer_equiv.equivalence.trace import Trace
+from mixer_equiv.errors import MixerEquivError
+from mixer_equiv.layouts import LINEN
+
+Taps = dict[str, np.ndarray]
+
+# How many images a model is searched with: more than one, so that none is taken for all; a model with
+# a loop over images is the official one for one alone.
+BATCHES = (2, 1)
+Draw = Callable[[str, tuple[int, ...]], np.ndarray]
+
+
+@dataclasses.dataclass(eq=False)
+class Candidate:
+    """A model, how it is recorded, and the Mixer that was found in it.
+
+    `record(images, draw, dtype)` runs it on images (batch, height, width, channels) with parameters
+    drawn by name and shape. `own` are its own parameters by name, and `put` gives it others.
+    """
+
+    name: str
+    framework: str
+    record: Callable[[np.ndarray, Draw, Any], Trace]
+    own: Mapping[str, Any]
+    put: Callable[[Mapping[str, np.ndarray]], None]
+
+    def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64) -> Trace:
+        """A recorded run. Raises `MixerEquivError` where the model raises or returns no array."""
+        with np.errstate(all="ignore"):
+            trace = self.record(images, draw, dtype)
+        if not trace.outputs:
+            raise MixerEquivError(f"{self.name} returned no array; a Mixer gives logits (batch, classes)")
+        return trace
+
+    def find(self, image: tuple[int, int, int], seed: int) -> Found:
+        """The Mixer in it, for images of (channels, height, width), found alike with two seeds.
+
+        Two images at a time, or one where that alone gives a Mixer.
+        """
+        best = self._find_once(image, seed, BATCHES[0])
+        for batch in BATCHES[1:]:
+            other = self._find_once(image, seed, batch) if not best.is_whole else best
+            best = other if other.is_whole else best
+        if not best.is_whole or best.is_by_convention:
+            return best  # running it on other weights, beside a model of its config, is the second opinion
+        again = self._find_once(image, seed + 1, best.batch)
+        if (again.layout, again.deviations, again.config) != (best.layout, best.deviations, best.config):
+            reason = f"{self.name} is one thing with some weights and another with others"
+            return dataclasses.replace(best, config=None, layout=None, reasons=(*best.reasons, reason))
+        return best
+
+    def _find_once(self, image: tuple[int, int, int], seed: int, batch: int) -> Found:
+        channels, height, width = image
+        images = np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
+        return find_mixer(self.trace(images, generic(seed)), images, self.name, self.framework)
+
+    def taps(self, found: Found, weights: Mapping[str, np.ndarray], images: np.ndarray, dtype: Any) -> Taps:
+        """The stages of a run on canonical weights, each in the official model's order of elements."""
+        assert found.layout is not None
+        assert found.config is not None
+        arrays = stacked(relabel(weights, LINEN, found.layout, found.config))
+        parts = []
+        for start in range(0, len(images), found.batch):
+            part = images[start : start + found.batch]
+            padded = np.concatenate([part, np.repeat(part[-1:], found.batch - len(part), axis=0)])
+            trace = self.trace(padded, lambda name, shape: arrays.get(name, np.zeros(shape)), dtype)
+            if len(trace.values) != found.num_values:
+                raise MixerEquivError(f"{self.name} takes other steps on other weights, so its stages cannot be told")
+            parts.append({name: tap[: len(part)].astype(dtype) for name, tap in self._stages(found, trace).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _stages(self, found: Found, trace: Trace) -> Taps:
+        assert found.config is not None
+        taps = {stage: tap.of(trace.values[tap.number].array) for stage, tap in found.taps.items()}
+        output = trace.values[trace.outputs[found.output]].array
+        last = list(official_programs(found.config.num_blocks)[-2 if found.config.num_classes else -1].stages)[-1]
+        taps[last] = output.reshape(found.batch, -1)
+        return taps
+
+    def checkpoint(self, found: Found) -> Checkpoint:
+        """Its own weights, in the layout found."""
+        assert found.layout is not None
+        assert found.config is not None
+        wanted = found.layout.parameters(found.config.num_blocks)
+        arrays = {name: to_numpy(name, _part(self.own, name)) for name in wanted}
+        return Checkpoint(arrays, found.layout, found.config, None, True, self.name)
+
+
+def _part(own: Mapping[str, Any], name: str) -> Any:
+    """A parameter, or the part "kernels[3]" of one."""
+    if name in own:
+        return own[name]
+    whole, _, place = name.removesuffix("]").rpartition("[")
+    return own[whole][int(place)]
+
+
+def stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays by name, with those called "kernels[0]", "kernels[1]" in one called "kernels"."""
+    result: dict[str, Any] = {}
+    for name, array in arrays.items():
+        part = re.fullmatch(r"(.*)\[(\d+)\]", name)
+        if part:
+            result.setdefault(part[1], {})[int(part[2])] = array
+        else:
+            result[name] = array
+    return {n: np.stack([a[i] for i in sorted(a)]) if isinstance(a, dict) else a for n, a in result.items()}
+
+
+def generic(seed: int) -> Draw:
+    """Random values that no two parameters have in common, of sizes that keep activations near 1.
+
+    Each depends on the seed and the parameter's name alone.
+    """
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        rng = np.random.default_rng([seed, *name.encode()])
+        if len([size for size in shape if size > 1]) < 2:
+            return rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape)
+        fan = max(shape[0], int(np.prod(shape[1:])))
+        return rng.standard_normal(shape) / np.sqrt(fan)
+
+    return draw
+
+
+def torch_candidate(module: Any, name: str) -> Candidate:
+    """Any `torch.nn.Module` that takes images (batch, channels, height, width)."""
+    torch = require("torch", "torch", "verifying a torch module")
+    from mixer_equiv.equivalence.record_torch import record
+
+    dtypes = {np.dtype(np.float64): torch.float64, np.dtype(np.float32): torch.float32}
+
+    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        with _told(name):
+            return record(module, (batch,), draw, dtype=dtypes[np.dtype(dtype)])
+
+    own = dict(module.named_parameters())
+
+    def put(arrays: Mapping[str, np.ndarray]) -> None:
+        with torch.no_grad():
+            for key, array in arrays.items():
+                own[key].copy_(to_torch(array).reshape(own[key].shape))
+
+    return Candidate(name, "torch", run, own, put)
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What a model raises becomes one message of ours."""
+    try:
+        yield
+    except MixerEquivError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())
+        raise MixerEquivError(f"{name} raised {type(error).__name__} when it was run: {what}") from error
+
+
+def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Candidate:
+    """Any `flax.linen.Module` that takes images (batch, height, width, channels)."""
+    jax = require("jax", "flax", "verifying a Flax module")
+    from mixer_equiv.equivalence.record_jax import record
+
+    channels, height, width = image
+    with _told(name):
+        given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
+        made = jax.eval_shape(module.init, jax.random.key(0), given)
+    others = [key for key in made if key != "params"]
+    if others:
+        raise MixerEquivError(f"{name} has the collections {', '.join(others)} beside params, which no Mixer has")
+    shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
+
+    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
+        def apply(params: Mapping[str, Any], batch: Any) -> Any:
+            return module.apply({"params": unflatten(params)}, batch)
+
+        with _told(name):
+            return record(apply, shapes, images, draw, dtype)
+
+    return Candidate(name, "flax", run, {}, lambda arrays: None)
+
+
+def nnx_candidate(module: Any, name: str) -> Candidate:
+    """Any `flax.nnx.Module` that takes images (batch, height, width, channels)."""
+    nnx = require("flax.nnx", "flax", "verifying an nnx module")
+    from mixer_equiv.equivalence.record_jax import record
+
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    own = dict(flatten(nnx.to_pure_dict(params)))
+    shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
+
+    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
+        def apply(given: Mapping[str, Any], batch: Any) -> Any:
+            state = params.copy() if hasattr(params, "copy") else params
+            nnx.replace_by_pure_dict(state, _as_pure(given))
+            return nnx.merge(graph, state, rest)(batch)
+
+        with _told(name):
+            return record(apply, shapes, images, draw, dtype)
+
+    def _as_pure(given: Mapping[str, Any]) -> Any:
+        return jax_tree(nnx.to_pure_dict(params), given)
+
+    def put(arrays: Mapping[str, np.ndarray]) -> None:
+        state = nnx.state(module, nnx.Param)
+        given = {
+            key: np.asarray(arrays[key]).astype(leaf.dtype) if key in arrays else leaf for key, leaf in own.items()
+        }
+        nnx.replace_by_pure_dict(state, _as_pure(given))
+        nnx.update(module, state)
+
+    return Candidate(name, "flax", run, own, put)
+
+
+def jax_tree(like: Any, given: Mapping[str, Any], prefix: str = "") -> Any:
+    """Nested dicts like `like`, whose keys need not be strings, with the leaves of `given`."""
+    return {
+        key: jax_tree(value, given, f"{prefix}{key}/") if isinstance(value, Mapping) else given[f"{prefix}{key}"]
+        for key, value in like.items()
+    }
+
+
+def candidate_of(model: Any, image: tuple[int, int, int]) -> Candidate:
+    """The candidate that a model of torch, Flax linen or nnx is. Raises `MixerEquivError` for anything else."""
+    name = type(model).__name__
+    if isinstance(model, type):
+        raise MixerEquivError(f"found the class {model.__name__}; give a model of it, such as {model.__name__}(...)")
+    if _is_a(model, "torch.nn", "Module"):
+        return torch_candidate(model, name)
+    if _is_a(model, "flax.linen", "Module"):
+        return linen_candidate(model, name, image)
+    if _is_a(model, "flax.nnx", "Module"):
+        return nnx_candidate(model, name)
+    raise MixerEquivError(f"found a {type(model).__module__}.{name}; {VERIFIED}")
+
+
+VERIFIED = (
+    "verify takes a checkpoint, the path of one, arrays by name, a model of torch, Flax linen or nnx, one of ours "
+    "(flax, nnx, torch, reference; with a variant: 'flax:B/16'), or the place of a model: path/to/file.py:Name, "
+    "package.module:Name, timm:NAME"
+)
+
+
+def is_model(value: Any) -> bool:
+    """Whether `value` is a model of torch, Flax linen or nnx; no framework is imported to find out."""
+    return any(_is_a(value, module, "Module") for module in ("torch.nn", "flax.linen", "flax.nnx"))
+
+
+def _is_a(value: Any, module: str, name: str) -> bool:
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, getattr(loaded, name))

@@ -1,0 +1,332 @@
+"""Which Mixer a traced program is: its sizes, its conventions, its layout, and where it is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.fitting import Use
+from mixer_equiv.equivalence.matching import Deviation, Match, match
+from mixer_equiv.equivalence.trace import Trace, Value
+from mixer_equiv.layouts import ABSENT, LINEN, OFFICIAL, Conventions, Layout, Row
+from mixer_equiv.models.reference import MlpMixer
+from mixer_equiv.operations import Parameter, Program, Step
+
+DEEPEST = 96  # blocks of the deepest Mixer that is looked for
+
+_ANY_SIZE: dict[str, Any] = {
+    "patch_size": 1,
+    "image_size": 1,
+    "hidden_dim": 1,
+    "tokens_mlp_dim": 1,
+    "channels_mlp_dim": 1,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tap:
+    """Where a stage of the official model is among a trace's values, and its elements in the stage's order."""
+
+    number: int
+    order: np.ndarray
+    shape: tuple[int, ...]
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """The stage, from the value that another run of the same program has there."""
+        return array.reshape(-1)[self.order].reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What a traced program was found to be.
+
+    `config` has the sizes, and the conventions that it was seen to compute throughout; `layout` its
+    own names of the parameters; both None where `reasons` say why it is no Mixer, or that no
+    official weights give what it computes. `deviations` are the steps that differ from the official
+    model's, and with these `residual` is how far the replayed output was from the real one. Where the
+    program ended before, `missing` is the first step that was not found; `known` those with
+    parameters that were. `notices` are what a user should know. `output` says which of the results
+    the logits are, `taps` where the stages are among the `num_values` values of a run on `batch` images.
+    """
+
+    config: MixerConfig | None
+    layout: Layout | None
+    deviations: tuple[Deviation, ...]
+    residual: float | None
+    missing: str | None
+    known: tuple[str, ...]
+    reasons: tuple[str, ...]
+    notices: tuple[str, ...]
+    output: str
+    taps: Mapping[str, Tap]
+    num_values: int
+    batch: int
+
+    @property
+    def is_whole(self) -> bool:
+        return self.missing is None
+
+    @property
+    def is_by_convention(self) -> bool:
+        """Whether it deviates in conventions alone, and throughout, so that its config says all."""
+        return self.config is not None and set(self.deviations) == set(deviations_of(self.config))
+
+
+def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str) -> Found:
+    """The Mixer in a trace whose input, as (batch, height, width, channels), is `entry`."""
+    found = match(trace, entry, official_programs(_deepest(trace)))
+    config = layout = None
+    notices: tuple[str, ...] = ()
+    if found.is_whole:
+        sizes, reasons = _sizes(found)
+        if not reasons:
+            config = _config(found, sizes, entry)
+            layout, reasons, notices = _layout(found, trace, config, name, framework)
+    else:
+        reasons = list(_why_not(found))
+    taps = {}
+    for stage, place in found.program.stages.items() if layout is not None else ():
+        if (seen := found.seen[place]) is not None:
+            order = np.empty(seen.size, np.intp)
+            order[np.argsort(found.values[place], axis=None)] = np.argsort(seen.array, axis=None)
+            taps[stage] = Tap(seen.number, order, found.values[place].shape)
+    return Found(
+        config=config,
+        layout=layout,
+        deviations=found.deviations,
+        residual=found.residual,
+        missing=found.missing,
+        known=tuple(step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters),
+        reasons=tuple(reasons),
+        notices=notices,
+        output=found.output or "",
+        taps=taps,
+        num_values=len(trace.values),
+        batch=len(entry),
+    )
+
+
+def deviations_of(config: MixerConfig) -> list[Deviation]:
+    """The steps at which a model of ours with this config differs from the official one."""
+    fields = {"activate": "activation", "layer_norm": "layer_norm_eps"}
+    official = {field: getattr(OFFICIAL, field) for field in fields.values()}
+    return [
+        Deviation(step.name, "variant", field, official[field], getattr(config, field))
+        for step in official_steps(config.num_blocks)
+        if (field := fields.get(step.operation)) and getattr(config, field) != official[field]
+    ]
+
+
+def official_steps(num_blocks: int) -> tuple[Step, ...]:
+    """The steps of the official model with a head."""
+    return official_programs(num_blocks)[-2].steps
+
+
+def _deepest(trace: Trace) -> int:
+    """No Mixer in the trace has more blocks, since a block meets at least four kernels."""
+    return min(DEEPEST, sum(map(len, trace.uses.values())) // 4 + 1)
+
+
+@lru_cache(maxsize=4)
+def official_programs(deepest: int) -> tuple[Program, ...]:
+    """The official model of every depth, with a head and without; steps in common are the same objects."""
+    known: dict[Step, Step] = {}
+    programs = []
+    for depth in range(1, deepest + 1):
+        parameters = {
+            name: Parameter(name, tuple(binding.row.canonical_axes.split()))
+            for name, binding in LINEN.bindings(depth).items()
+        }
+        for classes in (1, 0):
+            config = MixerConfig(num_classes=classes, num_blocks=depth, **_ANY_SIZE)
+            program = MlpMixer(config).program(parameters)
+            steps = tuple(known.setdefault(step, step) for step in program.steps)
+            programs.append(Program(steps, program.stages))
+    return tuple(programs)
+
+
+def _why_not(found: Match) -> Iterator[str]:
+    done = [step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters]
+    if not done:
+        yield "no patch embedding: no parameter, as a kernel over patches of any size, gives a value of the model"
+        return
+    yield f"it is a Mixer up to {done[-1]}, and what follows is not {found.missing}, nor any known variant of it"
+
+
+def _sizes(found: Match) -> tuple[dict[str, int], list[str]]:
+    """The size of every axis, and where parameters disagree on it."""
+    votes: dict[str, Counter[int]] = {}
+    for parameter, use in _used(found):
+        for axis, size in zip(parameter.axes, use.sizes, strict=False):
+            if len(parameter.axes) == len(use.sizes):
+                votes.setdefault(axis, Counter())[size] += 1
+    conflicts = [
+        f"{axis} is {' in some parameters and '.join(map(str, seen))} in others"
+        for axis, seen in votes.items()
+        if len(seen) > 1
+    ]
+    return {axis: seen.most_common(1)[0][0] for axis, seen in votes.items()}, conflicts
+
+
+def _used(found: Match) -> Iterator[tuple[Parameter, Use]]:
+    for step in found.program.steps:
+        for parameter in step.parameters:
+            if found.uses.get(parameter.name, Use(None)).operand is not None:
+                yield parameter, found.uses[parameter.name]
+
+
+def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray) -> MixerConfig:
+    _, height, width, channels = entry.shape
+    ph, pw = found.values[1].shape[2:4]
+    depth = len({step.name.split("/")[0] for step in found.program.steps if step.name.startswith("MixerBlock_")})
+    return MixerConfig(
+        num_classes=found.values[-1].shape[-1] if found.program.steps[-1].parameters else 0,
+        num_blocks=depth,
+        patch_size=(ph, pw),
+        image_size=(height, width),
+        in_channels=channels,
+        hidden_dim=found.values[2].shape[-1],
+        tokens_mlp_dim=sizes.get("tokens_mlp", 1),
+        channels_mlp_dim=sizes.get("channels_mlp", 1),
+        activation=_throughout(found, "activate", "activation", OFFICIAL.activation),
+        layer_norm_eps=_throughout(found, "layer_norm", "layer_norm_eps", OFFICIAL.layer_norm_eps),
+    )
+
+
+def _throughout(found: Match, operation: str, what: str, official: Any) -> Any:
+    """What every such step computes, if it is one thing, else what the official model's do."""
+    steps = [step.name for step in found.program.steps if step.operation == operation]
+    others = {deviation.step: deviation.found for deviation in found.deviations if deviation.what == what}
+    kinds = {others.get(step, official) for step in steps}
+    return kinds.pop() if len(kinds) == 1 else official
+
+
+# The layout
+
+
+def _layout(
+    found: Match, trace: Trace, config: MixerConfig, name: str, framework: str
+) -> tuple[Layout | None, list[str], tuple[str, ...]]:
+    names: dict[str, tuple[str, str]] = {}
+    reasons: list[str] = []
+    without: list[str] = []
+    for row in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).values():
+        use = found.uses[row.canonical]
+        if use.operand is None:
+            if not use.is_known:
+                without.append(row.canonical)
+            names[row.canonical] = ABSENT, row.row.canonical_axes
+            continue
+        own = _name_of(use.operand, trace)
+        if own is None:
+            made = ", ".join(sorted(use.operand.leaves))
+            reasons.append(f"{row.canonical} is computed from {made}, and not one parameter of its own")
+            continue
+        names[row.canonical] = own, _pattern(row.row.canonical_axes, use, own, trace)
+    if without:
+        more = f" and {len(without) - 2} more" if len(without) > 2 else ""
+        reasons.append(f"no parameter of it is {', '.join(without[:2])}{more}")
+    if reasons:
+        return None, reasons, ()
+    used = {foreign for foreign, _ in names.values()}
+    notices = [
+        f"{n} is used, and is not in the state_dict: loading leaves it as it is"
+        for n in sorted(used)
+        if n in trace.hidden
+    ]
+    unused = [n for n in trace.parameters if n not in used]
+    if unused:
+        notices.append(f"parameters without effect: {', '.join(unused)}")
+    computes = Conventions(config.activation, config.layer_norm_eps)
+    rows = tuple(_rows(names, config.num_blocks))
+    layout = Layout(
+        name=re.sub(r"[^\w.-]+", "-", name).strip("-") or "found",
+        summary=f"as found in {name}",
+        framework="flax" if framework == "flax" else "torch",
+        computes=computes,
+        trained_with=None,
+        advice={},
+        rows=rows,
+    )
+    if layout.is_tied:
+        layout = dataclasses.replace(layout, num_blocks=config.num_blocks)
+    return layout, [], tuple(notices)
+
+
+def _name_of(operand: Value, trace: Trace) -> str | None:
+    """The parameter that an operand is, or the part of one, such as "kernels[3]"."""
+    if operand.name is not None:
+        return operand.name
+    for leaf in trace.values:
+        if leaf.name in operand.leaves and leaf.size > operand.size and leaf.size % operand.size == 0:
+            for i, part in enumerate(leaf.array if leaf.array.shape[0] * operand.size == leaf.size else ()):
+                if np.array_equal(part.reshape(-1), operand.array.reshape(-1)):
+                    return f"{leaf.name}[{i}]"
+    return None
+
+
+def _pattern(canonical_axes: str, use: Use, own: str, trace: Trace) -> str:
+    """The einops pattern from the canonical axes to those of the parameter in its own shape."""
+    axes = canonical_axes.split()
+    assert use.operand is not None
+    shape = list(trace.parameters.get(own, use.operand.array.shape))
+    ordered = (
+        [(axes[i], use.sizes[i]) for i in use.order] if len(use.sizes) == len(axes) else [(axes[0], use.operand.size)]
+    )
+    groups = []
+    for size in shape:
+        group: list[str] = []
+        held = 1
+        while ordered and held < size:
+            axis, length = ordered.pop(0)
+            group.append(axis)
+            held *= length
+        groups.append("1" if not group else group[0] if len(group) == 1 else f"({' '.join(group)})")
+    if ordered:  # axes of size 1, which stand where they do not matter
+        places = [i for i, group in enumerate(groups) if group == "1"]
+        for (axis, _), place in zip(ordered, places, strict=False):
+            groups[place] = axis
+    foreign = " ".join(groups)
+    return canonical_axes if foreign == canonical_axes else f"{canonical_axes} -> {foreign}"
+
+
+def _rows(names: Mapping[str, tuple[str, str]], depth: int) -> list[Row]:
+    """Rows with {i} for the block if the names of all blocks go by a rule, else every name as it is."""
+    rows = []
+    for canonical, (foreign, pattern) in names.items():
+        block = re.match(r"MixerBlock_(\d+)/(.*)", canonical)
+        if block is None:
+            rows.append(Row(canonical, foreign, pattern))
+        elif block[1] == "0":
+            every = [names[f"MixerBlock_{i}/{block[2]}"] for i in range(depth)]
+            rule = _rule([name for name, _ in every])
+            if rule is None or len({own for _, own in every}) > 1:
+                return [Row(name, *own) for name, own in names.items()]
+            rows.append(Row(f"MixerBlock_{{i}}/{block[2]}", rule, pattern))
+    return rows
+
+
+def _rule(names: list[str]) -> str | None:
+    """One name with {i}, or {i+2}, for the names of all blocks; the name itself if they have it in common."""
+    if len(set(names)) == 1:
+        return names[0]
+    split = [re.split(r"(\d+)", name) for name in names]
+    if len({len(parts) for parts in split}) > 1:
+        return None
+    rule = ""
+    for place, parts in enumerate(zip(*split, strict=True)):
+        if len(set(parts)) == 1:
+            rule += parts[0]
+            continue
+        offset = int(parts[0]) if place % 2 else -1
+        if offset < 0 or any(part != str(i + offset) for i, part in enumerate(parts)):
+            return None
+        rule += f"{{i+{offset}}}" if offset else "{i}"
+    return rule

@@ -1,0 +1,363 @@
+"""Find a program in a trace by its values: which parameters of the trace are the program's, and where the two part.
+
+The program's steps are replayed in float64 on the trace's own input. At a step with parameters,
+those of the trace are tried, in every order of axes that their shapes allow, until the result is
+a value that the trace really has: equal up to the order of elements, which the end of the program
+then proves. Nothing is concluded from names, shapes alone, or code. Where a step's value is nowhere
+in the trace, the step deviates: variants of its operation are tried, leaving it out, something put
+before it, and at last the trace's own value in its place. A move that could be chance is confirmed by
+the steps after it.
+
+Several programs may be possible, such as one for each depth: the trace decides at the first step in
+which they differ. This module knows operations and values; it imports no model and no layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv import operations
+from mixer_equiv.equivalence.fitting import Fits, Use, arranged, by_axes
+from mixer_equiv.equivalence.trace import Trace, Value
+from mixer_equiv.equivalence.variants import (
+    NORM_EXPECTED,
+    OUTPUTS,
+    SKIPPED,
+    constants,
+    epsilons,
+    norms,
+    variants,
+)
+from mixer_equiv.operations import ACTIVATIONS, Array, Program, Step
+
+COST_OF = {"variant": 1, "skip": 1, "insert": 2, "unknown": 3}
+LARGEST_COST = 4
+
+# An output may be off by so much; differences of another function are larger.
+OUTPUT_TOLERANCE = 1e-9
+
+# How many values of the trace are tried in the place of a step that is not known.
+CONTINUED_AT_MOST = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Deviation:
+    """A step at which the trace does something else: `expected` by the program, `found` in the trace.
+
+    `kind` is among "variant", "skip", "insert" and "unknown"; `what` is the setting or operation
+    that differs.
+    """
+
+    step: str
+    kind: str
+    what: str
+    expected: Any
+    found: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Match:
+    """A program found in a trace, or as much of it as there was.
+
+    `values` are the program's, replayed with the deviations, by their places; `seen` the trace's
+    value of each. `uses` are by parameter. `is_whole` tells whether the output was reached, `output`
+    at which of the trace's outputs, and `residual` how far off; else `missing` is the step that was not found.
+    """
+
+    program: Program
+    values: tuple[Array, ...]
+    seen: tuple[Value | None, ...]
+    uses: Mapping[str, Use]
+    deviations: tuple[Deviation, ...]
+    is_whole: bool
+    output: str | None = None
+    residual: float | None = None
+    missing: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Move:
+    """One way to take a step: the value it gives, which value of the trace that is, and what it costs.
+
+    One that is `sure` rests on a value of the trace that could not be there by chance.
+    """
+
+    array: Array
+    seen: Value | None = None
+    uses: Mapping[str, Use] = dataclasses.field(default_factory=dict)
+    deviations: tuple[Deviation, ...] = ()
+    cost: int = 0
+    sure: bool = True
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _State:
+    """How far a replay has come."""
+
+    steps: tuple[Step, ...]
+    values: tuple[Array, ...]
+    seen: tuple[Value | None, ...]
+    uses: Mapping[str, Use]
+    deviations: tuple[Deviation, ...]
+
+    def after(self, step: Step, move: _Move) -> _State:
+        return _State(
+            (*self.steps, step),
+            (*self.values, move.array),
+            (*self.seen, move.seen),
+            {**self.uses, **move.uses},
+            (*self.deviations, *move.deviations),
+        )
+
+    @cached_property
+    def position(self) -> int:
+        """The number of the last value of the trace that was found."""
+        return max((value.number for value in self.seen if value is not None), default=0)
+
+
+def match(trace: Trace, entry: Array, programs: Iterable[Program]) -> Match:
+    """The one of `programs` that the trace is, with the fewest deviations; the best that there is, if none.
+
+    `entry` is the trace's input in the programs' order of axes.
+    """
+    return _Matcher(trace, entry, tuple(programs)).match()
+
+
+class _Matcher:
+    def __init__(self, trace: Trace, entry: Array, programs: tuple[Program, ...]) -> None:
+        self.trace, self.entry, self.programs = trace, entry, programs
+        self.fits = Fits(trace)
+
+    def match(self) -> Match:
+        state = _State((), (self.entry,), (self.trace.values[self.trace.input],), {}, ())
+        candidates = self.programs
+        while True:
+            for budget in range(LARGEST_COST + 1):
+                # More steps decide where programs part, since their first steps are often alike.
+                needed = 2 if len(self._branches(candidates, state)) > 1 else 1
+                reached = self._search(candidates, state, budget, needed)
+                if reached is not None:
+                    break
+            else:
+                return self._unfinished(candidates[0], state)
+            state, done = reached
+            if done is not None:
+                return done
+            candidates = tuple(p for p in candidates if p.steps[: len(state.steps)] == state.steps)
+
+    def _branches(self, candidates: tuple[Program, ...], state: _State) -> dict[Step, tuple[Program, ...]]:
+        """The possible next steps, and the programs that have each."""
+        place = len(state.steps)
+        result: dict[Step, list[Program]] = {}
+        for program in candidates:
+            if len(program.steps) > place:
+                result.setdefault(program.steps[place], []).append(program)
+        return {step: tuple(programs) for step, programs in result.items()}
+
+    def _search(
+        self, candidates: tuple[Program, ...], state: _State, budget: int, needed: int
+    ) -> tuple[_State, Match | None] | None:
+        """The state after so many sure steps at no more than the cost, or a match that ends before."""
+        for program in candidates:
+            if len(program.steps) == len(state.steps) and (done := self._finished(program, state, budget)):
+                return state, done
+        for step, programs in self._branches(candidates, state).items():
+            for move in self._moves(step, state, budget):
+                after = state.after(step, move)
+                left = needed - move.sure
+                if left <= 0:
+                    return after, None
+                found = self._search(programs, after, budget - move.cost, left)
+                if found is not None:
+                    return found
+        return None
+
+    # Where a program ends
+
+    def _finished(self, program: Program, state: _State, budget: int) -> Match | None:
+        """The match, if the program's result is an output of the trace, element for element."""
+        for found, more in self._results(program, state.values[-1], state.position, budget):
+            for path, number in self.trace.outputs.items():
+                output = self.trace.values[number].array
+                if output.squeeze().shape == found.squeeze().shape:
+                    residual = _residual(output.reshape(found.shape), found)
+                    if residual <= OUTPUT_TOLERANCE:
+                        every = (*state.deviations, *more)
+                        return Match(program, state.values, state.seen, state.uses, every, True, path, residual)
+        return None
+
+    def _results(
+        self, program: Program, result: Array, position: int, budget: int
+    ) -> Iterator[tuple[Array, tuple[Deviation, ...]]]:
+        """The result, and what becomes of it by more operations than the program has."""
+        yield result, ()
+        if budget < COST_OF["insert"]:
+            return
+        for array, value, what, found in list(self._inserted(result, position)):
+            first = Deviation(program.steps[-1].name, "insert", what, None, found)
+            for last, more in self._results(program, array, value.number, budget - COST_OF["insert"]):
+                yield last, (first, *more)
+
+    def _unfinished(self, program: Program, state: _State) -> Match:
+        place = len(state.steps)
+        missing = program.steps[place].name if place < len(program.steps) else "output"
+        return Match(program, state.values, state.seen, state.uses, state.deviations, False, missing=missing)
+
+    # The ways to take a step
+
+    def _moves(self, step: Step, state: _State, budget: int) -> Iterator[_Move]:
+        inputs = tuple(state.values[place] for place in step.inputs)
+        yield from self._as_said(step, inputs, state)
+        if budget >= COST_OF["variant"]:
+            yield from self._variants(step, inputs, state)
+        nothing = {parameter.name: Use(None, is_known=False) for parameter in step.parameters}
+        if budget >= COST_OF["skip"] and step.operation in SKIPPED:
+            deviation = Deviation(step.name, "skip", step.operation, step.operation, "nothing")
+            yield _Move(inputs[-1], None, nothing, (deviation,), COST_OF["skip"], sure=False)
+        if budget >= COST_OF["insert"] and step.operation != "cut":
+            yield from self._after_insertion(step, inputs, state)
+        if budget >= COST_OF["unknown"]:
+            for array, value in self._continued(step, inputs, state):
+                deviation = Deviation(step.name, "unknown", step.operation, step.operation, value.operation)
+                yield _Move(array, value, nothing, (deviation,), COST_OF["unknown"], sure=False)
+
+    def _as_said(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[_Move]:
+        """The step as the program has it."""
+        x = inputs[0]
+        names = [parameter.name for parameter in step.parameters]
+        if step.operation == "cut":
+            yield from (_Move(operations.cut(x, patch), sure=False) for patch in self._patches(x.shape))
+        elif step.operation == "linear":
+            guessed = bool(state.deviations) and state.deviations[-1].kind == "unknown"
+            axes = len(step.parameters[0].axes) - 1
+            for fit in self.fits.linear(axes, x, state.position, guessed=guessed):
+                yield _Move(fit.array, fit.value, dict(zip(names, (fit.first, fit.second), strict=True)))
+        elif step.operation == "layer_norm":
+            (eps,) = step.settings
+            normed = self.fits.once(("norm", eps), partial(operations.normalise, x, eps), x)
+            yield from self._scaled(step, normed, state, ())
+        else:
+            array = self.fits.once((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
+            if step.operation == "swap":
+                yield _Move(array, sure=False)
+            elif value := self.fits.find(array, state.position):
+                yield _Move(array, value)
+
+    def _variants(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[_Move]:
+        """Other things that code does where this operation is meant."""
+        cost = COST_OF["variant"]
+        if step.operation == "layer_norm":
+            (eps,) = step.settings
+            for what, found, norm in norms(eps, self.trace.scalars):
+                deviation = Deviation(step.name, "variant", what, NORM_EXPECTED.get(what, eps), found)
+                normed = self.fits.once(("norm", what, found), partial(norm, inputs[0]), inputs[0])
+                yield from self._scaled(step, normed, state, (deviation,))
+            return
+        earlier = [(done.name, array) for done, array in zip(state.steps, state.values[1:], strict=True)]
+        for what, expected, found, make in variants(step, inputs, earlier):
+            array = self.fits.once(("variant", step.operation, what, found), make, *inputs)
+            deviation = Deviation(step.name, "variant", what, expected, found)
+            if step.operation == "swap":
+                yield _Move(array, None, {}, (deviation,), cost, sure=False)
+            elif value := self.fits.find(array, state.position):
+                yield _Move(array, value, {}, (deviation,), cost)
+
+    def _scaled(self, step: Step, normed: Array, state: _State, deviations: tuple[Deviation, ...]) -> Iterator[_Move]:
+        """The step by a scale and a bias of the trace, over the last axis of `normed` or all axes but the first."""
+        cost = COST_OF["variant"] if deviations else 0
+        whole = self.fits.once("whole", lambda: normed.reshape(len(normed), -1), normed)
+        for x in (normed, whole) if normed.ndim > 2 else (normed,):
+            for fit in self.fits.affine(x, state.position):
+                names = (parameter.name for parameter in step.parameters)
+                uses = [
+                    dataclasses.replace(use, sizes=x.shape[-1:] if x is normed else normed.shape[1:])
+                    for use in (fit.first, fit.second)
+                ]
+                array = fit.array.reshape(normed.shape)
+                yield _Move(array, fit.value, dict(zip(names, uses, strict=True)), deviations, cost)
+
+    def _after_insertion(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[_Move]:
+        """The step as the program has it, once one of its inputs was changed by one more operation."""
+        for i, x in enumerate(inputs):
+            for array, _, what, found in list(self._inserted(x, state.position)):
+                deviation = Deviation(step.name, "insert", what, None, found)
+                for move in self._as_said(step, (*inputs[:i], array, *inputs[i + 1 :]), state):
+                    if move.sure:
+                        yield dataclasses.replace(
+                            move, deviations=(deviation, *move.deviations), cost=move.cost + COST_OF["insert"]
+                        )
+
+    def _inserted(self, x: Array, position: int) -> Iterator[tuple[Array, Value, str, str]]:
+        """Values of the trace that are made of `x` by one more operation: with what it is, and of what."""
+        for eps in epsilons(self.trace.scalars):
+            normed = self.fits.once(("norm", eps), partial(operations.normalise, x, eps), x)
+            for fit in self.fits.affine(normed, position):
+                yield fit.array, fit.value, "layer_norm", f"eps {eps:g}{_of(fit.first, fit.second)}"
+        for fit in self.fits.affine(x, position):
+            if fit.first.operand is not None or fit.second.operand is not None:
+                what = "bias" if fit.first.operand is None else "scale"
+                yield fit.array, fit.value, what, _of(fit.first, fit.second)
+        for array, value, operand in self.fits.added(x, position) if x.ndim > 2 else ():
+            yield array, value, "embedding", _of(Use(operand))
+        for name, function in {**ACTIVATIONS, **OUTPUTS}.items():
+            array = self.fits.once(("inserted", name), partial(function, x), x)
+            if found := self.fits.find(array, position):
+                yield array, found, "activation" if name in ACTIVATIONS else "output", name
+        for text, array in constants(x, self.trace.scalars):
+            if found := self.fits.find(array, position):
+                yield array, found, "constant", text
+        for fit in self.fits.linear(1, x, position):
+            yield fit.array, fit.value, "linear", _of(fit.first, fit.second)
+
+    def _continued(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[tuple[Array, Value]]:
+        """Values of the trace that may stand where the step's result should, soonest first."""
+        x = inputs[-1]
+        shapes = {"mean": (x.shape[0], *x.shape[2:]), "swap": (*x.shape[:-2], x.shape[-1], x.shape[-2])}
+        shape = shapes.get(step.operation, x.shape)
+        if step.operation in ("cut", "linear"):
+            return
+        known = [(seen, array) for seen, array in zip(state.seen, state.values, strict=True) if seen is not None]
+        values = (value for value in self.trace.by_size.get(math.prod(shape), ()) if value.number > state.position)
+        new = (value for value in values if not any(seen.print.same(value.print) for seen, _ in known))
+        for value in itertools.islice(new, CONTINUED_AT_MOST):
+            alike = [pair for pair in known if pair[1].shape == shape and pair[0].array.shape == value.array.shape]
+            if alike:
+                seen, array = alike[-1]
+                yield arranged(value.array, seen.array, array), value
+            else:
+                yield from ((array, value) for array in by_axes(value.array, shape))
+
+    def _patches(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Sizes of patches that divide the image and for which there is a kernel and a result, the squarest first."""
+        batch, height, width, channels = shape
+        lengths = {operand.size for operand in self.trace.operands}
+        patches = []
+        for ph, pw in itertools.product(_divisors(height), _divisors(width)):
+            tokens, columns = (height // ph) * (width // pw), ph * pw * channels
+            hidden = {size // columns for size in lengths if size % columns == 0}
+            if any(batch * tokens * h in self.trace.by_size for h in hidden):
+                patches.append((ph, pw))
+        return sorted(patches, key=lambda patch: (patch[0] != patch[1], patch))
+
+
+def _of(*uses: Use) -> str:
+    names = [name for use in uses if use.operand is not None for name in sorted(use.operand.leaves)]
+    return f" of {', '.join(names)}" if names else ""
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _residual(actual: Array, expected: Array) -> float:
+    scale, distance = (float(np.linalg.norm(array.ravel())) for array in (expected, actual - expected))
+    if not np.isfinite(distance):
+        return math.inf
+    return distance / scale if scale else math.inf if distance else 0.0

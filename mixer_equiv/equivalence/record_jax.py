@@ -1,0 +1,129 @@
+"""Record a forward pass of a JAX function, in float64, by interpreting its jaxpr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from mixer_equiv.equivalence.precision import jax_full_precision
+from mixer_equiv.equivalence.trace import Trace, Value
+
+Draw = Callable[[str, tuple[int, ...]], np.ndarray]
+
+
+def record(
+    function: Callable[[Mapping[str, Any], Any], Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    images: np.ndarray,
+    draw: Draw,
+    dtype: Any = np.float64,
+) -> Trace:
+    """The trace of `function(parameters by name, images)` with every parameter drawn by name and shape.
+
+    Everything is computed in `dtype`, also where the function asks for another float.
+    """
+    with jax_full_precision():
+        drawn = {name: np.asarray(draw(name, shape), dtype).reshape(shape) for name, shape in shapes.items()}
+        closed, result = jax.make_jaxpr(function, return_shape=True)(drawn, images.astype(dtype))
+        tape = _Tape(np.dtype(dtype))
+        leaves = [tape.add(drawn[name], "parameter", (), name=name) for name in sorted(drawn)]
+        entry = tape.add(images.astype(dtype), "input", (), is_data=True)
+        values = tape.run(closed.jaxpr, [tape.constant(c) for c in closed.consts], [*leaves, entry])
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(result)[0]]
+        outputs = {path: value for path, value in zip(paths, values, strict=True) if tape.values[value].is_data}
+    return Trace(tape.values, entry, outputs, dict(shapes), (), tuple(dict.fromkeys(tape.scalars)))
+
+
+# Equations that only call another jaxpr, and the name under which they hold it.
+_CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_VIEWS = frozenset({"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"})
+_OPAQUE = frozenset({"while", "cond", "pallas_call", "custom_linear_solve"})
+
+
+class _Tape:
+    """Values by their numbers, which stand for them in the environment of a jaxpr."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = dtype
+        self.values: list[Value] = []
+        self.arrays: list[Any] = []
+        self.scalars: list[float] = []
+
+    def add(
+        self, array: Any, operation: str, inputs: tuple[int, ...], *, name: str | None = None, is_data: bool = False
+    ) -> int:
+        is_data = is_data or any(self.values[i].is_data for i in inputs)
+        leaves = frozenset({name}) if name is not None else frozenset().union(*(self.values[i].leaves for i in inputs))
+        held = np.asarray(array)
+        if np.issubdtype(held.dtype, np.floating):
+            held = held.astype(np.float64, copy=False)
+        number = len(self.values)
+        is_view = operation in _VIEWS and self.values[inputs[0]].size == held.size
+        leaves = frozenset() if is_data else leaves
+        self.values.append(Value(number, held, operation, inputs, is_data, leaves, name, is_view))
+        self.arrays.append(array)
+        return number
+
+    def constant(self, array: Any) -> int:
+        if jnp.issubdtype(jnp.asarray(array).dtype, jnp.floating):
+            array = jnp.asarray(array, self.dtype)
+            if array.size == 1:
+                self.scalars.append(float(array.reshape(())))
+        return self.add(array, "constant", ())
+
+    def run(self, jaxpr: Jaxpr, consts: list[int], arguments: list[int]) -> list[int]:
+        known: dict[Any, int] = {**dict(zip(jaxpr.constvars, consts, strict=True))}
+        known.update(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(atom: Any) -> int:
+            return self.constant(atom.val) if isinstance(atom, Literal) else known[atom]
+
+        for equation in jaxpr.eqns:
+            results = self._equation(equation, [read(atom) for atom in equation.invars])
+            known.update(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation: Any, inputs: list[int]) -> list[int]:
+        name = equation.primitive.name
+        if name == "scan":
+            return self._scan(equation.params, inputs)
+        if name not in _OPAQUE:
+            for key in _CALLS:
+                inner = equation.params.get(key)
+                if isinstance(inner, ClosedJaxpr):
+                    return self.run(inner.jaxpr, [self.constant(c) for c in inner.consts], inputs)
+                if isinstance(inner, Jaxpr):
+                    return self.run(inner, [], inputs)
+        params = {key: self._widened(value) for key, value in equation.params.items()}
+        bound = equation.primitive.get_bind_params(params)
+        subfuns, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair up to JAX 0.9
+        made = equation.primitive.bind(*subfuns, *(self.arrays[i] for i in inputs), **params)
+        made = made if equation.primitive.multiple_results else [made]
+        return [self.add(array, name, tuple(dict.fromkeys(inputs))) for array in made]
+
+    def _widened(self, value: Any) -> Any:
+        """The pass's dtype for another float."""
+        if isinstance(value, np.dtype | type) and jnp.issubdtype(value, jnp.floating):
+            return self.dtype
+        return value
+
+    def _scan(self, params: Mapping[str, Any], inputs: list[int]) -> list[int]:
+        """Every turn of a loop, one after the other."""
+        consts, carried = params["num_consts"], params["num_carry"]
+        fixed, carry, stacked = inputs[:consts], inputs[consts : consts + carried], inputs[consts + carried :]
+        made: list[list[int]] = []
+        turns = range(params["length"])
+        for i in reversed(turns) if params["reverse"] else turns:
+            slices = [self.add(self.arrays[x][i], "slice", (x,)) for x in stacked]
+            inner = params["jaxpr"]
+            results = self.run(inner.jaxpr, [self.constant(c) for c in inner.consts], [*fixed, *carry, *slices])
+            carry = results[:carried]
+            made.append(results[carried:])
+        columns = list(zip(*(made[::-1] if params["reverse"] else made), strict=True))
+        outs = [self.add(jnp.stack([self.arrays[i] for i in column]), "stack", column) for column in columns]
+        return [*carry, *outs]

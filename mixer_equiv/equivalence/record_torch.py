@@ -1,0 +1,299 @@
+"""Record a forward pass of any torch module, in float64, with other parameters than it has.
+
+Two modes work together. The function mode sees calls before torch looks at dtypes, and puts
+float64 values in the place of every tensor that was not made during the pass. The dispatch mode
+sees every operation that is carried out. The module, and what it refers to, stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+
+from mixer_equiv.equivalence.trace import Trace, Value
+
+Draw = Callable[[str, tuple[int, ...]], np.ndarray]
+
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+def record(
+    module: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    draw: Draw,
+    *,
+    names: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float64,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Trace:
+    """The trace of `module(*arguments, **kwargs)`, of which the first argument is the input.
+
+    `draw(name, shape)` gives each parameter its value. `names` are the parameters by name, the
+    module's own by default; others that the pass uses are called "hidden 0" and so on. Buffers and
+    constants keep their values. Everything is computed in `dtype`.
+    """
+    if names is None:
+        names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
+    tape = _Tape(draw, names, dtype)
+    with _as_found(module), torch.no_grad(), _default_dtype(dtype), torch.compiler.set_stance("force_eager"):
+        given = arguments[0].to(dtype)
+        entry = tape.enter(given)
+        with _Functions(tape), _Operations(tape):
+            result = module(given, *arguments[1:], **(kwargs or {}))
+    outputs = {}
+    for path, leaf in _tensors_of(result):
+        outputs[path] = tape.number_of(leaf)
+    shapes = {name: tuple(parameter.shape) for name, parameter in names.items()}
+    values = [value.finished() for value in tape.values]
+    notices = tuple(dict.fromkeys(tape.notices))
+    return Trace(values, entry, outputs, shapes, tuple(tape.hidden), tuple(dict.fromkeys(tape.scalars)), notices)
+
+
+@contextlib.contextmanager
+def _as_found(module: Any) -> Iterator[None]:
+    """In eval mode, with every submodule's own mode put back, and the random state."""
+    modes = [(m, m.training) for m in module.modules()] if isinstance(module, nn.Module) else []
+    state = torch.get_rng_state()
+    for submodule, _ in modes:
+        submodule.training = False
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        for submodule, training in modes:
+            submodule.training = training
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _Recorded:
+    """A value whose tensor is kept as it is until something is about to write into it."""
+
+    def __init__(self, number: int, tensor: Tensor, operation: str, inputs: tuple[int, ...], is_data: bool) -> None:
+        self.number, self.tensor, self.operation, self.inputs, self.is_data = number, tensor, operation, inputs, is_data
+        self.leaves: frozenset[str] = frozenset()
+        self.name: str | None = None
+        self.is_view = False
+        self.is_kept = False
+
+    def keep(self) -> None:
+        if not self.is_kept:
+            self.tensor, self.is_kept = self.tensor.clone(), True
+
+    def finished(self) -> Value:
+        array = self.tensor.detach().to(torch.float64).numpy()
+        return Value(
+            self.number, array, self.operation, self.inputs, self.is_data, self.leaves, self.name, self.is_view
+        )
+
+
+class _Tape:
+    """What has been recorded, and the stand-ins for tensors from outside."""
+
+    def __init__(self, draw: Draw, names: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.draw, self.dtype = draw, dtype
+        self.names = {id(parameter): name for name, parameter in reversed(list(names.items()))}
+        self.values: list[_Recorded] = []
+        self.hidden: list[str] = []
+        self.scalars: list[float] = []
+        self.notices: list[str] = []
+        self.stand_ins: dict[int, Tensor] = {}
+        self.alive: list[Any] = list(names.values())  # so that no id is used twice
+        self.known: dict[int, tuple[Tensor, int]] = {}  # tensors made during the pass: their value's number
+        self.by_storage: dict[int, list[_Recorded]] = {}
+
+    def enter(self, tensor: Tensor) -> int:
+        return self._add(tensor, "input", (), is_data=True).number
+
+    def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> _Recorded:
+        value = _Recorded(len(self.values), tensor, operation, inputs, is_data)
+        self.values.append(value)
+        self.known[id(tensor)] = (tensor, value.number)
+        self.by_storage.setdefault(_storage(tensor), []).append(value)
+        return value
+
+    def number_of(self, tensor: Tensor) -> int:
+        """The number of a tensor's value; what was not made during the pass is let in."""
+        if id(tensor) not in self.known:
+            tensor = self.stand_in(tensor)
+        return self.known[id(tensor)][1]
+
+    def stand_in(self, tensor: Tensor) -> Tensor:
+        """What takes a tensor's place: itself if it is of the pass, a random one for a parameter, else a wider one."""
+        if id(tensor) in self.known:
+            return tensor
+        if id(tensor) in self.stand_ins:
+            return self.stand_ins[id(tensor)]
+        with _without_modes():
+            name = self.names.get(id(tensor))
+            if name is None and tensor.requires_grad and tensor.is_leaf and tensor.dtype in _FLOATS:
+                name = f"hidden {len(self.hidden)}"
+                self.hidden.append(name)
+            if name is not None:
+                drawn = torch.from_numpy(np.array(self.draw(name, tuple(tensor.shape)), np.float64))
+                new = drawn.to(self.dtype).reshape(tensor.shape)
+            else:
+                held = tensor.detach()
+                new = (held.to(self.dtype) if tensor.dtype in _FLOATS else held).clone().cpu()
+        value = self._add(new, "parameter" if name is not None else "constant", (), is_data=False)
+        value.name = name
+        value.leaves = frozenset() if name is None else frozenset({name})
+        if tensor.numel() == 1 and name is None and not tensor.is_complex():
+            self.scalars.append(float(tensor.item()))
+        self.stand_ins[id(tensor)] = new
+        self.alive.append(tensor)
+        return new
+
+    def made(self, operation: str, sources: list[int], result: Any) -> None:
+        inputs = tuple(dict.fromkeys(sources))
+        is_data = any(self.values[i].is_data for i in inputs)
+        leaves = frozenset().union(*(self.values[i].leaves for i in inputs)) if inputs else frozenset()
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.dtype in _FLOATS:
+                if id(tensor) in self.known and self.known[id(tensor)][0] is tensor:
+                    continue
+                alike = [i for i in inputs if self.values[i].tensor.numel() == tensor.numel()]
+                is_view = any(_storage(self.values[i].tensor) == _storage(tensor) for i in alike)
+                value = self._add(tensor, operation, inputs, is_data=is_data)
+                value.leaves, value.is_view = frozenset() if is_data else leaves, is_view
+            elif isinstance(tensor, Tensor):
+                self._add(tensor, operation, inputs, is_data=is_data)
+
+    def before_writing(self, tensor: Tensor) -> None:
+        for value in self.by_storage.get(_storage(tensor), ()):
+            value.keep()
+
+    def written(self, operation: str, tensor: Tensor, sources: list[int]) -> None:
+        """The tensor, and what it is a view of, hold other numbers now, which depend on all of the sources."""
+        older = [value.number for value in self.by_storage.get(_storage(tensor), ())]
+        inputs = tuple(dict.fromkeys([*sources, *older]))
+        is_data = any(self.values[i].is_data for i in inputs)
+        leaves = frozenset().union(*(self.values[i].leaves for i in inputs))
+        touched = {id(self.known[key][0]): self.known[key][0] for key in self._sharing(tensor)}
+        for shared in touched.values():
+            value = self._add(shared, operation, inputs, is_data=is_data)
+            value.leaves = frozenset() if is_data else leaves
+        for value in self.by_storage[_storage(tensor)]:
+            self.values[value.number] = value
+
+    def _sharing(self, tensor: Tensor) -> list[int]:
+        storage = _storage(tensor)
+        return [key for key, (known, _) in self.known.items() if _storage(known) == storage]
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, NotImplementedError):
+        return id(tensor)
+
+
+@contextlib.contextmanager
+def _without_modes() -> Iterator[None]:
+    with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+        yield
+
+
+_NARROWING = dict.fromkeys(("float", "half", "bfloat16"), torch.float64)
+
+
+class _Functions(TorchFunctionMode):
+    """Puts stand-ins into every call, and asks for the pass's dtype where another float is asked for."""
+
+    def __init__(self, tape: _Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "__set__", "__del__") or func in _LOOKING:
+            return func(*args, **kwargs)
+        args, kwargs = _widened((args, kwargs), self.tape)
+        if name in _NARROWING and args and isinstance(args[0], Tensor):
+            return args[0].to(self.tape.dtype)
+        return func(*args, **kwargs)
+
+
+_LOOKING = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__}
+
+
+def _widened(arguments: Any, tape: _Tape) -> Any:
+    """The arguments with stand-ins for tensors, and the pass's dtype for other floats."""
+
+    def replace(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return tape.stand_in(leaf)
+        return tape.dtype if isinstance(leaf, torch.dtype) and leaf in _FLOATS else leaf
+
+    return tree_map_only((Tensor, torch.dtype), replace, arguments)
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's classes have no types
+    """Carries every operation out on the stand-ins, and writes down what comes of it."""
+
+    def __init__(self, tape: _Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape = tape
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tape = self.tape
+        args, kwargs = _widened((args, kwargs or {}), tape)
+        leaves, _ = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tape.scalars.extend(leaf for leaf in leaves if isinstance(leaf, float))
+        numbers = [tape.number_of(tensor) for tensor in tensors]
+        name = func.name() if hasattr(func, "name") else str(func)
+        if not func._schema.is_mutable:
+            result = func(*args, **kwargs)
+            tape.made(name, numbers, result)
+            return result
+        targets = [t for t in tensors if _is_written(func, args, kwargs, t)]
+        for target in targets:
+            tape.before_writing(target)
+        result = func(*args, **kwargs)
+        for target in targets:
+            tape.written(name, target, numbers)
+        tape.made(name, numbers, result)
+        return result
+
+
+def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> bool:
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = kwargs.get(argument.name, args[i] if i < len(args) else None)
+            if any(leaf is tensor for leaf in tree_leaves(given)):
+                return True
+    return False
+
+
+def _tensors_of(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Tensors in what a model returned: alone, in tuples, dicts, dataclasses and other plain objects."""
+    if isinstance(result, Tensor):
+        yield path, result
+    elif isinstance(result, Mapping):
+        for key, item in result.items():
+            yield from _tensors_of(item, f"{path}[{key!r}]")
+    elif isinstance(result, list | tuple):
+        names = getattr(result, "_fields", None)
+        for i, item in enumerate(result):
+            yield from _tensors_of(item, f"{path}.{names[i]}" if names else f"{path}[{i}]")
+    elif hasattr(result, "__dict__"):
+        for key, item in vars(result).items():
+            yield from _tensors_of(item, f"{path}.{key}")

@@ -1,0 +1,88 @@
+"""Models by where they are: "package.module:Name", "path/to/file.py:Name", "timm:NAME"."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixer_equiv.arrays import require
+from mixer_equiv.errors import MixerEquivError
+
+
+def is_source(text: str) -> bool:
+    """Whether `text` looks like the place of a model."""
+    place, colon, name = text.rpartition(":")
+    return bool(colon and name.isidentifier() and (place.endswith(".py") or _is_module(place))) or is_timm(text)
+
+
+def is_timm(text: str) -> bool:
+    return text.startswith("timm:")
+
+
+def _is_module(place: str) -> bool:
+    return bool(place) and all(part.isidentifier() for part in place.split("."))
+
+
+def model_at(source: str, kwargs: Mapping[str, Any]) -> Any:
+    """The model at `source`, made with `kwargs` where it is a class or a function that makes one.
+
+    Raises `MixerEquivError` where there is none, or it cannot be made with these arguments.
+    """
+    if is_timm(source):
+        timm = require("timm", "test", "a model of timm")
+        return _made(source, lambda: timm.create_model(source.removeprefix("timm:"), **kwargs), kwargs)
+    place, _, name = source.rpartition(":")
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
+    if not hasattr(module, name):
+        near = [
+            key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__
+        ]
+        raise MixerEquivError(f"{place} has no {name}; its classes are {', '.join(near) or 'none'}")
+    found = getattr(module, name)
+    if not inspect.isclass(found) and not inspect.isfunction(found):
+        if kwargs:
+            raise MixerEquivError(f"{source} is an object already, so that it takes no kwargs ({', '.join(kwargs)})")
+        return found
+    return _made(source, lambda: found(**kwargs), kwargs)
+
+
+def _made(source: str, make: Any, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:
+        given = f"kwargs {dict(kwargs)}" if kwargs else "no kwargs"
+        raise MixerEquivError(
+            f"{source} cannot be made with {given} (--kwargs): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _from_package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise MixerEquivError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _from_file(path: Path) -> Any:
+    """The module that a file is, whose folder is where it imports its neighbours from."""
+    if not path.is_file():
+        raise MixerEquivError(f"{path} does not exist; a model is given as path/to/file.py:Name")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and pickles look their module up by name
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        sys.modules.pop(path.stem, None)
+        raise MixerEquivError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module

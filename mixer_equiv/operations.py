@@ -1,0 +1,166 @@
+"""The operations that networks are written in, in NumPy float64, and programs recorded from them.
+
+A model that takes its operations as an argument can be run, with the functions of this module, or
+recorded, with a `Recorder`: the same lines give numbers or a `Program`. Parameters have named axes,
+and their sizes are not part of a program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def cut(images: Array, patch: tuple[int, int]) -> Array:
+    """(batch, height, width, channels) to (batch, tokens, ph, pw, channels), patches in row-major order."""
+    batch, height, width, channels = images.shape
+    (ph, pw), rows, columns = patch, height // patch[0], width // patch[1]
+    patches = images.reshape(batch, rows, ph, columns, pw, channels).transpose(0, 1, 3, 2, 4, 5)
+    return patches.reshape(batch, rows * columns, ph, pw, channels)
+
+
+def linear(x: Array, kernel: Array, bias: Array) -> Array:
+    """The product over all axes of the kernel but its last, which stand at the end of `x`, plus the bias."""
+    axes = kernel.ndim - 1
+    inner = x.reshape(*x.shape[: x.ndim - axes], -1)
+    return inner @ kernel.reshape(-1, kernel.shape[-1]) + bias
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    """Over the last axis, with the variance in two passes."""
+    return normalise(x, eps) * scale + bias
+
+
+def normalise(x: Array, eps: float, *, ddof: int = 0, centred: bool = True) -> Array:
+    """`x` over the root of its variance over the last axis plus `eps`, its mean taken off if `centred`."""
+    x = x - x.mean(axis=-1, keepdims=True) if centred else x
+    squares = np.square(x).sum(axis=-1, keepdims=True)
+    return x / np.sqrt(squares / max(x.shape[-1] - ddof, 1) + eps)
+
+
+def swap(x: Array) -> Array:
+    """The last two axes in each other's place."""
+    return np.moveaxis(x, -1, -2)
+
+
+def activate(x: Array, activation: str) -> Array:
+    """The activation of this name among `ACTIVATIONS`, of every element."""
+    return ACTIVATIONS[activation](x)
+
+
+def add(x: Array, y: Array) -> Array:
+    """The sum of two arrays of one shape."""
+    return x + y
+
+
+def mean(x: Array) -> Array:
+    """The mean over the second axis."""
+    return np.einsum("bt...->b...", x) / x.shape[1]
+
+
+def _swish(x: Array, slope: float | Array = 1.0) -> Array:
+    """x * sigmoid(slope * x), with the limit 0 where exp overflows."""
+    return x / (1 + np.exp(-slope * x))
+
+
+def _gelu_tanh(x: Array) -> Array:
+    # (1 + tanh(u)) / 2 is sigmoid(2u), with u = sqrt(2 / pi) * (x + 0.044715 x^3).
+    return _swish(x, math.sqrt(8 / math.pi) * (1 + 0.044715 * x * x))
+
+
+def _gelu(x: Array) -> Array:
+    # The normal distribution function by erfc keeps its relative precision for negative x.
+    erfc = np.asarray(np.frompyfunc(math.erfc, 1, 1)(-x / math.sqrt(2)), np.float64)
+    return x / 2 * erfc
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_tanh": _gelu_tanh,
+    "gelu": _gelu,
+    "relu": lambda x: np.where(x > 0, x, 0.0),
+    "silu": _swish,
+    "quick_gelu": lambda x: _swish(x, 1.702),
+}
+
+OPERATIONS: dict[str, Callable[..., Array]] = {
+    function.__name__: function for function in (cut, linear, layer_norm, swap, activate, add, mean)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of a program: its name and the names of its axes, in order."""
+
+    name: str
+    axes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One operation of a program: `inputs` are places of earlier values, of which 0 is the program's input.
+
+    `name` says where in the model it stands. `settings` are the operation's other arguments.
+    """
+
+    name: str
+    operation: str
+    inputs: tuple[int, ...]
+    parameters: tuple[Parameter, ...] = ()
+    settings: tuple[Any, ...] = ()
+
+    def run(self, inputs: tuple[Array, ...], parameters: tuple[Array, ...]) -> Array:
+        return OPERATIONS[self.operation](*inputs, *parameters, *self.settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Steps in the order of computation; the value of step i has place i + 1, and the last is the result.
+
+    `stages` are the places that the model names.
+    """
+
+    steps: tuple[Step, ...]
+    stages: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """The value of a step, while a program is recorded."""
+
+    number: int
+
+
+class Recorder:
+    """The operations of this module, writing down what is done instead of doing it."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self._within = ""
+
+    def __getattr__(self, operation: str) -> Callable[..., _Place]:
+        if operation not in OPERATIONS:
+            raise AttributeError(operation)
+
+        def record(*arguments: Any) -> _Place:
+            inputs = tuple(argument.number for argument in arguments if isinstance(argument, _Place))
+            parameters = tuple(argument for argument in arguments if isinstance(argument, Parameter))
+            settings = tuple(argument for argument in arguments if not isinstance(argument, _Place | Parameter))
+            name = f"{self._within}/{operation}"
+            if parameters:
+                name = parameters[0].name.rpartition("/")[0]
+                self._within = name.rpartition("/")[0] or name
+            self.steps.append(Step(name, operation, inputs, parameters, settings))
+            return _Place(len(self.steps))
+
+        return record
+
+    def program(self, model: Callable[..., Mapping[str, Any]], parameters: Mapping[str, Parameter]) -> Program:
+        """What `model(operations, parameters, input)` does; it returns its stages by name, the result last."""
+        stages = model(self, parameters, _Place(0))
+        return Program(tuple(self.steps), {name: place.number for name, place in stages.items()})

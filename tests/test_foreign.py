@@ -1,0 +1,395 @@
+"""Models that are not ours: their layout found by values, weights put into them, and the verdict on them."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+from typer.testing import CliRunner
+
+from mixer_equiv import (
+    LAYOUTS,
+    ConfigError,
+    ConventionWarning,
+    InexpressibleError,
+    MixerConfig,
+    MixerEquivError,
+    convert,
+    digits,
+    layout_of,
+    load,
+    port,
+    save,
+    verify,
+)
+from mixer_equiv.cli import app
+from mixer_equiv.equivalence.compare import differing
+from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.layouts import LINEN, Row
+from mixer_equiv.models.flax import MlpMixer as FlaxMixer
+from mixer_equiv.models.nnx import MlpMixer as NnxMixer
+from tests.structures import (
+    PORTS,
+    JeonsworldMixer,
+    LucidrainsMixer,
+    MmpretrainMixer,
+    OfficialMixer,
+    PortMixer,
+    ScenicMixer,
+    TutorialMixer,
+    real_timm,
+    run_torch,
+    timm_mixer,
+)
+
+CONFIG = DEFAULT_CONFIG
+IMAGE = CONFIG.in_channels, *CONFIG.image_hw
+EQUAL = MixerConfig(
+    num_classes=16,
+    num_blocks=11,
+    patch_size=4,
+    image_size=16,
+    in_channels=4,
+    hidden_dim=16,
+    tokens_mlp_dim=16,
+    channels_mlp_dim=16,
+)
+
+PUBLIC = {
+    "timm": timm_mixer,
+    "jankrepl": TutorialMixer,
+    "lucidrains": LucidrainsMixer,
+    "jeonsworld": JeonsworldMixer,
+    "mmpretrain": MmpretrainMixer,
+}
+
+
+def names_and_axes(layout: Any, depth: int) -> dict[str, tuple[str, str]]:
+    return {name: (b.foreign, b.row.foreign_axes) for name, b in layout.bindings(depth).items()}
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("config", [CONFIG, EQUAL], ids=["all different", "all equal"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_layout_of_a_public_port_is_found_as_the_table_has_it(name: str, config: MixerConfig) -> None:
+    found = layout_of(PUBLIC[name](config), (config.in_channels, *config.image_hw))
+    known = LAYOUTS[name]
+    assert names_and_axes(found, config.num_blocks) == names_and_axes(known, config.num_blocks)
+    assert found.computes == known.computes
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_what_a_port_shares_ties_or_lacks_is_found(name: str) -> None:
+    arguments = PORTS[name]
+    found = layout_of(PortMixer(CONFIG, **arguments), IMAGE)
+    said = "\n".join(found.constraints)
+    assert ("LayerNorm_1/scale equal to MixerBlock_{i}/LayerNorm_0/scale" in said) == bool(
+        arguments.get("shared_norm") or arguments.get("norm_all")
+    )
+    assert ("Dense_0/kernel the same in all blocks" in said) == bool(arguments.get("tied_blocks"))
+    assert ("stem/bias all zeros" in said) == (not arguments.get("stem_bias", True))
+
+
+def test_layouts_of_flax_models_are_found() -> None:
+    ours = layout_of(FlaxMixer(CONFIG), IMAGE)
+    assert names_and_axes(ours, 12) == names_and_axes(LINEN, 12)
+    assert names_and_axes(layout_of(NnxMixer(CONFIG, rngs=nnx.Rngs(0)), IMAGE), 12) == names_and_axes(LINEN, 12)
+    config = CONFIG
+    sizes = config.patch_hw, config.num_classes, config.num_blocks, config.hidden_dim
+    widths = config.tokens_mlp_dim, config.channels_mlp_dim
+    assert names_and_axes(layout_of(OfficialMixer(*sizes, *widths), IMAGE), 12) == names_and_axes(LINEN, 12)
+    scenic = layout_of(ScenicMixer(CONFIG), IMAGE)
+    assert names_and_axes(scenic, 12) == names_and_axes(LAYOUTS["scenic"], 12)
+
+
+def test_names_without_a_rule_have_a_row_for_each_block() -> None:
+    model = PortMixer(CONFIG.replace(num_blocks=3))
+    model.blocks = nn.ModuleDict(zip(("one", "two", "three"), model.blocks, strict=True))
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        x = model.embed(images)
+        for block in model.blocks.values():
+            x = block(x)
+        return model.classifier(model.final_norm(x).mean(dim=1))
+
+    model.forward = forward
+    config = CONFIG.replace(num_blocks=3)
+    layout = layout_of(model, IMAGE)
+    assert Row("MixerBlock_1/LayerNorm_0/scale", "blocks.two.norm_tokens.weight", "hidden") in layout.rows
+    params = random_params(config, 0)
+    written = convert(params, to=layout, config=config)
+    assert not differing(convert(written, to="linen").arrays, params)
+    result = port(params, model)
+    assert torch.equal(model.blocks["two"].norm_tokens.weight, result["blocks.two.norm_tokens.weight"].float())
+
+
+# Weights
+
+
+def unseen_class() -> type[nn.Module]:
+    """A Mixer for the digits under names that no table has."""
+
+    class Unseen(nn.Module):
+        def __init__(self, config: MixerConfig) -> None:
+            super().__init__()
+            self.inner = PortMixer(config, linear_stem="channels ph pw")
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.inner(images)
+
+    return Unseen
+
+
+def test_the_digits_checkpoint_predicts_the_same_in_an_unseen_class() -> None:
+    checkpoint = load(digits.CHECKPOINT)
+    model = unseen_class()(checkpoint.config)
+    before = [parameter.clone() for parameter in model.parameters()]
+    port(digits.CHECKPOINT, model)
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    images, labels = digits.held_out()
+    from mixer_equiv.models.reference import MlpMixer as Reference
+
+    expected = Reference(checkpoint.config)(checkpoint.arrays, images)
+    actual = run_torch(model, images.astype(np.float64))
+    assert np.array_equal(actual.argmax(-1), expected.argmax(-1))
+    assert np.linalg.norm(actual - expected) <= 1e-12 * np.linalg.norm(expected)
+    assert np.mean(actual.argmax(-1) == labels) > 0.9
+
+
+def test_porting_warns_of_what_the_model_computes() -> None:
+    params = random_params(CONFIG, 0)
+    with pytest.warns(ConventionWarning, match="MlpMixer's code computes erf GELU") as caught:
+        port(params, timm_mixer(CONFIG), image=IMAGE)
+    assert len(caught) == 1
+
+
+def test_an_assumed_image_that_the_model_refuses_is_said_to_be_assumed() -> None:
+    with pytest.raises(
+        MixerEquivError, match=r"the image was taken to be 3x6x12, from the number of tokens; give image"
+    ):
+        port(random_params(CONFIG, 0), timm_mixer(CONFIG))
+
+
+def test_porting_into_nnx_and_linen() -> None:
+    params = random_params(CONFIG, 3)
+    model = NnxMixer(CONFIG, rngs=nnx.Rngs(0))
+    port(params, model)
+    held = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    np.testing.assert_array_equal(held["stem"]["kernel"], params["stem/kernel"].astype(np.float32))
+    assert not differing(port(params, FlaxMixer(CONFIG)).arrays, params)
+
+
+def test_weights_of_another_size_are_refused_and_nothing_is_changed() -> None:
+    model = timm_mixer(CONFIG.replace(hidden_dim=24))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ConfigError, match="do not fit MlpMixer: hidden_dim is 20 in one and 24 in the other"):
+        port(random_params(CONFIG, 0), model, image=IMAGE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
+def test_a_head_may_stay_as_it_is() -> None:
+    model = timm_mixer(CONFIG.replace(num_classes=5))
+    head = model.head.weight.clone()
+    port(random_params(CONFIG.replace(num_classes=0), 0), model, image=IMAGE, allow_missing=["head/*"])
+    assert torch.equal(model.head.weight, head)
+
+
+def test_a_found_layout_reads_and_writes_files(tmp_path: Any) -> None:
+    layout = layout_of(PortMixer(CONFIG), IMAGE)
+    params = random_params(CONFIG, 0)
+    path = save(convert(params, to=layout, config=CONFIG), tmp_path / "theirs.safetensors")
+    assert not differing(convert(load(path, layout=layout), to="linen").arrays, params)
+
+
+# Verdicts
+
+
+def test_a_tutorial_s_model_is_the_same_function_under_two_conventions() -> None:
+    report = verify(TutorialMixer(CONFIG), image=IMAGE)
+    assert report.verdict == "equivalent_under"
+    assert {(cause.name, cause.found, cause.expected, cause.count) for cause in report.causes} == {
+        ("activation", "gelu", "gelu_tanh", "24 of 24 MLPs"),
+        ("layer_norm_eps", "1e-05", "1e-06", "25 of 25 LayerNorms"),
+    }
+    assert report.residual is not None
+    assert report.residual > 1e-6
+    assert report.residual_without_causes is not None
+    assert report.residual_without_causes <= 1e-14
+    assert report.first_divergence == "MixerBlock_0/token_mixing"
+    assert report.mapping["MixerBlock_3/LayerNorm_1/scale"] == "MixerBlock_3/LayerNorm_1/scale"
+
+
+def test_two_foreign_models_are_held_against_each_other() -> None:
+    report = verify(TutorialMixer(CONFIG), MmpretrainMixer(CONFIG), image=IMAGE)
+    assert report.verdict == "equivalent"
+    report = verify(timm_mixer(CONFIG), JeonsworldMixer(CONFIG), image=IMAGE)
+    assert report.verdict == "equivalent"
+    report = verify(TutorialMixer(CONFIG), timm_mixer(CONFIG), image=IMAGE)
+    assert [(cause.name, cause.found, cause.expected) for cause in report.causes] == [
+        ("layer_norm_eps", "1e-05", "1e-06")
+    ]
+
+
+@pytest.mark.parametrize("framework", ["torch", "linen", "nnx"])
+def test_official_models_are_equivalent(framework: str) -> None:
+    model = {
+        "torch": lambda: PortMixer(CONFIG),
+        "linen": lambda: OfficialMixer(CONFIG.patch_hw, 7, 12, CONFIG.hidden_dim, 11, 26),
+        "nnx": lambda: NnxMixer(CONFIG, rngs=nnx.Rngs(0)),
+    }[framework]()
+    report = verify(model, image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert not report.causes
+
+
+@pytest.mark.parametrize("name", [name for name in PORTS if "tied" in name or "shared" in name or "no " in name])
+def test_constraints_are_named(name: str) -> None:
+    report = verify(PortMixer(CONFIG, **PORTS[name]), image=IMAGE)
+    assert report.verdict == "equivalent_under"
+    assert {cause.kind for cause in report.causes} == {"constraint"}
+    names = {cause.name for cause in report.causes}
+    assert ("tied_blocks" in names) == ("tied" in name)
+    assert ("shared_parameters" in names) == ("shared" in name)
+    assert ("absent_parameters" in names) == ("no stem bias" in name)
+
+
+def test_one_odd_place_is_named() -> None:
+    model = PortMixer(CONFIG)
+    model.blocks[7].mix_channels.act = nn.GELU()
+    model.blocks[9].norm_tokens.eps = 3e-6
+    report = verify(model, image=IMAGE)
+    assert report.verdict == "equivalent_under"
+    assert {(cause.name, cause.found, cause.count, cause.evidence) for cause in report.causes} == {
+        ("activation", "gelu", "1 of 24 MLPs", "in PortMixer: MixerBlock_7/channel_mixing/activate"),
+        ("layer_norm_eps", "3e-06", "1 of 25 LayerNorms", "in PortMixer: MixerBlock_9/LayerNorm_0"),
+    }
+    assert report.first_divergence == "MixerBlock_7/channel_mixing"
+
+
+@pytest.mark.parametrize("model", [nn.Linear(5, 5), nn.Flatten(), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())])
+def test_what_is_no_mixer_is_said_to_be_none(model: nn.Module) -> None:
+    report = verify(model, image=(3, 5, 5))
+    assert report.verdict == "inexpressible"
+    assert any("no patch embedding" in reason or "it is a Mixer up to" in reason for reason in report.reasons)
+    with pytest.raises(InexpressibleError, match="has no layout: "):
+        layout_of(model, (3, 5, 5))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["gmixer_12_224", "resmlp_12_224", "vit_tiny_patch16_224", "resnet10t"])
+def test_timm_s_other_models_are_no_mixers(name: str) -> None:
+    report = verify(real_timm().create_model(name))
+    assert report.verdict == "inexpressible"
+    assert report.reasons
+
+
+@pytest.mark.nightly
+def test_the_real_b_16_of_timm_differs_in_its_activation_alone() -> None:
+    report = verify(real_timm().create_model("mixer_b16_224"))
+    assert report.verdict == "equivalent_under"
+    assert [(cause.name, cause.found, cause.count) for cause in report.causes] == [
+        ("activation", "gelu", "24 of 24 MLPs")
+    ]
+
+
+# What is left as it was
+
+
+def test_nothing_of_the_user_s_is_changed() -> None:
+    model = PortMixer(CONFIG).train()
+    model.blocks[3].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    random_state, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    grad = torch.is_grad_enabled()
+    verify(model, image=IMAGE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.get_default_dtype() is dtype
+    assert torch.is_grad_enabled() is grad
+
+
+def test_nothing_of_the_user_s_is_changed_when_the_model_raises() -> None:
+    class Raises(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no such luck")
+
+    model, dtype = Raises().train(), torch.get_default_dtype()
+    with pytest.raises(MixerEquivError, match="Raises raised ValueError when it was run: no such luck"):
+        verify(model, image=IMAGE)
+    assert model.training
+    assert torch.get_default_dtype() is dtype
+    assert torch.equal(model.weight, torch.ones(3))
+
+
+# Where models are
+
+SOURCE = """
+    import torch
+    from torch import nn
+    from tests.structures import PortMixer
+    from mixer_equiv import MixerConfig
+
+    class Mixer(PortMixer):
+        def __init__(self, image_size, depth=12):
+            super().__init__(MixerConfig(
+                num_classes=7, num_blocks=depth, patch_size=4, image_size=image_size, hidden_dim=20,
+                tokens_mlp_dim=11, channels_mlp_dim=26, in_channels=3,
+            ))
+
+    class Other:
+        pass
+
+    made = Mixer(12)
+"""
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def place(tmp_path: Any) -> Any:
+    path = tmp_path / "theirs.py"
+    path.write_text(textwrap.dedent(SOURCE))
+    return path
+
+
+def test_a_model_in_a_file_is_verified(place: Any) -> None:
+    result = run("verify", f"{place}:Mixer", "--kwargs", '{"image_size": 12}', "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["verdict"] == "equivalent"
+    assert run("verify", f"{place}:made", "--image", "3x12x12").exit_code == 0
+    assert run("verify", "tests.structures:PortMixer", "--image", "3x12x12").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("Mixer", [], "cannot be made with no kwargs (--kwargs): TypeError"),
+        ("Mixer", ["--kwargs", '{"image_size": 13}'], "cannot be made with kwargs {'image_size': 13} (--kwargs): Conf"),
+        ("Missing", [], "has no Missing; its classes are Mixer, Other"),
+        ("made", [], "the image that Mixer takes is not known; give image=(channels, height, width), --image"),
+        ("made", ["--kwargs", '{"a": 1}', "--image", "3x12x12"], "is an object already, so that it takes no kwargs"),
+        ("Other", ["--image", "3x12x12"], "found a theirs.Other; verify takes a checkpoint"),
+    ],
+)
+def test_a_place_without_a_model_is_refused_in_words(place: Any, name: str, arguments: list[str], message: str) -> None:
+    result = run("verify", f"{place}:{name}", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
