@@ -17,13 +17,16 @@ from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.mapping import Found, find_mixer, official_programs
 from mixer_equiv.equivalence.trace import Trace
 from mixer_equiv.errors import MixerEquivError
-from mixer_equiv.layouts import LINEN
+from mixer_equiv.layouts import LINEN, NEUTRAL
 
 Taps = dict[str, np.ndarray]
 
 # How many images a model is searched with: more than one, so that none is taken for all; a model with
 # a loop over images is the official one for one alone.
 BATCHES = (2, 1)
+
+# The seed of parameters that the official model does not have.
+DRAWN = 9
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 
 
@@ -63,7 +66,7 @@ class Candidate:
         again = self._find_once(image, seed + 1, best.batch)
         if (again.layout, again.deviations, again.config) != (best.layout, best.deviations, best.config):
             reason = f"{self.name} is one thing with some weights and another with others"
-            return dataclasses.replace(best, config=None, layout=None, reasons=(*best.reasons, reason))
+            return dataclasses.replace(best, config=None, layout=None, sources=None, reasons=(*best.reasons, reason))
         return best
 
     def _find_once(self, image: tuple[int, int, int], seed: int, batch: int) -> Found:
@@ -71,24 +74,41 @@ class Candidate:
         images = np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
         return find_mixer(self.trace(images, generic(seed)), images, self.name, self.framework)
 
+    def drawn(self, found: Found) -> dict[str, np.ndarray]:
+        """Canonical weights that it has with random parameters of its own, where these are not official ones."""
+        assert found.sources is not None
+        trace = self.trace(np.zeros((found.batch, *found.image_hw, found.in_channels)), generic(DRAWN))
+        return {
+            name: source.array(trace, NEUTRAL[name.rpartition("/")[2]] if source.number is None else 0.0)
+            for name, source in found.sources.items()
+        }
+
     def taps(self, found: Found, weights: Mapping[str, np.ndarray], images: np.ndarray, dtype: Any) -> Taps:
-        """The stages of a run on canonical weights, each in the official model's order of elements."""
-        assert found.layout is not None
+        """The stages of a run on canonical weights, each in the official model's order of elements.
+
+        Where it has no layout, the weights must be those that it has `drawn`.
+        """
         assert found.config is not None
-        arrays = stacked(relabel(weights, LINEN, found.layout, found.config))
+        arrays = {} if found.layout is None else stacked(relabel(weights, LINEN, found.layout, found.config))
+        others = generic(DRAWN)  # also for parameters that no official model has
         parts = []
         for start in range(0, len(images), found.batch):
             part = images[start : start + found.batch]
             padded = np.concatenate([part, np.repeat(part[-1:], found.batch - len(part), axis=0)])
-            trace = self.trace(padded, lambda name, shape: arrays.get(name, np.zeros(shape)), dtype)
-            if len(trace.values) != found.num_values:
-                raise MixerEquivError(f"{self.name} takes other steps on other weights, so its stages cannot be told")
-            parts.append({name: tap[: len(part)].astype(dtype) for name, tap in self._stages(found, trace).items()})
+            trace = self.trace(
+                padded, lambda name, shape: arrays[name] if name in arrays else others(name, shape), dtype
+            )
+            stages = self._stages(found, trace, np.dtype(dtype) == np.float64)
+            parts.append({name: tap[: len(part)].astype(dtype) for name, tap in stages.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _stages(self, found: Found, trace: Trace) -> Taps:
+    def _stages(self, found: Found, trace: Trace, every: bool) -> Taps:
+        """The taps of a run, the last of them alone if not `every` one is needed."""
         assert found.config is not None
-        taps = {stage: tap.of(trace.values[tap.number].array) for stage, tap in found.taps.items()}
+        if every and len(trace.values) != found.num_values:
+            raise MixerEquivError(f"{self.name} takes other steps on other weights, so its stages cannot be told")
+        alike = len(trace.values) == found.num_values
+        taps = {stage: tap.of(trace.values[tap.number].array) for stage, tap in found.taps.items() if alike}
         output = trace.values[trace.outputs[found.output]].array
         last = list(official_programs(found.config.num_blocks)[-2 if found.config.num_classes else -1].stages)[-1]
         taps[last] = output.reshape(found.batch, -1)
@@ -105,10 +125,11 @@ class Candidate:
 
 def _part(own: Mapping[str, Any], name: str) -> Any:
     """A parameter, or the part "kernels[3]" of one."""
-    if name in own:
-        return own[name]
-    whole, _, place = name.removesuffix("]").rpartition("[")
-    return own[whole][int(place)]
+    whole, *places = re.split(r"\[(\d+)\]", name)
+    part = own[whole]
+    for place in places:
+        part = part[int(place)] if place else part
+    return part
 
 
 def stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -120,7 +141,8 @@ def stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             result.setdefault(part[1], {})[int(part[2])] = array
         else:
             result[name] = array
-    return {n: np.stack([a[i] for i in sorted(a)]) if isinstance(a, dict) else a for n, a in result.items()}
+    whole = {n: np.stack([a[i] for i in sorted(a)]) if isinstance(a, dict) else a for n, a in result.items()}
+    return stacked(whole) if any(name.endswith("]") for name in whole) else whole
 
 
 def generic(seed: int) -> Draw:
@@ -142,16 +164,17 @@ def generic(seed: int) -> Draw:
 def torch_candidate(module: Any, name: str) -> Candidate:
     """Any `torch.nn.Module` that takes images (batch, channels, height, width)."""
     torch = require("torch", "torch", "verifying a torch module")
-    from mixer_equiv.equivalence.record_torch import record
+    from mixer_equiv.equivalence.record_torch import record, unlisted
 
     dtypes = {np.dtype(np.float64): torch.float64, np.dtype(np.float32): torch.float32}
 
     def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         with _told(name):
-            return record(module, (batch,), draw, dtype=dtypes[np.dtype(dtype)])
+            return record(module, (batch,), draw, names=own, listed=listed, dtype=dtypes[np.dtype(dtype)])
 
-    own = dict(module.named_parameters())
+    listed = dict(module.named_parameters())
+    own = {**listed, **unlisted(module)}
 
     def put(arrays: Mapping[str, np.ndarray]) -> None:
         with torch.no_grad():

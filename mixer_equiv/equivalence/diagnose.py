@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mixer_equiv.equivalence.compare import CONVENTIONS, differing
-from mixer_equiv.equivalence.faults import CONSTRAINTS, PLACES, name_of
+from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, Fault, name_of
 from mixer_equiv.equivalence.mapping import Found, deviations_of, official_steps
 from mixer_equiv.equivalence.matching import Deviation
 from mixer_equiv.equivalence.programs import Taps
@@ -97,25 +97,33 @@ def _grouped(deviations: list[Deviation], side: Subject, others: Mapping[str, De
         groups.setdefault((name_of(deviation), str(deviation.found), str(expected)), []).append(deviation)
     total = Counter(step.operation for step in official_steps(side.config.num_blocks))
     for (name, found, expected), members in groups.items():
-        operation, noun = PLACES.get(name, ("", "steps"))
-        of_all = f" of {total[operation]}" if operation else ""
-        where = members[0].step if len(members) < total[operation] or not operation else "everywhere"
-        yield Cause(name, "code", expected, found, f"{len(members)}{of_all} {noun}", f"in {side.name}: {where}")
+        fault = CODE.get(name, Fault("", "places"))
+        count, whole = len(members), total[fault.operation]
+        if name == "post_norm":
+            count = whole
+        of_all = f" of {whole}" if whole else ""
+        where = "everywhere" if count == whole else members[0].step
+        named = [parameter for member in members for parameter in member.parameters]
+        with_what = f", with {', '.join(named)}" if named and fault.verdict == "inexpressible" else ""
+        evidence = f"in {side.name}: {where}{with_what}"
+        yield Cause(name, "code", str(expected), found, f"{count}{of_all} {fault.noun}", evidence)
 
 
 def constraint_causes(side: Subject) -> list[Cause]:
     """What the official model leaves free and this one does not: parameters that it shares, ties or lacks."""
-    if side.found is None or side.found.layout is None:
-        return []
     causes = []
+    constraints = side.found.constraints if side.found is not None else ()
     for kind, words in CONSTRAINTS.items():
-        all_of_kind = [text for text in side.found.layout.constraints if words in text]
+        all_of_kind = [text for text in constraints if words in text]
         if all_of_kind:
             more = f" and {len(all_of_kind) - 2} more" if len(all_of_kind) > 2 else ""
             said = f"{'; '.join(all_of_kind[:2])}{more}"
             count = f"{len(all_of_kind)} parameter{'s'[: len(all_of_kind) > 1]}"
-            causes.append(Cause(kind, "constraint", "free", said, count, f"in {side.name}"))
+            causes.append(Cause(kind, "constraint", "free", said, count, f"in {side.name}; {_ONE_WAY}"))
     return causes
+
+
+_ONE_WAY = "its weights convert to official ones, and these back where they coincide"
 
 
 def ill_conditioned(reference: Taps) -> str:

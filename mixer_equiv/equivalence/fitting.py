@@ -20,13 +20,14 @@ class Use:
 
     `order` are the places of the program's axes, as they follow each other in the operand, and
     `sizes` their sizes in the program's order. Without an operand the parameter is absent, or
-    nothing is known of it.
+    nothing is known of it. `then` are kernel and bias of a second layer, into which the first leads.
     """
 
     operand: Value | None
     order: tuple[int, ...] = (0,)
     sizes: tuple[int, ...] = ()
     is_known: bool = True
+    then: tuple[Use, Use] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +73,23 @@ class Fits:
 
     # Kernels
 
-    def linear(self, axes: int, x: Array, position: int, *, guessed: bool = False) -> list[Fit]:
+    def linear(
+        self, axes: int, x: Array, position: int, *, guessed: bool = False, plus: Array | None = None
+    ) -> list[Fit]:
         """Kernels over the last `axes` axes of `x`, and biases, that give a value of the trace, the likeliest first.
 
-        For an `x` that is only guessed, none but the kernels used next.
+        For an `x` that is only guessed, none but the kernels used next. With `plus`, the value has
+        this added to it, and the fit's array has not.
         """
         width = math.prod(x.shape[x.ndim - axes :])
 
         def fits() -> list[Fit]:
             ranked = sorted(self.trace.operands, key=lambda operand: self._next_use(operand, position))
             suited = [operand for operand in ranked if operand.size % width == 0]
-            return list(self._kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited))
+            return list(self._kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited, plus))
 
-        found: list[Fit] = self.once(("linear", axes, guessed), fits, x)
+        arrays = (x,) if plus is None else (x, plus)
+        found: list[Fit] = self.once(("linear", axes, guessed), fits, *arrays)
         return sorted(
             found, key=lambda fit: (fit.value.number <= position, fit.second.operand is None, fit.value.number)
         )
@@ -94,7 +99,7 @@ class Fits:
         after = [number for number in self.trace.uses.get(operand.leaves, ()) if number > position]
         return not after, min(after, default=0)
 
-    def _kernels(self, x: Array, axes: int, operands: list[Value]) -> Iterator[Fit]:
+    def _kernels(self, x: Array, axes: int, operands: list[Value], plus: Array | None) -> Iterator[Fit]:
         contracted, kept = x.shape[x.ndim - axes :], x.shape[: x.ndim - axes]
         width = math.prod(contracted)
         flat = x.reshape(-1, width)
@@ -105,10 +110,12 @@ class Fits:
                 operand.size == width and operand.array.squeeze().ndim < 2
             ):
                 continue
+            if plus is not None and plus.shape != (*kept, out):
+                continue
             sizes = (*contracted, out)
             for order in orders(sizes, operand.array.shape):
                 core = flat @ in_order(operand.array, sizes, order).reshape(width, out)
-                shifted = self._shifted(core)
+                shifted = self._shifted(core if plus is None else core + plus.reshape(core.shape))
                 for value, bias in shifted:
                     array = core if bias.operand is None else core + bias.operand.array.reshape(-1)
                     yield Fit(array.reshape(*kept, out), value, Use(operand, order, sizes), bias)

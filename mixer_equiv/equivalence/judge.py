@@ -9,7 +9,7 @@ import numpy as np
 from mixer_equiv.equivalence.compare import Policy, residual
 from mixer_equiv.equivalence.diagnose import constraint_causes, convention_causes, deviation_causes, ill_conditioned
 from mixer_equiv.equivalence.evidence import Evidence
-from mixer_equiv.equivalence.faults import VERDICTS
+from mixer_equiv.equivalence.faults import verdict_of
 from mixer_equiv.equivalence.subject import Subject
 from mixer_equiv.report import Cause, Verdict
 
@@ -71,15 +71,11 @@ def explained(judgement: Judgement, a: Subject, b: Subject) -> Judgement:
     if not causes and judgement.verdict == "different":
         return dataclasses.replace(judgement, causes=tuple(constraints))
     residuals = [s.found.residual for s in (a, b) if s.found is not None and s.found.residual is not None]
-    verdicts = {VERDICTS.get(cause.name, "different") for cause in (*causes, *constraints)}
+    verdicts = {verdict_of(cause.name) for cause in (*causes, *constraints)}
     worst = next(v for v in ("inexpressible", "different", "equivalent_under") if v in verdicts)
-    return Judgement(
-        worst,
-        (),
-        (*causes, *constraints),
-        judgement.warnings,
-        max(residuals, default=judgement.residual_without_causes),
-    )
+    beyond = tuple(f"{c.name}: {c.evidence}" for c in causes if verdict_of(c.name) == "inexpressible")
+    after = max(residuals, default=judgement.residual_without_causes)
+    return Judgement(worst, beyond, (*causes, *constraints), judgement.warnings, after)
 
 
 def _against_reference(evidence: Evidence, policy: Policy) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.fitting import Use
+from mixer_equiv.equivalence.faults import recognised
+from mixer_equiv.equivalence.fitting import Use, in_order
 from mixer_equiv.equivalence.matching import Deviation, Match, match
 from mixer_equiv.equivalence.trace import Trace, Value
 from mixer_equiv.layouts import ABSENT, LINEN, OFFICIAL, Conventions, Layout, Row
@@ -43,21 +44,55 @@ class Tap:
         return array.reshape(-1)[self.order].reshape(self.shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a run has an official parameter: the number of a value, whose axes follow in `order`.
+
+    None for a parameter that the code does not have. `then` are kernel and bias of a second layer.
+    """
+
+    number: int | None
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    then: tuple[Source, Source] | None = None
+
+    @classmethod
+    def of(cls, use: Use) -> Source:
+        then = None if use.then is None else (cls.of(use.then[0]), cls.of(use.then[1]))
+        return cls(None if use.operand is None else use.operand.number, use.order, use.sizes, then)
+
+    def array(self, trace: Trace, neutral: float) -> np.ndarray:
+        """The parameter in the official order of axes."""
+        if self.number is None:
+            held = np.full(self.sizes, neutral)
+        else:
+            held = in_order(trace.values[self.number].array, self.sizes, self.order)
+        if self.then is not None:
+            kernel, bias = (source.array(trace, 0.0) for source in self.then)
+            held = held @ kernel + (bias if held.ndim == 1 else 0.0)
+        return held
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
     """What a traced program was found to be.
 
-    `config` has the sizes, and the conventions that it was seen to compute throughout; `layout` its
-    own names of the parameters; both None where `reasons` say why it is no Mixer, or that no
-    official weights give what it computes. `deviations` are the steps that differ from the official
-    model's, and with these `residual` is how far the replayed output was from the real one. Where the
-    program ended before, `missing` is the first step that was not found; `known` those with
-    parameters that were. `notices` are what a user should know. `output` says which of the results
-    the logits are, `taps` where the stages are among the `num_values` values of a run on `batch` images.
+    `config` has the sizes, and the conventions that it was seen to compute throughout; None where
+    `reasons` say why it is no Mixer. `sources` are the official parameters among the values of a
+    run, None where some have no counterpart; `layout` their names, None also where they are computed
+    from others. `constraints` are what the official model leaves free and this one does not.
+
+    `deviations` are the steps that differ from the official model's, and with these `residual` is
+    how far the replayed output was from the real one. Where the program ended before, `missing` is
+    the first step that was not found; `known` are those with parameters that were. `notices` are
+    what a user should know. `output` says which of the results the logits are, and `taps` where the
+    stages are among the `num_values` values of a run on `batch` images.
     """
 
     config: MixerConfig | None
     layout: Layout | None
+    sources: Mapping[str, Source] | None
+    constraints: tuple[str, ...]
     deviations: tuple[Deviation, ...]
     residual: float | None
     missing: str | None
@@ -68,6 +103,16 @@ class Found:
     taps: Mapping[str, Tap]
     num_values: int
     batch: int
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        assert self.config is not None
+        return self.config.image_hw
+
+    @property
+    def in_channels(self) -> int:
+        assert self.config is not None
+        return self.config.in_channels
 
     @property
     def is_whole(self) -> bool:
@@ -82,17 +127,26 @@ class Found:
 def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str) -> Found:
     """The Mixer in a trace whose input, as (batch, height, width, channels), is `entry`."""
     found = match(trace, entry, official_programs(_deepest(trace)))
-    config = layout = None
-    notices: tuple[str, ...] = ()
+    deviations = recognised(found.deviations)
+    found = dataclasses.replace(found, uses=_relocated(found, deviations, trace))
+    config = layout = sources = None
+    notices: list[str] = []
+    constraints: tuple[str, ...] = ()
     if found.is_whole:
+        found, deviations, notices = _folded(found, deviations)
         sizes, reasons = _sizes(found)
         if not reasons:
             config = _config(found, sizes, entry)
-            layout, reasons, notices = _layout(found, trace, config, name, framework)
+            reasons = _lacking(found, deviations, config)
+            if not reasons:
+                sources = {name: Source.of(use) for name, use in found.uses.items()}
+            layout, constraints, made = _layout(found, trace, config, name, framework)
+            notices += made + _unused(found, deviations, trace)
+            layout = None if reasons else layout
     else:
         reasons = list(_why_not(found))
     taps = {}
-    for stage, place in found.program.stages.items() if layout is not None else ():
+    for stage, place in found.program.stages.items() if sources is not None else ():
         if (seen := found.seen[place]) is not None:
             order = np.empty(seen.size, np.intp)
             order[np.argsort(found.values[place], axis=None)] = np.argsort(seen.array, axis=None)
@@ -100,17 +154,35 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str) -> Fo
     return Found(
         config=config,
         layout=layout,
-        deviations=found.deviations,
+        sources=sources,
+        constraints=constraints,
+        deviations=deviations,
         residual=found.residual,
         missing=found.missing,
         known=tuple(step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters),
         reasons=tuple(reasons),
-        notices=notices,
+        notices=tuple(notices),
         output=found.output or "",
         taps=taps,
         num_values=len(trace.values),
         batch=len(entry),
     )
+
+
+def _relocated(found: Match, deviations: tuple[Deviation, ...], trace: Trace) -> dict[str, Use]:
+    """Uses by parameter, with those of a LayerNorm that stands elsewhere in their own place."""
+    uses = dict(found.uses)
+    moved = [d for d in deviations if d.what in ("post_norm", "norm_after_pool")]
+    norms = [step for step in found.program.steps if step.operation == "layer_norm"]
+    for deviation in moved:
+        operands = {operand.name: operand for operand in trace.operands}
+        extra = [Use(operands[name], sizes=(operands[name].size,)) for name in deviation.parameters if name in operands]
+        if len(extra) == 2:
+            places = norms if deviation.what == "post_norm" else norms[-1:]
+            held = [[uses[parameter.name] for parameter in step.parameters] for step in places[1:]] + [extra]
+            for step, own in zip(places, held, strict=True):
+                uses.update(zip((parameter.name for parameter in step.parameters), own, strict=True))
+    return uses
 
 
 def deviations_of(config: MixerConfig) -> list[Deviation]:
@@ -164,7 +236,8 @@ def _sizes(found: Match) -> tuple[dict[str, int], list[str]]:
     """The size of every axis, and where parameters disagree on it."""
     votes: dict[str, Counter[int]] = {}
     for parameter, use in _used(found):
-        for axis, size in zip(parameter.axes, use.sizes, strict=False):
+        sizes = use.sizes if use.then is None else (*use.sizes[:-1], use.then[0].sizes[-1])
+        for axis, size in zip(parameter.axes, sizes, strict=False):
             if len(parameter.axes) == len(use.sizes):
                 votes.setdefault(axis, Counter())[size] += 1
     conflicts = [
@@ -208,44 +281,69 @@ def _throughout(found: Match, operation: str, what: str, official: Any) -> Any:
     return kinds.pop() if len(kinds) == 1 else official
 
 
+def _folded(found: Match, deviations: tuple[Deviation, ...]) -> tuple[Match, tuple[Deviation, ...], list[str]]:
+    """A second affine layer right behind a linear one is part of it."""
+    kept, uses, notices = [], dict(found.uses), []
+    steps = {step.name: step for step in found.program.steps}
+    for deviation in deviations:
+        step = steps[deviation.step]
+        before = found.program.steps[step.inputs[0] - 1] if step.inputs and step.inputs[0] else None
+        if deviation.kind != "insert" or deviation.what != "linear" or before is None or before.operation != "linear":
+            kept.append(deviation)
+            continue
+        kernel, bias = deviation.uses
+        for parameter in before.parameters:
+            own = uses[parameter.name]
+            uses[parameter.name] = dataclasses.replace(own, then=(kernel, bias))
+        notices.append(f"two affine layers in a row are taken as one: {before.name}, and {deviation.parameters[0]}")
+    return dataclasses.replace(found, uses=uses), tuple(kept), notices
+
+
+def _lacking(found: Match, deviations: tuple[Deviation, ...], config: MixerConfig) -> list[str]:
+    """Why the official parameters are not all there."""
+    reasons = [_BEYOND[d.what] for d in deviations if d.what in _BEYOND]
+    names = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
+    without = [name for name in names if not found.uses[name].is_known]
+    if without:
+        more = f" and {len(without) - 2} more" if len(without) > 2 else ""
+        reasons.append(f"no parameter of it is {', '.join(without[:2])}{more}")
+    return reasons
+
+
+_BEYOND = {"mlp_head": "its head has several layers, and the official one is a single Dense"}
+
+
+def _unused(found: Match, deviations: tuple[Deviation, ...], trace: Trace) -> list[str]:
+    effective = {name for leaves in trace.uses for name in leaves}
+    unused = [name for name in trace.parameters if name not in effective]
+    return [f"parameters without effect: {', '.join(unused)}"] if unused else []
+
+
 # The layout
 
 
 def _layout(
     found: Match, trace: Trace, config: MixerConfig, name: str, framework: str
-) -> tuple[Layout | None, list[str], tuple[str, ...]]:
+) -> tuple[Layout | None, tuple[str, ...], list[str]]:
+    """The layout, if every parameter is one of its own; what it constrains; and what a user should know."""
     names: dict[str, tuple[str, str]] = {}
-    reasons: list[str] = []
-    without: list[str] = []
-    for row in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).values():
-        use = found.uses[row.canonical]
-        if use.operand is None:
-            if not use.is_known:
-                without.append(row.canonical)
-            names[row.canonical] = ABSENT, row.row.canonical_axes
-            continue
-        own = _name_of(use.operand, trace)
-        if own is None:
-            made = ", ".join(sorted(use.operand.leaves))
-            reasons.append(f"{row.canonical} is computed from {made}, and not one parameter of its own")
-            continue
-        names[row.canonical] = own, _pattern(row.row.canonical_axes, use, own, trace)
-    if without:
-        more = f" and {len(without) - 2} more" if len(without) > 2 else ""
-        reasons.append(f"no parameter of it is {', '.join(without[:2])}{more}")
-    if reasons:
-        return None, reasons, ()
-    used = {foreign for foreign, _ in names.values()}
-    notices = [
-        f"{n} is used, and is not in the state_dict: loading leaves it as it is"
-        for n in sorted(used)
-        if n in trace.hidden
-    ]
-    unused = [n for n in trace.parameters if n not in used]
-    if unused:
-        notices.append(f"parameters without effect: {', '.join(unused)}")
-    computes = Conventions(config.activation, config.layer_norm_eps)
+    computed = []
+    for canonical, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
+        use, axes = found.uses[canonical], binding.row.canonical_axes
+        own = None if use.operand is None or use.then is not None else _name_of(use.operand, trace)
+        if use.operand is None and use.is_known:
+            names[canonical] = ABSENT, axes
+        elif own is not None:
+            names[canonical] = own, _pattern(axes, use, own, trace)
+        elif use.operand is not None:
+            computed.append(f"{canonical} is computed from {', '.join(sorted(use.operand.leaves))}")
+    used = {foreign.partition("[")[0] for foreign, _ in names.values()}
+    hidden = [own for own in trace.hidden if own in used]
+    notices = [f"not in the state_dict, so that loading leaves them as they are: {_some(hidden)}"] if hidden else []
+    if computed:
+        notices.append(f"no layout, since parameters are not its own: {_some(computed)}")
     rows = tuple(_rows(names, config.num_blocks))
+    computes = Conventions(config.activation, config.layer_norm_eps)
     layout = Layout(
         name=re.sub(r"[^\w.-]+", "-", name).strip("-") or "found",
         summary=f"as found in {name}",
@@ -257,7 +355,11 @@ def _layout(
     )
     if layout.is_tied:
         layout = dataclasses.replace(layout, num_blocks=config.num_blocks)
-    return layout, [], tuple(notices)
+    return (None if computed else layout), layout.constraints, notices
+
+
+def _some(texts: list[str]) -> str:
+    return "; ".join(texts[:2]) + (f" and {len(texts) - 2} more" if len(texts) > 2 else "")
 
 
 def _name_of(operand: Value, trace: Trace) -> str | None:
@@ -265,11 +367,21 @@ def _name_of(operand: Value, trace: Trace) -> str | None:
     if operand.name is not None:
         return operand.name
     for leaf in trace.values:
-        if leaf.name in operand.leaves and leaf.size > operand.size and leaf.size % operand.size == 0:
-            for i, part in enumerate(leaf.array if leaf.array.shape[0] * operand.size == leaf.size else ()):
-                if np.array_equal(part.reshape(-1), operand.array.reshape(-1)):
-                    return f"{leaf.name}[{i}]"
+        if leaf.name in operand.leaves and leaf.size > operand.size:
+            place = _place_in(leaf.array, operand.array.reshape(-1))
+            if place is not None:
+                return f"{leaf.name}{place}"
     return None
+
+
+def _place_in(whole: np.ndarray, part: np.ndarray) -> str | None:
+    """The indices at which `part` lies in an array, as in "[3][0]"."""
+    if whole.size == part.size:
+        return "" if np.array_equal(whole.reshape(-1), part) else None
+    if whole.size % part.size or whole.size // len(whole) < part.size:
+        return None
+    places = ((i, _place_in(inner, part)) for i, inner in enumerate(whole))
+    return next((f"[{i}]{place}" for i, place in places if place is not None), None)
 
 
 def _pattern(canonical_axes: str, use: Use, own: str, trace: Trace) -> str:
@@ -299,25 +411,29 @@ def _pattern(canonical_axes: str, use: Use, own: str, trace: Trace) -> str:
 
 def _rows(names: Mapping[str, tuple[str, str]], depth: int) -> list[Row]:
     """Rows with {i} for the block if the names of all blocks go by a rule, else every name as it is."""
-    rows = []
+    rows, done = [], set()
     for canonical, (foreign, pattern) in names.items():
         block = re.match(r"MixerBlock_(\d+)/(.*)", canonical)
         if block is None:
             rows.append(Row(canonical, foreign, pattern))
-        elif block[1] == "0":
-            every = [names[f"MixerBlock_{i}/{block[2]}"] for i in range(depth)]
-            rule = _rule([name for name, _ in every])
-            if rule is None or len({own for _, own in every}) > 1:
+        elif block[2] not in done:
+            done.add(block[2])
+            every = {i: names[n] for i in range(depth) if (n := f"MixerBlock_{i}/{block[2]}") in names}
+            if len(every) == 1 and depth > 1:  # one block alone shows no rule
+                rows.append(Row(canonical, foreign, pattern))
+                continue
+            rule = _rule({i: name for i, (name, _) in every.items()})
+            if rule is None or len({own for _, own in every.values()}) > 1:
                 return [Row(name, *own) for name, own in names.items()]
             rows.append(Row(f"MixerBlock_{{i}}/{block[2]}", rule, pattern))
     return rows
 
 
-def _rule(names: list[str]) -> str | None:
+def _rule(names: Mapping[int, str]) -> str | None:
     """One name with {i}, or {i+2}, for the names of all blocks; the name itself if they have it in common."""
-    if len(set(names)) == 1:
-        return names[0]
-    split = [re.split(r"(\d+)", name) for name in names]
+    if len(set(names.values())) == 1:
+        return next(iter(names.values()))
+    split = [re.split(r"(\d+)", name) for name in names.values()]
     if len({len(parts) for parts in split}) > 1:
         return None
     rule = ""
@@ -325,8 +441,9 @@ def _rule(names: list[str]) -> str | None:
         if len(set(parts)) == 1:
             rule += parts[0]
             continue
-        offset = int(parts[0]) if place % 2 else -1
-        if offset < 0 or any(part != str(i + offset) for i, part in enumerate(parts)):
+        offsets = {int(part) - i for i, part in zip(names, parts, strict=True)} if place % 2 else {-1}
+        offset = min(offsets)
+        if len(offsets) > 1 or offset < 0:
             return None
         rule += f"{{i+{offset}}}" if offset else "{i}"
     return rule

@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv import operations
-from mixer_equiv.equivalence.fitting import Fits, Use, arranged, by_axes
+from mixer_equiv.equivalence.fitting import Fit, Fits, Use, arranged, by_axes
 from mixer_equiv.equivalence.trace import Trace, Value
 from mixer_equiv.equivalence.variants import (
-    NORM_EXPECTED,
     OUTPUTS,
     SKIPPED,
     constants,
@@ -46,13 +45,16 @@ OUTPUT_TOLERANCE = 1e-9
 # How many values of the trace are tried in the place of a step that is not known.
 CONTINUED_AT_MOST = 12
 
+# How many parameters may be used in such a step.
+PARAMETERS_AT_MOST = 6
+
 
 @dataclasses.dataclass(frozen=True)
 class Deviation:
     """A step at which the trace does something else: `expected` by the program, `found` in the trace.
 
     `kind` is among "variant", "skip", "insert" and "unknown"; `what` is the setting or operation
-    that differs.
+    that differs; `parameters` are the trace's, where it has more than the program, and `uses` say how.
     """
 
     step: str
@@ -60,6 +62,8 @@ class Deviation:
     what: str
     expected: Any
     found: Any
+    parameters: tuple[str, ...] = ()
+    uses: tuple[Use, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +90,8 @@ class Match:
 class _Move:
     """One way to take a step: the value it gives, which value of the trace that is, and what it costs.
 
-    One that is `sure` rests on a value of the trace that could not be there by chance.
+    One that is `sure` rests on a value of the trace that could not be there by chance. `replaced`
+    are earlier values, by their places, to which something was done first.
     """
 
     array: Array
@@ -95,6 +100,7 @@ class _Move:
     deviations: tuple[Deviation, ...] = ()
     cost: int = 0
     sure: bool = True
+    replaced: Mapping[int, tuple[Array, Value]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,10 +114,12 @@ class _State:
     deviations: tuple[Deviation, ...]
 
     def after(self, step: Step, move: _Move) -> _State:
+        pairs = zip(self.values, self.seen, strict=True)
+        held = [move.replaced.get(place, pair) for place, pair in enumerate(pairs)]
         return _State(
             (*self.steps, step),
-            (*self.values, move.array),
-            (*self.seen, move.seen),
+            (*(array for array, _ in held), move.array),
+            (*(seen for _, seen in held), move.seen),
             {**self.uses, **move.uses},
             (*self.deviations, *move.deviations),
         )
@@ -140,9 +148,7 @@ class _Matcher:
         candidates = self.programs
         while True:
             for budget in range(LARGEST_COST + 1):
-                # More steps decide where programs part, since their first steps are often alike.
-                needed = 2 if len(self._branches(candidates, state)) > 1 else 1
-                reached = self._search(candidates, state, budget, needed)
+                reached = self._search(candidates, state, budget, 1)
                 if reached is not None:
                     break
             else:
@@ -168,7 +174,10 @@ class _Matcher:
         for program in candidates:
             if len(program.steps) == len(state.steps) and (done := self._finished(program, state, budget)):
                 return state, done
-        for step, programs in self._branches(candidates, state).items():
+        branches = self._branches(candidates, state)
+        # More steps decide where programs part, since their first ones are often alike.
+        needed = max(needed, 2) if len(branches) > 1 else needed
+        for step, programs in branches.items():
             for move in self._moves(step, state, budget):
                 after = state.after(step, move)
                 left = needed - move.sure
@@ -200,8 +209,8 @@ class _Matcher:
         yield result, ()
         if budget < COST_OF["insert"]:
             return
-        for array, value, what, found in list(self._inserted(result, position)):
-            first = Deviation(program.steps[-1].name, "insert", what, None, found)
+        for array, value, what, found, uses in list(self._inserted(result, position)):
+            first = Deviation(program.steps[-1].name, "insert", what, None, found, _names(*uses), uses)
             for last, more in self._results(program, array, value.number, budget - COST_OF["insert"]):
                 yield last, (first, *more)
 
@@ -219,8 +228,9 @@ class _Matcher:
             yield from self._variants(step, inputs, state)
         nothing = {parameter.name: Use(None, is_known=False) for parameter in step.parameters}
         if budget >= COST_OF["skip"] and step.operation in SKIPPED:
-            deviation = Deviation(step.name, "skip", step.operation, step.operation, "nothing")
-            yield _Move(inputs[-1], None, nothing, (deviation,), COST_OF["skip"], sure=False)
+            deviation = Deviation(step.name, "skip", step.operation, SKIPPED[step.operation], "none")
+            seen = state.seen[step.inputs[-1]]
+            yield _Move(inputs[-1], seen, nothing, (deviation,), COST_OF["skip"], sure=False)
         if budget >= COST_OF["insert"] and step.operation != "cut":
             yield from self._after_insertion(step, inputs, state)
         if budget >= COST_OF["unknown"]:
@@ -237,8 +247,14 @@ class _Matcher:
         elif step.operation == "linear":
             guessed = bool(state.deviations) and state.deviations[-1].kind == "unknown"
             axes = len(step.parameters[0].axes) - 1
-            for fit in self.fits.linear(axes, x, state.position, guessed=guessed):
-                yield _Move(fit.array, fit.value, dict(zip(names, (fit.first, fit.second), strict=True)))
+            found = self.fits.linear(axes, x, state.position, guessed=guessed)
+            alone: list[tuple[Fit, Value | None]] = [(fit, fit.value) for fit in found]
+            # Where the bias, or all of it, is seen only after the addition to the stream.
+            if not any(fit.second.operand is not None for fit in found) and (plus := self._added_to(state)) is not None:
+                later = self.fits.linear(axes, x, state.position, guessed=guessed, plus=plus)
+                alone = [(fit, None) for fit in later if fit.second.operand or not found] + alone
+            for fit, seen in alone:
+                yield _Move(fit.array, seen, dict(zip(names, (fit.first, fit.second), strict=True)))
         elif step.operation == "layer_norm":
             (eps,) = step.settings
             normed = self.fits.once(("norm", eps), partial(operations.normalise, x, eps), x)
@@ -246,26 +262,39 @@ class _Matcher:
         else:
             array = self.fits.once((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
             if step.operation == "swap":
-                yield _Move(array, sure=False)
+                yield _Move(array, state.seen[step.inputs[0]], sure=False)
             elif value := self.fits.find(array, state.position):
                 yield _Move(array, value)
+
+    def _added_to(self, state: _State) -> Array | None:
+        """What the result of the next step is added to by the program, in the same order of axes."""
+        program = next(p for p in self.programs if p.steps[: len(state.steps)] == state.steps)
+        place = len(state.values)
+        swapped = False
+        for step in program.steps[place : place + 2]:
+            if step.operation == "swap" and step.inputs == (place,):
+                place, swapped = place + 1, True
+            elif step.operation == "add" and place in step.inputs:
+                other = state.values[sum(step.inputs) - place]
+                return self.fits.once("swapped", partial(operations.swap, other), other) if swapped else other
+        return None
 
     def _variants(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[_Move]:
         """Other things that code does where this operation is meant."""
         cost = COST_OF["variant"]
         if step.operation == "layer_norm":
             (eps,) = step.settings
-            for what, found, norm in norms(eps, self.trace.scalars):
-                deviation = Deviation(step.name, "variant", what, NORM_EXPECTED.get(what, eps), found)
-                normed = self.fits.once(("norm", what, found), partial(norm, inputs[0]), inputs[0])
-                yield from self._scaled(step, normed, state, (deviation,))
+            for changes, norm in norms(eps, self.trace.scalars):
+                deviations = tuple(Deviation(step.name, "variant", *change) for change in changes)
+                normed = self.fits.once(("norm", changes), partial(norm, inputs[0]), inputs[0])
+                yield from self._scaled(step, normed, state, deviations)
             return
-        earlier = [(done.name, array) for done, array in zip(state.steps, state.values[1:], strict=True)]
+        earlier = list(zip(state.steps, state.values[1:], strict=True))
         for what, expected, found, make in variants(step, inputs, earlier):
             array = self.fits.once(("variant", step.operation, what, found), make, *inputs)
             deviation = Deviation(step.name, "variant", what, expected, found)
             if step.operation == "swap":
-                yield _Move(array, None, {}, (deviation,), cost, sure=False)
+                yield _Move(array, state.seen[step.inputs[0]], {}, (deviation,), cost, sure=False)
             elif value := self.fits.find(array, state.position):
                 yield _Move(array, value, {}, (deviation,), cost)
 
@@ -286,35 +315,36 @@ class _Matcher:
     def _after_insertion(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[_Move]:
         """The step as the program has it, once one of its inputs was changed by one more operation."""
         for i, x in enumerate(inputs):
-            for array, _, what, found in list(self._inserted(x, state.position)):
-                deviation = Deviation(step.name, "insert", what, None, found)
+            for array, value, what, found, uses in list(self._inserted(x, state.position)):
+                deviation = Deviation(step.name, "insert", what, None, found, _names(*uses), uses)
+                replaced = {step.inputs[i]: (array, value)}
                 for move in self._as_said(step, (*inputs[:i], array, *inputs[i + 1 :]), state):
                     if move.sure:
-                        yield dataclasses.replace(
-                            move, deviations=(deviation, *move.deviations), cost=move.cost + COST_OF["insert"]
-                        )
+                        both = (deviation, *move.deviations)
+                        cost = move.cost + COST_OF["insert"]
+                        yield dataclasses.replace(move, deviations=both, cost=cost, replaced=replaced)
 
-    def _inserted(self, x: Array, position: int) -> Iterator[tuple[Array, Value, str, str]]:
+    def _inserted(self, x: Array, position: int) -> Iterator[tuple[Array, Value, str, str, tuple[Use, ...]]]:
         """Values of the trace that are made of `x` by one more operation: with what it is, and of what."""
         for eps in epsilons(self.trace.scalars):
             normed = self.fits.once(("norm", eps), partial(operations.normalise, x, eps), x)
             for fit in self.fits.affine(normed, position):
-                yield fit.array, fit.value, "layer_norm", f"eps {eps:g}{_of(fit.first, fit.second)}"
+                yield fit.array, fit.value, "layer_norm", f"eps {eps:g}", (fit.first, fit.second)
         for fit in self.fits.affine(x, position):
-            if fit.first.operand is not None or fit.second.operand is not None:
-                what = "bias" if fit.first.operand is None else "scale"
-                yield fit.array, fit.value, what, _of(fit.first, fit.second)
+            uses = fit.first, fit.second
+            if _names(*uses):
+                yield fit.array, fit.value, "scale" if fit.first.operand else "bias", "a parameter", uses
         for array, value, operand in self.fits.added(x, position) if x.ndim > 2 else ():
-            yield array, value, "embedding", _of(Use(operand))
+            yield array, value, "embedding", "a parameter", (Use(operand),)
         for name, function in {**ACTIVATIONS, **OUTPUTS}.items():
             array = self.fits.once(("inserted", name), partial(function, x), x)
             if found := self.fits.find(array, position):
-                yield array, found, "activation" if name in ACTIVATIONS else "output", name
+                yield array, found, "activation" if name in ACTIVATIONS else "output", name, ()
         for text, array in constants(x, self.trace.scalars):
             if found := self.fits.find(array, position):
-                yield array, found, "constant", text
+                yield array, found, "constant", text, ()
         for fit in self.fits.linear(1, x, position):
-            yield fit.array, fit.value, "linear", _of(fit.first, fit.second)
+            yield fit.array, fit.value, "linear", "a layer", (fit.first, fit.second)
 
     def _continued(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[tuple[Array, Value]]:
         """Values of the trace that may stand where the step's result should, soonest first."""
@@ -324,7 +354,8 @@ class _Matcher:
         if step.operation in ("cut", "linear"):
             return
         known = [(seen, array) for seen, array in zip(state.seen, state.values, strict=True) if seen is not None]
-        values = (value for value in self.trace.by_size.get(math.prod(shape), ()) if value.number > state.position)
+        last = self._reach(state.position)
+        values = (v for v in self.trace.by_size.get(math.prod(shape), ()) if state.position < v.number <= last)
         new = (value for value in values if not any(seen.print.same(value.print) for seen, _ in known))
         for value in itertools.islice(new, CONTINUED_AT_MOST):
             alike = [pair for pair in known if pair[1].shape == shape and pair[0].array.shape == value.array.shape]
@@ -333,6 +364,11 @@ class _Matcher:
                 yield arranged(value.array, seen.array, array), value
             else:
                 yield from ((array, value) for array in by_axes(value.array, shape))
+
+    def _reach(self, position: int) -> int:
+        """How far a step that is not known may lead: past few parameters of its own."""
+        ahead = sorted(number for numbers in self.trace.uses.values() for number in numbers if number > position)
+        return ahead[PARAMETERS_AT_MOST] if len(ahead) > PARAMETERS_AT_MOST else len(self.trace.values)
 
     def _patches(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
         """Sizes of patches that divide the image and for which there is a kernel and a result, the squarest first."""
@@ -347,9 +383,8 @@ class _Matcher:
         return sorted(patches, key=lambda patch: (patch[0] != patch[1], patch))
 
 
-def _of(*uses: Use) -> str:
-    names = [name for use in uses if use.operand is not None for name in sorted(use.operand.leaves)]
-    return f" of {', '.join(names)}" if names else ""
+def _names(*uses: Use) -> tuple[str, ...]:
+    return tuple(name for use in uses if use.operand is not None for name in sorted(use.operand.leaves))
 
 
 def _divisors(number: int) -> list[int]:

@@ -8,7 +8,7 @@ sees every operation that is carried out. The module, and what it refers to, sta
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,14 +31,16 @@ def record(
     draw: Draw,
     *,
     names: Mapping[str, Tensor] | None = None,
+    listed: Container[str] | None = None,
     dtype: torch.dtype = torch.float64,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Trace:
     """The trace of `module(*arguments, **kwargs)`, of which the first argument is the input.
 
     `draw(name, shape)` gives each parameter its value. `names` are the parameters by name, the
-    module's own by default; others that the pass uses are called "hidden 0" and so on. Buffers and
-    constants keep their values. Everything is computed in `dtype`.
+    module's own by default, of which the `listed` ones are in its state_dict; others that the pass
+    uses are called "hidden 0" and so on. Buffers and constants keep their values. Everything is
+    computed in `dtype`.
     """
     if names is None:
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
@@ -52,6 +54,7 @@ def record(
     for path, leaf in _tensors_of(result):
         outputs[path] = tape.number_of(leaf)
     shapes = {name: tuple(parameter.shape) for name, parameter in names.items()}
+    tape.hidden += [name for name in names if listed is not None and name not in listed]
     values = [value.finished() for value in tape.values]
     notices = tuple(dict.fromkeys(tape.notices))
     return Trace(values, entry, outputs, shapes, tuple(tape.hidden), tuple(dict.fromkeys(tape.scalars)), notices)
@@ -281,6 +284,34 @@ def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ten
             if any(leaf is tensor for leaf in tree_leaves(given)):
                 return True
     return False
+
+
+def unlisted(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters in plain lists and dicts of a module, which torch does not know of, by where they are."""
+    known = {id(parameter) for parameter in module.parameters()}
+    found: dict[str, Tensor] = {}
+    for prefix, submodule in module.named_modules():
+        for key, value in vars(submodule).items():
+            if not key.startswith("_"):
+                for name, parameter in _parameters_in(value, f"{prefix}.{key}" if prefix else key):
+                    if id(parameter) not in known:
+                        known.add(id(parameter))
+                        found[name] = parameter
+    return found
+
+
+def _parameters_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        if value.requires_grad and value.is_leaf:
+            yield name, value
+    elif isinstance(value, nn.Module):
+        yield from ((f"{name}.{inner}", parameter) for inner, parameter in value.named_parameters())
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _parameters_in(item, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _parameters_in(item, f"{name}.{i}")
 
 
 def _tensors_of(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

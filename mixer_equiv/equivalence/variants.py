@@ -10,11 +10,11 @@ import numpy as np
 
 from mixer_equiv.operations import ACTIVATIONS, Array, Step, normalise
 
-# Steps that code may leave out.
-SKIPPED = frozenset({"layer_norm", "activate", "add"})
+# Steps that code may leave out, in words.
+SKIPPED = {"layer_norm": "a LayerNorm", "activate": "an activation", "add": "the stream added"}
 
-# What differs in a LayerNorm beside its eps, and what the official one does.
-NORM_EXPECTED = {"layer_norm_variance": "biased", "layer_norm_axes": "channels", "layer_norm_mean": "subtracted"}
+# What differs in a LayerNorm, and whether it is so in what is tried.
+Changes = tuple[tuple[str, Any, Any], ...]
 
 POOLINGS: dict[str, Callable[[Array], Array]] = {
     "max": lambda x: x.max(axis=1),
@@ -38,20 +38,20 @@ OUTPUTS: dict[str, Callable[[Array], Array]] = {
 
 
 def epsilons(scalars: Sequence[float]) -> list[float]:
-    """What may be the eps of a LayerNorm: the usual ones, and all small numbers that occurred."""
-    return sorted({c for c in (*scalars, 1e-5, 1e-6, 1e-12, 1e-3, 0.0) if 0 <= c < 0.5})
+    """What may be the eps of a LayerNorm: the small numbers that occurred, then the usual ones."""
+    return list(dict.fromkeys([*sorted(c for c in scalars if 0 < c < 0.5), 1e-5, 1e-6, 1e-3, 1e-12, 0.0]))
 
 
-def norms(eps: float, scalars: Sequence[float]) -> Iterator[tuple[str, Any, Callable[[Array], Array]]]:
-    """Normalisations that are no LayerNorm over the last axis with this eps: what differs, how, and the function."""
+def norms(eps: float, scalars: Sequence[float]) -> Iterator[tuple[Changes, Callable[[Array], Array]]]:
+    """Normalisations that are no LayerNorm over the last axis with this eps: what is changed, and the function."""
     others = [other for other in epsilons(scalars) if other != eps]
     for other in others:
-        yield "layer_norm_eps", other, partial(normalise, eps=other)
+        yield (("layer_norm_eps", eps, other),), partial(normalise, eps=other)
     for e in (eps, *others):
-        also = "" if e == eps else f", eps {e:g}"
-        yield "layer_norm_variance", f"unbiased{also}", partial(normalise, eps=e, ddof=1)
-        yield "layer_norm_axes", f"tokens and channels{also}", partial(_over_both, eps=e)
-        yield "layer_norm_mean", f"not subtracted{also}", partial(normalise, eps=e, centred=False)
+        also: Changes = () if e == eps else (("layer_norm_eps", eps, e),)
+        yield (("layer_norm_variance", "biased", "unbiased"), *also), partial(normalise, eps=e, ddof=1)
+        yield (("layer_norm_axes", "channels", "tokens and channels"), *also), partial(_over_both, eps=e)
+        yield (("layer_norm_mean", "subtracted", "not subtracted"), *also), partial(normalise, eps=e, centred=False)
 
 
 def _over_both(x: Array, eps: float) -> Array:
@@ -59,9 +59,9 @@ def _over_both(x: Array, eps: float) -> Array:
 
 
 def variants(
-    step: Step, inputs: tuple[Array, ...], earlier: Sequence[tuple[str, Array]]
+    step: Step, inputs: tuple[Array, ...], earlier: Sequence[tuple[Step, Array]]
 ) -> Iterator[tuple[str, Any, Any, Callable[[], Array]]]:
-    """What differs, what was expected, what is tried, and its result; `earlier` are values by where they are from."""
+    """What differs, what was expected, what is tried, and its result; `earlier` are values with their steps."""
     x = inputs[0]
     if step.operation == "activate":
         (expected,) = step.settings
@@ -72,9 +72,12 @@ def variants(
         for name, function in POOLINGS.items():
             yield "pooling", "mean", name, partial(function, x)
     elif step.operation == "add":
-        for name, other in reversed(earlier):
+        nearest = "the normalised stream"
+        for done, other in reversed(earlier):
             if other.shape == x.shape and other is not x and other is not inputs[-1]:
-                yield "residual", "the stream", f"the result of {name}", partial(np.add, other, inputs[-1])
+                found = nearest if done.operation == "layer_norm" else f"the result of {done.name}"
+                nearest = f"the result of {done.name}" if done.operation == "layer_norm" else nearest
+                yield "residual", "the stream", found, partial(np.add, other, inputs[-1])
     elif step.operation == "swap":
         yield "transpose", "transposed", "reshaped", partial(np.reshape, x, (*x.shape[:-2], x.shape[-1], x.shape[-2]))
 

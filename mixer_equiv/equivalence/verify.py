@@ -15,7 +15,7 @@ from mixer_equiv.arrays import to_numpy
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import convert
 from mixer_equiv.equivalence.compare import CONVENTIONS, Policy, differing, residual, size_differences
-from mixer_equiv.equivalence.diagnose import deviation_causes, round_trip_causes, weight_causes
+from mixer_equiv.equivalence.diagnose import constraint_causes, deviation_causes, round_trip_causes, weight_causes
 from mixer_equiv.equivalence.evidence import Evidence, Run, gather
 from mixer_equiv.equivalence.judge import explained, judge
 from mixer_equiv.equivalence.programs import PROGRAM_NAMES
@@ -80,7 +80,7 @@ def verify(
     notes = [str(warning.message) for warning in caught]
     searched = [side for side in (side_a, side_b) if side.found is not None]
     notes += [notice for side in searched if side.found for notice in side.found.notices]
-    lost = [side for side in searched if side.found is not None and side.found.layout is None]
+    lost = [side for side in searched if side.found is not None and side.found.sources is None]
     if lost:
         return _not_found(lost[0], notes, policy)
     differences = size_differences(side_a.config, side_b.config)
@@ -124,7 +124,7 @@ def _report(
     if not port_causes and (a.found is not None or b.found is not None):
         judgement = explained(judgement, a, b)
     over = [s.name for s in stages if max(s.residual, s.residual_a, s.residual_b) > policy.residual]
-    apart = judgement.verdict in ("different", "equivalent_under")
+    apart = judgement.verdict in ("different", "equivalent_under", "inexpressible")
     predictions = [run.float32["logits"].argmax(axis=-1) for run in (evidence.a, evidence.b) if last == "logits"]
     weights = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
     if differing_weights:
@@ -158,7 +158,7 @@ def _not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
     assert side.found is not None
     found = side.found
     official = side.config.replace(**{name: getattr(OFFICIAL, name) for name in CONVENTIONS})
-    causes = deviation_causes(side, side.replace(found=None, config=official))
+    causes = deviation_causes(side, side.replace(found=None, config=official)) + constraint_causes(side)
     return Report(
         verdict="inexpressible" if found.is_whole or len(found.known) < LEAST_KNOWN else "different",
         threshold=policy.residual,
@@ -187,7 +187,8 @@ def _of_other_sizes(a: Subject, b: Subject, differences: list[str], policy: Poli
 def _side(run: Run, other: Subject, origin: str, labels: np.ndarray | None) -> Side:
     side, last = run.side, run.last
     assert side.checkpoint is not None
-    float32, reference = run.float32[last], run.reference[last]
+    # A model that deviates is not the reference, whatever the precision.
+    float32, reference = run.float32[last], (run.reference if side.found is None else run.float64)[last]
     trip = _round_trip(side.checkpoint, other.layout) if origin == "given" else (None, "")
     return Side(
         name=side.name,

@@ -24,9 +24,16 @@ def give_weights(a: Subject, b: Subject, weights: Subject | str | None, seed: in
     if weights is None:
         weights = "given" if a.from_weights or b.from_weights else "random"
     if weights == "random":
+        own = [side for side in (a, b) if side.found is not None and side.found.layout is None]
+        if len(own) == 2:
+            raise MixerEquivError(
+                f"neither {a.name} nor {b.name} has parameters that are official ones; verify each alone"
+            )
         params = random_params(a.config, seed)
+        if own and own[0].candidate is not None and own[0].found is not None:
+            params = own[0].candidate.drawn(own[0].found)
         for side in (a, b, a):
-            params = constrained(params, side.layout, a.config.num_blocks)
+            params = params if own else constrained(params, side.layout, a.config.num_blocks)
         donor = Checkpoint(params, LINEN, a.config, None, True, "random weights")
         return a.replace(checkpoint=donor), b.replace(checkpoint=donor), "random"
     if not isinstance(weights, Subject):

@@ -27,16 +27,21 @@ from tests.structures.in_torch import (
     run_torch,
     timm_mixer,
 )
+from tests.structures.own import FAULTS, OwnMixer
 from tests.structures.ports import PORTS, PortMixer
+from tests.structures.strange import STRANGE
 
 __all__ = [
+    "FAULTS",
     "PORTS",
+    "STRANGE",
     "JeonsworldMixer",
     "LucidrainsMixer",
     "MixerBlock",
     "MmpretrainMixer",
     "OfficialMixer",
     "OfficialMlp",
+    "OwnMixer",
     "PortMixer",
     "ScenicMixer",
     "TutorialMixer",

@@ -1,0 +1,110 @@
+"""Every catalogued fault, planted in a Mixer that shares no code with ours: noticed, named, and at the right stage."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from mixer_equiv import MixerConfig, digits, load, verify
+from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, verdict_of
+from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.report import Report
+from tests.structures import FAULTS, STRANGE, OwnMixer
+
+SMALL = DEFAULT_CONFIG.replace(num_blocks=3)
+EQUAL = MixerConfig(
+    num_classes=16,
+    num_blocks=2,
+    patch_size=4,
+    image_size=16,
+    in_channels=4,
+    hidden_dim=16,
+    tokens_mlp_dim=16,
+    channels_mlp_dim=16,
+)
+WIDE = MixerConfig.from_name("B/16", num_blocks=2)
+SIZES = {"tiny": DEFAULT_CONFIG, "digits": load(digits.CHECKPOINT).config, "B/16 width": WIDE, "all equal": EQUAL}
+
+
+def verified(config: MixerConfig, faults: tuple[str, ...], seed: int = 0) -> Report:
+    return verify(OwnMixer(config, faults), image=(config.in_channels, *config.image_hw), seed=seed)
+
+
+def assert_named(report: Report, fault: str) -> None:
+    _, name, found, _ = FAULTS[fault]
+    assert any(cause.name == name and found in cause.found for cause in report.causes), report.causes
+
+
+def assert_explained(report: Report, fault: str, config: MixerConfig) -> None:
+    verdict, _, _, first = FAULTS[fault]
+    assert_named(report, fault)
+    assert report.verdict == verdict
+    assert len(report.causes) == 1
+    assert report.first_divergence == (first and first.format(last=config.num_blocks - 1))
+    assert report.residual_without_causes is not None
+    assert report.residual_without_causes <= 1e-12
+
+
+@pytest.mark.parametrize("config", [SMALL, EQUAL], ids=["all different", "all equal"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_has_its_verdict_and_is_named(fault: str, config: MixerConfig) -> None:
+    assert_explained(verified(config, (fault,)), fault, config)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_named_at_every_size_and_seed(fault: str, size: str, seed: int) -> None:
+    assert_explained(verified(SIZES[size], (fault,), seed), fault, SIZES[size])
+
+
+def conflict(one: str, other: str) -> bool:
+    """Whether the one leaves nothing for the other to be done at."""
+    stems = [fault.split("_")[0] for fault in (one, other)]
+    return (stems[0] == stems[1] and stems[0] in ("activation", "eps", "pool", "residual")) or {one, other} in _EXCLUDE
+
+
+_EXCLUDE = [
+    {"norm_final_missing", "norm_after_pool"},
+    {"post_norm", "residual_normalised"},
+    {"post_norm", "norm_missing"},
+    {"post_norm", "norm_shared"},
+]
+
+PAIRS = [pair for pair in itertools.combinations(FAULTS, 2) if not conflict(*pair)]
+
+
+@pytest.mark.parametrize("pair", random.Random(7).sample(PAIRS, 20), ids=" and ".join)
+def test_both_of_two_faults_are_named(pair: tuple[str, str]) -> None:
+    report = verified(SMALL, pair)
+    assert report.verdict != "equivalent"
+    for fault in pair:
+        assert_named(report, fault)
+
+
+def test_without_a_fault_it_is_equivalent() -> None:
+    for config in (SMALL, EQUAL):
+        report = verified(config, ())
+        assert report.verdict == "equivalent"
+        assert not report.causes
+
+
+def test_the_catalogue_has_every_cause_and_its_verdict() -> None:
+    for verdict, name, _, _ in FAULTS.values():
+        assert name in CODE or name in CONSTRAINTS
+        assert verdict_of(name) == verdict
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_writings_of_the_official_function_are_seen_to_be_it(name: str) -> None:
+    config = DEFAULT_CONFIG
+    model = STRANGE[name](config)
+    report = verify(model, image=(config.in_channels, *config.image_hw))
+    assert report.verdict == "equivalent", report.causes
+    assert report.residual is not None
+    assert report.residual <= 1e-12
+    assert np.isfinite(report.residual)
