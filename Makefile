@@ -21,10 +21,10 @@ verify: $(INSTALLED)  ## the main job: a Mixer trained in Flax, its PyTorch port
 	@$(BIN)/mixer-equiv verify
 
 test: $(INSTALLED)  ## the whole suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4
 
 nightly: $(INSTALLED)  ## the suite with 2000 examples a property, and what is too slow for every run
-	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m 'nightly or not nightly'
+	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n auto --maxprocesses=4 -m 'nightly or not nightly'
 
 check: $(INSTALLED)  ## formatting, lint and types
 	@$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ Importing this needs NumPy and einops; torch, JAX and Flax are imported when the
 from mixer_equiv.checkpoint import Checkpoint, load, save
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.convert import convert, flax_to_torch, torch_to_flax
+from mixer_equiv.equivalence.asserting import Comparison, assert_equivalent, compare
 from mixer_equiv.equivalence.porting import layout_of, port
 from mixer_equiv.equivalence.verify import verify
 from mixer_equiv.errors import (
@@ -33,6 +34,7 @@ __all__ = [
     "LAYOUTS",
     "Checkpoint",
     "CheckpointError",
+    "Comparison",
     "ConfigError",
     "ConventionWarning",
     "Conventions",
@@ -44,6 +46,8 @@ __all__ = [
     "MixerConfig",
     "MixerEquivError",
     "Report",
+    "assert_equivalent",
+    "compare",
     "convert",
     "drop_head",
     "enlarge",

@@ -228,6 +228,9 @@ def verify(
         str | None, typer.Option(metavar="JSON", help="MixerConfig fields for built-in models: '{\"num_blocks\": 2}'.")
     ] = None,
     image: Annotated[str | None, typer.Option(metavar="CxHxW", help="Image channels and size, in pixels.")] = None,
+    gradients: Annotated[
+        bool | None, typer.Option("--gradients/--no-gradients", help="Compare them too; for models by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights and images.")] = 0,
     from_: Annotated[str | None, typer.Option("--from", metavar="LAYOUT", help="Layout of A; detected.")] = None,
     layout_files: LayoutFileOption = None,
@@ -243,7 +246,11 @@ def verify(
     """
     with _reported():
         _register(layout_files)
-        arguments: dict[str, Any] = {"kwargs": _parse_kwargs(kwargs), "image": _parse_image(image)}
+        arguments: dict[str, Any] = {
+            "kwargs": _parse_kwargs(kwargs),
+            "image": _parse_image(image),
+            "gradients": gradients,
+        }
         source: Any = a
         if from_ is not None or prefix is not None:
             if a is None or not Path(a).exists():

@@ -63,6 +63,21 @@ class Side:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gradients:
+    """How far the gradients of the two sides are apart, in float64.
+
+    `residual` is the largest over the `count` parameters, at `worst`: the 2-norm of the difference
+    over that of the gradient, or over a thousandth of all gradients if that is more.
+    """
+
+    worst: str
+    residual: float
+    threshold: float
+    count: int
+    num_images: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The outcome of `verify`.
 
@@ -90,6 +105,7 @@ class Report:
     images: str = ""
     num_images: int = 0
     max_difference: float | None = None
+    gradients: Gradients | None = None
     prediction_flips: int | None = None
 
     @property
@@ -144,6 +160,8 @@ def _table(report: Report) -> Table:
     table.add_row("fp32 error (RMS)", *map(_number, errors), _ratio(*errors))
     if a.accuracy is not None and b.accuracy is not None:
         table.add_row("accuracy", f"{a.accuracy:.2%}", f"{b.accuracy:.2%}", "")
+    if report.gradients is not None:
+        table.add_row("gradients, fp64", "", "", _number(report.gradients.residual))
     if report.prediction_flips is not None:
         table.add_row("prediction flips", "", "", f"{report.prediction_flips} of {report.num_images}")
     return table

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
 
@@ -17,9 +19,12 @@ from mixer_equiv import (
     LAYOUTS,
     ConfigError,
     ConventionWarning,
+    ConversionError,
     InexpressibleError,
     MixerConfig,
     MixerEquivError,
+    assert_equivalent,
+    compare,
     convert,
     digits,
     layout_of,
@@ -276,6 +281,41 @@ def test_one_odd_place_is_named() -> None:
     assert report.first_divergence == "MixerBlock_7/channel_mixing"
 
 
+class Detached(PortMixer):
+    """The official function, whose stem is not trained."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.embed(images).detach()
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(self.final_norm(x).mean(dim=1))
+
+
+def test_the_same_outputs_with_other_gradients_are_not_equivalent() -> None:
+    report = verify(Detached(CONFIG), image=IMAGE)
+    assert report.verdict == "different"
+    assert report.residual is not None
+    assert report.residual <= 1e-12
+    assert report.gradients is not None
+    assert report.gradients.worst in ("stem/kernel", "stem/bias")
+    assert "the gradients differ by" in report.reasons[0]
+    assert verify(Detached(CONFIG), image=IMAGE, gradients=False).verdict == "equivalent"
+
+
+@pytest.mark.parametrize("name", ["tied blocks, shared norm", "linear stem without bias"])
+def test_gradients_of_what_is_in_common_are_summed(name: str) -> None:
+    report = verify(PortMixer(CONFIG, **PORTS[name]), image=IMAGE)
+    assert report.gradients is not None
+    assert report.gradients.residual <= report.gradients.threshold
+    assert report.gradients.count == len(list(PortMixer(CONFIG, **PORTS[name]).parameters()))
+
+
+def test_gradients_of_our_models_agree() -> None:
+    report = verify("torch", "flax", gradients=True)
+    assert report.gradients is not None
+    assert 0 < report.gradients.residual <= 1e-12
+
+
 @pytest.mark.parametrize("model", [nn.Linear(5, 5), nn.Flatten(), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())])
 def test_what_is_no_mixer_is_said_to_be_none(model: nn.Module) -> None:
     report = verify(model, image=(3, 5, 5))
@@ -393,3 +433,49 @@ def test_a_place_without_a_model_is_refused_in_words(place: Any, name: str, argu
     result = run("verify", f"{place}:{name}", *arguments)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
+
+
+# In tests
+
+
+def test_assert_equivalent_returns_the_report_or_fails_with_it() -> None:
+    assert assert_equivalent(PortMixer(CONFIG), image=IMAGE, gradients=False).equivalent
+    model = timm_mixer(CONFIG)
+    with pytest.raises(AssertionError, match=r"not equivalent\n") as caught:
+        assert_equivalent(model, image=IMAGE, gradients=False)
+    assert "activation" in str(caught.value)
+    assert "24 of 24 MLPs" in str(caught.value)
+    assert_equivalent(model, image=IMAGE, gradients=False, under=["activation"])
+    with pytest.raises(AssertionError, match=r"not equivalent under activation\n"):
+        assert_equivalent(TutorialMixer(CONFIG), image=IMAGE, gradients=False, under=["activation"])
+
+
+finite = st.floats(-1e3, 1e3, allow_nan=False)
+
+
+@given(pairs=st.lists(st.tuples(finite, finite), min_size=1, max_size=20), atol=st.floats(0, 1), rtol=st.floats(0, 1))
+def test_compare_agrees_with_numpy_and_its_least_tolerances_pass(
+    pairs: list[tuple[float, float]], atol: float, rtol: float
+) -> None:
+    x, y = (np.array(side) for side in zip(*pairs, strict=True))
+    comparison = compare(x, y, rtol=rtol, atol=atol)
+    assert bool(comparison) == bool(np.all(np.abs(x - y) <= atol + rtol * np.abs(y)))
+    assert compare(x, y, rtol=rtol, atol=comparison.min_atol * (1 + 1e-12) + 1e-300)
+    if np.isfinite(comparison.min_rtol):
+        assert compare(x, y, rtol=comparison.min_rtol * (1 + 1e-12), atol=atol)
+
+
+def test_compare_takes_arrays_by_name_and_says_where_the_worst_is() -> None:
+    ours = {"a": torch.zeros(2, 3), "b": {"c": torch.ones(4)}}
+    theirs = {"a": np.zeros((2, 3)), "b/c": np.array([1, 1, 1.5, 1])}
+    comparison = compare(ours, theirs, rtol=1e-3)
+    assert not comparison
+    assert comparison.worst == "b/c[2]"
+    assert "1 of 10 elements are not within rtol 0.001, atol 0: max |difference| 5.0e-01" in str(comparison)
+    assert "rtol 3.3e-01 with this atol, or atol 5.0e-01 with this rtol" in str(comparison)
+    assert not compare([np.nan], [np.nan], rtol=1, atol=1)
+    assert compare([np.inf], [np.inf])
+    with pytest.raises(ConversionError, match=r"b/c is only in one of the two"):
+        compare({"a": ours["a"]}, theirs)
+    with pytest.raises(ConversionError, match=r"array is \(2,\) in one|is \(2,\) in one and \(3,\) in the other"):
+        compare(np.zeros(2), np.zeros(3))

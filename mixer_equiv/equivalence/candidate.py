@@ -36,6 +36,8 @@ class Candidate:
 
     `record(images, draw, dtype)` runs it on images (batch, height, width, channels) with parameters
     drawn by name and shape. `own` are its own parameters by name, and `put` gives it others.
+    `differentiate(images, draw, output, cotangent)` gives the gradients, by name, of the sum of an
+    output times a cotangent.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Candidate:
     record: Callable[[np.ndarray, Draw, Any], Trace]
     own: Mapping[str, Any]
     put: Callable[[Mapping[str, np.ndarray]], None]
+    differentiate: Callable[[np.ndarray, Draw, str, np.ndarray], Mapping[str, np.ndarray]]
 
     def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64) -> Trace:
         """A recorded run. Raises `MixerEquivError` where the model raises or returns no array."""
@@ -77,11 +80,15 @@ class Candidate:
     def drawn(self, found: Found) -> dict[str, np.ndarray]:
         """Canonical weights that it has with random parameters of its own, where these are not official ones."""
         assert found.sources is not None
+        assert found.config is not None
         trace = self.trace(np.zeros((found.batch, *found.image_hw, found.in_channels)), generic(DRAWN))
-        return {
-            name: source.array(trace, NEUTRAL[name.rpartition("/")[2]] if source.number is None else 0.0)
-            for name, source in found.sources.items()
-        }
+        bindings = LINEN.bindings(found.config.num_blocks, head=found.config.num_classes > 0)
+        drawn = {}
+        for name, binding in bindings.items():
+            neutral = NEUTRAL.get(name.rpartition("/")[2], 0)
+            axes = tuple(binding.row.canonical_axes.split())
+            drawn[name] = found.sources[name].array(trace, axes, neutral)
+        return drawn
 
     def taps(self, found: Found, weights: Mapping[str, np.ndarray], images: np.ndarray, dtype: Any) -> Taps:
         """The stages of a run on canonical weights, each in the official model's order of elements.
@@ -101,6 +108,22 @@ class Candidate:
             stages = self._stages(found, trace, np.dtype(dtype) == np.float64)
             parts.append({name: tap[: len(part)].astype(dtype) for name, tap in stages.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def gradients(
+        self, found: Found, arrays: Mapping[str, np.ndarray], images: np.ndarray, cotangent: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Gradients by the names of the layout, of the sum of the output times `cotangent`, one image at a time."""
+        given, others = stacked(arrays), generic(DRAWN)
+
+        def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            return given[name] if name in given else others(name, shape)
+
+        total: dict[str, np.ndarray] = {}
+        for image, row in zip(images, cotangent, strict=True):
+            made = self.differentiate(image[None], draw, found.output, row[None])
+            for name, array in arrays.items():
+                total[name] = total.get(name, 0.0) + np.asarray(_part(made, name)).reshape(array.shape)
+        return total
 
     def _stages(self, found: Found, trace: Trace, every: bool) -> Taps:
         """The taps of a run, the last of them alone if not `every` one is needed."""
@@ -164,7 +187,7 @@ def generic(seed: int) -> Draw:
 def torch_candidate(module: Any, name: str) -> Candidate:
     """Any `torch.nn.Module` that takes images (batch, channels, height, width)."""
     torch = require("torch", "torch", "verifying a torch module")
-    from mixer_equiv.equivalence.record_torch import record, unlisted
+    from mixer_equiv.equivalence.record_torch import gradients, record, unlisted
 
     dtypes = {np.dtype(np.float64): torch.float64, np.dtype(np.float32): torch.float32}
 
@@ -181,7 +204,12 @@ def torch_candidate(module: Any, name: str) -> Candidate:
             for key, array in arrays.items():
                 own[key].copy_(to_torch(array).reshape(own[key].shape))
 
-    return Candidate(name, "torch", run, own, put)
+    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        with _told(name):
+            return gradients(module, batch, draw, own, output, cotangent)
+
+    return Candidate(name, "torch", run, own, put, differentiate)
 
 
 @contextlib.contextmanager
@@ -199,7 +227,7 @@ def _told(name: str) -> Iterator[None]:
 def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Candidate:
     """Any `flax.linen.Module` that takes images (batch, height, width, channels)."""
     jax = require("jax", "flax", "verifying a Flax module")
-    from mixer_equiv.equivalence.record_jax import record
+    from mixer_equiv.equivalence.record_jax import gradients, record
 
     channels, height, width = image
     with _told(name):
@@ -210,31 +238,35 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
         raise MixerEquivError(f"{name} has the collections {', '.join(others)} beside params, which no Mixer has")
     shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
 
-    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
-        def apply(params: Mapping[str, Any], batch: Any) -> Any:
-            return module.apply({"params": unflatten(params)}, batch)
+    def apply(params: Mapping[str, Any], batch: Any) -> Any:
+        return module.apply({"params": unflatten(params)}, batch)
 
+    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
         with _told(name):
             return record(apply, shapes, images, draw, dtype)
 
-    return Candidate(name, "flax", run, {}, lambda arrays: None)
+    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
+        with _told(name):
+            return gradients(apply, shapes, images, draw, output, cotangent)
+
+    return Candidate(name, "flax", run, {}, lambda arrays: None, differentiate)
 
 
 def nnx_candidate(module: Any, name: str) -> Candidate:
     """Any `flax.nnx.Module` that takes images (batch, height, width, channels)."""
     nnx = require("flax.nnx", "flax", "verifying an nnx module")
-    from mixer_equiv.equivalence.record_jax import record
+    from mixer_equiv.equivalence.record_jax import gradients, record
 
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     own = dict(flatten(nnx.to_pure_dict(params)))
     shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
 
-    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
-        def apply(given: Mapping[str, Any], batch: Any) -> Any:
-            state = params.copy() if hasattr(params, "copy") else params
-            nnx.replace_by_pure_dict(state, _as_pure(given))
-            return nnx.merge(graph, state, rest)(batch)
+    def apply(given: Mapping[str, Any], batch: Any) -> Any:
+        state = params.copy() if hasattr(params, "copy") else params
+        nnx.replace_by_pure_dict(state, _as_pure(given))
+        return nnx.merge(graph, state, rest)(batch)
 
+    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
         with _told(name):
             return record(apply, shapes, images, draw, dtype)
 
@@ -249,7 +281,11 @@ def nnx_candidate(module: Any, name: str) -> Candidate:
         nnx.replace_by_pure_dict(state, _as_pure(given))
         nnx.update(module, state)
 
-    return Candidate(name, "flax", run, own, put)
+    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
+        with _told(name):
+            return gradients(apply, shapes, images, draw, output, cotangent)
+
+    return Candidate(name, "flax", run, own, put, differentiate)
 
 
 def jax_tree(like: Any, given: Mapping[str, Any], prefix: str = "") -> Any:

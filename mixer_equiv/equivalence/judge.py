@@ -11,7 +11,7 @@ from mixer_equiv.equivalence.diagnose import constraint_causes, convention_cause
 from mixer_equiv.equivalence.evidence import Evidence
 from mixer_equiv.equivalence.faults import verdict_of
 from mixer_equiv.equivalence.subject import Subject
-from mixer_equiv.report import Cause, Verdict
+from mixer_equiv.report import Cause, Gradients, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,16 @@ def explained(judgement: Judgement, a: Subject, b: Subject) -> Judgement:
     beyond = tuple(f"{c.name}: {c.evidence}" for c in causes if verdict_of(c.name) == "inexpressible")
     after = max(residuals, default=judgement.residual_without_causes)
     return Judgement(worst, beyond, (*causes, *constraints), judgement.warnings, after)
+
+
+def with_gradients(judgement: Judgement, gradients: Gradients | None) -> Judgement:
+    """The same function with other gradients trains otherwise: not equivalent."""
+    if gradients is None or gradients.residual <= gradients.threshold:
+        return judgement
+    if judgement.verdict == "equivalent" and not judgement.warnings:
+        reason = f"the gradients differ by {gradients.residual:.1e}, most at {gradients.worst}, and the outputs do not"
+        return dataclasses.replace(judgement, verdict="different", reasons=(*judgement.reasons, reason))
+    return judgement
 
 
 def _against_reference(evidence: Evidence, policy: Policy) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.faults import recognised
-from mixer_equiv.equivalence.fitting import Use, in_order
+from mixer_equiv.equivalence.fitting import Use, arranged, in_order
 from mixer_equiv.equivalence.matching import Deviation, Match, match
 from mixer_equiv.equivalence.trace import Trace, Value
 from mixer_equiv.layouts import ABSENT, LINEN, OFFICIAL, Conventions, Layout, Row
@@ -44,31 +44,45 @@ class Tap:
         return array.reshape(-1)[self.order].reshape(self.shape)
 
 
+def _by_rows(grid: tuple[int, int]) -> np.ndarray:
+    """Where the tokens of a grid, one row after another, are among the same tokens one column after another."""
+    rows, columns = grid
+    return np.arange(rows * columns).reshape(columns, rows).T.reshape(-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where a run has an official parameter: the number of a value, whose axes follow in `order`.
 
-    None for a parameter that the code does not have. `then` are kernel and bias of a second layer.
+    None for a parameter that the code does not have. `then` are kernel and bias of a second layer;
+    `grid` is that of tokens which are by columns.
     """
 
     number: int | None
     order: tuple[int, ...]
     sizes: tuple[int, ...]
     then: tuple[Source, Source] | None = None
+    grid: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, use: Use) -> Source:
+    def of(cls, use: Use, grid: tuple[int, int] | Literal[False] = False) -> Source:
         then = None if use.then is None else (cls.of(use.then[0]), cls.of(use.then[1]))
-        return cls(None if use.operand is None else use.operand.number, use.order, use.sizes, then)
+        return cls(None if use.operand is None else use.operand.number, use.order, use.sizes, then, grid or None)
 
-    def array(self, trace: Trace, neutral: float) -> np.ndarray:
-        """The parameter in the official order of axes."""
+    def array(self, trace: Trace, axes: tuple[str, ...], neutral: float) -> np.ndarray:
+        """The parameter in the official order of its `axes`."""
+        held = self._as_found(trace, neutral)
+        if self.grid is not None and "tokens" in axes:
+            held = held.take(_by_rows(self.grid), axes.index("tokens"))
+        return held.swapaxes(0, 1) if self.grid is not None and "ph" in axes else held
+
+    def _as_found(self, trace: Trace, neutral: float) -> np.ndarray:
         if self.number is None:
-            held = np.full(self.sizes, neutral)
+            held = np.full(self.sizes, float(neutral))
         else:
             held = in_order(trace.values[self.number].array, self.sizes, self.order)
         if self.then is not None:
-            kernel, bias = (source.array(trace, 0.0) for source in self.then)
+            kernel, bias = (source._as_found(trace, 0.0) for source in self.then)
             held = held @ kernel + (bias if held.ndim == 1 else 0.0)
         return held
 
@@ -126,7 +140,7 @@ class Found:
 
 def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str) -> Found:
     """The Mixer in a trace whose input, as (batch, height, width, channels), is `entry`."""
-    found = match(trace, entry, official_programs(_deepest(trace)))
+    found, by_columns = _best_match(trace, entry)
     deviations = recognised(found.deviations)
     found = dataclasses.replace(found, uses=_relocated(found, deviations, trace))
     config = layout = sources = None
@@ -136,21 +150,26 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str) -> Fo
         found, deviations, notices = _folded(found, deviations)
         sizes, reasons = _sizes(found)
         if not reasons:
-            config = _config(found, sizes, entry)
+            config = _config(found, sizes, entry, by_columns)
             reasons = _lacking(found, deviations, config)
             if not reasons:
-                sources = {name: Source.of(use) for name, use in found.uses.items()}
+                sources = {name: Source.of(use, by_columns and config.grid_hw) for name, use in found.uses.items()}
             layout, constraints, made = _layout(found, trace, config, name, framework)
-            notices += made + _unused(found, deviations, trace)
-            layout = None if reasons else layout
+            notices += made + _unused(trace)
+            if by_columns:
+                notices.append("its tokens are in the order of columns, so that no layout is of its parameters")
+            layout = None if reasons or by_columns else layout
     else:
         reasons = list(_why_not(found))
     taps = {}
     for stage, place in found.program.stages.items() if sources is not None else ():
-        if (seen := found.seen[place]) is not None:
+        meant, seen = found.before.get(place, (found.values[place], found.seen[place]))
+        if seen is not None:
+            if by_columns and meant.ndim == 3 and config is not None:
+                meant = meant[:, _by_rows(config.grid_hw)]
             order = np.empty(seen.size, np.intp)
-            order[np.argsort(found.values[place], axis=None)] = np.argsort(seen.array, axis=None)
-            taps[stage] = Tap(seen.number, order, found.values[place].shape)
+            order[np.argsort(meant, axis=None)] = np.argsort(seen.array, axis=None)
+            taps[stage] = Tap(seen.number, order, meant.shape)
     return Found(
         config=config,
         layout=layout,
@@ -159,7 +178,11 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str) -> Fo
         deviations=deviations,
         residual=found.residual,
         missing=found.missing,
-        known=tuple(step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters),
+        known=tuple(
+            step.name
+            for step in found.program.steps[: len(found.values) - 1]
+            if step.parameters and all(found.uses[parameter.name].is_known for parameter in step.parameters)
+        ),
         reasons=tuple(reasons),
         notices=tuple(notices),
         output=found.output or "",
@@ -199,6 +222,29 @@ def deviations_of(config: MixerConfig) -> list[Deviation]:
 def official_steps(num_blocks: int) -> tuple[Step, ...]:
     """The steps of the official model with a head."""
     return official_programs(num_blocks)[-2].steps
+
+
+def _best_match(trace: Trace, entry: np.ndarray) -> tuple[Match, bool]:
+    """The match, also of tokens taken by columns, which the second result tells, and of an image changed first."""
+    programs = official_programs(_deepest(trace))
+    found = match(trace, entry, programs)
+    guessed = any(deviation.kind == "unknown" for deviation in found.deviations)
+    if (found.is_whole and not guessed) or not trace.operands:
+        return found, False
+    if len(found.values) > 2:
+        # By columns, an image is its transpose by rows.
+        by_columns = match(trace, entry.swapaxes(1, 2), programs)
+        better = by_columns.is_whole and (not found.is_whole or len(by_columns.deviations) < len(found.deviations))
+        return (by_columns, True) if better else (found, False)
+    given = trace.values[trace.input]
+    for value in trace.by_size.get(entry.size, [])[1:5]:
+        if value.array.shape == given.array.shape:
+            image = arranged(value.array, given.array, entry)
+            changed = match(dataclasses.replace(trace, input=value.number), image, programs)
+            if changed.is_whole:
+                scaled = Deviation(changed.program.steps[0].name, "insert", "input_scaling", None, value.operation)
+                return dataclasses.replace(changed, deviations=(scaled, *changed.deviations)), False
+    return found, False
 
 
 def _deepest(trace: Trace) -> int:
@@ -255,9 +301,9 @@ def _used(found: Match) -> Iterator[tuple[Parameter, Use]]:
                 yield parameter, found.uses[parameter.name]
 
 
-def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray) -> MixerConfig:
+def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray, by_columns: bool) -> MixerConfig:
     _, height, width, channels = entry.shape
-    ph, pw = found.values[1].shape[2:4]
+    ph, pw = found.values[1].shape[3:1:-1] if by_columns else found.values[1].shape[2:4]
     depth = len({step.name.split("/")[0] for step in found.program.steps if step.name.startswith("MixerBlock_")})
     return MixerConfig(
         num_classes=found.values[-1].shape[-1] if found.program.steps[-1].parameters else 0,
@@ -282,21 +328,70 @@ def _throughout(found: Match, operation: str, what: str, official: Any) -> Any:
 
 
 def _folded(found: Match, deviations: tuple[Deviation, ...]) -> tuple[Match, tuple[Deviation, ...], list[str]]:
-    """A second affine layer right behind a linear one is part of it."""
-    kept, uses, notices = [], dict(found.uses), []
-    steps = {step.name: step for step in found.program.steps}
+    """Without the deviations that only write the official function otherwise, and what they are.
+
+    A second affine layer right behind a linear one is part of it; the head and the affine part of
+    the last LayerNorm may stand on either side of the mean.
+    """
+    kept, notices = [], []
     for deviation in deviations:
-        step = steps[deviation.step]
-        before = found.program.steps[step.inputs[0] - 1] if step.inputs and step.inputs[0] else None
-        if deviation.kind != "insert" or deviation.what != "linear" or before is None or before.operation != "linear":
+        for fold in (_second_layer, _affine_after_mean, _head_before_mean):
+            folded = fold(found, deviation) if deviation.kind == "insert" else None
+            if folded is not None:
+                found, notice = folded
+                notices.append(notice)
+                break
+        else:
             kept.append(deviation)
-            continue
+    return found, tuple(kept), notices
+
+
+def _before(found: Match, deviation: Deviation) -> Step | None:
+    """The step whose result was changed first."""
+    step = next(step for step in found.program.steps if step.name == deviation.step)
+    return found.program.steps[step.inputs[0] - 1] if step.inputs and step.inputs[0] else None
+
+
+def _second_layer(found: Match, deviation: Deviation) -> tuple[Match, str] | None:
+    before = _before(found, deviation)
+    if deviation.what != "linear" or before is None or before.operation != "linear":
+        return None
+    uses = dict(found.uses)
+    for parameter in before.parameters:
         kernel, bias = deviation.uses
-        for parameter in before.parameters:
-            own = uses[parameter.name]
-            uses[parameter.name] = dataclasses.replace(own, then=(kernel, bias))
-        notices.append(f"two affine layers in a row are taken as one: {before.name}, and {deviation.parameters[0]}")
-    return dataclasses.replace(found, uses=uses), tuple(kept), notices
+        uses[parameter.name] = dataclasses.replace(uses[parameter.name], then=(kernel, bias))
+    place = found.program.steps.index(before) + 1
+    found = dataclasses.replace(found, before={p: pair for p, pair in found.before.items() if p != place})
+    notice = f"two affine layers in a row are taken as one: {before.name}, and {deviation.parameters[0]}"
+    return dataclasses.replace(found, uses=uses), notice
+
+
+def _affine_after_mean(found: Match, deviation: Deviation) -> tuple[Match, str] | None:
+    before = _before(found, deviation)
+    if deviation.what not in ("scale", "bias") or before is None or before.operation != "mean":
+        return None
+    norm = found.program.steps[before.inputs[0] - 1]
+    names = [parameter.name for parameter in norm.parameters]
+    if norm.operation != "layer_norm" or any(found.uses[name].operand is not None for name in names):
+        return None
+    uses = {**found.uses, **dict(zip(names, deviation.uses, strict=True))}
+    return dataclasses.replace(found, uses=uses), "the scale and bias of the last LayerNorm stand behind the mean"
+
+
+def _head_before_mean(found: Match, deviation: Deviation) -> tuple[Match, str] | None:
+    last = found.program.steps[-1]
+    if deviation.what != "linear" or last.operation != "mean" or deviation.step != last.name:
+        return None
+    (program,) = (
+        program
+        for program in official_programs(DEEPEST)
+        if len(program.steps) == len(found.program.steps) + 1 and program.steps[:-1] == found.program.steps
+    )
+    uses = dict(zip((parameter.name for parameter in program.steps[-1].parameters), deviation.uses, strict=True))
+    seen = (*found.seen[:-2], None, None, found.seen[-1])
+    values = (*found.values, found.values[-1])
+    changed = dataclasses.replace(found, program=program, uses={**found.uses, **uses}, values=values, seen=seen)
+    return changed, "the head stands before the mean"
 
 
 def _lacking(found: Match, deviations: tuple[Deviation, ...], config: MixerConfig) -> list[str]:
@@ -313,7 +408,7 @@ def _lacking(found: Match, deviations: tuple[Deviation, ...], config: MixerConfi
 _BEYOND = {"mlp_head": "its head has several layers, and the official one is a single Dense"}
 
 
-def _unused(found: Match, deviations: tuple[Deviation, ...], trace: Trace) -> list[str]:
+def _unused(trace: Trace) -> list[str]:
     effective = {name for leaves in trace.uses for name in leaves}
     unused = [name for name in trace.parameters if name not in effective]
     return [f"parameters without effect: {', '.join(unused)}"] if unused else []
@@ -419,7 +514,7 @@ def _rows(names: Mapping[str, tuple[str, str]], depth: int) -> list[Row]:
         elif block[2] not in done:
             done.add(block[2])
             every = {i: names[n] for i in range(depth) if (n := f"MixerBlock_{i}/{block[2]}") in names}
-            if len(every) == 1 and depth > 1:  # one block alone shows no rule
+            if len(every) == 1:  # one block alone shows no rule
                 rows.append(Row(canonical, foreign, pattern))
                 continue
             rule = _rule({i: name for i, (name, _) in every.items()})

@@ -72,7 +72,8 @@ class Match:
 
     `values` are the program's, replayed with the deviations, by their places; `seen` the trace's
     value of each. `uses` are by parameter. `is_whole` tells whether the output was reached, `output`
-    at which of the trace's outputs, and `residual` how far off; else `missing` is the step that was not found.
+    at which of the trace's outputs, and `residual` how far off; else `missing` is the step that was not
+    found. `before` are values, by their places, as they were before something else was done to them.
     """
 
     program: Program
@@ -84,6 +85,7 @@ class Match:
     output: str | None = None
     residual: float | None = None
     missing: str | None = None
+    before: Mapping[int, tuple[Array, Value | None]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,16 +114,19 @@ class _State:
     seen: tuple[Value | None, ...]
     uses: Mapping[str, Use]
     deviations: tuple[Deviation, ...]
+    before: Mapping[int, tuple[Array, Value | None]] = dataclasses.field(default_factory=dict)
 
     def after(self, step: Step, move: _Move) -> _State:
         pairs = zip(self.values, self.seen, strict=True)
         held = [move.replaced.get(place, pair) for place, pair in enumerate(pairs)]
+        changed = {place: (self.values[place], self.seen[place]) for place in move.replaced}
         return _State(
             (*self.steps, step),
             (*(array for array, _ in held), move.array),
             (*(seen for _, seen in held), move.seen),
             {**self.uses, **move.uses},
             (*self.deviations, *move.deviations),
+            {**changed, **self.before},
         )
 
     @cached_property
@@ -145,18 +150,35 @@ class _Matcher:
 
     def match(self) -> Match:
         state = _State((), (self.entry,), (self.trace.values[self.trace.input],), {}, ())
-        candidates = self.programs
+        passed = [(self.programs, state)]
         while True:
-            for budget in range(LARGEST_COST + 1):
-                reached = self._search(candidates, state, budget, 1)
-                if reached is not None:
-                    break
-            else:
+            candidates, state = passed[-1]
+            reached = self._onward(candidates, state, 1) or self._from_before(passed)
+            if reached is None:
                 return self._unfinished(candidates[0], state)
             state, done = reached
             if done is not None:
                 return done
-            candidates = tuple(p for p in candidates if p.steps[: len(state.steps)] == state.steps)
+            passed.append((tuple(p for p in self.programs if p.steps[: len(state.steps)] == state.steps), state))
+
+    def _onward(
+        self, candidates: tuple[Program, ...], state: _State, needed: int
+    ) -> tuple[_State, Match | None] | None:
+        """The state after so many sure steps, at the least cost."""
+        for budget in range(LARGEST_COST + 1):
+            reached = self._search(candidates, state, budget, needed)
+            if reached is not None:
+                return reached
+        return None
+
+    def _from_before(self, passed: list[tuple[tuple[Program, ...], _State]]) -> tuple[_State, Match | None] | None:
+        """Another way from one or two sure steps back, whose values were in the trace for another reason."""
+        for back in (1, 2):
+            if len(passed) > back:
+                reached = self._onward(*passed[-1 - back], needed=back + 1)
+                if reached is not None:
+                    return reached
+        return None
 
     def _branches(self, candidates: tuple[Program, ...], state: _State) -> dict[Step, tuple[Program, ...]]:
         """The possible next steps, and the programs that have each."""
@@ -171,21 +193,23 @@ class _Matcher:
         self, candidates: tuple[Program, ...], state: _State, budget: int, needed: int
     ) -> tuple[_State, Match | None] | None:
         """The state after so many sure steps at no more than the cost, or a match that ends before."""
-        for program in candidates:
-            if len(program.steps) == len(state.steps) and (done := self._finished(program, state, budget)):
-                return state, done
         branches = self._branches(candidates, state)
         # More steps decide where programs part, since their first ones are often alike.
         needed = max(needed, 2) if len(branches) > 1 else needed
         for step, programs in branches.items():
             for move in self._moves(step, state, budget):
                 after = state.after(step, move)
-                left = needed - move.sure
+                # What deviates is confirmed by the step after it: a value may be there for another reason.
+                left = needed - move.sure + (move.cost > 0)
                 if left <= 0:
                     return after, None
                 found = self._search(programs, after, budget - move.cost, left)
                 if found is not None:
                     return found
+        # Last, since a model may return the features that its head takes as well.
+        for program in candidates:
+            if len(program.steps) == len(state.steps) and (done := self._finished(program, state, budget)):
+                return state, done
         return None
 
     # Where a program ends
@@ -199,7 +223,18 @@ class _Matcher:
                     residual = _residual(output.reshape(found.shape), found)
                     if residual <= OUTPUT_TOLERANCE:
                         every = (*state.deviations, *more)
-                        return Match(program, state.values, state.seen, state.uses, every, True, path, residual)
+                        return Match(
+                            program,
+                            state.values,
+                            state.seen,
+                            state.uses,
+                            every,
+                            True,
+                            path,
+                            residual,
+                            None,
+                            state.before,
+                        )
         return None
 
     def _results(

@@ -39,6 +39,26 @@ def record(
     return Trace(tape.values, entry, outputs, dict(shapes), (), tuple(dict.fromkeys(tape.scalars)))
 
 
+def gradients(
+    function: Callable[[Mapping[str, Any], Any], Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    images: np.ndarray,
+    draw: Draw,
+    output: str,
+    cotangent: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Gradients of the sum of an output times `cotangent` by the parameters, drawn as `record` does."""
+    with jax_full_precision():
+        drawn = {name: jnp.asarray(draw(name, shape), jnp.float64).reshape(shape) for name, shape in shapes.items()}
+
+        def scalar(params: Mapping[str, Any]) -> Any:
+            leaves = jax.tree_util.tree_flatten_with_path(function(params, images.astype(np.float64)))[0]
+            outputs = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+            return (outputs[output].reshape(cotangent.shape) * cotangent).sum()
+
+        return {name: np.asarray(gradient) for name, gradient in jax.grad(scalar)(drawn).items()}
+
+
 # Equations that only call another jaxpr, and the name under which they hold it.
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _VIEWS = frozenset({"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"})

@@ -8,6 +8,7 @@ sees every operation that is carried out. The module, and what it refers to, sta
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
@@ -60,6 +61,38 @@ def record(
     return Trace(values, entry, outputs, shapes, tuple(tape.hidden), tuple(dict.fromkeys(tape.scalars)), notices)
 
 
+def gradients(
+    module: Callable[..., Any],
+    argument: Tensor,
+    draw: Draw,
+    names: Mapping[str, Tensor],
+    output: str,
+    cotangent: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Gradients of the sum of an output times `cotangent` by the parameters, drawn as for `record`.
+
+    Those of unused parameters are 0.
+    """
+    tape = _Tape(draw, names, torch.float64, differentiable=True)
+    eager = torch.compiler.set_stance("force_eager")
+    with _as_found(module), torch.enable_grad(), _default_dtype(torch.float64), eager:
+        given = argument.to(torch.float64)
+        tape.enter(given)
+        # Inside, because a checkpointed part is run once more on the way back.
+        with _Functions(tape), _Operations(tape):
+            outputs = dict(_tensors_of(module(given)))
+            drawn = {name: tape.stand_ins[id(p)] for name, p in names.items() if id(p) in tape.stand_ins}
+            scalar = (outputs[output].reshape(cotangent.shape) * tape.let_in(torch.from_numpy(cotangent))).sum()
+            if not scalar.requires_grad:
+                return {name: np.zeros(tuple(parameter.shape)) for name, parameter in names.items()}
+            made = torch.autograd.grad(scalar, list(drawn.values()), allow_unused=True)
+    found = {name: gradient for name, gradient in zip(drawn, made, strict=True) if gradient is not None}
+    return {
+        name: found[name].numpy() if name in found else np.zeros(tuple(parameter.shape))
+        for name, parameter in names.items()
+    }
+
+
 @contextlib.contextmanager
 def _as_found(module: Any) -> Iterator[None]:
     """In eval mode, with every submodule's own mode put back, and the random state."""
@@ -109,8 +142,10 @@ class _Recorded:
 class _Tape:
     """What has been recorded, and the stand-ins for tensors from outside."""
 
-    def __init__(self, draw: Draw, names: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self.draw, self.dtype = draw, dtype
+    def __init__(
+        self, draw: Draw, names: Mapping[str, Tensor], dtype: torch.dtype, *, differentiable: bool = False
+    ) -> None:
+        self.draw, self.dtype, self.differentiable = draw, dtype, differentiable
         self.names = {id(parameter): name for name, parameter in reversed(list(names.items()))}
         self.values: list[_Recorded] = []
         self.hidden: list[str] = []
@@ -139,8 +174,8 @@ class _Tape:
 
     def stand_in(self, tensor: Tensor) -> Tensor:
         """What takes a tensor's place: itself if it is of the pass, a random one for a parameter, else a wider one."""
-        if id(tensor) in self.known:
-            return tensor
+        if id(tensor) in self.known or (self.differentiable and not tensor.is_leaf):
+            return tensor  # made during the pass; of a view autograd makes another object
         if id(tensor) in self.stand_ins:
             return self.stand_ins[id(tensor)]
         with _without_modes():
@@ -150,7 +185,7 @@ class _Tape:
                 self.hidden.append(name)
             if name is not None:
                 drawn = torch.from_numpy(np.array(self.draw(name, tuple(tensor.shape)), np.float64))
-                new = drawn.to(self.dtype).reshape(tensor.shape)
+                new = drawn.to(self.dtype).reshape(tensor.shape).requires_grad_(self.differentiable)
             else:
                 held = tensor.detach()
                 new = (held.to(self.dtype) if tensor.dtype in _FLOATS else held).clone().cpu()
@@ -177,6 +212,17 @@ class _Tape:
                 value.leaves, value.is_view = frozenset() if is_data else leaves, is_view
             elif isinstance(tensor, Tensor):
                 self._add(tensor, operation, inputs, is_data=is_data)
+
+    def let_in(self, tensor: Tensor) -> Tensor:
+        """A tensor that is used as it is."""
+        self.known[id(tensor)] = (tensor, -1)
+        return tensor
+
+    def remember(self, result: Any) -> None:
+        """Count what was made as of the pass, without a value of it."""
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.known[id(tensor)] = (tensor, -1)
 
     def before_writing(self, tensor: Tensor) -> None:
         for value in self.by_storage.get(_storage(tensor), ()):
@@ -226,7 +272,8 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__", "__del__") or func in _LOOKING:
+        looks = name in ("__get__", "__set__", "__del__") and _property_of(func) not in _VIEWING
+        if looks or func in _LOOKING:
             return func(*args, **kwargs)
         args, kwargs = _widened((args, kwargs), self.tape)
         if name in _NARROWING and args and isinstance(args[0], Tensor):
@@ -234,6 +281,16 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+# Properties of a tensor that are tensors.
+_VIEWING = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
+
+
+def _property_of(func: Any) -> str:
+    """The property that an access such as `Tensor.T.__get__` is to."""
+    return str(getattr(getattr(func, "__self__", None), "__name__", ""))
+
+
+_ARITHMETIC = re.compile(r"aten\.(add|sub|rsub|mul|div|pow)")
 _LOOKING = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__}
 
 
@@ -261,6 +318,12 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         leaves, _ = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         tape.scalars.extend(leaf for leaf in leaves if isinstance(leaf, float))
+        if _ARITHMETIC.search(str(func)):
+            tape.scalars.extend(float(leaf) for leaf in leaves if type(leaf) is int)
+        if tape.differentiable:
+            result = func(*args, **kwargs)
+            tape.remember(result)
+            return result
         numbers = [tape.number_of(tensor) for tensor in tensors]
         name = func.name() if hasattr(func, "name") else str(func)
         if not func._schema.is_mutable:

@@ -17,13 +17,15 @@ from mixer_equiv.convert import convert
 from mixer_equiv.equivalence.compare import CONVENTIONS, Policy, differing, residual, size_differences
 from mixer_equiv.equivalence.diagnose import constraint_causes, deviation_causes, round_trip_causes, weight_causes
 from mixer_equiv.equivalence.evidence import Evidence, Run, gather
-from mixer_equiv.equivalence.judge import explained, judge
+from mixer_equiv.equivalence.faults import verdict_of
+from mixer_equiv.equivalence.gradients import compare_gradients
+from mixer_equiv.equivalence.judge import explained, judge, with_gradients
 from mixer_equiv.equivalence.programs import PROGRAM_NAMES
 from mixer_equiv.equivalence.subject import Image, Subject, subjects
 from mixer_equiv.equivalence.weights import give_weights, random_images, weights_holder
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
 from mixer_equiv.layouts import OFFICIAL
-from mixer_equiv.report import Report, Side
+from mixer_equiv.report import Gradients, Report, Side
 
 # A model of somebody else's is run on few images, because every value of it is recorded.
 IMAGES_FOR_CANDIDATES = 4
@@ -42,6 +44,7 @@ def verify(
     images: Any = None,
     labels: Any = None,
     allow_missing: Collection[str] = (),
+    gradients: bool | None = None,
     seed: int = 0,
     policy: Policy | None = None,
     on_step: Callable[[str], None] = lambda step: None,
@@ -60,7 +63,8 @@ def verify(
     height, width), where shapes alone would make it a square grid. `images` are (batch, height,
     width, channels), standard normal if absent; with `labels` (batch,) accuracies are counted.
     `allow_missing` are globs such as "head/*", of parameters that checkpoints may lack.
-    `on_step` is told what begins.
+    `gradients` says whether these are compared as well, on one image; by default they are for
+    programs with random weights. `on_step` is told what begins.
 
     Everything is decided in float64 (see `Policy`), with the NumPy reference as third opinion;
     the user's modules, random state and precision settings are left as they were.
@@ -92,7 +96,15 @@ def verify(
     truth = None if labels is None else _checked_labels(labels, batch, side_a)
     evidence = gather(side_a, side_b, batch, seed, on_step)
     shown = f"on {len(batch)} {'random images' if images is None else 'images'}"
-    return _report(evidence, policy, origin, shown, notes, truth)
+    compared = None
+    if gradients or (gradients is None and origin == "random" and searched):
+        on_step("gradients in float64")
+        follower = evidence.aligned.side if evidence.aligned is not None else side_b
+        try:
+            compared = compare_gradients(side_a, follower, batch[:1].astype(np.float64), seed)
+        except MixerEquivError as error:
+            notes.append(f"gradients are not compared: {error}")
+    return _report(evidence, policy, origin, shown, notes, truth, compared)
 
 
 def _checked(images: Any, side: Subject) -> np.ndarray:
@@ -113,7 +125,13 @@ def _checked_labels(labels: Any, images: np.ndarray, side: Subject) -> np.ndarra
 
 
 def _report(
-    evidence: Evidence, policy: Policy, origin: str, images: str, notes: list[str], labels: np.ndarray | None
+    evidence: Evidence,
+    policy: Policy,
+    origin: str,
+    images: str,
+    notes: list[str],
+    labels: np.ndarray | None,
+    gradients: Gradients | None,
 ) -> Report:
     a, b, last = evidence.a.side, evidence.b.side, evidence.last
     stages = evidence.stages()
@@ -123,6 +141,7 @@ def _report(
     judgement = judge(evidence, policy, port_causes)
     if not port_causes and (a.found is not None or b.found is not None):
         judgement = explained(judgement, a, b)
+    judgement = with_gradients(judgement, gradients)
     over = [s.name for s in stages if max(s.residual, s.residual_a, s.residual_b) > policy.residual]
     apart = judgement.verdict in ("different", "equivalent_under", "inexpressible")
     predictions = [run.float32["logits"].argmax(axis=-1) for run in (evidence.a, evidence.b) if last == "logits"]
@@ -148,6 +167,7 @@ def _report(
         weights=weights,
         images=images,
         num_images=evidence.num_images,
+        gradients=gradients,
         max_difference=float(np.max(np.abs(evidence.a.float64[last] - evidence.b.float64[last]))),
         prediction_flips=int(np.sum(predictions[0] != predictions[1])) if predictions else None,
     )
@@ -159,8 +179,11 @@ def _not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
     found = side.found
     official = side.config.replace(**{name: getattr(OFFICIAL, name) for name in CONVENTIONS})
     causes = deviation_causes(side, side.replace(found=None, config=official)) + constraint_causes(side)
+    # Without a LayerNorm, or with next to nothing found, it is no Mixer; else one that differs.
+    named = any(verdict_of(cause.name) == "inexpressible" for cause in causes)
+    beyond = named or len(found.known) < LEAST_KNOWN or not any("orm" in name for name in found.known)
     return Report(
-        verdict="inexpressible" if found.is_whole or len(found.known) < LEAST_KNOWN else "different",
+        verdict="inexpressible" if beyond else "different",
         threshold=policy.residual,
         first_divergence=found.deviations[0].step if found.deviations else found.missing,
         causes=tuple(causes),

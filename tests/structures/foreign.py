@@ -438,14 +438,12 @@ class Moments(nn.Module):
         self.net["first"] = nn.Sequential(cut(config, "c ph pw"), nn.Linear(patch_numbers(config), d))
         self.net["last"] = nn.Sequential(MomentNorm(d))
         self.net["logits"] = nn.Linear(d, config.num_classes)
-        self.register_buffer("share", torch.full((1, s), 1 / s))
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.net["first"](images)
         for branch in self.net["outer"]["inner"]:
             x = torch.add(branch(x), x)
-        # Made anew, since in float32 the buffer's 1 / n is rounded.
-        share = torch.ones_like(self.share, dtype=x.dtype) / self.share.shape[1]
+        share = torch.full((1, x.shape[1]), 1 / x.shape[1], dtype=x.dtype)
         return self.net["logits"]((share @ self.net["last"](x)).squeeze(1))
 
 
@@ -763,7 +761,7 @@ class Autocast(nn.Module):
 
 
 class HardFloat(nn.Module):
-    """Asks for float32 images whatever it is given, then for the parameters' dtype; a Linear on the images' rows."""
+    """Asks for float32 images whatever it is given, then for the parameters' dtype."""
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
@@ -823,7 +821,7 @@ class Regularised(nn.Module):
 
 
 class Partials(nn.Module):
-    """A list of partial functions, which hold the parameters, is the forward pass; parameters have numbers for names."""
+    """The forward pass is a list of partial functions, which hold the parameters; these have numbers for names."""
 
     def __init__(self, config: MixerConfig) -> None:
         super().__init__()
@@ -1240,7 +1238,7 @@ class OwnMixer(nn.Module):
 
 
 def own(**methods: Callable[..., Any]) -> type[OwnMixer]:
-    """`OwnMixer` with other methods; `add_parameters(shapes, d)` takes a dict of shapes to add to."""
+    """`OwnMixer` with other methods."""
     return type("Deviant", (OwnMixer,), methods)
 
 

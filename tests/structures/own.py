@@ -159,7 +159,7 @@ FAULTS: dict[str, tuple[str, str, str, str | None]] = {
     "pool_first": (_D, "pooling", "first token", "pooled"),
     "output_softmax": (_D, "output", "softmax", "logits"),
     "view_for_transpose": (_D, "transpose", "reshaped", _FIRST),
-    "position_embedding": (_I, "position_embedding", "a parameter", "stem"),
+    "position_embedding": (_I, "position_embedding", "a parameter", _FIRST),
     "mlp_head": (_I, "mlp_head", "several layers", "head"),
     "norm_shared": (_E, "shared_parameters", "LayerNorm_1/scale equal to MixerBlock_{i}/LayerNorm_0/scale", None),
     "blocks_tied": (_E, "tied_blocks", "the same in all blocks", None),

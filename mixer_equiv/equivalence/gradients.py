@@ -1,0 +1,109 @@
+"""Whether two sides have the same gradients, parameter by parameter, in float64.
+
+Weights are only relabelled between them, so gradients are converted by the same layouts. What a
+layout has once for several official parameters has the sum of their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.arrays import flatten, require, unflatten
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.convert import relabel
+from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision
+from mixer_equiv.equivalence.subject import Subject
+from mixer_equiv.layouts import LINEN, TORCH, Layout
+from mixer_equiv.report import Gradients
+
+Arrays = Mapping[str, np.ndarray]
+
+THRESHOLD = 1e-12
+
+# What is smaller than so much of all gradients together is rounding, as that of a bias no output can see.
+NEGLIGIBLE = 1e-3
+
+
+def compare_gradients(a: Subject, b: Subject, images: np.ndarray, seed: int) -> Gradients | None:
+    """The largest difference of the gradients of a random linear function of the output, of `images`.
+
+    None where they cannot be held against each other: the official parameters are not those of one side.
+    """
+    if any(side.found is not None and side.found.layout is None for side in (a, b)):
+        return None
+    width = a.config.num_classes or a.config.hidden_dim
+    cotangent = np.random.default_rng([seed, 3]).standard_normal((len(images), width))
+    space = next((side.layout for side in (a, b) if side.layout.constraints), LINEN)
+    if all(side.layout.constraints for side in (a, b)) and a.layout.rows != b.layout.rows:
+        return None
+    ours, theirs = (_in(space, side, _gradients(side, images, cotangent)) for side in (a, b))
+    whole = float(np.sqrt(sum(np.square(gradient).sum() for gradient in ours.values())))
+    distances = {}
+    for name, gradient in ours.items():
+        scale = max(float(np.linalg.norm(gradient)), NEGLIGIBLE * whole)
+        distances[name] = float(np.linalg.norm(theirs[name] - gradient)) / scale
+    worst = max(distances, key=lambda name: (not np.isfinite(distances[name]), distances[name]))
+    return Gradients(worst, distances[worst], THRESHOLD, len(distances), len(images))
+
+
+def _in(space: Layout, side: Subject, gradients: Arrays) -> Arrays:
+    """Gradients, by the side's own names, by those of `space`."""
+    if side.layout is space:
+        return gradients
+    canonical = relabel(gradients, side.layout, LINEN, side.config)
+    if space is LINEN:
+        return canonical
+    result: dict[str, np.ndarray] = {}
+    for name, binding in space.bindings(side.config.num_blocks).items():
+        if name in canonical and not binding.is_absent:
+            (own,) = relabel({name: canonical[name]}, LINEN, space, side.config, only=[name]).values()
+            result[binding.foreign] = result.get(binding.foreign, 0.0) + own
+    return result
+
+
+def _gradients(side: Subject, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
+    """By the names of the side's layout."""
+    if side.candidate is not None and side.found is not None:
+        arrays = relabel(side.weights, LINEN, side.layout, side.config)
+        return side.candidate.gradients(side.found, arrays, images, cotangent)
+    run = _torch if side.program == "torch" else _flax
+    gradients = run(side.config, side.weights, images, cotangent)
+    return relabel(gradients, LINEN, side.layout, side.config)
+
+
+def _flax(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
+    """Canonical gradients of the Flax model, which also stand for those of nnx and of the reference."""
+    jax = require("jax", "flax", "gradients of the Flax model")
+    require("flax", "flax", "gradients of the Flax model")
+    from mixer_equiv.models.flax import MlpMixer
+
+    model = MlpMixer(config)
+    with jax_full_precision():
+
+        def scalar(weights: Any) -> Any:
+            output: Any = model.apply({"params": weights}, images)
+            return (output * cotangent).sum()
+
+        tree = jax.grad(scalar)(unflatten({name: np.asarray(array, np.float64) for name, array in params.items()}))
+        return {name: np.asarray(leaf) for name, leaf in flatten(tree)}
+
+
+def _torch(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
+    """Canonical gradients of the torch model."""
+    torch = require("torch", "torch", "gradients of the torch model")
+    from mixer_equiv.models.torch import MlpMixer
+
+    with torch.device("meta"):
+        model = MlpMixer(config)
+    state = relabel({name: np.asarray(array, np.float64) for name, array in params.items()}, LINEN, TORCH, config)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
+    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    with torch_full_precision(), torch.enable_grad():
+        parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
+        output = (model.eval()(batch) * torch.from_numpy(cotangent)).sum()
+        made = torch.autograd.grad(output, list(parameters.values()))
+    gradients = {name: gradient.numpy() for name, gradient in zip(parameters, made, strict=True)}
+    return relabel(gradients, TORCH, LINEN, config)
