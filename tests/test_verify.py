@@ -1,10 +1,12 @@
 import dataclasses
 import importlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,65 @@ def uncached():
     programs._jitted_flax.cache_clear()
 
 
+SQUARE = DEFAULT_CONFIG.replace(
+    patch_size=2, image_size=(8, 6), hidden_dim=12, tokens_mlp_dim=12, channels_mlp_dim=12, num_blocks=12
+)
+
+
+def _with_names(weights, rename):
+    return {rename(name): array for name, array in weights.items()}
+
+
+def _swapped(old, new):
+    return lambda name: name.replace(old, "?").replace(new, old).replace("?", new)
+
+
+def _one(name, change):
+    return lambda weights: {**weights, name: change(weights[name])}
+
+
+def _blocks(weights):
+    order = sorted(range(12), key=str)
+    pairs = [re.match(r"MixerBlock_(\d+)/(.*)", name) for name in weights]
+    return {
+        name: weights[f"MixerBlock_{order[int(pair[1])]}/{pair[2]}"] if pair else weights[name]
+        for name, pair in zip(weights, pairs, strict=True)
+    }
+
+
+def _columns(weights):
+    order = np.arange(12).reshape(4, 3).T.reshape(-1)
+    axes = {"Dense_0/kernel": 0, "Dense_1/kernel": 1, "Dense_1/bias": 0}
+    axis = {name: axes.get(name.partition("/token_mixing/")[2]) for name in weights}
+    return {n: array if axis[n] is None else array.take(order, axis[n]) for n, array in weights.items()}
+
+
+PORT_FAULTS = {
+    "kernel_not_transposed": lambda w: {n: a.T if n.endswith("Dense_0/kernel") else a for n, a in w.items()},
+    "norms_swapped": lambda w: _with_names(w, _swapped("LayerNorm_0", "LayerNorm_1")),
+    "mlps_swapped": lambda w: _with_names(w, _swapped("token_mixing", "channel_mixing")),
+    "blocks_reordered": _blocks,
+    "stem_flattened": _one("stem/kernel", lambda k: k.transpose(2, 0, 1, 3).reshape(k.shape)),
+    "stem_hw_swapped": _one("stem/kernel", lambda k: k.swapaxes(0, 1)),
+    "tokens_by_columns": _columns,
+    "zeroed": _one("MixerBlock_7/channel_mixing/Dense_1/bias", np.zeros_like),
+    "head_not_loaded": lambda w: {n: np.sin(a) if n.startswith("head/") else a for n, a in w.items()},
+    "rounded_to_bfloat16": lambda w: {n: a.astype(ml_dtypes.bfloat16).astype(a.dtype) for n, a in w.items()},
+    "last_place": _one("MixerBlock_11/LayerNorm_1/scale", lambda a: np.nextafter(a, np.float32(9))),
+}
+
+
+@pytest.mark.parametrize("fault", PORT_FAULTS)
+def test_every_port_fault_is_named(fault):
+    weights = {name: array.astype(np.float32) for name, array in random_params(SQUARE, 0).items()}
+    changed = PORT_FAULTS[fault](weights)
+    sides = [Checkpoint.from_arrays(side, config=SQUARE) for side in (weights, changed)]
+    report = verify(*sides)
+    assert report.verdict == "different"
+    assert [cause.name for cause in report.causes] == [fault]
+    assert {cause.kind for cause in report.causes} == {"port"}
+
+
 def test_the_reference_notices_what_both_sides_do_wrong_alike(monkeypatch, uncached):
     monkeypatch.setitem(torch_models.ACTIVATIONS, "gelu_tanh", torch_models.ACTIVATIONS["gelu"])
     monkeypatch.setitem(flax_models.ACTIVATIONS, "gelu_tanh", flax_models.ACTIVATIONS["gelu"])
@@ -175,20 +236,20 @@ UNSEEN = "MixerBlock_3/token_mixing/Dense_1/bias"
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"),
+    ("name", "fault", "cause"),
     [
-        ("MixerBlock_10/token_mixing/Dense_0/kernel", lambda x: np.nextafter(x, np.inf)),
-        ("stem/bias", np.zeros_like),
-        (UNSEEN, lambda x: x + 1),
-        ("head/kernel", lambda x: -x),
-        ("pre_head_layer_norm/bias", lambda x: x.astype(np.float64)),
+        ("MixerBlock_10/token_mixing/Dense_0/kernel", lambda x: np.nextafter(x, np.inf), "last_place"),
+        ("stem/bias", np.zeros_like, "zeroed"),
+        (UNSEEN, lambda x: x + 1, "weights"),
+        ("head/kernel", lambda x: -x, "weights"),
+        ("pre_head_layer_norm/bias", lambda x: x.astype(np.float64), "dtype"),
     ],
     ids=["one ulp", "a bias zeroed", "a bias no output shows", "a sign", "a dtype"],
 )
-def test_a_port_fault_in_one_array_is_different_weights_wherever_it_shows(name, fault):
+def test_a_port_fault_in_one_array_is_different_weights_wherever_it_shows(name, fault, cause):
     given = checkpoint()
     report = verify(given, port_of(given, **{name: fault(given.arrays[name])}))
-    assert (report.verdict, [cause.name for cause in report.causes]) == ("different", ["weights"])
+    assert (report.verdict, [cause.name for cause in report.causes]) == ("different", [cause])
     assert report.causes[0].count == "1 of 150 arrays"
     assert name in report.causes[0].evidence
     assert name != UNSEEN or report.residual <= 1e-12

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mixer_equiv.equivalence.compare import CONVENTIONS, differing
+from mixer_equiv.equivalence.compare import CONVENTIONS
 from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, Fault, name_of
+from mixer_equiv.equivalence.handover import explained
 from mixer_equiv.equivalence.mapping import Found, deviations_of, official_steps
 from mixer_equiv.equivalence.matching import Deviation
 from mixer_equiv.equivalence.programs import Taps
@@ -18,13 +19,13 @@ from mixer_equiv.report import Cause, Side
 
 
 def weight_causes(a: Subject, b: Subject) -> list[Cause]:
-    """The one cause "weights", if any array of the two differs in any bit."""
-    names = differing(a.weights, b.weights)
-    if not names:
-        return []
-    count = f"{len(names)} of {len(a.weights)} arrays"
-    evidence = f"the first is {names[0]}, {_difference(a.weights[names[0]], b.weights[names[0]])}"
-    return [Cause("weights", "port", f"those of {a.name}", f"others in {b.name}", count, evidence)]
+    """What was done to the weights on the way, if any array of the two differs in any bit."""
+    causes = []
+    for name, found, arrays in explained(a.weights, b.weights, a.config):
+        count = f"{len(arrays)} of {len(a.weights)} arrays"
+        evidence = f"the first is {arrays[0]}, {_difference(a.weights[arrays[0]], b.weights[arrays[0]])}"
+        causes.append(Cause(name, "port", f"those of {a.name}", f"{found} in {b.name}", count, evidence))
+    return causes
 
 
 def _difference(x: np.ndarray, y: np.ndarray) -> str:

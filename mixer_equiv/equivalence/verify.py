@@ -147,7 +147,7 @@ def _report(
     predictions = [run.float32["logits"].argmax(axis=-1) for run in (evidence.a, evidence.b) if last == "logits"]
     weights = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
     if differing_weights:
-        weights = f"{differing_weights[0].count} differ"
+        weights = f"{sum(int(cause.count.split()[0]) for cause in differing_weights)} of {len(a.weights)} arrays differ"
     bindings = b.layout.bindings(b.config.num_blocks, head=b.config.num_classes > 0)
     return Report(
         verdict=judgement.verdict,
