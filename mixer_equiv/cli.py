@@ -1,4 +1,4 @@
-"""The command line: convert, inspect, layouts and verify."""
+"""The command line: convert, inspect, layouts, verify and mutate."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from mixer_equiv import digits, surgery
 from mixer_equiv.checkpoint import Checkpoint, load
 from mixer_equiv.containers import SUFFIXES, parse_size, replacing
 from mixer_equiv.convert import convert as convert_weights
+from mixer_equiv.equivalence.faults import CODE
+from mixer_equiv.equivalence.mutate import mutate as plant_all
 from mixer_equiv.equivalence.verify import verify as verify_pair
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
 from mixer_equiv.inspection import describe_layout, layouts_table, markdown_table
@@ -265,6 +267,19 @@ def verify(
             )
         _output(report, report.to_dict(), json_file)
     raise typer.Exit(EXIT_STATUS[report.verdict])
+
+
+@app.command()
+def mutate(
+    seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Plant every catalogued fault in a Mixer, and show which checks notice it, and what verify says."""
+    with _reported():
+        with _progress(len(CODE) + 4) as step:
+            matrix = plant_all(seed=seed, on_step=step)
+        _output(matrix, matrix.to_dict(), json_file)
+    raise typer.Exit(0 if matrix.all_named else EXIT_STATUS["different"])
 
 
 @contextlib.contextmanager

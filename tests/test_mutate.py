@@ -1,0 +1,72 @@
+"""The kill matrix: every planted fault is named by `verify`, and what the usual checks miss."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mixer_equiv.cli import app
+from mixer_equiv.equivalence import mutate as mutation
+from mixer_equiv.equivalence.faults import CODE
+from mixer_equiv.equivalence.planting import PLANTED, PlantedMixer
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Any:
+    return mutation.mutate()
+
+
+def test_verify_names_every_planted_fault_and_nothing_where_there_is_none(matrix: Any) -> None:
+    assert [row.fault for row in matrix.rows] == ["none", *PLANTED]
+    assert [row.fault for row in matrix.rows if not row.named] == []
+    assert matrix.rows[0].verdict == "equivalent"
+    assert not any(matrix.rows[0].fresh.values())
+    assert not any(matrix.rows[0].random.values())
+
+
+def test_a_fresh_model_hides_nearly_every_fault_from_other_checks(matrix: Any) -> None:
+    """The head of zeros gives zeros, whatever comes before; only what comes after, or counts, shows."""
+    for fresh, _ in matrix.killed.values():
+        assert fresh <= 2
+
+
+def test_tolerances_miss_the_faults_that_every_port_has(matrix: Any) -> None:
+    rows = {row.fault: row for row in matrix.rows}
+    for check in ("1e-3", "1e-4", "cosine", "PCC", "count"):
+        assert not rows["eps 1e-5"].random[check]
+    for check in ("1e-3", "cosine", "PCC", "count"):
+        assert not rows["activation: erf GELU"].random[check]
+
+
+def test_every_code_fault_of_the_catalogue_is_planted_or_beyond_it() -> None:
+    planted = {cause for _, cause in PLANTED.values()}
+    assert planted <= set(CODE)
+    assert set(CODE) - planted == {
+        "layer_norm_mean",
+        "residual",
+        "extra_layer",
+        "extra_scale",
+        "extra_activation",
+        "extra_layer_norm",
+        "constant",
+        "input_scaling",
+        "unknown",
+    }
+
+
+def test_a_fault_that_is_not_named_is_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutation, "verify", lambda *args, **kwargs: _Nothing())
+    monkeypatch.setattr("mixer_equiv.equivalence.planting.PLANTED", {"eps 1e-5": PLANTED["eps 1e-5"]})
+    result = CliRunner().invoke(app, ["mutate", "--json", "-"], catch_exceptions=False)
+    assert result.exit_code == 1
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["fault"], row["named"]) for row in rows] == [("none", True), ("eps 1e-5", False)]
+    assert PlantedMixer(mutation.CONFIG).weights["head/kernel"].shape == (20, 7)
+
+
+class _Nothing:
+    verdict = "equivalent"
+    causes = ()
