@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 

@@ -51,6 +51,9 @@ class LazyArrays(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return to_numpy(name, self._leaves[name]).reshape(self.specs[name].shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._leaves  # without it, Mapping would read the array to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._leaves)
 

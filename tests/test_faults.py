@@ -123,13 +123,21 @@ def test_strange_writings_of_the_official_function_are_seen_to_be_it(name: str) 
 
 
 @pytest.mark.parametrize(
-    "config", [EIGHT, pytest.param(ONE_BLOCK, marks=pytest.mark.nightly)], ids=["all sizes 8", "one block"]
+    "config",
+    [pytest.param(size, marks=pytest.mark.nightly) for size in (EIGHT, ONE_BLOCK)],
+    ids=["all sizes 8", "one block"],
 )
 @pytest.mark.parametrize("name", [name for name in FOREIGN if name != "vmap"])
 def test_strange_writings_are_seen_at_sizes_that_tell_little(name: str, config: MixerConfig) -> None:
     report = verify(FOREIGN[name](config), image=(config.in_channels, *config.image_hw), gradients=False)
     assert report.verdict == "equivalent", report.causes
     assert not report.causes
+
+
+@pytest.mark.parametrize("name", ["column-major tokens", "two layers for a stem", "mean of logits"])
+def test_the_hardest_writings_are_seen_with_all_sizes_equal(name: str) -> None:
+    report = verify(FOREIGN[name](EIGHT), image=(EIGHT.in_channels, *EIGHT.image_hw), gradients=False)
+    assert report.verdict == "equivalent", report.causes
 
 
 def test_what_leaves_the_recording_is_said_to_have_failed() -> None:

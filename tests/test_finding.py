@@ -32,10 +32,12 @@ from mixer_equiv import (
 )
 from mixer_equiv.arrays import flatten, unflatten
 from mixer_equiv.config import fitting_patches
+from mixer_equiv.containers import SUFFIXES, LazyArray
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.inspection import inspect
 from mixer_equiv.layouts import LINEN, OFFICIAL, TIMM
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
@@ -355,6 +357,22 @@ def test_a_missing_head_is_told_how_to_be_left_out(layout):
 
 
 # Lazily
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_finding_and_inspecting_read_no_array(tmp_path, monkeypatch, suffix):
+    """Also with metadata, which are held against the arrays' names and shapes."""
+    path = save(Checkpoint.from_arrays(in_layout("torch"), config=CONFIG), tmp_path / f"a{suffix}")
+
+    def read(self, dtype=None, copy=None):
+        raise AssertionError(f"an array of {self.shape} was read")
+
+    monkeypatch.setattr(LazyArray, "__array__", read)
+    found = load(path, lazy=True)
+    assert found.config == CONFIG
+    assert "stem.weight" in found.arrays
+    assert "stem" not in found.arrays
+    inspect(found)
 
 
 def test_a_lazy_checkpoint_reads_an_array_only_when_it_is_used(tmp_path):
