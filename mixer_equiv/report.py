@@ -200,7 +200,8 @@ def _details(report: Report) -> Table:
         lines.append((cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{evidence}"))
     if report.residual_without_causes is not None:
         after = _number(report.residual_without_causes)
-        lines.append(("", f"with this changed it is the same function: residual {after}"))
+        changed = "this" if len(report.causes) == 1 else "these"
+        lines.append(("", f"with {changed} changed it is the same function: residual {after}"))
     if report.unobservable:
         count, first = len(report.unobservable), report.unobservable[0]
         covered = "compared as weights alone" if report.sides[0].round_trip is not None else "not compared here"

@@ -325,7 +325,31 @@ def test_models_do_not_know_each_other(name: str) -> None:
     assert strange_imports(SOURCES[name], f"mixer_equiv.{name}") == []
 
 
+MATCHER = tuple(f"equivalence.{name}" for name in ("matching", "fitting", "variants", "trace"))
+MIXERS = tuple(f"mixer_equiv.{name}" for name in ("models", "layouts", "config", "checkpoint", "convert", "finding"))
+
+
+def mixer_knowledge(source: str, module: str) -> list[str]:
+    """What the matcher, which knows operations and values, would know of Mixers: imports, and names of steps."""
+    names = sorted(name for name in imported(source, module, when_called=True) if within(name, *MIXERS))
+    steps = ("MixerBlock", "token_mixing", "channel_mixing", "stem", "head/", "pre_head")
+    return names + [step for step in steps if step in source]
+
+
+@pytest.mark.parametrize("name", MATCHER)
+def test_the_matcher_knows_no_mixer(name: str) -> None:
+    assert mixer_knowledge(SOURCES[name], f"mixer_equiv.{name}") == []
+
+
 PLANTED = [
+    (mixer_knowledge, "equivalence.matching", "from mixer_equiv.layouts import LINEN", ["mixer_equiv.layouts.LINEN"]),
+    (
+        mixer_knowledge,
+        "equivalence.fitting",
+        "def f():\n    import mixer_equiv.models.torch",
+        ["mixer_equiv.models.torch"],
+    ),
+    (mixer_knowledge, "equivalence.matching", "if name == 'stem':\n    pass", ["stem"]),
     (heavy_imports, "convert", "import torch", ["torch"]),
     (heavy_imports, "convert", "import jax.numpy as jnp", ["jax.numpy"]),
     (heavy_imports, "arrays", "from torch import Tensor", ["torch.Tensor"]),
