@@ -49,6 +49,7 @@ from tests.structures import (
     PortMixer,
     ScenicMixer,
     TutorialMixer,
+    as_official,
     real_timm,
     run_torch,
     timm_mixer,
@@ -375,6 +376,65 @@ def test_nothing_of_the_user_s_is_changed_when_the_model_raises() -> None:
     assert model.training
     assert torch.get_default_dtype() is dtype
     assert torch.equal(model.weight, torch.ones(3))
+
+
+# Models in other states
+
+SMALL = CONFIG.replace(num_blocks=2)
+
+
+class _NaN(PortMixer):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * float("nan")
+
+
+class _ThroughNumPy(PortMixer):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.from_numpy(images.detach().numpy() * 1))
+
+
+class _WithMask(PortMixer):
+    def forward(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * mask
+
+
+STATES = {
+    "compiled": lambda: torch.compile(PortMixer(SMALL)),
+    "exported": lambda: torch.export.export(PortMixer(SMALL).eval(), (torch.zeros(2, *IMAGE),)).module(),
+    "half": lambda: PortMixer(SMALL).half(),
+    "bfloat16": lambda: PortMixer(SMALL).bfloat16(),
+    "on the meta device": lambda: PortMixer(SMALL).to("meta"),
+    "in train mode, with dropout": lambda: as_official(LucidrainsMixer(SMALL)).train(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("state", STATES)
+def test_models_in_any_state_are_followed(state: str) -> None:
+    assert verify(STATES[state](), image=IMAGE, gradients=False).verdict == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"), [(_NaN, "its output holds NaN or infinity"), (_ThroughNumPy, "to NumPy or to C++, cannot be")]
+)
+def test_models_that_cannot_be_followed_are_never_equivalent(model: Any, reason: str) -> None:
+    report = verify(model(SMALL), image=IMAGE)
+    assert report.verdict in ("different", "inexpressible")
+    assert any(reason in text for text in report.reasons)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: torch.jit.trace(PortMixer(SMALL).eval(), torch.zeros(2, *IMAGE)), "was made by torch.jit"),
+        (lambda: _WithMask(SMALL), "raised TypeError when it was run: .*missing 1 required positional argument"),
+        (lambda: PortMixer, "found the class PortMixer; give a model of it|found a builtins.type"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_models_that_cannot_be_run_are_refused_in_words(model: Any, message: str) -> None:
+    with pytest.raises(MixerEquivError, match=message):
+        verify(model(), image=IMAGE)
 
 
 # Where models are

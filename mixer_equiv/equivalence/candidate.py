@@ -187,6 +187,10 @@ def generic(seed: int) -> Draw:
 def torch_candidate(module: Any, name: str) -> Candidate:
     """Any `torch.nn.Module` that takes images (batch, channels, height, width)."""
     torch = require("torch", "torch", "verifying a torch module")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise MixerEquivError(
+            f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
+        )
     from mixer_equiv.equivalence.record_torch import gradients, record, unlisted
 
     dtypes = {np.dtype(np.float64): torch.float64, np.dtype(np.float32): torch.float32}

@@ -160,7 +160,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str) -> Fo
                 notices.append("its tokens are in the order of columns, so that no layout is of its parameters")
             layout = None if reasons or by_columns else layout
     else:
-        reasons = list(_why_not(found))
+        reasons = list(_why_not(found, trace))
     taps = {}
     for stage, place in found.program.stages.items() if sources is not None else ():
         meant, seen = found.before.get(place, (found.values[place], found.seen[place]))
@@ -270,7 +270,16 @@ def official_programs(deepest: int) -> tuple[Program, ...]:
     return tuple(programs)
 
 
-def _why_not(found: Match) -> Iterator[str]:
+def _why_not(found: Match, trace: Trace) -> Iterator[str]:
+    outputs = [trace.values[number] for number in trace.outputs.values()]
+    if not any(output.is_data for output in outputs):
+        yield (
+            "its output does not depend on the images by any operation that could be followed; code that leaves the "
+            "framework on the way, to NumPy or to C++, cannot be"
+        )
+        return
+    if not any(np.isfinite(output.array).all() for output in outputs):
+        yield "its output holds NaN or infinity"
     done = [step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters]
     if not done:
         yield "no patch embedding: no parameter, as a kernel over patches of any size, gives a value of the model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -20,7 +21,7 @@ from mixer_equiv.equivalence.candidate import VERIFIED, Candidate, candidate_of,
 from mixer_equiv.equivalence.mapping import Found
 from mixer_equiv.equivalence.programs import PROGRAMS, Taps, run_module
 from mixer_equiv.equivalence.sources import is_source, model_at
-from mixer_equiv.errors import ConfigError, MixerEquivError
+from mixer_equiv.errors import ConfigError, ConversionError, MixerEquivError
 from mixer_equiv.layouts import LINEN, NNX, OFFICIAL, TORCH, Layout
 
 Image = tuple[int, int, int]
@@ -216,7 +217,10 @@ def _foreign(model: Any, image: Image | None, seed: int) -> Subject:
         )
     candidate = candidate_of(model, image)
     found = candidate.find(image, seed)
-    own = candidate.checkpoint(found) if found.layout is not None and candidate.own else None
+    own = None
+    if found.layout is not None and candidate.own:
+        with contextlib.suppress(ConversionError):  # on the meta device, where random weights do all the same
+            own = candidate.checkpoint(found)
     config = found.config or DEFAULT_CONFIG
     return Subject(candidate.name, candidate.framework, config, own, candidate=candidate, found=found)
 
