@@ -12,6 +12,7 @@ from mixer_equiv.checkpoint import Checkpoint, load, save
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.convert import convert, flax_to_torch, torch_to_flax
 from mixer_equiv.equivalence.asserting import Comparison, assert_equivalent, compare
+from mixer_equiv.equivalence.compare import Policy
 from mixer_equiv.equivalence.porting import layout_of, port
 from mixer_equiv.equivalence.verify import verify
 from mixer_equiv.errors import (
@@ -45,6 +46,7 @@ __all__ = [
     "MissingDependencyError",
     "MixerConfig",
     "MixerEquivError",
+    "Policy",
     "Report",
     "assert_equivalent",
     "compare",

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from mixer_equiv import digits, surgery
 from mixer_equiv.checkpoint import Checkpoint, load
 from mixer_equiv.containers import SUFFIXES, parse_size, replacing
 from mixer_equiv.convert import convert as convert_weights
+from mixer_equiv.equivalence.compare import Policy
 from mixer_equiv.equivalence.faults import CODE
 from mixer_equiv.equivalence.mutate import mutate as plant_all
 from mixer_equiv.equivalence.verify import verify as verify_pair
@@ -32,6 +34,7 @@ from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleErro
 from mixer_equiv.inspection import describe_layout, layouts_table, markdown_table
 from mixer_equiv.inspection import inspect as inspect_checkpoint
 from mixer_equiv.layouts import LAYOUTS, Conventions, register_layout
+from mixer_equiv.page import to_html
 
 EXIT_STATUS = {
     "equivalent": 0,
@@ -41,6 +44,8 @@ EXIT_STATUS = {
     "nothing_compared": 3,
 }
 BAD_INPUT = 2
+# What --rtol takes, and the field of `Policy` it is.
+RTOL = {"logits": "residual", "gradients": "gradients", "sgd": "sgd", "adamw": "adamw"}
 READABLE = f"{', '.join(SUFFIXES)}, or a folder of orbax or safetensors"
 
 app = typer.Typer(
@@ -233,6 +238,24 @@ def verify(
     gradients: Annotated[
         bool | None, typer.Option("--gradients/--no-gradients", help="Compare them too; for models by default.")
     ] = None,
+    train_steps: Annotated[
+        int, typer.Option(metavar="N", help="Compare parameters after N steps of SGD, and of AdamW.")
+    ] = 0,
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="Low precision to show errors of: float32, bfloat16, float16.")
+    ] = "float32",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where torch, and JAX if it can, compute: cuda.")
+    ] = "cpu",
+    rtol: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME:]VALUE", help=f"Threshold of {', '.join(RTOL)}; of logits without NAME. Repeatable."
+        ),
+    ] = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Compute nothing more once the two are seen to differ.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights and images.")] = 0,
     from_: Annotated[str | None, typer.Option("--from", metavar="LAYOUT", help="Layout of A; detected.")] = None,
     layout_files: LayoutFileOption = None,
@@ -241,6 +264,9 @@ def verify(
     ] = None,
     allow_missing: AllowMissing = None,
     json_file: JsonOption = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page of HTML, too.")
+    ] = None,
 ) -> None:
     """Tell whether two Mixers are the same function, and where they part if they are not.
 
@@ -252,6 +278,11 @@ def verify(
             "kwargs": _parse_kwargs(kwargs),
             "image": _parse_image(image),
             "gradients": gradients,
+            "train_steps": train_steps,
+            "dtype": dtype,
+            "device": device,
+            "fail_fast": fail_fast,
+            "policy": _parse_rtol(rtol),
         }
         source: Any = a
         if from_ is not None or prefix is not None:
@@ -261,10 +292,12 @@ def verify(
         if a is None:
             images, labels = digits.held_out()
             source, arguments = str(digits.CHECKPOINT), {**arguments, "images": images, "labels": labels}
-        with _progress(8) as step:
+        with _progress(9) as step:
             report = verify_pair(
                 source, b, weights=weights, seed=seed, allow_missing=allow_missing or (), on_step=step, **arguments
             )
+        if html_file is not None:
+            _write_file("--html", html_file, to_html(report))
         _output(report, report.to_dict(), json_file)
     raise typer.Exit(EXIT_STATUS[report.verdict])
 
@@ -347,13 +380,14 @@ def _output(shown: RenderableType, plain: dict[str, Any], json_file: str | None)
         _write(text)
         return
     if json_file is not None:
-        _write_json(Path(json_file), text)
+        _write_file("--json", Path(json_file), text)
     _print(shown)
 
 
-def _write_json(path: Path, text: str) -> None:
+def _write_file(option: str, path: Path, text: str) -> None:
     if path.name.lower().endswith(SUFFIXES):
-        raise MixerEquivError(f"--json is {path}, by its suffix a checkpoint; give the JSON another one, such as .json")
+        own = option.replace("--", ".")
+        raise MixerEquivError(f"{option} is {path}, by its suffix a checkpoint; give it another one, such as {own}")
     with replacing(path) as temporary:
         temporary.write_text(text)
 
@@ -414,6 +448,21 @@ def _parse_kwargs(text: str | None) -> dict[str, Any] | None:
     if not isinstance(fields, dict):
         raise ConfigError(f"--kwargs is {text}; it must be a JSON object, such as '{{\"num_blocks\": 2}}'")
     return fields
+
+
+def _parse_rtol(texts: list[str] | None) -> Policy:
+    thresholds = {}
+    for text in texts or ():
+        name, colon, value = text.rpartition(":")
+        name = name if colon else "logits"
+        try:
+            threshold = float(value)
+        except ValueError:
+            threshold = math.nan
+        if name not in RTOL or not threshold >= 0:
+            raise ConfigError(f"--rtol is {text!r}; it must be NAME:VALUE, such as logits:1e-9, of {', '.join(RTOL)}")
+        thresholds[RTOL[name]] = threshold
+    return Policy(**thresholds)
 
 
 def _parse_prefixes(texts: list[str] | None) -> dict[str, str]:

@@ -46,8 +46,8 @@ class Cause:
 class Side:
     """One of the two that were compared.
 
-    `float32_error` is the relative RMS error of the float32 logits against float64 ones, None for
-    the NumPy reference, which has no float32;
+    `rms_error` is the relative RMS error of the logits in the report's `dtype` against float64 ones, None
+    for the NumPy reference, which has no such;
     `round_trip` tells whether its weights came back bit for bit from the other side's layout, and
     is None where no weights were given; `accuracy` is a fraction, None without labels.
     """
@@ -58,7 +58,7 @@ class Side:
     weights: str
     round_trip: bool | None
     round_trip_path: str
-    float32_error: float | None
+    rms_error: float | None
     accuracy: float | None
 
 
@@ -78,13 +78,32 @@ class Gradients:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training:
+    """How far the parameters of the two sides are apart after training steps from the same weights, in float64.
+
+    `residual` is the largest over the `count` parameters that an output can see, at `worst`: the
+    2-norm of the difference over that of the parameter.
+    """
+
+    optimiser: str
+    steps: int
+    worst: str
+    residual: float
+    threshold: float
+    count: int
+    num_images: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The outcome of `verify`.
 
     `residual` is the float64 one of the logits between the sides, relative in the 2-norm, None
     where nothing could be run; `decision` is the largest among the sides and the NumPy reference,
-    and it is what `threshold` is held against. `mapping` goes from canonical names to those of
-    side b. `unobservable` are parameters that no output can show.
+    and it is what `threshold` is held against. `mapping` goes from canonical names to those of the
+    side called `mapping_of`: the one whose names were searched for, else side b. `unobservable` are
+    parameters that no output can show. `dtype` is the low precision whose errors are shown.
+    `visible` has known faults and how far each, planted in one place, would have moved these outputs.
     """
 
     verdict: Verdict
@@ -97,6 +116,7 @@ class Report:
     residual_without_causes: float | None = None
     reasons: tuple[str, ...] = ()
     mapping: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mapping_of: str = ""
     unobservable: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -104,8 +124,11 @@ class Report:
     weights: str = ""
     images: str = ""
     num_images: int = 0
+    dtype: str = "float32"
     max_difference: float | None = None
     gradients: Gradients | None = None
+    training: tuple[Training, ...] = ()
+    visible: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prediction_flips: int | None = None
 
     @property
@@ -154,24 +177,30 @@ def _table(report: Report) -> Table:
     table.add_row("fp64 residual", "to NumPy", "to NumPy", "", style="bold")
     for stage in report.stages:
         style = "bold" if stage is report.stages[-1] else ""
-        table.add_row(f"  {_readable(stage.name)}", *map(_number, _residuals(stage)), style=style)
+        table.add_row(f"  {readable(stage.name)}", *map(number, _residuals(stage)), style=style)
     table.add_section()
-    errors = a.float32_error, b.float32_error
-    table.add_row("fp32 error (RMS)", *map(_number, errors), _ratio(*errors))
+    errors = a.rms_error, b.rms_error
+    table.add_row(f"{_SHORT[report.dtype]} error (RMS)", *map(number, errors), _ratio(*errors))
     if a.accuracy is not None and b.accuracy is not None:
         table.add_row("accuracy", f"{a.accuracy:.2%}", f"{b.accuracy:.2%}", "")
     if report.gradients is not None:
-        table.add_row("gradients, fp64", "", "", _number(report.gradients.residual))
+        table.add_row("gradients, fp64", "", "", number(report.gradients.residual))
+    for trained in report.training:
+        label = f"{trained.steps} step{'s'[: trained.steps > 1]} of {trained.optimiser}"
+        table.add_row(label, "", "", number(trained.residual))
     if report.prediction_flips is not None:
         table.add_row("prediction flips", "", "", f"{report.prediction_flips} of {report.num_images}")
     return table
+
+
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def _residuals(stage: Stage) -> tuple[float, float, float]:
     return stage.residual_a, stage.residual_b, stage.residual
 
 
-_HEADLINES = {
+HEADLINES = {
     "equivalent": ("EQUIVALENT", "bold green"),
     "equivalent_under": ("NOT EQUIVALENT, explained", "bold yellow"),
     "different": ("DIFFERENT", "bold red"),
@@ -181,11 +210,11 @@ _HEADLINES = {
 
 
 def _headline(report: Report) -> Text:
-    text = Text(*_HEADLINES[report.verdict])
+    text = Text(*HEADLINES[report.verdict])
     if report.residual is not None:
         text.append(
-            f": fp64 residual {_number(report.residual)} (threshold {report.threshold:g}), "
-            f"max |logit difference| {_number(report.max_difference)}, {report.images}",
+            f": fp64 residual {number(report.residual)} (threshold {report.threshold:g}), "
+            f"max |logit difference| {number(report.max_difference)}, {report.images}",
             style="not bold default",
         )
     return text
@@ -194,14 +223,16 @@ def _headline(report: Report) -> Text:
 def _details(report: Report) -> Table:
     lines: list[tuple[str, str]] = [("reason", reason) for reason in report.reasons]
     if report.first_divergence:
-        lines.append(("first", f"over the threshold from {_readable(report.first_divergence)} on"))
+        lines.append(("first", f"over the threshold from {readable(report.first_divergence)} on"))
     for cause in report.causes:
         evidence = f"; {cause.evidence}" if cause.evidence else ""
         lines.append((cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{evidence}"))
     if report.residual_without_causes is not None:
-        after = _number(report.residual_without_causes)
+        after = number(report.residual_without_causes)
         changed = "this" if len(report.causes) == 1 else "these"
         lines.append(("", f"with {changed} changed it is the same function: residual {after}"))
+    if report.visible:
+        lines.append(("inputs", shown_by_inputs(report.visible, report.threshold)))
     if report.unobservable:
         count, first = len(report.unobservable), report.unobservable[0]
         covered = "compared as weights alone" if report.sides[0].round_trip is not None else "not compared here"
@@ -215,7 +246,18 @@ def _details(report: Report) -> Table:
     return table
 
 
-def _readable(stage: str) -> str:
+def shown_by_inputs(visible: Mapping[str, float], threshold: float) -> str:
+    """In words, which of the known faults these outputs could not have shown, or the one that moves them least."""
+    unseen = [fault for fault, moved in visible.items() if not moved > threshold]
+    of_all = f"{len(visible) - len(unseen)} of {len(visible)} known faults, each planted in one place"
+    if unseen:
+        return f"these weights and images would have shown {of_all}, and not: {', '.join(unseen)}"
+    least = min(visible, key=lambda fault: visible[fault])
+    return f"would have shown {of_all}; {least} moves the output least, by {number(visible[least])}"
+
+
+def readable(stage: str) -> str:
+    """The name of a stage or cause in words."""
     return stage.replace("MixerBlock_", "block ").replace("/", " ").replace("_", " ")
 
 
@@ -223,7 +265,8 @@ def _bit_identical(same: bool | None) -> str:
     return "bit-identical" if same else "NOT bit-identical"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A residual, or "-" if there is none."""
     if value is None or math.isnan(value):
         return "-"
     return "0" if value == 0 else f"{value:.1e}"

@@ -232,7 +232,7 @@ def test_a_tutorial_s_model_is_the_same_function_under_two_conventions() -> None
     assert report.residual_without_causes is not None
     assert report.residual_without_causes <= 1e-14
     assert report.first_divergence == "MixerBlock_0/token_mixing"
-    assert report.mapping["MixerBlock_3/LayerNorm_1/scale"] == "MixerBlock_3/LayerNorm_1/scale"
+    assert report.mapping["MixerBlock_3/LayerNorm_1/scale"] == "blocks.3.norm_2.weight"
 
 
 def test_two_foreign_models_are_held_against_each_other() -> None:

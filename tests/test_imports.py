@@ -217,7 +217,7 @@ LAYERS = (
     ("containers", "strict", "finding"),
     ("checkpoint",),
     ("convert",),
-    ("models", "report", "inspection", "surgery", "digits", "strategies"),
+    ("models", "report", "page", "inspection", "surgery", "digits", "strategies"),
     ("equivalence",),
     ("cli", "__main__", "__init__"),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import flatten, require, to_numpy, to_torch, unflatten
+from mixer_equiv.arrays import DTYPES, flatten, require, to_numpy, to_torch, unflatten
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.mapping import Found, find_mixer, official_programs
@@ -193,7 +193,7 @@ def torch_candidate(module: Any, name: str) -> Candidate:
         )
     from mixer_equiv.equivalence.record_torch import gradients, record, unlisted
 
-    dtypes = {np.dtype(np.float64): torch.float64, np.dtype(np.float32): torch.float32}
+    dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
 
     def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

@@ -20,14 +20,18 @@ CONVENTIONS = ("activation", "layer_norm_eps")
 class Policy:
     """Thresholds of the verdict, each measured on this model family (README, "Interpreting a report").
 
-    `residual` decides in float64. `scaling` is the largest ratio of float64 to float32 residual
+    `residual` decides in float64, for the outputs; `gradients` for those, and `sgd` and `adamw` for
+    parameters after training steps. `scaling` is the largest ratio of float64 to float32 residual
     at which a failure of `residual` is rounding in ill-conditioned rows and not another function.
     `lost` is the float32 residual that leaves no digits to compare.
     `variation` is how far the outputs must move with the image, relative to their size, to show
-    anything. `float32_ratio` bounds the ratio of the sides' float32 errors before a warning.
+    anything. `float32_ratio` bounds the ratio of the sides' errors in low precision before a warning.
     """
 
     residual: float = 1e-12
+    gradients: float = 1e-12
+    sgd: float = 1e-12
+    adamw: float = 1e-9
     scaling: float = 1e-6
     lost: float = 1e-2
     variation: float = 1e-4

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mixer_equiv.arrays import DTYPES
 from mixer_equiv.equivalence.compare import CONVENTIONS, differing, residual
 from mixer_equiv.equivalence.programs import PROGRAM_NAMES, Taps
 from mixer_equiv.equivalence.subject import Subject
@@ -16,11 +17,12 @@ from mixer_equiv.report import Stage
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One side's taps, by its own program in both precisions and by the reference."""
+    """One side's taps, by its own program in three precisions, of which `low` may be float32, and by the reference."""
 
     side: Subject
     float64: Taps
     float32: Taps
+    low: Taps
     reference: Taps
 
     @property
@@ -34,18 +36,24 @@ class Evidence:
     """Both sides' runs on the same images.
 
     `aligned` is side b run with side a's conventions, None where they are the same. `variation`
-    is how far the reference's output moves to another image, relative to its size.
+    is how far the reference's output moves to another image, relative to its size. `dtype` is that of
+    the runs in low precision on `images` (batch, height, width, channels).
     """
 
     a: Run
     b: Run
     aligned: Run | None
     variation: float
-    num_images: int
+    images: np.ndarray
+    dtype: str
 
     @property
     def last(self) -> str:
         return self.a.last
+
+    @property
+    def num_images(self) -> int:
+        return len(self.images)
 
     def stages(self) -> tuple[Stage, ...]:
         """Float64 residuals of every stage, as the sides are."""
@@ -76,16 +84,23 @@ class Evidence:
         return max(between, *(residual(output(run), run.reference[self.last]) for run in (self.a, self.b)))
 
 
-def gather(a: Subject, b: Subject, images: np.ndarray, seed: int, on_step: Callable[[str], None]) -> Evidence:
-    """Run both subjects on `images` (batch, height, width, channels), telling `on_step` what begins."""
+def gather(
+    a: Subject, b: Subject, images: np.ndarray, seed: int, dtype: str, on_step: Callable[[str], None]
+) -> Evidence:
+    """Run both subjects on `images` (batch, height, width, channels), telling `on_step` what begins.
 
-    def taps(side: Subject, dtype: type, program: str | None = None) -> Taps:
-        on_step(f"{PROGRAM_NAMES[program or side.program]} in {np.dtype(dtype).name}")
+    `dtype`, by name, is the low precision whose errors are to be shown beside float32.
+    """
+
+    def taps(side: Subject, dtype: np.dtype, program: str | None = None) -> Taps:
+        on_step(f"{PROGRAM_NAMES[program or side.program]} in {dtype.name}")
         return side.run(images, dtype, program=program)
 
     def run(side: Subject, reference: Taps | None = None) -> Run:
-        known = taps(side, np.float64, "reference") if reference is None else reference
-        return Run(side, taps(side, np.float64), taps(side, np.float32), known)
+        known = taps(side, np.dtype(np.float64), "reference") if reference is None else reference
+        float64, float32 = taps(side, np.dtype(np.float64)), taps(side, np.dtype(np.float32))
+        low = float32 if dtype == "float32" else taps(side, DTYPES[dtype])
+        return Run(side, float64, float32, low, known)
 
     run_a = run(a)
     changed = {name: getattr(a.config, name) for name in CONVENTIONS}
@@ -98,4 +113,5 @@ def gather(a: Subject, b: Subject, images: np.ndarray, seed: int, on_step: Calla
         aligned = run(follower, run_a.reference if same_weights else None)
     another = random_images(a.config, seed + 1)[:1].astype(np.float64)
     moved = a.run(another, np.float64, program="reference")[run_a.last]
-    return Evidence(run_a, run_b, aligned, residual(moved[0], run_a.reference[run_a.last][0]), len(images))
+    variation = residual(moved[0], run_a.reference[run_a.last][0])
+    return Evidence(run_a, run_b, aligned, variation, images, dtype)

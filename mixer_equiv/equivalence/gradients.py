@@ -7,6 +7,7 @@ layout has once for several official parameters has the sum of their gradients.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,39 +15,56 @@ import numpy as np
 from mixer_equiv.arrays import flatten, require, unflatten
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.convert import relabel
-from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision
+from mixer_equiv.equivalence.precision import device, jax_full_precision, torch_full_precision
 from mixer_equiv.equivalence.subject import Subject
 from mixer_equiv.layouts import LINEN, TORCH, Layout
 from mixer_equiv.report import Gradients
 
 Arrays = Mapping[str, np.ndarray]
 
-THRESHOLD = 1e-12
-
 # What is smaller than so much of all gradients together is rounding, as that of a bias no output can see.
 NEGLIGIBLE = 1e-3
 
 
-def compare_gradients(a: Subject, b: Subject, images: np.ndarray, seed: int) -> Gradients | None:
+def compare_gradients(a: Subject, b: Subject, images: np.ndarray, seed: int, threshold: float) -> Gradients:
     """The largest difference of the gradients of a random linear function of the output, of `images`.
 
-    None where they cannot be held against each other: the official parameters are not those of one side.
+    The two must have a `common_space`.
     """
-    if any(side.found is not None and side.found.layout is None for side in (a, b)):
-        return None
-    width = a.config.num_classes or a.config.hidden_dim
-    cotangent = np.random.default_rng([seed, 3]).standard_normal((len(images), width))
-    space = next((side.layout for side in (a, b) if side.layout.constraints), LINEN)
-    if all(side.layout.constraints for side in (a, b)) and a.layout.rows != b.layout.rows:
-        return None
-    ours, theirs = (_in(space, side, _gradients(side, images, cotangent)) for side in (a, b))
+    space = common_space(a, b)
+    assert space is not None
+    cotangent = random_cotangent(a.config, len(images), seed)
+    ours, theirs = (gradients_in(space, side, images, cotangent) for side in (a, b))
     whole = float(np.sqrt(sum(np.square(gradient).sum() for gradient in ours.values())))
     distances = {}
     for name, gradient in ours.items():
         scale = max(float(np.linalg.norm(gradient)), NEGLIGIBLE * whole)
         distances[name] = float(np.linalg.norm(theirs[name] - gradient)) / scale
     worst = max(distances, key=lambda name: (not np.isfinite(distances[name]), distances[name]))
-    return Gradients(worst, distances[worst], THRESHOLD, len(distances), len(images))
+    return Gradients(worst, distances[worst], threshold, len(distances), len(images))
+
+
+def common_space(a: Subject, b: Subject) -> Layout | None:
+    """The layout in which the parameters of both can be held against each other: one's, if it has fewer than the other.
+
+    None where the official parameters are not those of one side, or each has fewer in its own way.
+    """
+    if any(side.found is not None and side.found.layout is None for side in (a, b)):
+        return None
+    if all(side.layout.constraints for side in (a, b)) and a.layout.rows != b.layout.rows:
+        return None
+    return next((side.layout for side in (a, b) if side.layout.constraints), LINEN)
+
+
+def random_cotangent(config: MixerConfig, count: int, seed: int) -> np.ndarray:
+    """What the outputs (count, classes) are multiplied by to make one number of them."""
+    width = config.num_classes or config.hidden_dim
+    return np.random.default_rng([seed, 3]).standard_normal((count, width))
+
+
+def gradients_in(space: Layout, side: Subject, images: np.ndarray, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+    """Gradients of the sum of the outputs times `cotangent`, by the names of `space`."""
+    return dict(_in(space, side, _gradients(side, images, cotangent)))
 
 
 def _in(space: Layout, side: Subject, gradients: Arrays) -> Arrays:
@@ -76,19 +94,25 @@ def _gradients(side: Subject, images: np.ndarray, cotangent: np.ndarray) -> Arra
 
 def _flax(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
     """Canonical gradients of the Flax model, which also stand for those of nnx and of the reference."""
+    with jax_full_precision():
+        weights = unflatten({name: np.asarray(array, np.float64) for name, array in params.items()})
+        tree = _differentiated_flax(config)(weights, images, cotangent)
+        return {name: np.asarray(leaf) for name, leaf in flatten(tree)}
+
+
+@lru_cache(maxsize=8)
+def _differentiated_flax(config: MixerConfig) -> Any:
     jax = require("jax", "flax", "gradients of the Flax model")
     require("flax", "flax", "gradients of the Flax model")
     from mixer_equiv.models.flax import MlpMixer
 
     model = MlpMixer(config)
-    with jax_full_precision():
 
-        def scalar(weights: Any) -> Any:
-            output: Any = model.apply({"params": weights}, images)
-            return (output * cotangent).sum()
+    def scalar(weights: Any, images: Any, cotangent: Any) -> Any:
+        output: Any = model.apply({"params": weights}, images)
+        return (output * cotangent).sum()
 
-        tree = jax.grad(scalar)(unflatten({name: np.asarray(array, np.float64) for name, array in params.items()}))
-        return {name: np.asarray(leaf) for name, leaf in flatten(tree)}
+    return jax.jit(jax.grad(scalar))
 
 
 def _torch(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
@@ -100,10 +124,11 @@ def _torch(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: n
         model = MlpMixer(config)
     state = relabel({name: np.asarray(array, np.float64) for name, array in params.items()}, LINEN, TORCH, config)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
-    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device())
+    model.to(device())
     with torch_full_precision(), torch.enable_grad():
         parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
-        output = (model.eval()(batch) * torch.from_numpy(cotangent)).sum()
+        output = (model.eval()(batch) * torch.from_numpy(cotangent).to(device())).sum()
         made = torch.autograd.grad(output, list(parameters.values()))
-    gradients = {name: gradient.numpy() for name, gradient in zip(parameters, made, strict=True)}
+    gradients = {name: gradient.cpu().numpy() for name, gradient in zip(parameters, made, strict=True)}
     return relabel(gradients, TORCH, LINEN, config)

@@ -11,7 +11,7 @@ from mixer_equiv.equivalence.diagnose import constraint_causes, convention_cause
 from mixer_equiv.equivalence.evidence import Evidence
 from mixer_equiv.equivalence.faults import verdict_of
 from mixer_equiv.equivalence.subject import Subject
-from mixer_equiv.report import Cause, Gradients, Verdict
+from mixer_equiv.report import Cause, Gradients, Training, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,19 @@ def with_gradients(judgement: Judgement, gradients: Gradients | None) -> Judgeme
         reason = f"the gradients differ by {gradients.residual:.1e}, most at {gradients.worst}, and the outputs do not"
         return dataclasses.replace(judgement, verdict="different", reasons=(*judgement.reasons, reason))
     return judgement
+
+
+def trained_apart(judgement: Judgement, training: tuple[Training, ...]) -> Judgement:
+    """What trains otherwise is not equivalent either, whatever its gradients at the start."""
+    over = [trained for trained in training if not trained.residual <= trained.threshold]
+    if not over or judgement.verdict != "equivalent" or judgement.warnings:
+        return judgement
+    reasons = [
+        f"after {trained.steps} steps of {trained.optimiser} parameters differ by {trained.residual:.1e}, "
+        f"most {trained.worst}, where at most {trained.threshold:g} is rounding"
+        for trained in over
+    ]
+    return dataclasses.replace(judgement, verdict="different", reasons=(*judgement.reasons, *reasons))
 
 
 def _against_reference(evidence: Evidence, policy: Policy) -> tuple[str, ...]:

@@ -1,16 +1,55 @@
-"""Full precision while comparing: float64 in JAX, no TF32 anywhere; what was set before comes back."""
+"""Where and how precisely things are compared: float64 in JAX, no TF32 anywhere; what was set before comes back."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from mixer_equiv.arrays import require
+from mixer_equiv.errors import ConfigError
 
 # torch's precision switches belong to the process, so that only one thread may turn them at a time.
 _TORCH_SWITCHES = threading.RLock()
+
+_DEVICE: ContextVar[str] = ContextVar("device", default="cpu")
+
+
+@contextlib.contextmanager
+def on_device(name: str) -> Iterator[None]:
+    """Inside, torch computes on this device, and JAX too if it has one of the kind, else on the CPU.
+
+    Raises `ConfigError` for a device that torch does not have, or on which it has no float64.
+    """
+    if name != "cpu":
+        torch = require("torch", "torch", f"device {name!r}")
+        try:
+            torch.ones(1, dtype=torch.float64, device=name).item()
+        except Exception as error:
+            raise ConfigError(f"device is {name!r}, where torch cannot compute in float64: {error}") from error
+    token = _DEVICE.set(name)
+    try:
+        yield
+    finally:
+        _DEVICE.reset(token)
+
+
+def device() -> str:
+    """Where torch computes while something is compared."""
+    return _DEVICE.get()
+
+
+def jax_device() -> Any:
+    """The device of JAX that goes with torch's: one of the same kind, else the CPU."""
+    import jax
+
+    kind = {"cuda": "gpu"}.get(_DEVICE.get().partition(":")[0], "cpu")
+    try:
+        return jax.devices(kind)[0]
+    except RuntimeError:
+        return jax.devices("cpu")[0]
 
 
 @contextlib.contextmanager
@@ -22,12 +61,13 @@ def jax_full_precision() -> Iterator[None]:
         stack.enter_context(jax.default_matmul_precision("highest"))
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
         stack.enter_context(jax.debug_nans(False))
+        stack.enter_context(jax.default_device(jax_device()))
         yield
 
 
 @contextlib.contextmanager
 def torch_full_precision() -> Iterator[None]:
-    """No TF32 in matrix products and convolutions, no autocast, and no gradients."""
+    """No TF32 in matrix products and convolutions, no autocast, no gradients; new tensors on the device asked for."""
     import torch
 
     backends: Any = torch.backends
@@ -37,7 +77,8 @@ def torch_full_precision() -> Iterator[None]:
         try:
             for switch in switches:
                 switch.fp32_precision = "ieee"
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            kind = torch.device(device()).type
+            with torch.no_grad(), torch.autocast(kind, enabled=False), torch.device(device()):
                 yield
         finally:
             for switch, value in zip(switches, before, strict=True):

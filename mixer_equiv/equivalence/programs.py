@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from mixer_equiv.arrays import require, unflatten
+from mixer_equiv.arrays import require, to_numpy, to_torch, unflatten
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.convert import relabel
-from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision
+from mixer_equiv.equivalence.precision import device, jax_full_precision, torch_full_precision
 from mixer_equiv.layouts import LINEN, TORCH
 
 Arrays = Mapping[str, np.ndarray]
@@ -77,14 +77,14 @@ def run_module(model: Any, config: MixerConfig, params: Arrays, images: np.ndarr
 
     A copy is run; `model` stays as it is.
     """
-    torch = require("torch", "torch", "running the torch model")
+    require("torch", "torch", "running the torch model")
     state = relabel(_cast(params, images.dtype), LINEN, TORCH, config)
     model = copy.deepcopy(model)
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
+    model.load_state_dict({name: to_torch(array) for name, array in state.items()}, assign=True)
     batch = rearrange(images, "batch height width channels -> batch channels height width")
     with torch_full_precision():
-        taps = model.eval()(torch.from_numpy(batch.copy()), taps=True)
-    return _of_dtype({name: tap.numpy() for name, tap in taps.items()}, images.dtype)
+        taps = model.to(device()).eval()(to_torch(batch.copy()).to(device()), taps=True)
+    return _of_dtype({name: to_numpy(name, tap) for name, tap in taps.items()}, images.dtype)
 
 
 def run_reference(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:

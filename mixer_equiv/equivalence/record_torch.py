@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
+from mixer_equiv.equivalence.precision import device, torch_full_precision
 from mixer_equiv.equivalence.trace import Trace, Value
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
@@ -46,8 +47,9 @@ def record(
     if names is None:
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
     tape = _Tape(draw, names, dtype)
-    with _as_found(module), torch.no_grad(), _default_dtype(dtype), torch.compiler.set_stance("force_eager"):
-        given = arguments[0].to(dtype)
+    eager = torch.compiler.set_stance("force_eager")
+    with _as_found(module), torch_full_precision(), _default_dtype(dtype), eager:
+        given = arguments[0].to(device(), dtype)
         entry = tape.enter(given)
         with _Functions(tape), _Operations(tape):
             result = module(given, *arguments[1:], **(kwargs or {}))
@@ -75,20 +77,22 @@ def gradients(
     """
     tape = _Tape(draw, names, torch.float64, differentiable=True)
     eager = torch.compiler.set_stance("force_eager")
-    with _as_found(module), torch.enable_grad(), _default_dtype(torch.float64), eager:
-        given = argument.to(torch.float64)
+    with _as_found(module), torch_full_precision(), torch.enable_grad(), _default_dtype(torch.float64), eager:
+        given = argument.to(device(), torch.float64)
         tape.enter(given)
         # Inside, because a checkpointed part is run once more on the way back.
         with _Functions(tape), _Operations(tape):
             outputs = dict(_tensors_of(module(given)))
             drawn = {name: tape.stand_ins[id(p)] for name, p in names.items() if id(p) in tape.stand_ins}
-            scalar = (outputs[output].reshape(cotangent.shape) * tape.let_in(torch.from_numpy(cotangent))).sum()
+            scalar = (
+                outputs[output].reshape(cotangent.shape) * tape.let_in(torch.from_numpy(cotangent).to(device()))
+            ).sum()
             if not scalar.requires_grad:
                 return {name: np.zeros(tuple(parameter.shape)) for name, parameter in names.items()}
             made = torch.autograd.grad(scalar, list(drawn.values()), allow_unused=True)
     found = {name: gradient for name, gradient in zip(drawn, made, strict=True) if gradient is not None}
     return {
-        name: found[name].numpy() if name in found else np.zeros(tuple(parameter.shape))
+        name: found[name].cpu().numpy() if name in found else np.zeros(tuple(parameter.shape))
         for name, parameter in names.items()
     }
 
@@ -133,7 +137,7 @@ class _Recorded:
             self.tensor, self.is_kept = self.tensor.clone(), True
 
     def finished(self) -> Value:
-        array = self.tensor.detach().to(torch.float64).numpy()
+        array = self.tensor.detach().to("cpu", torch.float64).numpy()
         return Value(
             self.number, array, self.operation, self.inputs, self.is_data, self.leaves, self.name, self.is_view
         )
@@ -185,10 +189,10 @@ class _Tape:
                 self.hidden.append(name)
             if name is not None:
                 drawn = torch.from_numpy(np.array(self.draw(name, tuple(tensor.shape)), np.float64))
-                new = drawn.to(self.dtype).reshape(tensor.shape).requires_grad_(self.differentiable)
+                new = drawn.to(device(), self.dtype).reshape(tensor.shape).requires_grad_(self.differentiable)
             else:
                 held = tensor.detach()
-                new = (held.to(self.dtype) if tensor.dtype in _FLOATS else held).clone().cpu()
+                new = (held.to(self.dtype) if tensor.dtype in _FLOATS else held).clone().to(device())
         value = self._add(new, "parameter" if name is not None else "constant", (), is_data=False)
         value.name = name
         value.leaves = frozenset() if name is None else frozenset({name})

@@ -37,6 +37,9 @@ DEFAULT_CONFIG = MixerConfig(
     tokens_mlp_dim=11,
     channels_mlp_dim=26,
 )
+
+# No reader of the residual stream sees what this adds, since each begins with a LayerNorm.
+UNOBSERVABLE = "MixerBlock_{i}/token_mixing/Dense_1/bias"
 _LAYOUT_OF = {"flax": LINEN, "nnx": NNX, "torch": TORCH, "reference": LINEN}
 
 
@@ -74,7 +77,12 @@ class Subject:
         own = self.checkpoint.layout if self.checkpoint and self.from_weights else None
         return own or _LAYOUT_OF[self.program]
 
-    def run(self, images: np.ndarray, dtype: type, *, program: str | None = None) -> Taps:
+    @property
+    def framework(self) -> str:
+        """That of the program; the reference has none, and what needs one takes Flax."""
+        return "torch" if self.program == "torch" else "flax"
+
+    def run(self, images: np.ndarray, dtype: Any, *, program: str | None = None) -> Taps:
         """Taps in `dtype`, by the subject's own program or another one."""
         if self.candidate is not None and program is None:
             assert self.found is not None

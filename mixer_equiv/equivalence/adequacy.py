@@ -1,0 +1,92 @@
+"""What the weights and images of a comparison could have shown: known faults, planted one at a time.
+
+The tables are those that diagnosis searches. Each fault is planted in the NumPy reference, in the last
+place where it can be, and followed to the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.faults import name_of
+from mixer_equiv.equivalence.matching import Deviation
+from mixer_equiv.equivalence.variants import OUTPUTS, SKIPPED, norms, variants
+from mixer_equiv.layouts import LINEN
+from mixer_equiv.models.reference import MlpMixer
+from mixer_equiv.operations import Array, Parameter, Step
+
+Arrays = Mapping[str, Array]
+
+
+def visible(config: MixerConfig, params: Arrays, images: np.ndarray) -> dict[str, float]:
+    """How far each known fault moves the output, relative in the 2-norm, by its name.
+
+    `params` are canonical; `images` are (batch, height, width, channels).
+    """
+    bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
+    parameters = {name: Parameter(name, tuple(b.row.canonical_axes.split())) for name, b in bindings.items()}
+    steps = MlpMixer(config).program(parameters).steps
+    weights = {name: np.asarray(array, np.float64) for name, array in params.items()}
+    found: dict[str, float] = {}
+    with np.errstate(all="ignore"):
+        values = [np.asarray(images, np.float64)]
+        for step in steps:
+            values.append(_run(step, values, weights))
+        for place, fault, planted in _planted(steps, values, weights):
+            output = _continued(steps, values, weights, place, planted())
+            found[fault] = residual(output, values[-1])
+    return found
+
+
+def _run(step: Step, values: Sequence[Array], weights: Arrays) -> Array:
+    return step.run(tuple(values[i] for i in step.inputs), tuple(weights[p.name] for p in step.parameters))
+
+
+def _continued(steps: Sequence[Step], values: list[Array], weights: Arrays, place: int, changed: Array) -> Array:
+    """The output, if the value at `place` is `changed`."""
+    replayed = [*values[:place], changed]
+    for step in steps[place:]:
+        replayed.append(_run(step, replayed, weights))
+    return replayed[-1]
+
+
+def _planted(
+    steps: Sequence[Step], values: Sequence[Array], weights: Arrays
+) -> Iterator[tuple[int, str, Callable[[], Array]]]:
+    """The place of each fault's value, the fault in words, and the value."""
+    last = {step.operation: number for number, step in enumerate(steps)}
+    for operation, number in last.items():
+        step = steps[number]
+        inputs = tuple(values[i] for i in step.inputs)
+        earlier = [(done, value) for done, value in zip(steps[:number], values[1:], strict=False)]
+        tried = list(variants(step, inputs, earlier))
+        if operation == "layer_norm":
+            tried += _norms(step, inputs[0], tuple(weights[p.name] for p in step.parameters))
+        if operation in SKIPPED:
+            deviation = Deviation(step.name, "skip", operation, None, None)
+            yield number + 1, f"{name_of(deviation)}: none", partial(np.asarray, inputs[-1])
+        for what, expected, found, value in tried:
+            deviation = Deviation(step.name, "variant", what, expected, found)
+            if what != "residual" or name_of(deviation) != what:
+                yield number + 1, f"{name_of(deviation)}: {found}", value
+    for name, function in OUTPUTS.items():
+        yield len(steps), f"output: {name}", partial(function, values[-1])
+
+
+def _norms(
+    step: Step, x: Array, parameters: tuple[Array, ...]
+) -> Iterator[tuple[str, object, object, Callable[[], Array]]]:
+    (eps,) = step.settings
+    for changes, function in norms(eps, ()):
+        if len(changes) == 1:
+            (what, expected, found) = changes[0]
+            yield what, expected, found, partial(_affine, function, x, *parameters)
+
+
+def _affine(function: Callable[[Array], Array], x: Array, scale: Array, bias: Array) -> Array:
+    return function(x) * scale + bias

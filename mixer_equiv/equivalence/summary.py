@@ -1,0 +1,168 @@
+"""A `Report` of what was computed, with all that it shows about the two sides."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.convert import convert
+from mixer_equiv.equivalence.compare import CONVENTIONS, Policy, differing, residual
+from mixer_equiv.equivalence.diagnose import constraint_causes, deviation_causes
+from mixer_equiv.equivalence.evidence import Evidence, Run
+from mixer_equiv.equivalence.faults import verdict_of
+from mixer_equiv.equivalence.judge import Judgement
+from mixer_equiv.equivalence.precision import device, jax_device
+from mixer_equiv.equivalence.programs import PROGRAM_NAMES
+from mixer_equiv.equivalence.subject import UNOBSERVABLE, Subject
+from mixer_equiv.errors import ConventionWarning
+from mixer_equiv.layouts import OFFICIAL
+from mixer_equiv.report import Cause, Report, Side
+
+
+def sides_of(evidence: Evidence, origin: str, labels: np.ndarray | None) -> tuple[Side, Side]:
+    """Both sides as a report shows them; `origin` says where the weights are from."""
+    a, b = evidence.a.side, evidence.b.side
+    return _side(evidence.a, b, origin, labels), _side(evidence.b, a, origin, labels)
+
+
+def report_of(
+    evidence: Evidence,
+    judgement: Judgement,
+    sides: tuple[Side, Side],
+    policy: Policy,
+    *,
+    weights: str,
+    notes: list[str],
+    **shown: Any,
+) -> Report:
+    """The report on two sides that were run; `shown` are fields of it that were found on the way."""
+    a, b, last = evidence.a.side, evidence.b.side, evidence.last
+    stages = evidence.stages()
+    over = [s.name for s in stages if max(s.residual, s.residual_a, s.residual_b) > policy.residual]
+    apart = judgement.verdict in ("different", "equivalent_under", "inexpressible")
+    predictions = [run.low["logits"].argmax(axis=-1) for run in (evidence.a, evidence.b) if last == "logits"]
+    named = next((side for side in (a, b) if side.found is not None and side.found.layout is not None), b)
+    bindings = named.layout.bindings(named.config.num_blocks, head=named.config.num_classes > 0)
+    return Report(
+        verdict=judgement.verdict,
+        residual=stages[-1].residual,
+        decision=max(stages[-1].residual, stages[-1].residual_a, stages[-1].residual_b),
+        threshold=policy.residual,
+        stages=stages,
+        first_divergence=over[0] if over and apart else None,
+        causes=judgement.causes,
+        residual_without_causes=judgement.residual_without_causes,
+        reasons=judgement.reasons,
+        mapping={name: binding.foreign for name, binding in bindings.items() if not binding.is_absent},
+        mapping_of=named.name,
+        unobservable=tuple(UNOBSERVABLE.format(i=i) for i in range(a.config.num_blocks)),
+        warnings=(*notes, *judgement.warnings, *_rms_warnings(evidence.dtype, sides, policy)),
+        environment=environment(),
+        sides=sides,
+        weights=weights,
+        num_images=evidence.num_images,
+        dtype=evidence.dtype,
+        max_difference=float(np.max(np.abs(evidence.a.float64[last] - evidence.b.float64[last]))),
+        prediction_flips=int(np.sum(predictions[0] != predictions[1])) if predictions else None,
+        **shown,
+    )
+
+
+def not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
+    """Where a model is no Mixer, or one whose weights no official model can have."""
+    assert side.found is not None
+    found = side.found
+    official = side.config.replace(**{name: getattr(OFFICIAL, name) for name in CONVENTIONS})
+    causes = deviation_causes(side, side.replace(found=None, config=official)) + constraint_causes(side)
+    # Without a LayerNorm, or with next to nothing found, it is no Mixer; else one that differs.
+    named = any(verdict_of(cause.name) == "inexpressible" for cause in causes)
+    beyond = named or len(found.known) < LEAST_KNOWN or not any("orm" in name for name in found.known)
+    return Report(
+        verdict="inexpressible" if beyond else "different",
+        threshold=policy.residual,
+        first_divergence=found.deviations[0].step if found.deviations else found.missing,
+        causes=tuple(causes),
+        residual_without_causes=found.residual,
+        reasons=found.reasons,
+        warnings=tuple(notes),
+        environment=environment(),
+    )
+
+
+# Steps with parameters that must be found before something is called a Mixer that differs.
+LEAST_KNOWN = 7
+
+
+def of_other_sizes(a: Subject, b: Subject, differences: list[str], policy: Policy) -> Report:
+    """Where two are of different sizes."""
+    return Report(
+        verdict="different",
+        threshold=policy.residual,
+        reasons=(f"{a.name} and {b.name} are of different sizes, so nothing was run", *differences),
+        environment=environment(),
+    )
+
+
+def of_other_weights(causes: list[Cause], policy: Policy) -> Report:
+    """Where the weights differ and nothing else was looked at."""
+    return Report(
+        verdict="different",
+        threshold=policy.residual,
+        causes=tuple(causes),
+        reasons=("the weights differ; nothing was run",),
+        environment=environment(),
+    )
+
+
+def _side(run: Run, other: Subject, origin: str, labels: np.ndarray | None) -> Side:
+    side, last = run.side, run.last
+    assert side.checkpoint is not None
+    # A model that deviates is not the reference, whatever the precision.
+    low, reference = run.low[last], (run.reference if side.found is None else run.float64)[last]
+    trip = _round_trip(side.checkpoint, other.layout) if origin == "given" else (None, "")
+    return Side(
+        name=side.name,
+        program=PROGRAM_NAMES[side.program],
+        num_parameters=side.checkpoint.num_parameters,
+        weights=f"{len(side.checkpoint)} arrays, {', '.join(side.checkpoint.dtypes)}",
+        round_trip=trip[0],
+        round_trip_path=trip[1],
+        rms_error=None if side.program == "reference" else residual(low, reference),
+        accuracy=None if labels is None else float(np.mean(low.argmax(axis=-1) == labels)),
+    )
+
+
+def _round_trip(checkpoint: Checkpoint, there: Any) -> tuple[bool, str]:
+    """Whether the weights come back bit for bit from the other side's layout, and the way they went."""
+    home = checkpoint.layout
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConventionWarning)
+        back = convert(convert(checkpoint, to=there), to=home)
+    return not differing(checkpoint.arrays, back.arrays), f"{home.name} -> {there.name} -> {home.name}"
+
+
+def _rms_warnings(dtype: str, sides: tuple[Side, Side], policy: Policy) -> list[str]:
+    ours, theirs = (side.rms_error for side in sides)
+    bound = policy.float32_ratio
+    if not ours or not theirs or not np.isfinite([ours, theirs]).all() or 1 / bound <= ours / theirs <= bound:
+        return []
+    return [f"the {dtype} errors differ by more than {bound:g} times: {ours:.1e} and {theirs:.1e}"]
+
+
+def environment() -> dict[str, str]:
+    """Versions, machine, precision and devices."""
+    frameworks = [name for name in ("numpy", "torch", "jax", "flax") if name in sys.modules]
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: importlib.metadata.version(name) for name in frameworks},
+        "precision": "float64 with x64 on, TF32 off",
+        **({"torch device": device()} if "torch" in sys.modules else {}),
+        **({"jax device": str(jax_device())} if "jax" in sys.modules else {}),
+    }

@@ -1,0 +1,122 @@
+"""Whether two sides train alike: some steps of SGD and of AdamW from the same weights, in float64.
+
+Each side's gradients go through the optimiser of its own framework, torch.optim or optax. What is
+minimised is a random linear function of the outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.arrays import require
+from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.convert import relabel
+from mixer_equiv.equivalence.compare import Policy
+from mixer_equiv.equivalence.gradients import common_space, gradients_in, random_cotangent
+from mixer_equiv.equivalence.precision import jax_full_precision
+from mixer_equiv.equivalence.subject import UNOBSERVABLE, Subject
+from mixer_equiv.layouts import LINEN, Layout
+from mixer_equiv.report import Training
+
+Arrays = Mapping[str, np.ndarray]
+Gradient = Callable[[Arrays], Arrays]
+
+SGD = {"lr": 1e-2, "momentum": 0.9}
+ADAMW: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Optimiser:
+    """One optimiser: its name in reports, in `Policy`, and how each framework makes it."""
+
+    name: str
+    threshold: str
+    torch: Callable[[Any, Any], Any]
+    optax: Callable[[Any], Any]
+
+
+OPTIMISERS = (
+    _Optimiser(
+        f"SGD (lr {SGD['lr']}, momentum {SGD['momentum']})",
+        "sgd",
+        lambda optim, parameters: optim.SGD(parameters, **SGD),
+        lambda optax: optax.sgd(SGD["lr"], momentum=SGD["momentum"]),
+    ),
+    _Optimiser(
+        f"AdamW (lr {ADAMW['lr']}, weight decay {ADAMW['weight_decay']})",
+        "adamw",
+        lambda optim, parameters: optim.AdamW(parameters, **ADAMW),
+        lambda optax: optax.adamw(ADAMW["lr"], *ADAMW["betas"], eps=ADAMW["eps"], weight_decay=ADAMW["weight_decay"]),
+    ),
+)
+
+
+def compare_training(
+    a: Subject, b: Subject, images: np.ndarray, seed: int, steps: int, policy: Policy
+) -> Iterator[Training]:
+    """Both sides trained on `images` (batch, height, width, channels), by each of `OPTIMISERS`.
+
+    The two must have a `common_space`. Parameters that no output can see are left out: their gradients
+    are rounding noise, of which AdamW makes steps.
+    """
+    space = common_space(a, b)
+    assert space is not None
+    cotangent = random_cotangent(a.config, len(images), seed)
+    cotangent /= cotangent.size
+    bindings = space.bindings(a.config.num_blocks, head=a.config.num_classes > 0)
+    unseen = {bindings[UNOBSERVABLE.format(i=i)].foreign for i in range(a.config.num_blocks)}
+    for optimiser in OPTIMISERS:
+        ends = [_trained(space, side, images, cotangent, steps, optimiser) for side in (a, b)]
+        seen = [name for name in ends[0] if name not in unseen]
+        distances = {name: _distance(ends[1][name], ends[0][name]) for name in seen}
+        worst = max(seen, key=lambda name: (not np.isfinite(distances[name]), distances[name]))
+        threshold = getattr(policy, optimiser.threshold)
+        yield Training(optimiser.name, steps, worst, distances[worst], threshold, len(seen), len(images))
+
+
+def _distance(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / max(float(np.linalg.norm(expected)), 1e-300))
+
+
+def _trained(
+    space: Layout, side: Subject, images: np.ndarray, cotangent: np.ndarray, steps: int, optimiser: _Optimiser
+) -> Arrays:
+    """The side's weights after the steps, by the names of `space`."""
+
+    def gradient(arrays: Arrays) -> Arrays:
+        weights = relabel(arrays, space, LINEN, side.config)
+        held = side.replace(checkpoint=Checkpoint(weights, LINEN, side.config, None, True, "in training"))
+        return gradients_in(space, held, images, cotangent)
+
+    start = {name: np.asarray(array, np.float64) for name, array in side.weights.items()}
+    run = _in_torch if side.framework == "torch" else _in_optax
+    return run(relabel(start, LINEN, space, side.config), gradient, steps, optimiser)
+
+
+def _in_torch(start: Arrays, gradient: Gradient, steps: int, optimiser: _Optimiser) -> Arrays:
+    torch = require("torch", "torch", "training steps in torch")
+    parameters = {name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in start.items()}
+    stepping = optimiser.torch(torch.optim, parameters.values())
+    for _ in range(steps):
+        made = gradient({name: parameter.detach().numpy() for name, parameter in parameters.items()})
+        for name, parameter in parameters.items():
+            parameter.grad = torch.from_numpy(np.array(made[name]))
+        stepping.step()
+    return {name: parameter.detach().numpy() for name, parameter in parameters.items()}
+
+
+def _in_optax(start: Arrays, gradient: Gradient, steps: int, optimiser: _Optimiser) -> Arrays:
+    optax = require("optax", "flax", "training steps in Flax")
+    stepping = optimiser.optax(optax)
+    with jax_full_precision():
+        parameters: Any = dict(start)
+        state = stepping.init(parameters)
+        for _ in range(steps):
+            made = gradient({name: np.asarray(parameter) for name, parameter in parameters.items()})
+            updates, state = stepping.update(dict(made), state, parameters)
+            parameters = optax.apply_updates(parameters, updates)
+        return {name: np.asarray(parameter) for name, parameter in parameters.items()}
