@@ -38,7 +38,7 @@ format: $(INSTALLED)  ## format, and sort imports
 train: $(INSTALLED)  ## train the digits checkpoint anew
 	@$(BIN)/python -m examples.train_digits
 
-picture: $(INSTALLED)  ## draw the README's picture anew
+picture: $(INSTALLED)  ## draw the README's pictures anew
 	@$(BIN)/python docs/picture.py
 
 layouts: $(INSTALLED)  ## write the README's table of layouts anew

@@ -1,15 +1,32 @@
-"""Draw docs/verify.svg, the picture in the README: `python docs/picture.py`."""
+"""Draw the README's pictures, docs/verify.svg, their.svg and mutate.svg: `python docs/picture.py`."""
+
+from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from mixer_equiv import digits, verify
+from mixer_equiv.equivalence.mutate import mutate
+
+HERE = Path(__file__).parent
+SIZES = {"image_size": 12, "patch_size": 4, "hidden": 20, "depth": 4}
+
+
+def draw(name: str, command: str, shown: RenderableType, width: int) -> None:
+    console = Console(record=True, file=io.StringIO(), width=width, highlight=False)
+    console.print(f"$ {command}", style="bold")
+    console.print(shown)
+    console.save_svg(str(HERE / name), title="mixer-equiv")
+
 
 if __name__ == "__main__":
     images, labels = digits.held_out()
-    console = Console(record=True, file=io.StringIO(), width=104, highlight=False)
-    console.print("$ mixer-equiv verify", style="bold")
-    console.print(verify(digits.CHECKPOINT, images=images, labels=labels))
-    console.save_svg(str(Path(__file__).with_name("verify.svg")), title="mixer-equiv")
+    draw("verify.svg", "mixer-equiv verify", verify(digits.CHECKPOINT, images=images, labels=labels), 104)
+    place = HERE / "their_mixer.py"
+    report = verify(f"{place}:MLPMixer", kwargs=SIZES, image=(3, 12, 12))
+    command = f"mixer-equiv verify their_mixer.py:MLPMixer --kwargs '{json.dumps(SIZES)}' --image 3x12x12"
+    draw("their.svg", command, report, 112)
+    draw("mutate.svg", "mixer-equiv mutate", mutate(), 110)

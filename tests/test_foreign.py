@@ -414,6 +414,34 @@ def test_models_in_any_state_are_followed(state: str) -> None:
     assert verify(STATES[state](), image=IMAGE, gradients=False).verdict == "equivalent"
 
 
+class _Functional(PortMixer):
+    """Dropout without a module, and an option that changes what comes out."""
+
+    def forward(self, images: torch.Tensor, probabilities: bool = False) -> torch.Tensor:
+        x = nn.functional.dropout(super().forward(images), 0.5, self.training)
+        return x.softmax(-1) if probabilities else x
+
+
+class _NnxDropout(NnxMixer):
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__(config, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+    def __call__(self, images: Any) -> Any:
+        return self.dropout(super().__call__(images))
+
+
+@pytest.mark.parametrize("model", [_Functional, _NnxDropout])
+def test_what_another_mode_or_option_would_do_is_said(model: Any) -> None:
+    report = verify(model(SMALL), image=IMAGE, gradients=False)
+    assert report.verdict == "equivalent"
+    said = " ".join(report.warnings)
+    assert "in train mode it computes something else, as with dropout" in said
+    assert ("it also takes probabilities=False, left as given here" in said) == (model is _Functional)
+    plain = PortMixer(SMALL) if model is _Functional else NnxMixer(SMALL, rngs=nnx.Rngs(0))
+    assert "train mode" not in " ".join(verify(plain, image=IMAGE, gradients=False).warnings)
+
+
 @pytest.mark.parametrize(
     ("model", "reason"), [(_NaN, "its output holds NaN or infinity"), (_ThroughNumPy, "to NumPy or to C++, cannot be")]
 )

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence import mutate as mutation
-from mixer_equiv.equivalence.faults import CODE
-from mixer_equiv.equivalence.planting import PLANTED, PlantedMixer
+from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS
+from mixer_equiv.equivalence.handover import HANDOVERS
+from mixer_equiv.equivalence.planting import HANDED_OVER, PLANTED, Planted, PlantedMixer
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,8 @@ def matrix() -> Any:
 
 
 def test_verify_names_every_planted_fault_and_nothing_where_there_is_none(matrix: Any) -> None:
-    assert [row.fault for row in matrix.rows] == ["none", *PLANTED]
+    assert [row.fault for row in matrix.rows] == ["none", *PLANTED, *HANDED_OVER]
+    assert [row.kind for row in matrix.rows] == ["none", *(p.kind for p in PLANTED.values()), *["port"] * 11]
     assert [row.fault for row in matrix.rows if not row.named] == []
     assert matrix.rows[0].verdict == "equivalent"
     assert not any(matrix.rows[0].fresh.values())
@@ -29,8 +31,8 @@ def test_verify_names_every_planted_fault_and_nothing_where_there_is_none(matrix
 
 def test_a_fresh_model_hides_nearly_every_fault_from_other_checks(matrix: Any) -> None:
     """The head of zeros gives zeros, whatever comes before; only what comes after, or counts, shows."""
-    for fresh, _ in matrix.killed.values():
-        assert fresh <= 2
+    for check, (fresh, _) in matrix.killed.items():
+        assert fresh <= (5 if check == "count" else 1)
 
 
 def test_tolerances_miss_the_faults_that_every_port_has(matrix: Any) -> None:
@@ -42,7 +44,13 @@ def test_tolerances_miss_the_faults_that_every_port_has(matrix: Any) -> None:
 
 
 def test_every_code_fault_of_the_catalogue_is_planted_or_beyond_it() -> None:
-    planted = {cause for _, cause in PLANTED.values()}
+    planted = {row.cause for row in PLANTED.values() if row.kind == "code"}
+    assert {row.cause for row in PLANTED.values() if row.kind == "constraint"} == set(CONSTRAINTS)
+    ported = {cause for _, cause in HANDED_OVER.values()}
+    assert ported == {*HANDOVERS, "stem_flattened", "head_not_loaded", "last_place"} - {
+        "rounded_to_float16",
+        "rounded_to_float32",
+    }
     assert planted <= set(CODE)
     assert set(CODE) - planted == {
         "layer_norm_mean",
@@ -60,6 +68,7 @@ def test_every_code_fault_of_the_catalogue_is_planted_or_beyond_it() -> None:
 def test_a_fault_that_is_not_named_is_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutation, "verify", lambda *args, **kwargs: _Nothing())
     monkeypatch.setattr("mixer_equiv.equivalence.planting.PLANTED", {"eps 1e-5": PLANTED["eps 1e-5"]})
+    monkeypatch.setattr("mixer_equiv.equivalence.planting.HANDED_OVER", {})
     result = CliRunner().invoke(app, ["mutate", "--json", "-"], catch_exceptions=False)
     assert result.exit_code == 1
     rows = json.loads(result.stdout)["rows"]
@@ -69,4 +78,23 @@ def test_a_fault_that_is_not_named_is_status_1(monkeypatch: pytest.MonkeyPatch) 
 
 class _Nothing:
     verdict = "equivalent"
-    causes = ()
+    causes = warnings = ()
+
+
+def test_what_is_planted_wrongly_is_not_called_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of row can fail: another cause than the one planted, or a warning that is not given."""
+    wrong = {
+        "eps 1e-5": Planted("code", "activation", PLANTED["eps 1e-5"].doing),
+        "no stem bias": Planted("constraint", "tied_blocks", held={"stem/bias": None}),
+        "dropout": Planted("notice", "in train mode"),
+    }
+    monkeypatch.setattr("mixer_equiv.equivalence.planting.PLANTED", wrong)
+    monkeypatch.setattr(
+        "mixer_equiv.equivalence.planting.HANDED_OVER", {"nothing": (lambda weights, config: weights, "zeroed")}
+    )
+    matrix = mutation.mutate()
+    assert {row.fault: row.named for row in matrix.rows} == {
+        "none": True,
+        **dict.fromkeys(["eps 1e-5", "no stem bias", "dropout", "nothing"], False),
+    }
+    assert not matrix.all_named

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,8 @@ class Candidate:
     `record(images, draw, dtype)` runs it on images (batch, height, width, channels) with parameters
     drawn by name and shape. `own` are its own parameters by name, and `put` gives it others.
     `differentiate(images, draw, output, cotangent)` gives the gradients, by name, of the sum of an
-    output times a cotangent.
+    output times a cotangent. `in_training(images, draw)` gives its outputs in train mode, by their paths,
+    where it has one; `options` are arguments that it also takes, with their defaults.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Candidate:
     own: Mapping[str, Any]
     put: Callable[[Mapping[str, np.ndarray]], None]
     differentiate: Callable[[np.ndarray, Draw, str, np.ndarray], Mapping[str, np.ndarray]]
+    in_training: Callable[[np.ndarray, Draw], Mapping[str, np.ndarray]] | None = None
+    options: tuple[str, ...] = ()
 
     def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64) -> Trace:
         """A recorded run. Raises `MixerEquivError` where the model raises or returns no array."""
@@ -75,7 +80,27 @@ class Candidate:
     def _find_once(self, image: tuple[int, int, int], seed: int, batch: int) -> Found:
         channels, height, width = image
         images = np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
-        return find_mixer(self.trace(images, generic(seed)), images, self.name, self.framework)
+        trace = self.trace(images, generic(seed))
+        found = find_mixer(trace, images, self.name, self.framework)
+        if not found.is_whole:
+            return found
+        notices = [f"it also takes {', '.join(self.options)}, left as given here"] if self.options else []
+        expected = trace.values[trace.outputs[found.output]].array
+        if not self._same_in_training(images, generic(seed), found.output, expected):
+            notices.append(
+                "in train mode it computes something else, as with dropout, stochastic depth or BatchNorm; "
+                "what is verified is eval mode"
+            )
+        return dataclasses.replace(found, notices=(*found.notices, *notices))
+
+    def _same_in_training(self, images: np.ndarray, draw: Draw, output: str, expected: np.ndarray) -> bool:
+        if self.in_training is None:
+            return True
+        try:
+            made = self.in_training(images, draw).get(output)
+        except MixerEquivError:  # it takes more there, such as labels
+            return False
+        return made is not None and made.shape == expected.shape and np.allclose(made, expected, 1e-9, 1e-9)
 
     def drawn(self, found: Found) -> dict[str, np.ndarray]:
         """Canonical weights that it has with random parameters of its own, where these are not official ones."""
@@ -191,7 +216,7 @@ def torch_candidate(module: Any, name: str) -> Candidate:
         raise MixerEquivError(
             f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
         )
-    from mixer_equiv.equivalence.record_torch import gradients, record, unlisted
+    from mixer_equiv.equivalence.record_torch import gradients, outputs_in_training, record, unlisted
 
     dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
 
@@ -213,7 +238,21 @@ def torch_candidate(module: Any, name: str) -> Candidate:
         with _told(name):
             return gradients(module, batch, draw, own, output, cotangent)
 
-    return Candidate(name, "torch", run, own, put, differentiate)
+    def in_training(images: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        with _told(name):
+            return outputs_in_training(module, batch, draw, own)
+
+    return Candidate(name, "torch", run, own, put, differentiate, in_training, _options(module.forward))
+
+
+def _options(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Arguments beside the first that have defaults, as "name=default"."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    return tuple(f"{p.name}={p.default!r}" for p in parameters[1:] if p.default is not inspect.Parameter.empty)
 
 
 @contextlib.contextmanager
@@ -253,22 +292,27 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
         with _told(name):
             return gradients(apply, shapes, images, draw, output, cotangent)
 
-    return Candidate(name, "flax", run, {}, lambda arrays: None, differentiate)
+    options = _options(module.__call__)
+    return Candidate(name, "flax", run, {}, lambda arrays: None, differentiate, options=options)
 
 
 def nnx_candidate(module: Any, name: str) -> Candidate:
     """Any `flax.nnx.Module` that takes images (batch, height, width, channels)."""
     nnx = require("flax.nnx", "flax", "verifying an nnx module")
-    from mixer_equiv.equivalence.record_jax import gradients, record
+    from mixer_equiv.equivalence.record_jax import gradients, outputs, record
 
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     own = dict(flatten(nnx.to_pure_dict(params)))
     shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
 
-    def apply(given: Mapping[str, Any], batch: Any) -> Any:
+    def applied(given: Mapping[str, Any], batch: Any, *, training: bool) -> Any:
         state = params.copy() if hasattr(params, "copy") else params
         nnx.replace_by_pure_dict(state, _as_pure(given))
-        return nnx.merge(graph, state, rest)(batch)
+        made = nnx.merge(graph, state, rest)
+        (made.train if training else made.eval)()
+        return made(batch)
+
+    apply, apply_in_training = partial(applied, training=False), partial(applied, training=True)
 
     def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
         with _told(name):
@@ -289,7 +333,11 @@ def nnx_candidate(module: Any, name: str) -> Candidate:
         with _told(name):
             return gradients(apply, shapes, images, draw, output, cotangent)
 
-    return Candidate(name, "flax", run, own, put, differentiate)
+    def in_training(images: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
+        with _told(name):
+            return outputs(apply_in_training, shapes, images, draw)
+
+    return Candidate(name, "flax", run, own, put, differentiate, in_training, _options(module.__call__))
 
 
 def jax_tree(like: Any, given: Mapping[str, Any], prefix: str = "") -> Any:

@@ -59,6 +59,19 @@ def gradients(
         return {name: np.asarray(gradient) for name, gradient in jax.grad(scalar)(drawn).items()}
 
 
+def outputs(
+    function: Callable[[Mapping[str, Any], Any], Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    images: np.ndarray,
+    draw: Draw,
+) -> dict[str, np.ndarray]:
+    """What the function gives in float64, by path, with parameters drawn as `record` does."""
+    with jax_full_precision():
+        drawn = {name: jnp.asarray(draw(name, shape), jnp.float64).reshape(shape) for name, shape in shapes.items()}
+        leaves = jax.tree_util.tree_flatten_with_path(function(drawn, images.astype(np.float64)))[0]
+        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
 # Equations that only call another jaxpr, and the name under which they hold it.
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _VIEWS = frozenset({"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"})

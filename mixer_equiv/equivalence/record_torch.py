@@ -97,13 +97,27 @@ def gradients(
     }
 
 
+def outputs_in_training(
+    module: Callable[..., Any], argument: Tensor, draw: Draw, names: Mapping[str, Tensor]
+) -> dict[str, np.ndarray]:
+    """The outputs of one pass in train mode, in float64, with parameters drawn as for `record`."""
+    tape = _Tape(draw, names, torch.float64, differentiable=True)
+    eager = torch.compiler.set_stance("force_eager")
+    with _as_found(module, training=True), torch_full_precision(), _default_dtype(torch.float64), eager:
+        given = argument.to(device(), torch.float64)
+        tape.enter(given)
+        with _Functions(tape), _Operations(tape):
+            result = module(given)
+    return {path: leaf.detach().to("cpu", torch.float64).numpy() for path, leaf in _tensors_of(result)}
+
+
 @contextlib.contextmanager
-def _as_found(module: Any) -> Iterator[None]:
-    """In eval mode, with every submodule's own mode put back, and the random state."""
+def _as_found(module: Any, *, training: bool = False) -> Iterator[None]:
+    """In eval mode, or in train mode, with every submodule's own mode put back, and the random state."""
     modes = [(m, m.training) for m in module.modules()] if isinstance(module, nn.Module) else []
     state = torch.get_rng_state()
     for submodule, _ in modes:
-        submodule.training = False
+        submodule.training = training
     try:
         yield
     finally:

@@ -1,0 +1,57 @@
+"""No false alarm: draws of weights and images of every kind, on which two right programs must come out the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.residuals import CONFIGS, draws
+from mixer_equiv import Checkpoint, MixerConfig, save, verify
+from mixer_equiv.cli import app
+from tests.structures import OwnMixer
+
+COUNTS = [pytest.param(2, id="few"), pytest.param(2000, id="2000", marks=pytest.mark.nightly)]
+
+
+def test_the_configs_are_eight_of_twelve_blocks() -> None:
+    assert len(set(CONFIGS)) == 8
+    assert {config.num_blocks for config in CONFIGS} == {12}
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_right_programs_are_never_called_different(count: int) -> None:
+    alarms = []
+    for seed, (config, params, images) in enumerate(draws(count)):
+        weights = Checkpoint.from_arrays(params, config=config, source=f"draw {seed}")
+        report = verify("torch", "flax", weights=weights, images=images, seed=seed)
+        if (report.verdict, report.causes, report.reasons) != ("equivalent", (), ()):
+            alarms.append((seed, str(report)))
+    assert alarms == []
+
+
+@pytest.mark.parametrize("count", [pytest.param(1, id="few"), pytest.param(160, id="160", marks=pytest.mark.nightly)])
+def test_a_right_model_of_somebody_else_is_never_called_different(count: int) -> None:
+    alarms = []
+    for seed, (config, params, images) in enumerate(draws(count)):
+        weights = Checkpoint.from_arrays(params, config=config, source=f"draw {seed}")
+        image = config.in_channels, *config.image_hw
+        report = verify(OwnMixer(config), weights=weights, image=image, images=images[:4], seed=seed)
+        if (report.verdict, report.causes, report.reasons) != ("equivalent", (), ()):
+            alarms.append((seed, str(report)))
+    assert alarms == []
+
+
+@pytest.mark.parametrize("config", [CONFIGS[0], pytest.param(CONFIGS[3], marks=pytest.mark.nightly)])
+def test_the_command_line_says_the_same(tmp_path: Path, config: MixerConfig) -> None:
+    for seed, (drawn, params, _) in enumerate(draws(16)):
+        if drawn == config:
+            path = tmp_path / f"{seed}.npz"
+            save(Checkpoint.from_arrays(params, config=config), path)
+            size = "x".join(map(str, (config.in_channels, *config.image_hw)))
+            arguments = ["verify", str(path), "--seed", str(seed), "--image", size, "--json", "-"]
+            result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+            assert result.exit_code == 0
+            assert json.loads(result.stdout)["verdict"] == "equivalent"
