@@ -422,6 +422,35 @@ class _Functional(PortMixer):
         return x.softmax(-1) if probabilities else x
 
 
+class _Coupled(PortMixer):
+    """The official function of one image alone; of several, each is drawn to their mean."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+            x = x + 0.1 * (x.mean(0, keepdim=True) - x)
+        return self.classifier(self.final_norm(x).mean(dim=1))
+
+
+class _CoupledAtTheEnd(PortMixer):
+    """The same, where the images go one by one until the end."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([super(_CoupledAtTheEnd, self).forward(image[None]) for image in images])
+        return x + 0.1 * (x.mean(0, keepdim=True) - x)
+
+
+@pytest.mark.parametrize("model", [_Coupled, _CoupledAtTheEnd])
+def test_a_model_that_mixes_the_images_of_a_batch_is_another_function(model: Any) -> None:
+    report = verify(model(SMALL), image=IMAGE)
+    assert report.verdict == "different"
+    assert {cause.name for cause in report.causes} <= {"unknown"}
+    if model is _CoupledAtTheEnd:
+        assert any("depends on the other images of its batch" in reason for reason in report.reasons)
+    assert "it is the same function" not in str(report)
+
+
 class _NnxDropout(NnxMixer):
     def __init__(self, config: MixerConfig) -> None:
         super().__init__(config, rngs=nnx.Rngs(0))

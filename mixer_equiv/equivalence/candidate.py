@@ -65,23 +65,27 @@ class Candidate:
 
         Two images at a time, or one where that alone gives a Mixer.
         """
-        best = self._find_once(image, seed, BATCHES[0])
-        for batch in BATCHES[1:]:
-            other = self._find_once(image, seed, batch) if not best.is_whole else best
-            best = other if other.is_whole else best
+        best = self._find_once(image, seed, BATCHES[0], thorough=False)
+        if not best.is_settled:
+            other = self._find_once(image, seed, BATCHES[1], thorough=False)
+            best = other if other.is_settled or len(other.known) > len(best.known) else best
+        if not best.is_settled:
+            best = self._find_once(image, seed, best.batch)
+        if best.is_whole and best.batch == 1 and not self._takes_images_apart(image, seed, best.output):
+            reason = f"what {self.name} computes for an image depends on the other images of its batch"
+            return best.but(reason)
         if not best.is_whole or best.is_by_convention:
             return best  # running it on other weights, beside a model of its config, is the second opinion
         again = self._find_once(image, seed + 1, best.batch)
         if (again.layout, again.deviations, again.config) != (best.layout, best.deviations, best.config):
             reason = f"{self.name} is one thing with some weights and another with others"
-            return dataclasses.replace(best, config=None, layout=None, sources=None, reasons=(*best.reasons, reason))
+            return best.but(reason)
         return best
 
-    def _find_once(self, image: tuple[int, int, int], seed: int, batch: int) -> Found:
-        channels, height, width = image
-        images = np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
+    def _find_once(self, image: tuple[int, int, int], seed: int, batch: int, *, thorough: bool = True) -> Found:
+        images = self._images(image, seed, batch)
         trace = self.trace(images, generic(seed))
-        found = find_mixer(trace, images, self.name, self.framework)
+        found = find_mixer(trace, images, self.name, self.framework, thorough=thorough)
         if not found.is_whole:
             return found
         notices = [f"it also takes {', '.join(self.options)}, left as given here"] if self.options else []
@@ -92,6 +96,22 @@ class Candidate:
                 "what is verified is eval mode"
             )
         return dataclasses.replace(found, notices=(*found.notices, *notices))
+
+    def _takes_images_apart(self, image: tuple[int, int, int], seed: int, output: str) -> bool:
+        """Whether an image's output is the same beside another image, if the model takes two at all."""
+        images = self._images(image, seed, 2)
+        alone = self.trace(images[:1], generic(seed))
+        try:
+            both = self.trace(images, generic(seed))
+        except MixerEquivError:
+            return True
+        expected = alone.values[alone.outputs[output]].array.reshape(-1)
+        found = both.values[both.outputs[output]].array.reshape(-1)[: expected.size] if output in both.outputs else ()
+        return len(found) == expected.size and np.allclose(found, expected, 1e-9, 1e-9)
+
+    def _images(self, image: tuple[int, int, int], seed: int, batch: int) -> np.ndarray:
+        channels, height, width = image
+        return np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
 
     def _same_in_training(self, images: np.ndarray, draw: Draw, output: str, expected: np.ndarray) -> bool:
         if self.in_training is None:

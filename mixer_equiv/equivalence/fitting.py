@@ -113,7 +113,10 @@ class Fits:
             if plus is not None and plus.shape != (*kept, out):
                 continue
             sizes = (*contracted, out)
+            added = 0.0 if plus is None else float(plus.sum())
             for order in orders(sizes, operand.array.shape):
+                if not self._may_be(flat, operand, sizes, order, added):
+                    continue
                 core = flat @ in_order(operand.array, sizes, order).reshape(width, out)
                 shifted = self._shifted(core if plus is None else core + plus.reshape(core.shape))
                 for value, bias in shifted:
@@ -121,6 +124,32 @@ class Fits:
                     yield Fit(array.reshape(*kept, out), value, Use(operand, order, sizes), bias)
                 if any(bias.operand is not None for _, bias in shifted):
                     return
+
+    def _may_be(
+        self, flat: Array, operand: Value, sizes: tuple[int, ...], order: tuple[int, ...], added: float
+    ) -> bool:
+        """Whether the product with a kernel may give a value of the trace, by its total, which costs no product."""
+        rows, out = len(flat), sizes[-1]
+        sums = self.once("columns", lambda: flat.sum(axis=0), flat)
+        kernel = self.once(
+            ("rows", operand.number, sizes, order),
+            lambda: in_order(operand.array, sizes, order).reshape(-1, out).sum(axis=1),
+        )
+        vectors, _ = self._vectors(out)
+        totals = float(sums @ kernel) + added + rows * vectors.sum(axis=1)
+        wanted, spreads = self._totals(rows * out)
+        return bool((np.abs(totals[:, None] - wanted) <= TOLERANCE * spreads).any())
+
+    def _totals(self, size: int) -> tuple[Array, Array]:
+        """The totals of the trace's values of this size, and what their rounding is relative to."""
+
+        def totals() -> tuple[Array, Array]:
+            prints = [value.print for value in self.trace.by_size.get(size, ())]
+            spreads = np.sqrt([size * p.squares for p in prints])
+            return np.array([p.total for p in prints]), np.where(np.isfinite(spreads), spreads, 0.0)
+
+        found: tuple[Array, Array] = self.once(("totals", size), totals)
+        return found
 
     def _shifted(self, core: Array) -> list[tuple[Value, Use]]:
         """Values of the trace that are `core`, (rows, columns), plus a vector of it or nothing."""

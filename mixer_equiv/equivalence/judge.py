@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
@@ -74,8 +75,13 @@ def explained(judgement: Judgement, a: Subject, b: Subject) -> Judgement:
     verdicts = {verdict_of(cause.name) for cause in (*causes, *constraints)}
     worst = next(v for v in ("inexpressible", "different", "equivalent_under") if v in verdicts)
     beyond = tuple(f"{c.name}: {c.evidence}" for c in causes if verdict_of(c.name) == "inexpressible")
-    after = max(residuals, default=judgement.residual_without_causes)
+    after = without(causes, max(residuals, default=judgement.residual_without_causes))
     return Judgement(worst, beyond, (*causes, *constraints), judgement.warnings, after)
+
+
+def without(causes: Collection[Cause], residual: float | None) -> float | None:
+    """What is left of the difference with the causes changed; None if what to change to is not known."""
+    return None if any(cause.name == "unknown" for cause in causes) else residual
 
 
 def with_gradients(judgement: Judgement, gradients: Gradients | None) -> Judgement:

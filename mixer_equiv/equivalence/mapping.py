@@ -118,6 +118,12 @@ class Found:
     num_values: int
     batch: int
 
+    def but(self, reason: str) -> Found:
+        """The same, no Mixer after all."""
+        return dataclasses.replace(
+            self, config=None, layout=None, sources=None, residual=None, reasons=(*self.reasons, reason)
+        )
+
     @property
     def image_hw(self) -> tuple[int, int]:
         assert self.config is not None
@@ -133,14 +139,18 @@ class Found:
         return self.missing is None
 
     @property
+    def is_settled(self) -> bool:
+        return _is_settled(self)
+
+    @property
     def is_by_convention(self) -> bool:
         """Whether it deviates in conventions alone, and throughout, so that its config says all."""
         return self.config is not None and set(self.deviations) == set(deviations_of(self.config))
 
 
-def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str) -> Found:
+def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, thorough: bool = True) -> Found:
     """The Mixer in a trace whose input, as (batch, height, width, channels), is `entry`."""
-    found, by_columns = _best_match(trace, entry)
+    found, by_columns = _best_match(trace, entry, thorough)
     deviations = recognised(found.deviations)
     found = dataclasses.replace(found, uses=_relocated(found, deviations, trace))
     config = layout = sources = None
@@ -224,27 +234,38 @@ def official_steps(num_blocks: int) -> tuple[Step, ...]:
     return official_programs(num_blocks)[-2].steps
 
 
-def _best_match(trace: Trace, entry: np.ndarray) -> tuple[Match, bool]:
+def _best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[Match, bool]:
     """The match, also of tokens taken by columns, which the second result tells, and of an image changed first."""
     programs = official_programs(_deepest(trace))
-    found = match(trace, entry, programs)
-    guessed = any(deviation.kind == "unknown" for deviation in found.deviations)
-    if (found.is_whole and not guessed) or not trace.operands:
+    found = match(trace, entry, programs, thorough=False)
+    if _is_settled(found) or not trace.operands:
         return found, False
     if len(found.values) > 2:
         # By columns, an image is its transpose by rows.
-        by_columns = match(trace, entry.swapaxes(1, 2), programs)
+        transposed = entry.swapaxes(1, 2)
+        by_columns = match(trace, transposed, programs, thorough=False)
+        if _is_settled(by_columns):
+            return by_columns, True
+        if thorough:
+            further = len(by_columns.values) > len(found.values)
+            found = match(trace, entry, programs)
+            by_columns = match(trace, transposed, programs) if further and not found.is_whole else by_columns
         better = by_columns.is_whole and (not found.is_whole or len(by_columns.deviations) < len(found.deviations))
         return (by_columns, True) if better else (found, False)
     given = trace.values[trace.input]
     for value in trace.by_size.get(entry.size, [])[1:5]:
         if value.array.shape == given.array.shape:
             image = arranged(value.array, given.array, entry)
-            changed = match(dataclasses.replace(trace, input=value.number), image, programs)
+            changed = match(dataclasses.replace(trace, input=value.number), image, programs, thorough=thorough)
             if changed.is_whole:
                 scaled = Deviation(changed.program.steps[0].name, "insert", "input_scaling", None, value.operation)
                 return dataclasses.replace(changed, deviations=(scaled, *changed.deviations)), False
     return found, False
+
+
+def _is_settled(found: Match | Found) -> bool:
+    """Whether the output was reached without a step that is not known."""
+    return found.is_whole and all(deviation.kind != "unknown" for deviation in found.deviations)
 
 
 def _deepest(trace: Trace) -> int:

@@ -135,12 +135,15 @@ class _State:
         return max((value.number for value in self.seen if value is not None), default=0)
 
 
-def match(trace: Trace, entry: Array, programs: Iterable[Program]) -> Match:
+def match(trace: Trace, entry: Array, programs: Iterable[Program], *, thorough: bool = True) -> Match:
     """The one of `programs` that the trace is, with the fewest deviations; the best that there is, if none.
+
+    Where no step leads on, a `thorough` search goes back some steps, which takes longest where there is
+    nothing to be found.
 
     `entry` is the trace's input in the programs' order of axes.
     """
-    return _Matcher(trace, entry, tuple(programs)).match()
+    return _Matcher(trace, entry, tuple(programs)).match(thorough)
 
 
 class _Matcher:
@@ -148,12 +151,12 @@ class _Matcher:
         self.trace, self.entry, self.programs = trace, entry, programs
         self.fits = Fits(trace)
 
-    def match(self) -> Match:
+    def match(self, thorough: bool) -> Match:
         state = _State((), (self.entry,), (self.trace.values[self.trace.input],), {}, ())
         passed = [(self.programs, state)]
         while True:
             candidates, state = passed[-1]
-            reached = self._onward(candidates, state, 1) or self._from_before(passed)
+            reached = self._onward(candidates, state, 1) or (self._from_before(passed) if thorough else None)
             if reached is None:
                 return self._unfinished(candidates[0], state)
             state, done = reached

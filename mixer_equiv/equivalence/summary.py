@@ -16,7 +16,7 @@ from mixer_equiv.equivalence.compare import CONVENTIONS, Policy, differing, resi
 from mixer_equiv.equivalence.diagnose import constraint_causes, deviation_causes
 from mixer_equiv.equivalence.evidence import Evidence, Run
 from mixer_equiv.equivalence.faults import verdict_of
-from mixer_equiv.equivalence.judge import Judgement
+from mixer_equiv.equivalence.judge import Judgement, without
 from mixer_equiv.equivalence.precision import device, jax_device
 from mixer_equiv.equivalence.programs import PROGRAM_NAMES
 from mixer_equiv.equivalence.subject import UNOBSERVABLE, Subject
@@ -88,7 +88,7 @@ def not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
         threshold=policy.residual,
         first_divergence=found.deviations[0].step if found.deviations else found.missing,
         causes=tuple(causes),
-        residual_without_causes=found.residual,
+        residual_without_causes=without(causes, found.residual),
         reasons=found.reasons,
         warnings=tuple(notes),
         environment=environment(),
