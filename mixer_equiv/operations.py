@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,18 @@ def _gelu_tanh(x: Array) -> Array:
 
 def _gelu(x: Array) -> Array:
     # The normal distribution function by erfc keeps its relative precision for negative x.
-    erfc = np.asarray(np.frompyfunc(math.erfc, 1, 1)(-x / math.sqrt(2)), np.float64)
-    return x / 2 * erfc
+    return x / 2 * _erfc()(-x / math.sqrt(2))
+
+
+@cache
+def _erfc() -> Callable[[Array], Array]:
+    """SciPy's, which JAX brings with it, else the standard library's for one number at a time."""
+    try:
+        from scipy.special import erfc
+    except ImportError:
+        one = np.frompyfunc(math.erfc, 1, 1)
+        return lambda x: np.asarray(one(x), np.float64)
+    return erfc
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -1,4 +1,5 @@
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mixer_equiv import MixerConfig, convert, verify
+from mixer_equiv import MixerConfig, convert, operations, verify
 from mixer_equiv.arrays import unflatten
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.equivalence.compare import residual
@@ -183,3 +184,16 @@ def test_the_torch_model_says_which_images_it_takes():
     model = torch_models.MlpMixer(DEFAULT_CONFIG)
     with pytest.raises(ValueError, match=r"images have shape \(2, 8, 9, 3\); this model takes \(batch, 3, 8, 9\)"):
         model(torch.randn(2, 8, 9, 3))
+
+
+def test_both_ways_to_the_erf_gelu_are_the_same_function(monkeypatch):
+    """With SciPy, and without it by the standard library."""
+    x = np.concatenate([np.linspace(-12, 12, 999), [-40.0, 0.0, 40.0]])
+    with_scipy = operations.ACTIVATIONS["gelu"](x)
+    operations._erfc.cache_clear()
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    try:
+        without = operations.ACTIVATIONS["gelu"](x)
+    finally:
+        operations._erfc.cache_clear()
+    np.testing.assert_allclose(with_scipy, without, rtol=1e-14, atol=0)

@@ -16,7 +16,9 @@ import numpy as np
 from mixer_equiv.arrays import DTYPES, flatten, require, to_numpy, to_torch, unflatten
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import relabel
-from mixer_equiv.equivalence.mapping import Found, find_mixer, official_programs
+from mixer_equiv.equivalence.found import Found
+from mixer_equiv.equivalence.mapping import find_mixer
+from mixer_equiv.equivalence.official import official_programs
 from mixer_equiv.equivalence.trace import Trace
 from mixer_equiv.errors import MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL
@@ -36,26 +38,27 @@ Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 class Candidate:
     """A model, how it is recorded, and the Mixer that was found in it.
 
-    `record(images, draw, dtype)` runs it on images (batch, height, width, channels) with parameters
-    drawn by name and shape. `own` are its own parameters by name, and `put` gives it others.
-    `differentiate(images, draw, output, cotangent)` gives the gradients, by name, of the sum of an
-    output times a cotangent. `in_training(images, draw)` gives its outputs in train mode, by their paths,
-    where it has one; `options` are arguments that it also takes, with their defaults.
+    `record(images, draw, dtype, every)` runs it on images (batch, height, width, channels) with parameters
+    drawn by name and shape, keeping `every` value or the outputs alone. `own` are its own parameters by
+    name, and `put` gives it others. `differentiate(images, draw, output, cotangent)` gives the gradients,
+    by name, of the sum of an output times a cotangent. `in_training(images, draw)` gives its outputs in
+    train mode, by their paths, where it has one; `options` are arguments that it also takes, with their
+    defaults.
     """
 
     name: str
     framework: str
-    record: Callable[[np.ndarray, Draw, Any], Trace]
+    record: Callable[[np.ndarray, Draw, Any, bool], Trace]
     own: Mapping[str, Any]
     put: Callable[[Mapping[str, np.ndarray]], None]
     differentiate: Callable[[np.ndarray, Draw, str, np.ndarray], Mapping[str, np.ndarray]]
     in_training: Callable[[np.ndarray, Draw], Mapping[str, np.ndarray]] | None = None
     options: tuple[str, ...] = ()
 
-    def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64) -> Trace:
+    def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64, *, every: bool = True) -> Trace:
         """A recorded run. Raises `MixerEquivError` where the model raises or returns no array."""
         with np.errstate(all="ignore"):
-            trace = self.record(images, draw, dtype)
+            trace = self.record(images, draw, dtype, every)
         if not trace.outputs:
             raise MixerEquivError(f"{self.name} returned no array; a Mixer gives logits (batch, classes)")
         return trace
@@ -143,14 +146,17 @@ class Candidate:
         assert found.config is not None
         arrays = {} if found.layout is None else stacked(relabel(weights, LINEN, found.layout, found.config))
         others = generic(DRAWN)  # also for parameters that no official model has
+
+        def given(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            return arrays[name] if name in arrays else others(name, shape)
+
         parts = []
         for start in range(0, len(images), found.batch):
             part = images[start : start + found.batch]
             padded = np.concatenate([part, np.repeat(part[-1:], found.batch - len(part), axis=0)])
-            trace = self.trace(
-                padded, lambda name, shape: arrays[name] if name in arrays else others(name, shape), dtype
-            )
-            stages = self._stages(found, trace, np.dtype(dtype) == np.float64)
+            every = np.dtype(dtype) == np.float64
+            trace = self.trace(padded, given, dtype, every=every)
+            stages = self._stages(found, trace, every)
             parts.append({name: tap[: len(part)].astype(dtype) for name, tap in stages.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -171,12 +177,11 @@ class Candidate:
         return total
 
     def _stages(self, found: Found, trace: Trace, every: bool) -> Taps:
-        """The taps of a run, the last of them alone if not `every` one is needed."""
+        """The taps of a run, or the last of them alone."""
         assert found.config is not None
         if every and len(trace.values) != found.num_values:
             raise MixerEquivError(f"{self.name} takes other steps on other weights, so its stages cannot be told")
-        alike = len(trace.values) == found.num_values
-        taps = {stage: tap.of(trace.values[tap.number].array) for stage, tap in found.taps.items() if alike}
+        taps = {stage: tap.of(trace.values[tap.number].array) for stage, tap in found.taps.items() if every}
         output = trace.values[trace.outputs[found.output]].array
         last = list(official_programs(found.config.num_blocks)[-2 if found.config.num_classes else -1].stages)[-1]
         taps[last] = output.reshape(found.batch, -1)
@@ -240,10 +245,11 @@ def torch_candidate(module: Any, name: str) -> Candidate:
 
     dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
 
-    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
+    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         with _told(name):
-            return record(module, (batch,), draw, names=own, listed=listed, dtype=dtypes[np.dtype(dtype)])
+            wanted = dtypes[np.dtype(dtype)]
+            return record(module, (batch,), draw, names=own, listed=listed, dtype=wanted, every=every)
 
     listed = dict(module.named_parameters())
     own = {**listed, **unlisted(module)}
@@ -304,9 +310,9 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
     def apply(params: Mapping[str, Any], batch: Any) -> Any:
         return module.apply({"params": unflatten(params)}, batch)
 
-    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
+    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
         with _told(name):
-            return record(apply, shapes, images, draw, dtype)
+            return record(apply, shapes, images, draw, dtype, every=every)
 
     def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
         with _told(name):
@@ -334,9 +340,9 @@ def nnx_candidate(module: Any, name: str) -> Candidate:
 
     apply, apply_in_training = partial(applied, training=False), partial(applied, training=True)
 
-    def run(images: np.ndarray, draw: Draw, dtype: Any) -> Trace:
+    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
         with _told(name):
-            return record(apply, shapes, images, draw, dtype)
+            return record(apply, shapes, images, draw, dtype, every=every)
 
     def _as_pure(given: Mapping[str, Any]) -> Any:
         return jax_tree(nnx.to_pure_dict(params), given)

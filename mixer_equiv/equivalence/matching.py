@@ -15,55 +15,20 @@ which they differ. This module knows operations and values; it imports no model 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 
-from mixer_equiv import operations
-from mixer_equiv.equivalence.fitting import Fit, Fits, Use, arranged, by_axes
+from mixer_equiv.equivalence.fitting import Use
+from mixer_equiv.equivalence.moves import COST_OF, Deviation, Moves, State, names_of
 from mixer_equiv.equivalence.trace import Trace, Value
-from mixer_equiv.equivalence.variants import (
-    OUTPUTS,
-    SKIPPED,
-    constants,
-    epsilons,
-    norms,
-    variants,
-)
-from mixer_equiv.operations import ACTIVATIONS, Array, Program, Step
+from mixer_equiv.operations import Array, Program, Step
 
-COST_OF = {"variant": 1, "skip": 1, "insert": 2, "unknown": 3}
 LARGEST_COST = 4
 
 # An output may be off by so much; differences of another function are larger.
 OUTPUT_TOLERANCE = 1e-9
-
-# How many values of the trace are tried in the place of a step that is not known.
-CONTINUED_AT_MOST = 12
-
-# How many parameters may be used in such a step.
-PARAMETERS_AT_MOST = 6
-
-
-@dataclasses.dataclass(frozen=True)
-class Deviation:
-    """A step at which the trace does something else: `expected` by the program, `found` in the trace.
-
-    `kind` is among "variant", "skip", "insert" and "unknown"; `what` is the setting or operation
-    that differs; `parameters` are the trace's, where it has more than the program, and `uses` say how.
-    """
-
-    step: str
-    kind: str
-    what: str
-    expected: Any
-    found: Any
-    parameters: tuple[str, ...] = ()
-    uses: tuple[Use, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,53 +53,6 @@ class Match:
     before: Mapping[int, tuple[Array, Value | None]] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Move:
-    """One way to take a step: the value it gives, which value of the trace that is, and what it costs.
-
-    One that is `sure` rests on a value of the trace that could not be there by chance. `replaced`
-    are earlier values, by their places, to which something was done first.
-    """
-
-    array: Array
-    seen: Value | None = None
-    uses: Mapping[str, Use] = dataclasses.field(default_factory=dict)
-    deviations: tuple[Deviation, ...] = ()
-    cost: int = 0
-    sure: bool = True
-    replaced: Mapping[int, tuple[Array, Value]] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _State:
-    """How far a replay has come."""
-
-    steps: tuple[Step, ...]
-    values: tuple[Array, ...]
-    seen: tuple[Value | None, ...]
-    uses: Mapping[str, Use]
-    deviations: tuple[Deviation, ...]
-    before: Mapping[int, tuple[Array, Value | None]] = dataclasses.field(default_factory=dict)
-
-    def after(self, step: Step, move: _Move) -> _State:
-        pairs = zip(self.values, self.seen, strict=True)
-        held = [move.replaced.get(place, pair) for place, pair in enumerate(pairs)]
-        changed = {place: (self.values[place], self.seen[place]) for place in move.replaced}
-        return _State(
-            (*self.steps, step),
-            (*(array for array, _ in held), move.array),
-            (*(seen for _, seen in held), move.seen),
-            {**self.uses, **move.uses},
-            (*self.deviations, *move.deviations),
-            {**changed, **self.before},
-        )
-
-    @cached_property
-    def position(self) -> int:
-        """The number of the last value of the trace that was found."""
-        return max((value.number for value in self.seen if value is not None), default=0)
-
-
 def match(trace: Trace, entry: Array, programs: Iterable[Program], *, thorough: bool = True) -> Match:
     """The one of `programs` that the trace is, with the fewest deviations; the best that there is, if none.
 
@@ -149,10 +67,10 @@ def match(trace: Trace, entry: Array, programs: Iterable[Program], *, thorough: 
 class _Matcher:
     def __init__(self, trace: Trace, entry: Array, programs: tuple[Program, ...]) -> None:
         self.trace, self.entry, self.programs = trace, entry, programs
-        self.fits = Fits(trace)
+        self.moves = Moves(trace, programs)
 
     def match(self, thorough: bool) -> Match:
-        state = _State((), (self.entry,), (self.trace.values[self.trace.input],), {}, ())
+        state = State((), (self.entry,), (self.trace.values[self.trace.input],), {}, ())
         passed = [(self.programs, state)]
         while True:
             candidates, state = passed[-1]
@@ -164,9 +82,7 @@ class _Matcher:
                 return done
             passed.append((tuple(p for p in self.programs if p.steps[: len(state.steps)] == state.steps), state))
 
-    def _onward(
-        self, candidates: tuple[Program, ...], state: _State, needed: int
-    ) -> tuple[_State, Match | None] | None:
+    def _onward(self, candidates: tuple[Program, ...], state: State, needed: int) -> tuple[State, Match | None] | None:
         """The state after so many sure steps, at the least cost."""
         for budget in range(LARGEST_COST + 1):
             reached = self._search(candidates, state, budget, needed)
@@ -174,7 +90,7 @@ class _Matcher:
                 return reached
         return None
 
-    def _from_before(self, passed: list[tuple[tuple[Program, ...], _State]]) -> tuple[_State, Match | None] | None:
+    def _from_before(self, passed: list[tuple[tuple[Program, ...], State]]) -> tuple[State, Match | None] | None:
         """Another way from one or two sure steps back, whose values were in the trace for another reason."""
         for back in (1, 2):
             if len(passed) > back:
@@ -183,7 +99,7 @@ class _Matcher:
                     return reached
         return None
 
-    def _branches(self, candidates: tuple[Program, ...], state: _State) -> dict[Step, tuple[Program, ...]]:
+    def _branches(self, candidates: tuple[Program, ...], state: State) -> dict[Step, tuple[Program, ...]]:
         """The possible next steps, and the programs that have each."""
         place = len(state.steps)
         result: dict[Step, list[Program]] = {}
@@ -193,14 +109,14 @@ class _Matcher:
         return {step: tuple(programs) for step, programs in result.items()}
 
     def _search(
-        self, candidates: tuple[Program, ...], state: _State, budget: int, needed: int
-    ) -> tuple[_State, Match | None] | None:
+        self, candidates: tuple[Program, ...], state: State, budget: int, needed: int
+    ) -> tuple[State, Match | None] | None:
         """The state after so many sure steps at no more than the cost, or a match that ends before."""
         branches = self._branches(candidates, state)
         # More steps decide where programs part, since their first ones are often alike.
         needed = max(needed, 2) if len(branches) > 1 else needed
         for step, programs in branches.items():
-            for move in self._moves(step, state, budget):
+            for move in self.moves.moves(step, state, budget):
                 after = state.after(step, move)
                 # What deviates is confirmed by the step after it: a value may be there for another reason.
                 left = needed - move.sure + (move.cost > 0)
@@ -217,7 +133,7 @@ class _Matcher:
 
     # Where a program ends
 
-    def _finished(self, program: Program, state: _State, budget: int) -> Match | None:
+    def _finished(self, program: Program, state: State, budget: int) -> Match | None:
         """The match, if the program's result is an output of the trace, element for element."""
         for found, more in self._results(program, state.values[-1], state.position, budget):
             for path, number in self.trace.outputs.items():
@@ -247,186 +163,15 @@ class _Matcher:
         yield result, ()
         if budget < COST_OF["insert"]:
             return
-        for array, value, what, found, uses in list(self._inserted(result, position)):
-            first = Deviation(program.steps[-1].name, "insert", what, None, found, _names(*uses), uses)
+        for array, value, what, found, uses in list(self.moves.inserted(result, position)):
+            first = Deviation(program.steps[-1].name, "insert", what, None, found, names_of(*uses), uses)
             for last, more in self._results(program, array, value.number, budget - COST_OF["insert"]):
                 yield last, (first, *more)
 
-    def _unfinished(self, program: Program, state: _State) -> Match:
+    def _unfinished(self, program: Program, state: State) -> Match:
         place = len(state.steps)
         missing = program.steps[place].name if place < len(program.steps) else "output"
         return Match(program, state.values, state.seen, state.uses, state.deviations, False, missing=missing)
-
-    # The ways to take a step
-
-    def _moves(self, step: Step, state: _State, budget: int) -> Iterator[_Move]:
-        inputs = tuple(state.values[place] for place in step.inputs)
-        yield from self._as_said(step, inputs, state)
-        if budget >= COST_OF["variant"]:
-            yield from self._variants(step, inputs, state)
-        nothing = {parameter.name: Use(None, is_known=False) for parameter in step.parameters}
-        if budget >= COST_OF["skip"] and step.operation in SKIPPED:
-            deviation = Deviation(step.name, "skip", step.operation, SKIPPED[step.operation], "none")
-            seen = state.seen[step.inputs[-1]]
-            yield _Move(inputs[-1], seen, nothing, (deviation,), COST_OF["skip"], sure=False)
-        if budget >= COST_OF["insert"] and step.operation != "cut":
-            yield from self._after_insertion(step, inputs, state)
-        if budget >= COST_OF["unknown"]:
-            for array, value in self._continued(step, inputs, state):
-                deviation = Deviation(step.name, "unknown", step.operation, step.operation, value.operation)
-                yield _Move(array, value, nothing, (deviation,), COST_OF["unknown"], sure=False)
-
-    def _as_said(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[_Move]:
-        """The step as the program has it."""
-        x = inputs[0]
-        names = [parameter.name for parameter in step.parameters]
-        if step.operation == "cut":
-            yield from (_Move(operations.cut(x, patch), sure=False) for patch in self._patches(x.shape))
-        elif step.operation == "linear":
-            guessed = bool(state.deviations) and state.deviations[-1].kind == "unknown"
-            axes = len(step.parameters[0].axes) - 1
-            found = self.fits.linear(axes, x, state.position, guessed=guessed)
-            alone: list[tuple[Fit, Value | None]] = [(fit, fit.value) for fit in found]
-            # Where the bias, or all of it, is seen only after the addition to the stream.
-            if not any(fit.second.operand is not None for fit in found) and (plus := self._added_to(state)) is not None:
-                later = self.fits.linear(axes, x, state.position, guessed=guessed, plus=plus)
-                alone = [(fit, None) for fit in later if fit.second.operand or not found] + alone
-            for fit, seen in alone:
-                yield _Move(fit.array, seen, dict(zip(names, (fit.first, fit.second), strict=True)))
-        elif step.operation == "layer_norm":
-            (eps,) = step.settings
-            normed = self.fits.once(("norm", eps), partial(operations.normalise, x, eps), x)
-            yield from self._scaled(step, normed, state, ())
-        else:
-            array = self.fits.once((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
-            if step.operation == "swap":
-                yield _Move(array, state.seen[step.inputs[0]], sure=False)
-            elif value := self.fits.find(array, state.position):
-                yield _Move(array, value)
-
-    def _added_to(self, state: _State) -> Array | None:
-        """What the result of the next step is added to by the program, in the same order of axes."""
-        program = next(p for p in self.programs if p.steps[: len(state.steps)] == state.steps)
-        place = len(state.values)
-        swapped = False
-        for step in program.steps[place : place + 2]:
-            if step.operation == "swap" and step.inputs == (place,):
-                place, swapped = place + 1, True
-            elif step.operation == "add" and place in step.inputs:
-                other = state.values[sum(step.inputs) - place]
-                return self.fits.once("swapped", partial(operations.swap, other), other) if swapped else other
-        return None
-
-    def _variants(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[_Move]:
-        """Other things that code does where this operation is meant."""
-        cost = COST_OF["variant"]
-        if step.operation == "layer_norm":
-            (eps,) = step.settings
-            for changes, norm in norms(eps, self.trace.scalars):
-                deviations = tuple(Deviation(step.name, "variant", *change) for change in changes)
-                normed = self.fits.once(("norm", changes), partial(norm, inputs[0]), inputs[0])
-                yield from self._scaled(step, normed, state, deviations)
-            return
-        earlier = list(zip(state.steps, state.values[1:], strict=True))
-        for what, expected, found, make in variants(step, inputs, earlier):
-            array = self.fits.once(("variant", step.operation, what, found), make, *inputs)
-            deviation = Deviation(step.name, "variant", what, expected, found)
-            if step.operation == "swap":
-                yield _Move(array, state.seen[step.inputs[0]], {}, (deviation,), cost, sure=False)
-            elif value := self.fits.find(array, state.position):
-                yield _Move(array, value, {}, (deviation,), cost)
-
-    def _scaled(self, step: Step, normed: Array, state: _State, deviations: tuple[Deviation, ...]) -> Iterator[_Move]:
-        """The step by a scale and a bias of the trace, over the last axis of `normed` or all axes but the first."""
-        cost = COST_OF["variant"] if deviations else 0
-        whole = self.fits.once("whole", lambda: normed.reshape(len(normed), -1), normed)
-        for x in (normed, whole) if normed.ndim > 2 else (normed,):
-            for fit in self.fits.affine(x, state.position):
-                names = (parameter.name for parameter in step.parameters)
-                uses = [
-                    dataclasses.replace(use, sizes=x.shape[-1:] if x is normed else normed.shape[1:])
-                    for use in (fit.first, fit.second)
-                ]
-                array = fit.array.reshape(normed.shape)
-                yield _Move(array, fit.value, dict(zip(names, uses, strict=True)), deviations, cost)
-
-    def _after_insertion(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[_Move]:
-        """The step as the program has it, once one of its inputs was changed by one more operation."""
-        for i, x in enumerate(inputs):
-            for array, value, what, found, uses in list(self._inserted(x, state.position)):
-                deviation = Deviation(step.name, "insert", what, None, found, _names(*uses), uses)
-                replaced = {step.inputs[i]: (array, value)}
-                for move in self._as_said(step, (*inputs[:i], array, *inputs[i + 1 :]), state):
-                    if move.sure:
-                        both = (deviation, *move.deviations)
-                        cost = move.cost + COST_OF["insert"]
-                        yield dataclasses.replace(move, deviations=both, cost=cost, replaced=replaced)
-
-    def _inserted(self, x: Array, position: int) -> Iterator[tuple[Array, Value, str, str, tuple[Use, ...]]]:
-        """Values of the trace that are made of `x` by one more operation: with what it is, and of what."""
-        for eps in epsilons(self.trace.scalars):
-            normed = self.fits.once(("norm", eps), partial(operations.normalise, x, eps), x)
-            for fit in self.fits.affine(normed, position):
-                yield fit.array, fit.value, "layer_norm", f"eps {eps:g}", (fit.first, fit.second)
-        for fit in self.fits.affine(x, position):
-            uses = fit.first, fit.second
-            if _names(*uses):
-                yield fit.array, fit.value, "scale" if fit.first.operand else "bias", "a parameter", uses
-        for array, value, operand in self.fits.added(x, position) if x.ndim > 2 else ():
-            yield array, value, "embedding", "a parameter", (Use(operand),)
-        for name, function in {**ACTIVATIONS, **OUTPUTS}.items():
-            array = self.fits.once(("inserted", name), partial(function, x), x)
-            if found := self.fits.find(array, position):
-                yield array, found, "activation" if name in ACTIVATIONS else "output", name, ()
-        for text, array in constants(x, self.trace.scalars):
-            if found := self.fits.find(array, position):
-                yield array, found, "constant", text, ()
-        for fit in self.fits.linear(1, x, position):
-            yield fit.array, fit.value, "linear", "a layer", (fit.first, fit.second)
-
-    def _continued(self, step: Step, inputs: tuple[Array, ...], state: _State) -> Iterator[tuple[Array, Value]]:
-        """Values of the trace that may stand where the step's result should, soonest first."""
-        x = inputs[-1]
-        shapes = {"mean": (x.shape[0], *x.shape[2:]), "swap": (*x.shape[:-2], x.shape[-1], x.shape[-2])}
-        shape = shapes.get(step.operation, x.shape)
-        if step.operation in ("cut", "linear"):
-            return
-        known = [(seen, array) for seen, array in zip(state.seen, state.values, strict=True) if seen is not None]
-        last = self._reach(state.position)
-        values = (v for v in self.trace.by_size.get(math.prod(shape), ()) if state.position < v.number <= last)
-        new = (value for value in values if not any(seen.print.same(value.print) for seen, _ in known))
-        for value in itertools.islice(new, CONTINUED_AT_MOST):
-            alike = [pair for pair in known if pair[1].shape == shape and pair[0].array.shape == value.array.shape]
-            if alike:
-                seen, array = alike[-1]
-                yield arranged(value.array, seen.array, array), value
-            else:
-                yield from ((array, value) for array in by_axes(value.array, shape))
-
-    def _reach(self, position: int) -> int:
-        """How far a step that is not known may lead: past few parameters of its own."""
-        ahead = sorted(number for numbers in self.trace.uses.values() for number in numbers if number > position)
-        return ahead[PARAMETERS_AT_MOST] if len(ahead) > PARAMETERS_AT_MOST else len(self.trace.values)
-
-    def _patches(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-        """Sizes of patches that divide the image and for which there is a kernel and a result, the squarest first."""
-        batch, height, width, channels = shape
-        lengths = {operand.size for operand in self.trace.operands}
-        patches = []
-        for ph, pw in itertools.product(_divisors(height), _divisors(width)):
-            tokens, columns = (height // ph) * (width // pw), ph * pw * channels
-            hidden = {size // columns for size in lengths if size % columns == 0}
-            if any(batch * tokens * h in self.trace.by_size for h in hidden):
-                patches.append((ph, pw))
-        return sorted(patches, key=lambda patch: (patch[0] != patch[1], patch))
-
-
-def _names(*uses: Use) -> tuple[str, ...]:
-    return tuple(name for use in uses if use.operand is not None for name in sorted(use.operand.leaves))
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _residual(actual: Array, expected: Array) -> float:

@@ -14,7 +14,7 @@ from mixer_equiv.convert import convert
 from mixer_equiv.equivalence.candidate import Candidate, candidate_of, stacked
 from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.diagnose import told
-from mixer_equiv.equivalence.mapping import Found
+from mixer_equiv.equivalence.found import Found
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
 from mixer_equiv.layouts import Layout
 

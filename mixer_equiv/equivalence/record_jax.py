@@ -22,10 +22,13 @@ def record(
     images: np.ndarray,
     draw: Draw,
     dtype: Any = np.float64,
+    *,
+    every: bool = True,
 ) -> Trace:
     """The trace of `function(parameters by name, images)` with every parameter drawn by name and shape.
 
-    Everything is computed in `dtype`, also where the function asks for another float.
+    Everything is computed in `dtype`, also where the function asks for another float. If not `every` value is
+    asked for, those that are no outputs are left empty.
     """
     with jax_full_precision():
         drawn = {name: np.asarray(draw(name, shape), dtype).reshape(shape) for name, shape in shapes.items()}
@@ -36,7 +39,9 @@ def record(
         values = tape.run(closed.jaxpr, [tape.constant(c) for c in closed.consts], [*leaves, entry])
         paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(result)[0]]
         outputs = {path: value for path, value in zip(paths, values, strict=True) if tape.values[value].is_data}
-    return Trace(tape.values, entry, outputs, dict(shapes), (), tuple(dict.fromkeys(tape.scalars)))
+        wanted = range(len(tape.arrays)) if every else set(outputs.values())
+        held = [tape.finished(value, value.number in wanted) for value in tape.values]
+    return Trace(held, entry, outputs, dict(shapes), (), tuple(dict.fromkeys(tape.scalars)))
 
 
 def gradients(
@@ -92,15 +97,19 @@ class _Tape:
     ) -> int:
         is_data = is_data or any(self.values[i].is_data for i in inputs)
         leaves = frozenset({name}) if name is not None else frozenset().union(*(self.values[i].leaves for i in inputs))
-        held = np.asarray(array)
-        if np.issubdtype(held.dtype, np.floating):
-            held = held.astype(np.float64, copy=False)
         number = len(self.values)
-        is_view = operation in _VIEWS and self.values[inputs[0]].size == held.size
+        is_view = operation in _VIEWS and np.size(self.arrays[inputs[0]]) == np.size(array)
         leaves = frozenset() if is_data else leaves
-        self.values.append(Value(number, held, operation, inputs, is_data, leaves, name, is_view))
+        self.values.append(Value(number, np.empty(0), operation, inputs, is_data, leaves, name, is_view))
         self.arrays.append(array)
         return number
+
+    def finished(self, value: Value, wanted: bool) -> Value:
+        """The value with its array, floats in float64."""
+        if wanted:
+            held = np.asarray(self.arrays[value.number])
+            value.array = held.astype(np.float64, copy=False) if jnp.issubdtype(held.dtype, jnp.floating) else held
+        return value
 
     def constant(self, array: Any) -> int:
         if jnp.issubdtype(jnp.asarray(array).dtype, jnp.floating):

@@ -36,13 +36,14 @@ def record(
     listed: Container[str] | None = None,
     dtype: torch.dtype = torch.float64,
     kwargs: Mapping[str, Any] | None = None,
+    every: bool = True,
 ) -> Trace:
     """The trace of `module(*arguments, **kwargs)`, of which the first argument is the input.
 
     `draw(name, shape)` gives each parameter its value. `names` are the parameters by name, the
     module's own by default, of which the `listed` ones are in its state_dict; others that the pass
     uses are called "hidden 0" and so on. Buffers and constants keep their values. Everything is
-    computed in `dtype`.
+    computed in `dtype`. If not `every` value is asked for, those that are no outputs are left empty.
     """
     if names is None:
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
@@ -58,7 +59,8 @@ def record(
         outputs[path] = tape.number_of(leaf)
     shapes = {name: tuple(parameter.shape) for name, parameter in names.items()}
     tape.hidden += [name for name in names if listed is not None and name not in listed]
-    values = [value.finished() for value in tape.values]
+    wanted = range(len(tape.values)) if every else set(outputs.values())
+    values = [value.finished(value.number in wanted) for value in tape.values]
     notices = tuple(dict.fromkeys(tape.notices))
     return Trace(values, entry, outputs, shapes, tuple(tape.hidden), tuple(dict.fromkeys(tape.scalars)), notices)
 
@@ -150,8 +152,8 @@ class _Recorded:
         if not self.is_kept:
             self.tensor, self.is_kept = self.tensor.clone(), True
 
-    def finished(self) -> Value:
-        array = self.tensor.detach().to("cpu", torch.float64).numpy()
+    def finished(self, wanted: bool) -> Value:
+        array = self.tensor.detach().to("cpu", torch.float64).numpy() if wanted else np.empty(0)
         return Value(
             self.number, array, self.operation, self.inputs, self.is_data, self.leaves, self.name, self.is_view
         )

@@ -18,7 +18,7 @@ from mixer_equiv.config import MixerConfig, as_pair
 from mixer_equiv.containers import SUFFIXES
 from mixer_equiv.convert import convert, relabel
 from mixer_equiv.equivalence.candidate import VERIFIED, Candidate, candidate_of, is_model
-from mixer_equiv.equivalence.mapping import Found
+from mixer_equiv.equivalence.found import Found
 from mixer_equiv.equivalence.programs import PROGRAMS, Taps, run_module
 from mixer_equiv.equivalence.sources import is_source, model_at
 from mixer_equiv.errors import ConfigError, ConversionError, MixerEquivError

@@ -2,7 +2,7 @@
 
 Written from the paper (Tolstikhin et al. 2021, section 2) in other expressions than theirs: the
 stem is one product over cut-out patches, the variance is taken in two passes, the tanh GELU is
-x * sigmoid(2u), and the erf GELU is computed from the standard library's `erfc` (`operations`).
+x * sigmoid(2u), and the erf GELU is computed from SciPy's or the standard library's `erfc` (`operations`).
 """
 
 from __future__ import annotations

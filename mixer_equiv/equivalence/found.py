@@ -1,0 +1,139 @@
+"""`Found`: what a traced program was found to be, and where a run of it has the official parameters and stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.fitting import Use, in_order
+from mixer_equiv.equivalence.matching import Match
+from mixer_equiv.equivalence.moves import Deviation
+from mixer_equiv.equivalence.official import deviations_of
+from mixer_equiv.equivalence.trace import Trace
+from mixer_equiv.layouts import Layout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tap:
+    """Where a stage of the official model is among a trace's values, and its elements in the stage's order."""
+
+    number: int
+    order: np.ndarray
+    shape: tuple[int, ...]
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """The stage, from the value that another run of the same program has there."""
+        return array.reshape(-1)[self.order].reshape(self.shape)
+
+
+def by_rows(grid: tuple[int, int]) -> np.ndarray:
+    """Where the tokens of a grid, one row after another, are among the same tokens one column after another."""
+    rows, columns = grid
+    return np.arange(rows * columns).reshape(columns, rows).T.reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a run has an official parameter: the number of a value, whose axes follow in `order`.
+
+    None for a parameter that the code does not have. `then` are kernel and bias of a second layer;
+    `grid` is that of tokens which are by columns.
+    """
+
+    number: int | None
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    then: tuple[Source, Source] | None = None
+    grid: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, use: Use, grid: tuple[int, int] | Literal[False] = False) -> Source:
+        then = None if use.then is None else (cls.of(use.then[0]), cls.of(use.then[1]))
+        return cls(None if use.operand is None else use.operand.number, use.order, use.sizes, then, grid or None)
+
+    def array(self, trace: Trace, axes: tuple[str, ...], neutral: float) -> np.ndarray:
+        """The parameter in the official order of its `axes`."""
+        held = self._as_found(trace, neutral)
+        if self.grid is not None and "tokens" in axes:
+            held = held.take(by_rows(self.grid), axes.index("tokens"))
+        return held.swapaxes(0, 1) if self.grid is not None and "ph" in axes else held
+
+    def _as_found(self, trace: Trace, neutral: float) -> np.ndarray:
+        if self.number is None:
+            held = np.full(self.sizes, float(neutral))
+        else:
+            held = in_order(trace.values[self.number].array, self.sizes, self.order)
+        if self.then is not None:
+            kernel, bias = (source._as_found(trace, 0.0) for source in self.then)
+            held = held @ kernel + (bias if held.ndim == 1 else 0.0)
+        return held
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What a traced program was found to be.
+
+    `config` has the sizes, and the conventions that it was seen to compute throughout; None where
+    `reasons` say why it is no Mixer. `sources` are the official parameters among the values of a
+    run, None where some have no counterpart; `layout` their names, None also where they are computed
+    from others. `constraints` are what the official model leaves free and this one does not.
+
+    `deviations` are the steps that differ from the official model's, and with these `residual` is
+    how far the replayed output was from the real one. Where the program ended before, `missing` is
+    the first step that was not found; `known` are those with parameters that were. `notices` are
+    what a user should know. `output` says which of the results the logits are, and `taps` where the
+    stages are among the `num_values` values of a run on `batch` images.
+    """
+
+    config: MixerConfig | None
+    layout: Layout | None
+    sources: Mapping[str, Source] | None
+    constraints: tuple[str, ...]
+    deviations: tuple[Deviation, ...]
+    residual: float | None
+    missing: str | None
+    known: tuple[str, ...]
+    reasons: tuple[str, ...]
+    notices: tuple[str, ...]
+    output: str
+    taps: Mapping[str, Tap]
+    num_values: int
+    batch: int
+
+    def but(self, reason: str) -> Found:
+        """The same, no Mixer after all."""
+        return dataclasses.replace(
+            self, config=None, layout=None, sources=None, residual=None, reasons=(*self.reasons, reason)
+        )
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        assert self.config is not None
+        return self.config.image_hw
+
+    @property
+    def in_channels(self) -> int:
+        assert self.config is not None
+        return self.config.in_channels
+
+    @property
+    def is_whole(self) -> bool:
+        return self.missing is None
+
+    @property
+    def is_settled(self) -> bool:
+        return is_settled(self)
+
+    @property
+    def is_by_convention(self) -> bool:
+        """Whether it deviates in conventions alone, and throughout, so that its config says all."""
+        return self.config is not None and set(self.deviations) == set(deviations_of(self.config))
+
+
+def is_settled(found: Match | Found) -> bool:
+    """Whether the output was reached without a step that is not known."""
+    return found.is_whole and all(deviation.kind != "unknown" for deviation in found.deviations)

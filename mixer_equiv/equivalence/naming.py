@@ -1,0 +1,142 @@
+"""The layout of a model that was found to be a Mixer: its own names for the official parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.fitting import Use
+from mixer_equiv.equivalence.matching import Match
+from mixer_equiv.equivalence.trace import Trace, Value
+from mixer_equiv.layouts import ABSENT, LINEN, Conventions, Layout, Row
+
+
+def layout_found(
+    found: Match, trace: Trace, config: MixerConfig, name: str, framework: str
+) -> tuple[Layout | None, tuple[str, ...], list[str]]:
+    """The layout, if every parameter is one of its own; what it constrains; and what a user should know."""
+    names: dict[str, tuple[str, str]] = {}
+    computed = []
+    for canonical, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
+        use, axes = found.uses[canonical], binding.row.canonical_axes
+        own = None if use.operand is None or use.then is not None else _name_of(use.operand, trace)
+        if use.operand is None and use.is_known:
+            names[canonical] = ABSENT, axes
+        elif own is not None:
+            names[canonical] = own, _pattern(axes, use, own, trace)
+        elif use.operand is not None:
+            computed.append(f"{canonical} is computed from {', '.join(sorted(use.operand.leaves))}")
+    used = {foreign.partition("[")[0] for foreign, _ in names.values()}
+    hidden = [own for own in trace.hidden if own in used]
+    notices = [f"not in the state_dict, so that loading leaves them as they are: {_some(hidden)}"] if hidden else []
+    if computed:
+        notices.append(f"no layout, since parameters are not its own: {_some(computed)}")
+    rows = tuple(_rows(names, config.num_blocks))
+    computes = Conventions(config.activation, config.layer_norm_eps)
+    layout = Layout(
+        name=re.sub(r"[^\w.-]+", "-", name).strip("-") or "found",
+        summary=f"as found in {name}",
+        framework="flax" if framework == "flax" else "torch",
+        computes=computes,
+        trained_with=None,
+        advice={},
+        rows=rows,
+    )
+    if layout.is_tied:
+        layout = dataclasses.replace(layout, num_blocks=config.num_blocks)
+    return (None if computed else layout), layout.constraints, notices
+
+
+def _some(texts: list[str]) -> str:
+    return "; ".join(texts[:2]) + (f" and {len(texts) - 2} more" if len(texts) > 2 else "")
+
+
+def _name_of(operand: Value, trace: Trace) -> str | None:
+    """The parameter that an operand is, or the part of one, such as "kernels[3]"."""
+    if operand.name is not None:
+        return operand.name
+    for leaf in trace.values:
+        if leaf.name in operand.leaves and leaf.size > operand.size:
+            place = _place_in(leaf.array, operand.array.reshape(-1))
+            if place is not None:
+                return f"{leaf.name}{place}"
+    return None
+
+
+def _place_in(whole: np.ndarray, part: np.ndarray) -> str | None:
+    """The indices at which `part` lies in an array, as in "[3][0]"."""
+    if whole.size == part.size:
+        return "" if np.array_equal(whole.reshape(-1), part) else None
+    if whole.size % part.size or whole.size // len(whole) < part.size:
+        return None
+    places = ((i, _place_in(inner, part)) for i, inner in enumerate(whole))
+    return next((f"[{i}]{place}" for i, place in places if place is not None), None)
+
+
+def _pattern(canonical_axes: str, use: Use, own: str, trace: Trace) -> str:
+    """The einops pattern from the canonical axes to those of the parameter in its own shape."""
+    axes = canonical_axes.split()
+    assert use.operand is not None
+    shape = list(trace.parameters.get(own, use.operand.array.shape))
+    ordered = (
+        [(axes[i], use.sizes[i]) for i in use.order] if len(use.sizes) == len(axes) else [(axes[0], use.operand.size)]
+    )
+    groups = []
+    for size in shape:
+        group: list[str] = []
+        held = 1
+        while ordered and held < size:
+            axis, length = ordered.pop(0)
+            group.append(axis)
+            held *= length
+        groups.append("1" if not group else group[0] if len(group) == 1 else f"({' '.join(group)})")
+    if ordered:  # axes of size 1, which stand where they do not matter
+        places = [i for i, group in enumerate(groups) if group == "1"]
+        for (axis, _), place in zip(ordered, places, strict=False):
+            groups[place] = axis
+    foreign = " ".join(groups)
+    return canonical_axes if foreign == canonical_axes else f"{canonical_axes} -> {foreign}"
+
+
+def _rows(names: Mapping[str, tuple[str, str]], depth: int) -> list[Row]:
+    """Rows with {i} for the block if the names of all blocks go by a rule, else every name as it is."""
+    rows, done = [], set()
+    for canonical, (foreign, pattern) in names.items():
+        block = re.match(r"MixerBlock_(\d+)/(.*)", canonical)
+        if block is None:
+            rows.append(Row(canonical, foreign, pattern))
+        elif block[2] not in done:
+            done.add(block[2])
+            every = {i: names[n] for i in range(depth) if (n := f"MixerBlock_{i}/{block[2]}") in names}
+            if len(every) == 1:  # one block alone shows no rule
+                rows.append(Row(canonical, foreign, pattern))
+                continue
+            rule = _rule({i: name for i, (name, _) in every.items()})
+            if rule is None or len({own for _, own in every.values()}) > 1:
+                return [Row(name, *own) for name, own in names.items()]
+            rows.append(Row(f"MixerBlock_{{i}}/{block[2]}", rule, pattern))
+    return rows
+
+
+def _rule(names: Mapping[int, str]) -> str | None:
+    """One name with {i}, or {i+2}, for the names of all blocks; the name itself if they have it in common."""
+    if len(set(names.values())) == 1:
+        return next(iter(names.values()))
+    split = [re.split(r"(\d+)", name) for name in names.values()]
+    if len({len(parts) for parts in split}) > 1:
+        return None
+    rule = ""
+    for place, parts in enumerate(zip(*split, strict=True)):
+        if len(set(parts)) == 1:
+            rule += parts[0]
+            continue
+        offsets = {int(part) - i for i, part in zip(names, parts, strict=True)} if place % 2 else {-1}
+        offset = min(offsets)
+        if len(offsets) > 1 or offset < 0:
+            return None
+        rule += f"{{i+{offset}}}" if offset else "{i}"
+    return rule

@@ -1,0 +1,56 @@
+"""The official model as programs, of every depth, and where a model of ours with other conventions leaves it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.moves import Deviation
+from mixer_equiv.layouts import LINEN, OFFICIAL
+from mixer_equiv.models.reference import MlpMixer
+from mixer_equiv.operations import Parameter, Program, Step
+
+DEEPEST = 96  # blocks of the deepest Mixer that is looked for
+
+_ANY_SIZE: dict[str, Any] = {
+    "patch_size": 1,
+    "image_size": 1,
+    "hidden_dim": 1,
+    "tokens_mlp_dim": 1,
+    "channels_mlp_dim": 1,
+}
+
+
+@lru_cache(maxsize=4)
+def official_programs(deepest: int) -> tuple[Program, ...]:
+    """The official model of every depth, with a head and without; steps in common are the same objects."""
+    known: dict[Step, Step] = {}
+    programs = []
+    for depth in range(1, deepest + 1):
+        parameters = {
+            name: Parameter(name, tuple(binding.row.canonical_axes.split()))
+            for name, binding in LINEN.bindings(depth).items()
+        }
+        for classes in (1, 0):
+            config = MixerConfig(num_classes=classes, num_blocks=depth, **_ANY_SIZE)
+            program = MlpMixer(config).program(parameters)
+            steps = tuple(known.setdefault(step, step) for step in program.steps)
+            programs.append(Program(steps, program.stages))
+    return tuple(programs)
+
+
+def deviations_of(config: MixerConfig) -> list[Deviation]:
+    """The steps at which a model of ours with this config differs from the official one."""
+    fields = {"activate": "activation", "layer_norm": "layer_norm_eps"}
+    official = {field: getattr(OFFICIAL, field) for field in fields.values()}
+    return [
+        Deviation(step.name, "variant", field, official[field], getattr(config, field))
+        for step in official_steps(config.num_blocks)
+        if (field := fields.get(step.operation)) and getattr(config, field) != official[field]
+    ]
+
+
+def official_steps(num_blocks: int) -> tuple[Step, ...]:
+    """The steps of the official model with a head."""
+    return official_programs(num_blocks)[-2].steps
