@@ -152,7 +152,7 @@ RIGHT = {
     "layer scale": ("extra_scale",),
     "block bias": ("extra_scale",),
     "residual times 0.5": ("constant",),
-    "images in [-1, 1]": ("input_scaling",),
+    "images in [-1, 1]": ("preprocessing",),
     "temperature 2": ("constant",),
 }
 STAGES = {

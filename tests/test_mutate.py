@@ -60,7 +60,7 @@ def test_every_code_fault_of_the_catalogue_is_planted_or_beyond_it() -> None:
         "extra_activation",
         "extra_layer_norm",
         "constant",
-        "input_scaling",
+        "preprocessing",
         "unknown",
     }
 

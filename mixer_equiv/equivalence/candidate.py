@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import inspect
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import DTYPES, flatten, require, to_numpy, to_torch, unflatten
+from mixer_equiv.arrays import to_numpy
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.found import Found
@@ -33,6 +29,11 @@ BATCHES = (2, 1)
 DRAWN = 9
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 
+IN_TRAINING = (
+    "in train mode it computes something else, as with dropout, stochastic depth or BatchNorm; "
+    "what is verified is eval mode"
+)
+
 
 @dataclasses.dataclass(eq=False)
 class Candidate:
@@ -41,9 +42,9 @@ class Candidate:
     `record(images, draw, dtype, every)` runs it on images (batch, height, width, channels) with parameters
     drawn by name and shape, keeping `every` value or the outputs alone. `own` are its own parameters by
     name, and `put` gives it others. `differentiate(images, draw, output, cotangent)` gives the gradients,
-    by name, of the sum of an output times a cotangent. `in_training(images, draw)` gives its outputs in
-    train mode, by their paths, where it has one; `options` are arguments that it also takes, with their
-    defaults.
+    by name, of the sum of an output times a cotangent. `rerun(images, draw, training, seed)` gives its
+    outputs by their paths, in eval or train mode and with generators so seeded, where it has these;
+    `notices` are what a user should know of how it is called.
     """
 
     name: str
@@ -52,8 +53,8 @@ class Candidate:
     own: Mapping[str, Any]
     put: Callable[[Mapping[str, np.ndarray]], None]
     differentiate: Callable[[np.ndarray, Draw, str, np.ndarray], Mapping[str, np.ndarray]]
-    in_training: Callable[[np.ndarray, Draw], Mapping[str, np.ndarray]] | None = None
-    options: tuple[str, ...] = ()
+    rerun: Callable[[np.ndarray, Draw, bool, int], Mapping[str, np.ndarray]] | None = None
+    notices: tuple[str, ...] = ()
 
     def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64, *, every: bool = True) -> Trace:
         """A recorded run. Raises `MixerEquivError` where the model raises or returns no array."""
@@ -74,6 +75,8 @@ class Candidate:
             best = other if other.is_settled or len(other.known) > len(best.known) else best
         if not best.is_settled:
             best = self._find_once(image, seed, best.batch)
+        if not best.is_settled and self._is_random(image, seed, best.batch):
+            return best.but(f"two runs of {self.name} on the same images differ, in eval mode: is dropout always on?")
         if best.is_whole and best.batch == 1 and not self._takes_images_apart(image, seed, best.output):
             reason = f"what {self.name} computes for an image depends on the other images of its batch"
             return best.but(reason)
@@ -89,15 +92,11 @@ class Candidate:
         images = self._images(image, seed, batch)
         trace = self.trace(images, generic(seed))
         found = find_mixer(trace, images, self.name, self.framework, thorough=thorough)
-        if not found.is_whole:
-            return found
-        notices = [f"it also takes {', '.join(self.options)}, left as given here"] if self.options else []
-        expected = trace.values[trace.outputs[found.output]].array
-        if not self._same_in_training(images, generic(seed), found.output, expected):
-            notices.append(
-                "in train mode it computes something else, as with dropout, stochastic depth or BatchNorm; "
-                "what is verified is eval mode"
-            )
+        notices = [*self.notices, *trace.notices]
+        output = found.output if found.is_whole else next(iter(trace.outputs))
+        expected = trace.values[trace.outputs[output]].array
+        if not self._same_in_training(images, generic(seed), output, expected):
+            notices.append(IN_TRAINING)
         return dataclasses.replace(found, notices=(*found.notices, *notices))
 
     def _takes_images_apart(self, image: tuple[int, int, int], seed: int, output: str) -> bool:
@@ -117,13 +116,25 @@ class Candidate:
         return np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
 
     def _same_in_training(self, images: np.ndarray, draw: Draw, output: str, expected: np.ndarray) -> bool:
-        if self.in_training is None:
+        if self.rerun is None:
             return True
         try:
-            made = self.in_training(images, draw).get(output)
+            made = self.rerun(images, draw, True, 0).get(output)
         except MixerEquivError:  # it takes more there, such as labels
             return False
-        return made is not None and made.shape == expected.shape and np.allclose(made, expected, 1e-9, 1e-9)
+        return (
+            made is not None
+            and made.shape == expected.shape
+            and np.allclose(made, expected, 1e-9, 1e-9, equal_nan=True)
+        )
+
+    def _is_random(self, image: tuple[int, int, int], seed: int, batch: int) -> bool:
+        """Whether two runs on the same images differ, in eval mode."""
+        if self.rerun is None:
+            return False
+        images = self._images(image, seed, batch)
+        one, other = (self.rerun(images, generic(seed), False, generator) for generator in (0, 1))
+        return any(name not in other or not np.array_equal(one[name], other[name], equal_nan=True) for name in one)
 
     def drawn(self, found: Found) -> dict[str, np.ndarray]:
         """Canonical weights that it has with random parameters of its own, where these are not official ones."""
@@ -179,9 +190,8 @@ class Candidate:
     def _stages(self, found: Found, trace: Trace, every: bool) -> Taps:
         """The taps of a run, or the last of them alone."""
         assert found.config is not None
-        if every and len(trace.values) != found.num_values:
-            raise MixerEquivError(f"{self.name} takes other steps on other weights, so its stages cannot be told")
-        taps = {stage: tap.of(trace.values[tap.number].array) for stage, tap in found.taps.items() if every}
+        told = every and len(trace.values) == found.num_values  # else it took other steps on these weights
+        taps = {stage: tap.of(trace.values[tap.number].array) for stage, tap in found.taps.items() if told}
         output = trace.values[trace.outputs[found.output]].array
         last = list(official_programs(found.config.num_blocks)[-2 if found.config.num_classes else -1].stages)[-1]
         taps[last] = output.reshape(found.batch, -1)
@@ -232,174 +242,3 @@ def generic(seed: int) -> Draw:
         return rng.standard_normal(shape) / np.sqrt(fan)
 
     return draw
-
-
-def torch_candidate(module: Any, name: str) -> Candidate:
-    """Any `torch.nn.Module` that takes images (batch, channels, height, width)."""
-    torch = require("torch", "torch", "verifying a torch module")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise MixerEquivError(
-            f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
-        )
-    from mixer_equiv.equivalence.record_torch import gradients, outputs_in_training, record, unlisted
-
-    dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
-
-    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
-        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        with _told(name):
-            wanted = dtypes[np.dtype(dtype)]
-            return record(module, (batch,), draw, names=own, listed=listed, dtype=wanted, every=every)
-
-    listed = dict(module.named_parameters())
-    own = {**listed, **unlisted(module)}
-
-    def put(arrays: Mapping[str, np.ndarray]) -> None:
-        with torch.no_grad():
-            for key, array in arrays.items():
-                own[key].copy_(to_torch(array).reshape(own[key].shape))
-
-    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> dict[str, np.ndarray]:
-        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        with _told(name):
-            return gradients(module, batch, draw, own, output, cotangent)
-
-    def in_training(images: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
-        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        with _told(name):
-            return outputs_in_training(module, batch, draw, own)
-
-    return Candidate(name, "torch", run, own, put, differentiate, in_training, _options(module.forward))
-
-
-def _options(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Arguments beside the first that have defaults, as "name=default"."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return ()
-    return tuple(f"{p.name}={p.default!r}" for p in parameters[1:] if p.default is not inspect.Parameter.empty)
-
-
-@contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """What a model raises becomes one message of ours."""
-    try:
-        yield
-    except MixerEquivError:
-        raise
-    except Exception as error:
-        what = " ".join(str(error).split())
-        raise MixerEquivError(f"{name} raised {type(error).__name__} when it was run: {what}") from error
-
-
-def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Candidate:
-    """Any `flax.linen.Module` that takes images (batch, height, width, channels)."""
-    jax = require("jax", "flax", "verifying a Flax module")
-    from mixer_equiv.equivalence.record_jax import gradients, record
-
-    channels, height, width = image
-    with _told(name):
-        given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
-        made = jax.eval_shape(module.init, jax.random.key(0), given)
-    others = [key for key in made if key != "params"]
-    if others:
-        raise MixerEquivError(f"{name} has the collections {', '.join(others)} beside params, which no Mixer has")
-    shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
-
-    def apply(params: Mapping[str, Any], batch: Any) -> Any:
-        return module.apply({"params": unflatten(params)}, batch)
-
-    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
-        with _told(name):
-            return record(apply, shapes, images, draw, dtype, every=every)
-
-    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
-        with _told(name):
-            return gradients(apply, shapes, images, draw, output, cotangent)
-
-    options = _options(module.__call__)
-    return Candidate(name, "flax", run, {}, lambda arrays: None, differentiate, options=options)
-
-
-def nnx_candidate(module: Any, name: str) -> Candidate:
-    """Any `flax.nnx.Module` that takes images (batch, height, width, channels)."""
-    nnx = require("flax.nnx", "flax", "verifying an nnx module")
-    from mixer_equiv.equivalence.record_jax import gradients, outputs, record
-
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
-    own = dict(flatten(nnx.to_pure_dict(params)))
-    shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
-
-    def applied(given: Mapping[str, Any], batch: Any, *, training: bool) -> Any:
-        state = params.copy() if hasattr(params, "copy") else params
-        nnx.replace_by_pure_dict(state, _as_pure(given))
-        made = nnx.merge(graph, state, rest)
-        (made.train if training else made.eval)()
-        return made(batch)
-
-    apply, apply_in_training = partial(applied, training=False), partial(applied, training=True)
-
-    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
-        with _told(name):
-            return record(apply, shapes, images, draw, dtype, every=every)
-
-    def _as_pure(given: Mapping[str, Any]) -> Any:
-        return jax_tree(nnx.to_pure_dict(params), given)
-
-    def put(arrays: Mapping[str, np.ndarray]) -> None:
-        state = nnx.state(module, nnx.Param)
-        given = {
-            key: np.asarray(arrays[key]).astype(leaf.dtype) if key in arrays else leaf for key, leaf in own.items()
-        }
-        nnx.replace_by_pure_dict(state, _as_pure(given))
-        nnx.update(module, state)
-
-    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
-        with _told(name):
-            return gradients(apply, shapes, images, draw, output, cotangent)
-
-    def in_training(images: np.ndarray, draw: Draw) -> dict[str, np.ndarray]:
-        with _told(name):
-            return outputs(apply_in_training, shapes, images, draw)
-
-    return Candidate(name, "flax", run, own, put, differentiate, in_training, _options(module.__call__))
-
-
-def jax_tree(like: Any, given: Mapping[str, Any], prefix: str = "") -> Any:
-    """Nested dicts like `like`, whose keys need not be strings, with the leaves of `given`."""
-    return {
-        key: jax_tree(value, given, f"{prefix}{key}/") if isinstance(value, Mapping) else given[f"{prefix}{key}"]
-        for key, value in like.items()
-    }
-
-
-def candidate_of(model: Any, image: tuple[int, int, int]) -> Candidate:
-    """The candidate that a model of torch, Flax linen or nnx is. Raises `MixerEquivError` for anything else."""
-    name = type(model).__name__
-    if isinstance(model, type):
-        raise MixerEquivError(f"found the class {model.__name__}; give a model of it, such as {model.__name__}(...)")
-    if _is_a(model, "torch.nn", "Module"):
-        return torch_candidate(model, name)
-    if _is_a(model, "flax.linen", "Module"):
-        return linen_candidate(model, name, image)
-    if _is_a(model, "flax.nnx", "Module"):
-        return nnx_candidate(model, name)
-    raise MixerEquivError(f"found a {type(model).__module__}.{name}; {VERIFIED}")
-
-
-VERIFIED = (
-    "verify takes a checkpoint, the path of one, arrays by name, a model of torch, Flax linen or nnx, one of ours "
-    "(flax, nnx, torch, reference; with a variant: 'flax:B/16'), or the place of a model: path/to/file.py:Name, "
-    "package.module:Name, timm:NAME"
-)
-
-
-def is_model(value: Any) -> bool:
-    """Whether `value` is a model of torch, Flax linen or nnx; no framework is imported to find out."""
-    return any(_is_a(value, module, "Module") for module in ("torch.nn", "flax.linen", "flax.nnx"))
-
-
-def _is_a(value: Any, module: str, name: str) -> bool:
-    loaded = sys.modules.get(module)
-    return loaded is not None and isinstance(value, getattr(loaded, name))

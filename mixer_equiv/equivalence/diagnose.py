@@ -96,7 +96,8 @@ def _grouped(deviations: list[Deviation], side: Subject, others: Mapping[str, De
     for deviation in deviations:
         rival = others.get(deviation.step)
         expected = rival.found if rival is not None and rival.what == deviation.what else deviation.expected
-        groups.setdefault((name_of(deviation), str(deviation.found), str(expected)), []).append(deviation)
+        expected = "nothing" if expected is None else str(expected)
+        groups.setdefault((name_of(deviation), str(deviation.found), expected), []).append(deviation)
     total = Counter(step.operation for step in official_steps(side.config.num_blocks))
     for (name, found, expected), members in groups.items():
         fault = CODE.get(name, Fault("", "places"))

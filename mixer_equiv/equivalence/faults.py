@@ -40,7 +40,7 @@ CODE = {
     "extra_activation": Fault("", "places"),
     "extra_layer_norm": Fault("", "places", "inexpressible"),
     "constant": Fault("", "places"),
-    "input_scaling": Fault("", "input"),
+    "preprocessing": Fault("", "input"),
     "unknown": Fault("", "steps"),
 }
 

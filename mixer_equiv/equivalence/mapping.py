@@ -18,7 +18,7 @@ from mixer_equiv.equivalence.matching import Match, match
 from mixer_equiv.equivalence.moves import Deviation
 from mixer_equiv.equivalence.naming import layout_found
 from mixer_equiv.equivalence.official import DEEPEST, official_programs
-from mixer_equiv.equivalence.trace import Trace
+from mixer_equiv.equivalence.trace import Trace, Value
 from mixer_equiv.layouts import LINEN, OFFICIAL
 from mixer_equiv.operations import Parameter
 
@@ -40,7 +40,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
             if not reasons:
                 sources = {name: Source.of(use, by_columns and config.grid_hw) for name, use in found.uses.items()}
             layout, constraints, made = layout_found(found, trace, config, name, framework)
-            notices += made + _unused(trace)
+            notices += [*made, *_unused(trace), *_idle(trace)]
             if by_columns:
                 notices.append("its tokens are in the order of columns, so that no layout is of its parameters")
             layout = None if reasons or by_columns else layout
@@ -101,7 +101,7 @@ def _best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[Match,
             image = arranged(value.array, given.array, entry)
             changed = match(dataclasses.replace(trace, input=value.number), image, programs, thorough=thorough)
             if changed.is_whole:
-                scaled = Deviation(changed.program.steps[0].name, "insert", "input_scaling", None, value.operation)
+                scaled = Deviation(changed.program.steps[0].name, "insert", "preprocessing", None, value.operation)
                 return dataclasses.replace(changed, deviations=(scaled, *changed.deviations)), False
     return found, False
 
@@ -121,11 +121,19 @@ def _why_not(found: Match, trace: Trace) -> Iterator[str]:
         return
     if not any(np.isfinite(output.array).all() for output in outputs):
         yield "its output holds NaN or infinity"
+        return
     done = [step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters]
     if not done:
         yield "no patch embedding: no parameter, as a kernel over patches of any size, gives a value of the model"
-        return
-    yield f"it is a Mixer up to {done[-1]}, and what follows is not {found.missing}, nor any known variant of it"
+    elif found.missing == "output":
+        shapes, expected = [output.array.shape for output in outputs], found.values[-1].shape
+        if expected in shapes:
+            yield f"it is a Mixer up to {done[-1]}, and what it returns is made of that by no known operation"
+        else:
+            returned = " and ".join(map(str, shapes))
+            yield f"it is a Mixer up to {done[-1]}, which is {expected}, and what it returns is {returned}"
+    else:
+        yield f"it is a Mixer up to {done[-1]}, and what follows is not {found.missing}, nor any known variant of it"
 
 
 def _sizes(found: Match) -> tuple[dict[str, int], list[str]]:
@@ -195,3 +203,32 @@ def _unused(trace: Trace) -> list[str]:
     effective = {name for leaves in trace.uses for name in leaves}
     unused = [name for name in trace.parameters if name not in effective]
     return [f"parameters without effect: {', '.join(unused)}"] if unused else []
+
+
+# Operations that are there to give what they are given, or do so with 0 or 1 whatever the images.
+_COPIES = frozenset(
+    {
+        *("clone", "_to_copy", "copy_", "detach", "alias", "lift_fresh", "cat", "stack", "sub", "div"),
+        *("copy", "copy_p", "convert_element_type", "concatenate", "slice", "squeeze", "optimization_barrier", "name"),
+        *("sharding_constraint", "stop_gradient", "mul", "add"),
+    }
+)
+
+
+def _idle(trace: Trace) -> list[str]:
+    """Operations that changed nothing with these inputs, and may change others: an unreached clamp."""
+    idle = dict.fromkeys(
+        value.operation
+        for value in trace.data
+        if value.operation not in _COPIES and any(_is_same(value, trace.values[number]) for number in value.inputs)
+    )
+    said = f"not seen at work, and so not compared: {', '.join(idle)}, whose results were their inputs"
+    return [said] if idle else []
+
+
+def _is_same(value: Value, earlier: Value) -> bool:
+    if not earlier.is_data or earlier.array.shape != value.array.shape or not value.size:
+        return False
+    # A variance is not negative, and code that makes sure of it does nothing.
+    safe = value.operation == "max" and value.array.min() >= 0
+    return not safe and np.array_equal(earlier.array, value.array)

@@ -11,7 +11,8 @@ from typing import Any
 
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.convert import convert
-from mixer_equiv.equivalence.candidate import Candidate, candidate_of, stacked
+from mixer_equiv.equivalence.adapters import candidate_of
+from mixer_equiv.equivalence.candidate import Candidate, stacked
 from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.diagnose import told
 from mixer_equiv.equivalence.found import Found

@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mixer_equiv.equivalence.precision import jax_full_precision
-from mixer_equiv.equivalence.trace import Trace, Value
+from mixer_equiv.equivalence.trace import Trace, Value, narrowing
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 
@@ -31,17 +31,12 @@ def record(
     asked for, those that are no outputs are left empty.
     """
     with jax_full_precision():
-        drawn = {name: np.asarray(draw(name, shape), dtype).reshape(shape) for name, shape in shapes.items()}
-        closed, result = jax.make_jaxpr(function, return_shape=True)(drawn, images.astype(dtype))
-        tape = _Tape(np.dtype(dtype))
-        leaves = [tape.add(drawn[name], "parameter", (), name=name) for name in sorted(drawn)]
-        entry = tape.add(images.astype(dtype), "input", (), is_data=True)
-        values = tape.run(closed.jaxpr, [tape.constant(c) for c in closed.consts], [*leaves, entry])
-        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(result)[0]]
-        outputs = {path: value for path, value in zip(paths, values, strict=True) if tape.values[value].is_data}
+        drawn = _drawn(shapes, draw, dtype)
+        tape, entry, outputs = _interpreted(function, drawn, drawn, images.astype(dtype), dtype)
+        outputs = {path: value for path, value in outputs.items() if tape.values[value].is_data}
         wanted = range(len(tape.arrays)) if every else set(outputs.values())
         held = [tape.finished(value, value.number in wanted) for value in tape.values]
-    return Trace(held, entry, outputs, dict(shapes), (), tuple(dict.fromkeys(tape.scalars)))
+    return Trace(held, entry, outputs, dict(shapes), (), tuple(dict.fromkeys(tape.scalars)), tuple(tape.notices))
 
 
 def gradients(
@@ -52,29 +47,38 @@ def gradients(
     output: str,
     cotangent: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Gradients of the sum of an output times `cotangent` by the parameters, drawn as `record` does."""
+    """Gradients of the sum of an output times `cotangent` by the parameters, drawn and computed as `record` does."""
     with jax_full_precision():
-        drawn = {name: jnp.asarray(draw(name, shape), jnp.float64).reshape(shape) for name, shape in shapes.items()}
+        drawn = _drawn(shapes, draw, np.float64)
 
         def scalar(params: Mapping[str, Any]) -> Any:
-            leaves = jax.tree_util.tree_flatten_with_path(function(params, images.astype(np.float64)))[0]
-            outputs = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-            return (outputs[output].reshape(cotangent.shape) * cotangent).sum()
+            tape, _, outputs = _interpreted(function, drawn, params, images, np.float64, differentiable=True)
+            return (tape.arrays[outputs[output]].reshape(cotangent.shape) * cotangent).sum()
 
         return {name: np.asarray(gradient) for name, gradient in jax.grad(scalar)(drawn).items()}
 
 
-def outputs(
+def _drawn(shapes: Mapping[str, tuple[int, ...]], draw: Draw, dtype: Any) -> dict[str, Any]:
+    return {name: jnp.asarray(draw(name, shape), dtype).reshape(shape) for name, shape in shapes.items()}
+
+
+def _interpreted(
     function: Callable[[Mapping[str, Any], Any], Any],
-    shapes: Mapping[str, tuple[int, ...]],
+    like: Mapping[str, Any],
+    params: Mapping[str, Any],
     images: np.ndarray,
-    draw: Draw,
-) -> dict[str, np.ndarray]:
-    """What the function gives in float64, by path, with parameters drawn as `record` does."""
-    with jax_full_precision():
-        drawn = {name: jnp.asarray(draw(name, shape), jnp.float64).reshape(shape) for name, shape in shapes.items()}
-        leaves = jax.tree_util.tree_flatten_with_path(function(drawn, images.astype(np.float64)))[0]
-        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    dtype: Any,
+    *,
+    differentiable: bool = False,
+) -> tuple[_Tape, int, dict[str, int]]:
+    """The function's program, as it is for parameters `like` these, run on `params`; its input, and outputs by path."""
+    closed, result = jax.make_jaxpr(function, return_shape=True)(dict(like), images)
+    tape = _Tape(np.dtype(dtype), differentiable)
+    leaves = [tape.add(params[name], "parameter", (), name=name) for name in sorted(params)]
+    entry = tape.add(images, "input", (), is_data=True)
+    values = tape.run(closed.jaxpr, [tape.constant(c) for c in closed.consts], [*leaves, entry])
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(result)[0]]
+    return tape, entry, dict(zip(paths, values, strict=True))
 
 
 # Equations that only call another jaxpr, and the name under which they hold it.
@@ -86,11 +90,12 @@ _OPAQUE = frozenset({"while", "cond", "pallas_call", "custom_linear_solve"})
 class _Tape:
     """Values by their numbers, which stand for them in the environment of a jaxpr."""
 
-    def __init__(self, dtype: np.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: np.dtype, differentiable: bool) -> None:
+        self.dtype, self.differentiable = dtype, differentiable
         self.values: list[Value] = []
         self.arrays: list[Any] = []
         self.scalars: list[float] = []
+        self.notices: dict[str, None] = {}
 
     def add(
         self, array: Any, operation: str, inputs: tuple[int, ...], *, name: str | None = None, is_data: bool = False
@@ -134,7 +139,7 @@ class _Tape:
         name = equation.primitive.name
         if name == "scan":
             return self._scan(equation.params, inputs)
-        if name not in _OPAQUE:
+        if name not in _OPAQUE and not (self.differentiable and name.startswith("custom_")):
             for key in _CALLS:
                 inner = equation.params.get(key)
                 if isinstance(inner, ClosedJaxpr):
@@ -151,6 +156,8 @@ class _Tape:
     def _widened(self, value: Any) -> Any:
         """The pass's dtype for another float."""
         if isinstance(value, np.dtype | type) and jnp.issubdtype(value, jnp.floating):
+            if value != self.dtype:
+                self.notices[narrowing(str(np.dtype(value)))] = None
             return self.dtype
         return value
 

@@ -8,6 +8,7 @@ sees every operation that is carried out. The module, and what it refers to, sta
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from mixer_equiv.equivalence.precision import device, torch_full_precision
-from mixer_equiv.equivalence.trace import Trace, Value
+from mixer_equiv.equivalence.trace import Trace, Value, narrowing
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 
@@ -72,6 +73,7 @@ def gradients(
     names: Mapping[str, Tensor],
     output: str,
     cotangent: np.ndarray,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """Gradients of the sum of an output times `cotangent` by the parameters, drawn as for `record`.
 
@@ -84,7 +86,7 @@ def gradients(
         tape.enter(given)
         # Inside, because a checkpointed part is run once more on the way back.
         with _Functions(tape), _Operations(tape):
-            outputs = dict(_tensors_of(module(given)))
+            outputs = dict(_tensors_of(module(given, **(kwargs or {}))))
             drawn = {name: tape.stand_ins[id(p)] for name, p in names.items() if id(p) in tape.stand_ins}
             scalar = (
                 outputs[output].reshape(cotangent.shape) * tape.let_in(torch.from_numpy(cotangent).to(device()))
@@ -99,33 +101,43 @@ def gradients(
     }
 
 
-def outputs_in_training(
-    module: Callable[..., Any], argument: Tensor, draw: Draw, names: Mapping[str, Tensor]
+def outputs(
+    module: Callable[..., Any],
+    argument: Tensor,
+    draw: Draw,
+    names: Mapping[str, Tensor],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    training: bool,
+    seed: int,
 ) -> dict[str, np.ndarray]:
-    """The outputs of one pass in train mode, in float64, with parameters drawn as for `record`."""
+    """The outputs of one pass in float64, with parameters drawn as for `record`, and torch's generators so seeded."""
     tape = _Tape(draw, names, torch.float64, differentiable=True)
     eager = torch.compiler.set_stance("force_eager")
-    with _as_found(module, training=True), torch_full_precision(), _default_dtype(torch.float64), eager:
+    with _as_found(module, training, seed), torch_full_precision(), _default_dtype(torch.float64), eager:
         given = argument.to(device(), torch.float64)
         tape.enter(given)
         with _Functions(tape), _Operations(tape):
-            result = module(given)
+            result = module(given, **(kwargs or {}))
     return {path: leaf.detach().to("cpu", torch.float64).numpy() for path, leaf in _tensors_of(result)}
 
 
 @contextlib.contextmanager
-def _as_found(module: Any, *, training: bool = False) -> Iterator[None]:
-    """In eval mode, or in train mode, with every submodule's own mode put back, and the random state."""
+def _as_found(module: Any, training: bool = False, seed: int = 0) -> Iterator[None]:
+    """In eval or train mode, with generators seeded; every submodule's own mode comes back, and the random states."""
     modes = [(m, m.training) for m in module.modules()] if isinstance(module, nn.Module) else []
-    state = torch.get_rng_state()
-    for submodule, _ in modes:
-        submodule.training = training
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        for submodule, training in modes:
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        for submodule, _ in modes:
             submodule.training = training
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            for submodule, before in modes:
+                submodule.training = before
 
 
 @contextlib.contextmanager
@@ -279,7 +291,7 @@ def _without_modes() -> Iterator[None]:
         yield
 
 
-_NARROWING = dict.fromkeys(("float", "half", "bfloat16"), torch.float64)
+_NARROWING = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 
 
 class _Functions(TorchFunctionMode):
@@ -297,6 +309,7 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         args, kwargs = _widened((args, kwargs), self.tape)
         if name in _NARROWING and args and isinstance(args[0], Tensor):
+            self.tape.notices.append(narrowing(_NARROWING[name]))
             return args[0].to(self.tape.dtype)
         return func(*args, **kwargs)
 
@@ -320,7 +333,11 @@ def _widened(arguments: Any, tape: _Tape) -> Any:
     def replace(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return tape.stand_in(leaf)
-        return tape.dtype if isinstance(leaf, torch.dtype) and leaf in _FLOATS else leaf
+        if not isinstance(leaf, torch.dtype) or leaf not in _FLOATS:
+            return leaf
+        if leaf is not tape.dtype:
+            tape.notices.append(narrowing(str(leaf).removeprefix("torch.")))
+        return tape.dtype
 
     return tree_map_only((Tensor, torch.dtype), replace, arguments)
 
@@ -345,7 +362,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
             tape.remember(result)
             return result
         numbers = [tape.number_of(tensor) for tensor in tensors]
-        name = func.name() if hasattr(func, "name") else str(func)
+        name = func._schema.name.removeprefix("aten::")
         if not func._schema.is_mutable:
             result = func(*args, **kwargs)
             tape.made(name, numbers, result)

@@ -17,7 +17,8 @@ from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.config import MixerConfig, as_pair
 from mixer_equiv.containers import SUFFIXES
 from mixer_equiv.convert import convert, relabel
-from mixer_equiv.equivalence.candidate import VERIFIED, Candidate, candidate_of, is_model
+from mixer_equiv.equivalence.adapters import VERIFIED, candidate_of, is_model
+from mixer_equiv.equivalence.candidate import Candidate
 from mixer_equiv.equivalence.found import Found
 from mixer_equiv.equivalence.programs import PROGRAMS, Taps, run_module
 from mixer_equiv.equivalence.sources import is_source, model_at

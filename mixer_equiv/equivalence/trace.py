@@ -117,3 +117,8 @@ class Trace:
                 if not source.is_data and source.leaves:
                     result.setdefault(source.leaves, []).append(value.number)
         return result
+
+
+def narrowing(dtype: str) -> str:
+    """What a recorder notices of code that asks for another float than the pass's."""
+    return f"it asks for {dtype} itself, and was verified in float64 throughout"

@@ -93,7 +93,7 @@ def verify(
             side_a, side_b = subjects(
                 a, b, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
             )
-        notes = [str(warning.message) for warning in caught]
+        notes = _ours(caught)
         searched = [side.found for side in (side_a, side_b) if side.found is not None]
         notes += [notice for found in searched for notice in found.notices]
         for side in (side_a, side_b):
@@ -171,6 +171,14 @@ def _on_the_way_back(
     except MixerEquivError as error:
         notes.append(f"gradients are not compared: {error}")
     return compared, tuple(training)
+
+
+def _ours(caught: list[warnings.WarningMessage]) -> list[str]:
+    """What our own warnings say; others are warned of again."""
+    for warning in caught:
+        if not issubclass(warning.category, ConventionWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return [str(warning.message) for warning in caught if issubclass(warning.category, ConventionWarning)]
 
 
 def _checked(images: Any, side: Subject) -> np.ndarray:

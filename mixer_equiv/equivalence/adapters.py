@@ -1,0 +1,207 @@
+"""Models of torch, Flax linen and nnx as `Candidate`s: how each is recorded on other weights, and given new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.arrays import DTYPES, flatten, require, to_torch, unflatten
+from mixer_equiv.equivalence.candidate import Candidate, Draw
+from mixer_equiv.equivalence.trace import Trace
+from mixer_equiv.errors import MixerEquivError
+
+
+def torch_candidate(module: Any, name: str) -> Candidate:
+    """Any `torch.nn.Module` that takes images (batch, channels, height, width)."""
+    torch = require("torch", "torch", "verifying a torch module")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise MixerEquivError(
+            f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
+        )
+    from mixer_equiv.equivalence.record_torch import gradients, outputs, record, unlisted
+
+    dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
+
+    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        with _told(name):
+            wanted = dtypes[np.dtype(dtype)]
+            return record(module, (batch,), draw, names=own, listed=listed, dtype=wanted, kwargs=filled, every=every)
+
+    listed = dict(module.named_parameters())
+    own = {**listed, **unlisted(module)}
+
+    def put(arrays: Mapping[str, np.ndarray]) -> None:
+        with torch.no_grad():
+            for key, array in arrays.items():
+                own[key].copy_(to_torch(array).reshape(own[key].shape))
+
+    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        with _told(name):
+            return gradients(module, batch, draw, own, output, cotangent, filled)
+
+    def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        with _told(name):
+            return outputs(module, batch, draw, own, filled, training=training, seed=seed)
+
+    filled, notices = _arguments(module.forward)
+    return Candidate(name, "torch", run, own, put, differentiate, rerun, notices)
+
+
+# What arguments without a default are given, by name: what says that nothing is trained.
+_FILLED = {
+    **dict.fromkeys(("train", "training", "is_training", "is_train"), False),
+    **dict.fromkeys(("deterministic", "eval", "inference"), True),
+}
+
+
+def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[str, ...]]:
+    """What must be given beside the images, and what to say of it and of arguments that have defaults."""
+    try:
+        others = list(inspect.signature(function).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return {}, ()
+    empty = inspect.Parameter.empty
+    filled = {p.name: _FILLED[p.name] for p in others if p.default is empty and p.name in _FILLED}
+    options = [f"{p.name}={p.default!r}" for p in others if p.default is not empty]
+    notices = [f"it was called with {', '.join(f'{n}={value}' for n, value in filled.items())}"] if filled else []
+    notices += [f"it also takes {', '.join(options)}, left as given here"] if options else []
+    return filled, tuple(notices)
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What a model raises becomes one message of ours."""
+    try:
+        yield
+    except MixerEquivError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())
+        raise MixerEquivError(f"{name} raised {type(error).__name__} when it was run: {what}") from error
+
+
+def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Candidate:
+    """Any `flax.linen.Module` that takes images (batch, height, width, channels)."""
+    jax = require("jax", "flax", "verifying a Flax module")
+    meta = require("flax.core.meta", "flax", "verifying a Flax module")
+    from mixer_equiv.equivalence.record_jax import gradients, record
+
+    channels, height, width = image
+    filled, notices = _arguments(module.__call__)
+    with _told(name):
+        given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
+        boxed = jax.eval_shape(partial(module.init, **filled), jax.random.key(0), given)
+        made = meta.unbox(boxed)  # of what says how it is to be sharded
+    others = [key for key in made if key != "params"]
+    if others:
+        raise MixerEquivError(f"{name} has the collections {', '.join(others)} beside params, which no Mixer has")
+    shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
+
+    def apply(params: Mapping[str, Any], batch: Any) -> Any:
+        return module.apply({"params": unflatten(params)}, batch, **filled)
+
+    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
+        with _told(name):
+            return record(apply, shapes, images, draw, dtype, every=every)
+
+    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
+        with _told(name):
+            return gradients(apply, shapes, images, draw, output, cotangent)
+
+    return Candidate(name, "flax", run, {}, lambda arrays: None, differentiate, notices=notices)
+
+
+def nnx_candidate(module: Any, name: str) -> Candidate:
+    """Any `flax.nnx.Module` that takes images (batch, height, width, channels)."""
+    nnx = require("flax.nnx", "flax", "verifying an nnx module")
+    from mixer_equiv.equivalence.record_jax import gradients, record
+
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    own = dict(flatten(nnx.to_pure_dict(params)))
+    shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
+
+    def applied(given: Mapping[str, Any], batch: Any, *, training: bool) -> Any:
+        state = params.copy() if hasattr(params, "copy") else params
+        nnx.replace_by_pure_dict(state, _as_pure(given))
+        made = nnx.merge(graph, state, rest)
+        (made.train if training else made.eval)()
+        return made(batch, **filled)
+
+    apply, apply_in_training = partial(applied, training=False), partial(applied, training=True)
+
+    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
+        with _told(name):
+            return record(apply, shapes, images, draw, dtype, every=every)
+
+    def _as_pure(given: Mapping[str, Any]) -> Any:
+        return jax_tree(nnx.to_pure_dict(params), given)
+
+    def put(arrays: Mapping[str, np.ndarray]) -> None:
+        state = nnx.state(module, nnx.Param)
+        given = {
+            key: np.asarray(arrays[key]).astype(leaf.dtype) if key in arrays else leaf for key, leaf in own.items()
+        }
+        nnx.replace_by_pure_dict(state, _as_pure(given))
+        nnx.update(module, state)
+
+    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
+        with _told(name):
+            return gradients(apply, shapes, images, draw, output, cotangent)
+
+    def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
+        with _told(name), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what JAX says of statistics in float32 beside float64
+            trace = record(apply_in_training if training else apply, shapes, images, draw, every=False)
+        return {path: trace.values[number].array for path, number in trace.outputs.items()}
+
+    filled, notices = _arguments(module.__call__)
+    return Candidate(name, "flax", run, own, put, differentiate, rerun, notices)
+
+
+def jax_tree(like: Any, given: Mapping[str, Any], prefix: str = "") -> Any:
+    """Nested dicts like `like`, whose keys need not be strings, with the leaves of `given`."""
+    return {
+        key: jax_tree(value, given, f"{prefix}{key}/") if isinstance(value, Mapping) else given[f"{prefix}{key}"]
+        for key, value in like.items()
+    }
+
+
+def candidate_of(model: Any, image: tuple[int, int, int]) -> Candidate:
+    """The candidate that a model of torch, Flax linen or nnx is. Raises `MixerEquivError` for anything else."""
+    name = type(model).__name__
+    if isinstance(model, type):
+        raise MixerEquivError(f"found the class {model.__name__}; give a model of it, such as {model.__name__}(...)")
+    if _is_a(model, "torch.nn", "Module"):
+        return torch_candidate(model, name)
+    if _is_a(model, "flax.linen", "Module"):
+        return linen_candidate(model, name, image)
+    if _is_a(model, "flax.nnx", "Module"):
+        return nnx_candidate(model, name)
+    raise MixerEquivError(f"found a {type(model).__module__}.{name}; {VERIFIED}")
+
+
+VERIFIED = (
+    "verify takes a checkpoint, the path of one, arrays by name, a model of torch, Flax linen or nnx, one of ours "
+    "(flax, nnx, torch, reference; with a variant: 'flax:B/16'), or the place of a model: path/to/file.py:Name, "
+    "package.module:Name, timm:NAME"
+)
+
+
+def is_model(value: Any) -> bool:
+    """Whether `value` is a model of torch, Flax linen or nnx; no framework is imported to find out."""
+    return any(_is_a(value, module, "Module") for module in ("torch.nn", "flax.linen", "flax.nnx"))
+
+
+def _is_a(value: Any, module: str, name: str) -> bool:
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, getattr(loaded, name))
