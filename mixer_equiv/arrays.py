@@ -154,9 +154,10 @@ def require(module: str, extra: str, purpose: str) -> Any:
 
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # also what a broken installation raises
+        what = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise MissingDependencyError(
-            f"{purpose} needs {module}, which cannot be imported ({error}); pip install 'mixer_equiv[{extra}]'"
+            f"{purpose} needs {module}, which cannot be imported ({what}); pip install 'mixer_equiv[{extra}]'"
         ) from error
 
 

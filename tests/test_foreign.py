@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import textwrap
 from typing import Any
@@ -543,7 +544,7 @@ def test_a_model_in_a_file_is_verified(place: Any) -> None:
         ("Missing", [], "has no Missing; its classes are Mixer, Other"),
         ("made", [], "the image that Mixer takes is not known; give image=(channels, height, width), --image"),
         ("made", ["--kwargs", '{"a": 1}', "--image", "3x12x12"], "is an object already, so that it takes no kwargs"),
-        ("Other", ["--image", "3x12x12"], "found a theirs.Other; verify takes a checkpoint"),
+        ("Other", ["--image", "3x12x12"], "Other; verify takes a checkpoint"),
     ],
 )
 def test_a_place_without_a_model_is_refused_in_words(place: Any, name: str, arguments: list[str], message: str) -> None:
@@ -553,6 +554,15 @@ def test_a_place_without_a_model_is_refused_in_words(place: Any, name: str, argu
 
 
 # In tests
+
+
+def test_a_file_replaces_no_module_of_its_name(tmp_path: Any) -> None:
+    path = tmp_path / "json.py"
+    path.write_text("import dataclasses\n\n@dataclasses.dataclass\nclass Mixer:\n    depth: int = 2\n")
+    with pytest.raises(MixerEquivError, match="Mixer; verify takes a checkpoint"):
+        verify(f"{path}:Mixer", image=IMAGE)
+    assert importlib.import_module("json") is json
+    assert json.loads("1") == 1
 
 
 def test_assert_equivalent_returns_the_report_or_fails_with_it() -> None:

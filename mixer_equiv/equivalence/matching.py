@@ -76,7 +76,7 @@ class _Matcher:
             candidates, state = passed[-1]
             reached = self._onward(candidates, state, 1) or (self._from_before(passed) if thorough else None)
             if reached is None:
-                return self._unfinished(candidates[0], state)
+                return self._unfinished(candidates, state)
             state, done = reached
             if done is not None:
                 return done
@@ -168,8 +168,16 @@ class _Matcher:
             for last, more in self._results(program, array, value.number, budget - COST_OF["insert"]):
                 yield last, (first, *more)
 
-    def _unfinished(self, program: Program, state: State) -> Match:
+    def _unfinished(self, candidates: tuple[Program, ...], state: State) -> Match:
+        """As far as it came, in the program that has parameters for what is left of the trace's."""
+        used = {name for use in state.uses.values() for name in names_of(use)}
+        left = len({name for leaves in self.trace.uses for name in leaves} - used)
         place = len(state.steps)
+        program = min(candidates, key=lambda p: abs(left - sum(len(step.parameters) for step in p.steps[place:])))
+        for step in program.steps[place : place + 1]:  # which is not enough to tell it from other programs
+            move = next(self.moves.moves(step, state, 0), None)
+            if move is not None and move.sure:
+                state, place = state.after(step, move), place + 1
         missing = program.steps[place].name if place < len(program.steps) else "output"
         return Match(program, state.values, state.seen, state.uses, state.deviations, False, missing=missing)
 

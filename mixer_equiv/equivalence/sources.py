@@ -72,16 +72,19 @@ def _from_file(path: Path) -> Any:
     """The module that a file is, whose folder is where it imports its neighbours from."""
     if not path.is_file():
         raise MixerEquivError(f"{path} does not exist; a model is given as path/to/file.py:Name")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    taken = sys.modules.get(path.stem)
+    same = taken is None or getattr(taken, "__file__", None) == str(path)
+    name = path.stem if same else f"{path.stem} at {path}"  # another module of this name stays what it is
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickles look their module up by name
+    sys.modules[name] = module  # dataclasses look their module up by name
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        sys.modules.pop(path.stem, None)
+        sys.modules.pop(name, None)
         raise MixerEquivError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
