@@ -412,7 +412,10 @@ STATES = {
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("state", STATES)
 def test_models_in_any_state_are_followed(state: str) -> None:
-    assert verify(STATES[state](), image=IMAGE, gradients=False).verdict == "equivalent"
+    report = verify(STATES[state](), image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert report.gradients is not None
+    assert report.gradients.residual <= report.gradients.threshold
 
 
 class _Functional(PortMixer):

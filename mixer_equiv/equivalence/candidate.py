@@ -182,7 +182,15 @@ class Candidate:
 
         total: dict[str, np.ndarray] = {}
         for image, row in zip(images, cotangent, strict=True):
-            made = self.differentiate(image[None], draw, found.output, row[None])
+            try:
+                made = self.differentiate(image[None], draw, found.output, row[None])
+            except MixerEquivError:
+                if found.batch == 1:
+                    raise
+                # It takes so many images and no other number, as exported programs do: others, which count for nothing.
+                batch = np.repeat(image[None], found.batch, axis=0)
+                alone = np.concatenate([row[None], np.zeros((found.batch - 1, len(row)))])
+                made = self.differentiate(batch, draw, found.output, alone)
             for name, array in arrays.items():
                 total[name] = total.get(name, 0.0) + np.asarray(_part(made, name)).reshape(array.shape)
         return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -83,7 +84,7 @@ def verify(
             raise ConfigError(f"{name} is {count!r}; it must be a whole number of at least 0")
     if dtype not in LOW_PRECISION:
         raise ConfigError(f"dtype is {dtype!r}, the low precision to show; it must be {', '.join(LOW_PRECISION)}")
-    policy = policy or Policy()
+    asked = _Asked(gradients, train_steps, dtype, fail_fast, seed, policy or Policy(), on_step)
     with on_device(device):
         on_step("reading")
         with warnings.catch_warnings(record=True) as caught:
@@ -94,64 +95,77 @@ def verify(
                 a, b, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
             )
         notes = _ours(caught)
-        searched = [side.found for side in (side_a, side_b) if side.found is not None]
-        notes += [notice for found in searched for notice in found.notices]
+        notes += [notice for side in (side_a, side_b) if side.found is not None for notice in side.found.notices]
         for side in (side_a, side_b):
             if side.found is not None and side.found.sources is None:
-                return not_found(side, notes, policy)
+                return not_found(side, notes, asked.policy)
         differences = size_differences(side_a.config, side_b.config)
         if differences:
-            return of_other_sizes(side_a, side_b, differences, policy)
+            return of_other_sizes(side_a, side_b, differences, asked.policy)
         side_a, side_b, origin = give_weights(side_a, side_b, donor or weights, seed)
-        differing = weight_causes(side_a, side_b) if origin == "given" else []
-        if differing and fail_fast:
-            return of_other_weights(differing, policy)
-        few = IMAGES_FOR_CANDIDATES if searched else None
-        batch = random_images(side_a.config, seed)[:few] if images is None else _checked(images, side_a)
-        truth = None if labels is None else _checked_labels(labels, batch, side_a)
-        evidence = gather(side_a, side_b, batch, seed, dtype, on_step)
-        sides = sides_of(evidence, origin, truth)
-        port_causes = (*differing, *(round_trip_causes(sides) if origin == "given" else []))
-        judgement = judge(evidence, policy, port_causes)
-        if not port_causes and searched:
-            judgement = explained(judgement, side_a, side_b)
-        backwards = gradients or (gradients is None and origin == "random" and bool(searched))
-        if port_causes or (fail_fast and judgement.verdict != "equivalent"):
-            backwards, train_steps = False, 0
-        compared, training = _on_the_way_back(evidence, policy, seed, backwards, train_steps, notes, on_step)
-        judgement = trained_apart(with_gradients(judgement, compared), training)
-        on_step("what these inputs could show")
-        shown = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
-        if differing:
-            count_differing = sum(int(cause.count.split()[0]) for cause in differing)
-            shown = f"{count_differing} of {len(side_a.weights)} arrays differ"
-        return report_of(
-            evidence,
-            judgement,
-            sides,
-            policy,
-            weights=shown,
-            notes=notes,
-            images=f"on {len(batch)} {'random images' if images is None else 'images'}",
-            gradients=compared,
-            training=training,
-            visible=visible(side_a.config, side_a.weights, batch[:VISIBLE_ON]),
-        )
+        return _compared(side_a, side_b, origin, images, labels, notes, asked)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What `verify` was asked for, as its arguments are called."""
+
+    gradients: bool | None
+    train_steps: int
+    dtype: str
+    fail_fast: bool
+    seed: int
+    policy: Policy
+    on_step: Callable[[str], None]
+
+
+def _compared(a: Subject, b: Subject, origin: str, images: Any, labels: Any, notes: list[str], asked: _Asked) -> Report:
+    """The report on two sides of one size that have weights, which are from `origin`."""
+    differing = weight_causes(a, b) if origin == "given" else []
+    if differing and asked.fail_fast:
+        return of_other_weights(differing, asked.policy)
+    searched = a.found is not None or b.found is not None
+    few = IMAGES_FOR_CANDIDATES if searched else None
+    batch = random_images(a.config, asked.seed)[:few] if images is None else _checked(images, a)
+    truth = None if labels is None else _checked_labels(labels, batch, a)
+    evidence = gather(a, b, batch, asked.seed, asked.dtype, asked.on_step)
+    sides = sides_of(evidence, origin, truth)
+    port_causes = (*differing, *(round_trip_causes(sides) if origin == "given" else []))
+    judgement = judge(evidence, asked.policy, port_causes)
+    if not port_causes and searched:
+        judgement = explained(judgement, a, b)
+    by_default = asked.gradients is None and origin == "random" and searched
+    if port_causes or (asked.fail_fast and judgement.verdict != "equivalent"):
+        asked = dataclasses.replace(asked, gradients=False, train_steps=0)
+    elif by_default:
+        asked = dataclasses.replace(asked, gradients=True)
+    compared, training = _on_the_way_back(evidence, notes, asked)
+    judgement = trained_apart(with_gradients(judgement, compared), training)
+    asked.on_step("what these inputs could show")
+    shown = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
+    if differing:
+        shown = f"{sum(int(cause.count.split()[0]) for cause in differing)} of {len(a.weights)} arrays differ"
+    return report_of(
+        evidence,
+        judgement,
+        sides,
+        asked.policy,
+        weights=shown,
+        notes=notes,
+        images=f"on {len(batch)} {'random images' if images is None else 'images'}",
+        gradients=compared,
+        training=training,
+        visible=visible(a.config, a.weights, batch[:VISIBLE_ON]),
+    )
 
 
 def _on_the_way_back(
-    evidence: Evidence,
-    policy: Policy,
-    seed: int,
-    gradients: bool,
-    train_steps: int,
-    notes: list[str],
-    on_step: Callable[[str], None],
+    evidence: Evidence, notes: list[str], asked: _Asked
 ) -> tuple[Gradients | None, tuple[Training, ...]]:
     """Gradients and training steps, on one image, if the outputs agree; `notes` are told where they cannot be."""
-    if not (gradients or train_steps):
+    if not (asked.gradients or asked.train_steps):
         return None, ()
-    if policy.rate(*evidence.residuals()) not in ("same", "rounding"):
+    if asked.policy.rate(*evidence.residuals()) not in ("same", "rounding"):
         notes.append("gradients are not compared, since the outputs differ")
         return None, ()
     a, b = evidence.a.side, evidence.aligned.side if evidence.aligned is not None else evidence.b.side
@@ -162,12 +176,12 @@ def _on_the_way_back(
     compared: Gradients | None = None
     training: list[Training] = []
     try:
-        if gradients:
-            on_step("gradients in float64")
-            compared = compare_gradients(a, b, image, seed, policy.gradients)
-        if train_steps:
-            on_step("training steps in float64")
-            training += compare_training(a, b, image, seed, train_steps, policy)
+        if asked.gradients:
+            asked.on_step("gradients in float64")
+            compared = compare_gradients(a, b, image, asked.seed, asked.policy.gradients)
+        if asked.train_steps:
+            asked.on_step("training steps in float64")
+            training += compare_training(a, b, image, asked.seed, asked.train_steps, asked.policy)
     except MixerEquivError as error:
         notes.append(f"gradients are not compared: {error}")
     return compared, tuple(training)
