@@ -25,6 +25,7 @@ from mixer_equiv.errors import (
     MissingDependencyError,
     MixerEquivError,
 )
+from mixer_equiv.formulation import Formulation
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
 from mixer_equiv.report import Report
 from mixer_equiv.surgery import drop_head, enlarge, new_head
@@ -40,6 +41,7 @@ __all__ = [
     "ConventionWarning",
     "Conventions",
     "ConversionError",
+    "Formulation",
     "InexpressibleError",
     "Layout",
     "LayoutError",

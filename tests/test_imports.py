@@ -212,7 +212,7 @@ PACKAGE = Path(mixer_equiv.__file__).parent
 # From the bottom up; a name stands for the module and all that is below it.
 LAYERS = (
     ("errors",),
-    ("config", "arrays", "operations"),
+    ("config", "formulation", "arrays", "operations"),
     ("layouts",),
     ("containers", "strict", "finding"),
     ("checkpoint",),
@@ -241,9 +241,13 @@ OUR_MODELS = "mixer_equiv.models"
 
 # What the models must not know, so that they can be held against each other.
 _MODELS = {"torch": ("jax", "flax"), "flax": ("torch",), "nnx": ("torch",), "reference": tuple(sorted(FRAMEWORKS))}
+_MODULES = {**_MODELS, **{f"{name}_formulations": _MODELS[name] for name in ("torch", "flax")}}
 STRANGERS = {
-    f"models.{name}": (*frameworks, *(f"mixer_equiv.models.{other}" for other in _MODELS if other != name))
-    for name, frameworks in _MODELS.items()
+    f"models.{name}": (
+        *frameworks,
+        *(f"mixer_equiv.models.{other}" for other in _MODULES if other.partition("_")[0] != name.partition("_")[0]),
+    )
+    for name, frameworks in _MODULES.items()
 }
 
 

@@ -23,6 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.formulation import Formulation
+from mixer_equiv.models.torch_formulations import CHANNELS, TOKENS, Mixing, embed, layer_norm, mlp
+
+OFFICIAL = Formulation()
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -34,25 +38,35 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MlpBlock(nn.Module):
-    """Linear, activation, Linear back to the input's width, over the last axis.
+    """Linear, activation, Linear back to the input's width, over one axis.
 
-    `mlp_dim` defaults to `dim`.
+    `mlp_dim` defaults to `dim`. `mixing` are the operation that stands for a Linear, and its axis.
     """
 
-    def __init__(self, dim: int, mlp_dim: int | None = None, activation: str = "gelu_tanh") -> None:
+    def __init__(
+        self,
+        dim: int,
+        mlp_dim: int | None = None,
+        activation: str = "gelu_tanh",
+        mixing: tuple[Mixing, int] = TOKENS["linear"],
+    ) -> None:
         super().__init__()
         mlp_dim = dim if mlp_dim is None else mlp_dim
         self.dense_0 = nn.Linear(dim, mlp_dim)
         self.dense_1 = nn.Linear(mlp_dim, dim)
         self.activation = activation
+        self.mixing = mixing
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) to (..., dim)."""
-        return self.dense_1(ACTIVATIONS[self.activation](self.dense_0(x)))
+    def forward(self, x: Tensor, axis: int = -1) -> Tensor:
+        """(..., dim) to (..., dim), or another of the last two axes of three."""
+        return mlp(x, axis, (self.dense_0, self.dense_1), ACTIVATIONS[self.activation], self.mixing)
 
 
 class MixerBlock(nn.Module):
-    """Token mixing, then channel mixing, each behind a LayerNorm and inside a residual branch."""
+    """Token mixing, then channel mixing, each behind a LayerNorm and inside a residual branch.
+
+    The stream is (batch, tokens, hidden), or (batch, hidden, tokens) where the `formulation` has it so.
+    """
 
     def __init__(
         self,
@@ -62,27 +76,33 @@ class MixerBlock(nn.Module):
         channels_mlp_dim: int | None = None,
         activation: str = "gelu_tanh",
         layer_norm_eps: float = 1e-6,
+        formulation: Formulation = OFFICIAL,
     ) -> None:
         super().__init__()
         self.layer_norm_0 = nn.LayerNorm(hidden_dim, eps=layer_norm_eps)
-        self.token_mixing = MlpBlock(num_tokens, tokens_mlp_dim, activation)
+        self.token_mixing = MlpBlock(num_tokens, tokens_mlp_dim, activation, TOKENS[formulation.tokens])
         self.layer_norm_1 = nn.LayerNorm(hidden_dim, eps=layer_norm_eps)
-        self.channel_mixing = MlpBlock(hidden_dim, channels_mlp_dim, activation)
+        self.channel_mixing = MlpBlock(hidden_dim, channels_mlp_dim, activation, CHANNELS[formulation.channels])
+        self.axes = (-1, -2) if formulation.channels_first else (-2, -1)
 
     def forward(self, x: Tensor, *, taps: bool = False) -> Any:
-        """(batch, tokens, hidden) to the same; with `taps`, the pair of streams after each branch."""
-        y = self.layer_norm_0(x).transpose(1, 2)
-        after_tokens = x + self.token_mixing(y).transpose(1, 2)
-        after_channels = after_tokens + self.channel_mixing(self.layer_norm_1(after_tokens))
+        """The stream to the same; with `taps`, the pair of streams after each branch."""
+        tokens, channels = self.axes
+        after_tokens = x + self.token_mixing(layer_norm(x, self.layer_norm_0, channels), tokens)
+        y = layer_norm(after_tokens, self.layer_norm_1, channels)
+        after_channels = after_tokens + self.channel_mixing(y, channels)
         return (after_tokens, after_channels) if taps else after_channels
 
 
 class MlpMixer(nn.Module):
-    """The whole network (Tolstikhin et al. 2021, figure 1), initialised as the official one."""
+    """The whole network (Tolstikhin et al. 2021, figure 1), initialised as the official one.
 
-    def __init__(self, config: MixerConfig) -> None:
+    Parameters are the same whatever the `formulation`, which says by what operations they are used.
+    """
+
+    def __init__(self, config: MixerConfig, formulation: Formulation = OFFICIAL) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.formulation = config, formulation
         self.stem = nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, stride=config.patch_hw)
         self.blocks = nn.ModuleList(
             MixerBlock(
@@ -92,6 +112,7 @@ class MlpMixer(nn.Module):
                 config.channels_mlp_dim,
                 config.activation,
                 config.layer_norm_eps,
+                formulation,
             )
             for _ in range(config.num_blocks)
         )
@@ -124,28 +145,30 @@ class MlpMixer(nn.Module):
             sizes = ", ".join(map(str, expected))
             raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (batch, {sizes})")
         seen: dict[str, Tensor] = {}
-        # Without taps nothing is kept, so that activations are freed as the stream goes on.
-        tap = seen.__setitem__ if taps else _discard
-        x = self.stem(images).flatten(2).transpose(1, 2)
+        first = self.formulation.channels_first
+        tokens, channels = (-1, -2) if first else (-2, -1)
+
+        def tap(name: str, x: Tensor) -> None:
+            if taps:  # else nothing is kept, so that activations are freed as the stream goes on
+                seen[name] = x.transpose(1, 2) if first and x.ndim == 3 else x
+
+        x = embed(images, self.stem, self.formulation.patch, channels_first=first)
         tap("stem", x)
         for i, block in enumerate(self.blocks):
             if taps:
-                seen[f"MixerBlock_{i}/token_mixing"], x = block(x, taps=True)
-                seen[f"MixerBlock_{i}/channel_mixing"] = x
+                after_tokens, x = block(x, taps=True)
+                tap(f"MixerBlock_{i}/token_mixing", after_tokens)
+                tap(f"MixerBlock_{i}/channel_mixing", x)
             else:
                 x = block(x)
-        x = self.pre_head_layer_norm(x)
+        x = layer_norm(x, self.pre_head_layer_norm, channels)
         tap("pre_head_layer_norm", x)
-        x = x.mean(dim=1)
+        x = x.mean(dim=tokens)
         tap("pooled", x)
         if self.head is not None:
             x = self.head(x)
             tap("logits", x)
         return seen if taps else x
-
-
-def _discard(name: str, value: Tensor) -> None:
-    """The tap that keeps nothing."""
 
 
 def _lecun_normal_(weight: Tensor) -> None:

@@ -1,0 +1,51 @@
+"""`Formulation`: in which operations a Mixer is written. All compute the same function of the same parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+from mixer_equiv.errors import ConfigError
+
+PATCH = ("conv", "linear", "linear_channels_first")
+TOKENS = ("linear", "matmul", "depthwise_conv", "shared_conv", "conv1d")
+CHANNELS = ("linear", "conv1d")
+
+
+@dataclasses.dataclass(frozen=True)
+class Formulation:
+    """How patches are embedded, and tokens and channels mixed.
+
+    `patch` is "conv" (kernel and stride are the patch), or a Linear over flattened patches:
+    "linear" flattens (ph pw channels), "linear_channels_first" (channels ph pw).
+
+    `tokens` is "linear" (between transposes), "matmul" (from the left, without transposes), "conv1d" of
+    kernel 1 whose channels are the tokens, "depthwise_conv" (one filter as long as the tokens, repeated
+    for every channel, as the tutorial wrote it), or "shared_conv", the same sharing without repeating:
+    a Conv2d with one input channel and kernel (1, tokens).
+
+    `channels` is "linear" or "conv1d" of kernel 1 on (batch, hidden, tokens), which is then the order of
+    the whole stream, so that nothing is transposed for it.
+    """
+
+    patch: str = "conv"
+    tokens: str = "linear"
+    channels: str = "linear"
+
+    def __post_init__(self) -> None:
+        for field, known in (("patch", PATCH), ("tokens", TOKENS), ("channels", CHANNELS)):
+            value = getattr(self, field)
+            if value not in known:
+                raise ConfigError(f"formulation {field} is {value!r}; it must be one of {', '.join(known)}")
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether the residual stream is (batch, hidden, tokens)."""
+        return self.channels == "conv1d"
+
+    def __str__(self) -> str:
+        return f"{self.patch}, {self.tokens}, {self.channels}"
+
+
+FORMULATIONS = tuple(Formulation(*names) for names in itertools.product(PATCH, TOKENS, CHANNELS))
+CONVOLUTIONAL = Formulation("conv", "shared_conv", "conv1d")

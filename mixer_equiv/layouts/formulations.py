@@ -1,0 +1,52 @@
+"""Natural shapes of a formulation's parameters: what modules of torch that are written in it hold.
+
+The models of this package hold canonical parameters whatever their formulation. For code that is
+built of nn.Conv1d or of a Linear over flattened patches, `natural` gives the layout that `convert`
+writes and reads: the names of the torch layout, each weight in the shape of that module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mixer_equiv.errors import LayoutError
+from mixer_equiv.formulation import Formulation
+from mixer_equiv.layouts.layout import Layout, Row
+from mixer_equiv.layouts.torch import TORCH
+
+_STEM = {
+    "conv": "hidden channels ph pw",
+    "linear": "hidden (ph pw channels)",
+    "linear_channels_first": "hidden (channels ph pw)",
+}
+# Of a kernel from `a` to `b`.
+_KERNEL = {"linear": "{b} {a}", "matmul": "{b} {a}", "conv1d": "{b} {a} 1", "shared_conv": "{b} 1 1 {a}"}
+
+
+def natural(formulation: Formulation) -> Layout:
+    """The layout of a torch Mixer whose modules hold their weights in this formulation's shapes.
+
+    Raises `LayoutError` for "depthwise_conv", which holds every filter once for each channel.
+    """
+    if formulation.tokens not in _KERNEL:
+        raise LayoutError(
+            f"{formulation.tokens} has every filter once for each channel, so that no parameter is one of its own; "
+            "take shared_conv, which shares the filter, or conv1d"
+        )
+    return dataclasses.replace(
+        TORCH,
+        name=f"torch-{formulation.patch}-{formulation.tokens}-{formulation.channels}",
+        aliases=(),
+        summary=f"modules of torch, formulated as {formulation}",
+        rows=tuple(_shaped(row, formulation) for row in TORCH.rows),
+    )
+
+
+def _shaped(row: Row, formulation: Formulation) -> Row:
+    if row.canonical == "stem/kernel":
+        return dataclasses.replace(row, pattern=f"{row.canonical_axes} -> {_STEM[formulation.patch]}")
+    for mixing, kind in (("token_mixing", formulation.tokens), ("channel_mixing", formulation.channels)):
+        if f"/{mixing}/" in row.canonical and row.canonical.endswith("/kernel"):
+            a, b = row.canonical_axes.split()
+            return dataclasses.replace(row, pattern=f"{a} {b} -> {_KERNEL[kind].format(a=a, b=b)}")
+    return row

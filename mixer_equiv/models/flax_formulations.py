@@ -1,0 +1,111 @@
+"""The operations of each `Formulation` in JAX, on the parameters of the official tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax.linen.dtypes import promote_dtype
+from jax import lax
+
+# From x, a kernel (in, out) and a bias (out,) to x with `in` made `out` on one of its last two axes.
+Mixing = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """(..., in) to (..., out)."""
+    return x @ kernel + bias
+
+
+def _matmul(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """(batch, in, length) to (batch, out, length)."""
+    return kernel.T @ x + bias[:, None]
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """(batch, in, length) to (batch, out, length)."""
+    return _conv(x, kernel.T[..., None]) + bias[:, None]
+
+
+def _depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """(batch, channels, in) to (batch, channels, out): the same filters for every channel, written out."""
+    batch, channels, _ = x.shape
+    filters = jnp.tile(kernel.T[:, None], (channels, 1, 1))
+    return _conv(x, filters, groups=channels).reshape(batch, channels, -1) + bias
+
+
+def _shared(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """(batch, channels, in) to (batch, channels, out)."""
+    return jnp.swapaxes(_conv(x[:, None], kernel.T[:, None, None])[..., 0], 1, 2) + bias
+
+
+def _conv(x: jax.Array, filters: jax.Array, groups: int = 1) -> jax.Array:
+    """A convolution without padding, axes in torch's order."""
+    return lax.conv_general_dilated(x, filters, (1,) * (x.ndim - 2), "VALID", feature_group_count=groups)
+
+
+# Each with the axis that it mixes.
+TOKENS: dict[str, tuple[Mixing, int]] = {
+    "linear": (_linear, -1),
+    "matmul": (_matmul, -2),
+    "depthwise_conv": (_depthwise, -1),
+    "shared_conv": (_shared, -1),
+    "conv1d": (_pointwise, -2),
+}
+CHANNELS: dict[str, tuple[Mixing, int]] = {"linear": (_linear, -1), "conv1d": (_pointwise, -2)}
+
+
+class Dense(nn.Module):
+    """The parameters of nn.Dense, and its name in the tree, for another operation."""
+
+    features: int
+    mixing: tuple[Mixing, int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`x`, of three axes, with the one that is mixed made `features`."""
+        mix, axis = self.mixing
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[axis], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return mix(*promote_dtype(x, kernel, bias))
+
+
+class LayerNorm(nn.Module):
+    """nn.LayerNorm over the channels of (batch, channels, tokens), with its parameters and fast variance."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[1],), jnp.float32)
+        mean = x.mean(axis=1, keepdims=True)
+        variance = jnp.maximum(0.0, (x * x).mean(axis=1, keepdims=True) - mean * mean)
+        return (x - mean) * (lax.rsqrt(variance + self.epsilon) * scale[:, None]) + bias[:, None]
+
+
+_FLATTENED = {
+    "linear": ("b (h ph) (w pw) c -> b (h w) (ph pw c)", "ph pw c d -> (ph pw c) d"),
+    "linear_channels_first": ("b (h ph) (w pw) c -> b (h w) (c ph pw)", "ph pw c d -> (c ph pw) d"),
+}
+
+
+class Stem(nn.Module):
+    """The parameters of the official nn.Conv stem, used as a Dense over flattened patches."""
+
+    features: int
+    patch: tuple[int, int]
+    order: str
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """(batch, height, width, channels) to (batch, tokens, hidden)."""
+        ph, pw = self.patch
+        shape = (ph, pw, images.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        of_images, of_kernel = _FLATTENED[self.order]
+        return rearrange(images, of_images, ph=ph, pw=pw) @ rearrange(kernel, of_kernel) + bias

@@ -1,0 +1,91 @@
+"""The operations of each `Formulation` in torch, on the parameters that nn.Linear and nn.Conv2d hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+# From x and a layer to x with `in` made `out` on one of its last two axes.
+Mixing = Callable[[Tensor, nn.Linear], Tensor]
+
+
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """(..., in) to (..., out), by the module itself, so that hooks on it run."""
+    return layer(x)
+
+
+def _matmul(x: Tensor, layer: nn.Linear) -> Tensor:
+    """(batch, in, length) to (batch, out, length)."""
+    return layer.weight @ x + layer.bias[:, None]
+
+
+def _pointwise(x: Tensor, layer: nn.Linear) -> Tensor:
+    """(batch, in, length) to (batch, out, length)."""
+    return F.conv1d(x, layer.weight[..., None], layer.bias)
+
+
+def _depthwise(x: Tensor, layer: nn.Linear) -> Tensor:
+    """(batch, channels, in) to (batch, channels, out): the same filters for every channel, written out."""
+    batch, channels, _ = x.shape
+    filters, biases = layer.weight[:, None].repeat(channels, 1, 1), layer.bias.repeat(channels)
+    return F.conv1d(x, filters, biases, groups=channels).reshape(batch, channels, -1)
+
+
+def _shared(x: Tensor, layer: nn.Linear) -> Tensor:
+    """(batch, channels, in) to (batch, channels, out)."""
+    return F.conv2d(x[:, None], layer.weight[:, None, None], layer.bias).squeeze(-1).transpose(1, 2)
+
+
+# Each with the axis that it mixes.
+TOKENS: dict[str, tuple[Mixing, int]] = {
+    "linear": (_linear, -1),
+    "matmul": (_matmul, -2),
+    "depthwise_conv": (_depthwise, -1),
+    "shared_conv": (_shared, -1),
+    "conv1d": (_pointwise, -2),
+}
+CHANNELS: dict[str, tuple[Mixing, int]] = {"linear": (_linear, -1), "conv1d": (_pointwise, -2)}
+
+
+def mlp(
+    x: Tensor,
+    axis: int,
+    layers: tuple[nn.Linear, nn.Linear],
+    activation: Callable[[Tensor], Tensor],
+    mixing: tuple[Mixing, int],
+) -> Tensor:
+    """Two layers over this axis of `x` (batch, ., .), with transposes around them where they mix the other one."""
+    mix, own = mixing
+    x = x if axis == own else x.transpose(1, 2)
+    first, last = layers
+    x = mix(activation(mix(x, first)), last)
+    return x if axis == own else x.transpose(1, 2)
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm, axis: int) -> Tensor:
+    """`norm` over this axis, without a transpose where it is not the last."""
+    if axis == -1:
+        return norm(x)
+    variance, mean = torch.var_mean(x, axis, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + norm.eps) * norm.weight[:, None] + norm.bias[:, None]
+
+
+_FLATTENED = {
+    "linear": ("b c (h ph) (w pw) -> b (h w) (ph pw c)", "d c ph pw -> d (ph pw c)"),
+    "linear_channels_first": ("b c (h ph) (w pw) -> b (h w) (c ph pw)", "d c ph pw -> d (c ph pw)"),
+}
+
+
+def embed(images: Tensor, stem: nn.Conv2d, patch: str, *, channels_first: bool) -> Tensor:
+    """(batch, channels, height, width) to (batch, tokens, hidden), or (batch, hidden, tokens)."""
+    if patch == "conv":
+        x = stem(images).flatten(2)
+        return x if channels_first else x.transpose(1, 2)
+    of_images, of_weight = _FLATTENED[patch]
+    ph, pw = stem.weight.shape[2:]
+    x = F.linear(rearrange(images, of_images, ph=ph, pw=pw), rearrange(stem.weight, of_weight), stem.bias)
+    return x.transpose(1, 2) if channels_first else x

@@ -1,0 +1,214 @@
+"""Every formulation of the Mixer, in both frameworks, is one function of one set of parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixer_equiv import Checkpoint, ConfigError, Formulation, LayoutError, MixerConfig, convert, verify
+from mixer_equiv.arrays import flatten, unflatten
+from mixer_equiv.convert import relabel
+from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.precision import jax_full_precision
+from mixer_equiv.equivalence.programs import run_reference
+from mixer_equiv.equivalence.record_torch import record
+from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.formulation import CHANNELS, CONVOLUTIONAL, FORMULATIONS, PATCH, TOKENS
+from mixer_equiv.layouts import LINEN, TORCH
+from mixer_equiv.layouts.formulations import natural
+from mixer_equiv.models.flax import MlpMixer as FlaxMixer
+from mixer_equiv.models.torch import MlpMixer as TorchMixer
+from mixer_equiv.strategies import configs
+
+CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
+Arrays = Mapping[str, np.ndarray]
+
+
+def in_torch(
+    config: MixerConfig, formulation: Formulation, params: Arrays, images: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Taps, and canonical gradients of the sum of squared outputs."""
+    model = TorchMixer(config, formulation)
+    state = {name: torch.from_numpy(array) for name, array in relabel(params, LINEN, TORCH, config).items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    taps = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), taps=True)
+    list(taps.values())[-1].square().sum().backward()
+    gradients = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    back = relabel(gradients, TORCH, LINEN, config)
+    return {name: tap.detach().numpy() for name, tap in taps.items()}, back
+
+
+def in_flax(
+    config: MixerConfig, formulation: Formulation, params: Arrays, images: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Taps, and canonical gradients of the sum of squared outputs."""
+    model = FlaxMixer(config, formulation)
+
+    def scalar(weights: Any) -> Any:
+        taps: Any = model.apply({"params": weights}, images, taps=True)
+        return (list(taps.values())[-1] ** 2).sum(), taps
+
+    with jax_full_precision():
+        gradients, taps = jax.grad(scalar, has_aux=True)(unflatten(params))
+        return (
+            {name: np.asarray(tap) for name, tap in taps.items()},
+            {name: np.asarray(leaf) for name, leaf in flatten(gradients)},
+        )
+
+
+FRAMEWORKS = {"torch": in_torch, "flax": in_flax}
+
+
+def furthest(actual: Arrays, expected: Arrays) -> float:
+    """The largest residual, each relative to its own norm or a thousandth of all."""
+    assert actual.keys() == expected.keys()
+    whole = float(np.sqrt(sum(np.square(array).sum() for array in expected.values())))
+    return max(
+        float(np.linalg.norm(actual[name] - array)) / max(float(np.linalg.norm(array)), 1e-3 * whole)
+        for name, array in expected.items()
+    )
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
+def test_every_formulation_is_the_reference_with_the_gradients_of_the_official_one(
+    framework: str, formulation: Formulation
+) -> None:
+    params, images = random_params(CONFIG, 0), random_images(CONFIG, 0)[:2]
+    taps, gradients = FRAMEWORKS[framework](CONFIG, formulation, params, images)
+    reference = run_reference(CONFIG, params, images)
+    assert max(residual(taps[name], tap) for name, tap in reference.items()) <= 1e-14
+    _, official = in_torch(CONFIG, Formulation(), params, images)
+    assert furthest(gradients, official) <= 1e-12
+
+
+@given(config=configs(max_blocks=2), formulation=st.sampled_from(FORMULATIONS), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_formulations_agree_whatever_the_sizes(config: MixerConfig, formulation: Formulation, seed: int) -> None:
+    params, images = random_params(config, seed), random_images(config, seed)[:2]
+    reference = run_reference(config, params, images)
+    last = list(reference)[-1]
+    taps, _ = in_torch(config, formulation, params, images)
+    scale = max(float(np.linalg.norm(reference["pre_head_layer_norm"])), float(np.linalg.norm(reference[last])))
+    assert float(np.linalg.norm(taps[last] - reference[last])) <= 1e-12 * scale
+
+
+def test_there_are_all_combinations() -> None:
+    assert len(FORMULATIONS) == len(set(FORMULATIONS)) == 30
+    named = {(f.patch, f.tokens, f.channels) for f in FORMULATIONS}
+    assert named == set(itertools.product(PATCH, TOKENS, CHANNELS))
+    assert Formulation() == FORMULATIONS[0]
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
+def test_flax_models_start_from_the_same_weights_in_every_formulation(formulation: Formulation) -> None:
+    images = np.zeros((1, *CONFIG.image_hw, CONFIG.in_channels), np.float32)
+    key = jax.random.key(0)
+    official, other = (FlaxMixer(CONFIG, f).init(key, images) for f in (Formulation(), formulation))
+    assert jax.tree.structure(official) == jax.tree.structure(other)
+    assert jax.tree.all(jax.tree.map(np.array_equal, official, other))
+
+
+def test_the_convolutional_mixer_has_no_linear_and_copies_no_transpose_before_the_head() -> None:
+    """An MLP-Mixer is a CNN."""
+    images = torch.randn(2, *(CONFIG.in_channels, *CONFIG.image_hw), dtype=torch.float64)
+    seen = {}
+    for formulation in (CONVOLUTIONAL, Formulation()):
+        model = TorchMixer(CONFIG.replace(num_classes=0), formulation)
+        trace = record(model, (images,), lambda name, shape: np.random.default_rng(0).standard_normal(shape))
+        seen[formulation] = {value.operation for value in trace.values}
+    products = {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "einsum"}
+    copies = {"clone", "contiguous", "copy_", "_to_copy", "_unsafe_view"}
+    assert not seen[CONVOLUTIONAL] & (products | copies)
+    assert "convolution" in seen[CONVOLUTIONAL]
+    assert seen[Formulation()] & products
+
+
+@pytest.mark.parametrize("formulation", [CONVOLUTIONAL, Formulation("linear", "depthwise_conv", "linear")], ids=str)
+def test_verify_takes_a_model_of_any_formulation(formulation: Formulation) -> None:
+    report = verify(TorchMixer(CONFIG, formulation), "flax", gradients=True)
+    assert report.verdict == "equivalent"
+    assert report.gradients is not None
+    assert report.gradients.residual <= 1e-12
+
+
+@pytest.mark.parametrize("field", ["patch", "tokens", "channels"])
+def test_unknown_names_are_refused(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"formulation {field} is 'fft'; it must be one of"):
+        Formulation(**{field: "fft"})
+
+
+# Natural shapes
+
+
+def modules(config: MixerConfig, formulation: Formulation) -> dict[str, torch.nn.Module]:
+    """The modules that somebody would write: those of the stem, and of the two MLPs of block 1."""
+    tokens, hidden = config.num_tokens, config.hidden_dim
+    (ph, pw), channels = config.patch_hw, config.in_channels
+    make: dict[str, Any] = {
+        "linear": torch.nn.Linear,
+        "matmul": torch.nn.Linear,
+        "conv1d": lambda a, b: torch.nn.Conv1d(a, b, 1),
+        "shared_conv": lambda a, b: torch.nn.Conv2d(1, b, (1, a)),
+    }
+    stem: torch.nn.Module = torch.nn.Linear(ph * pw * channels, hidden)
+    if formulation.patch == "conv":
+        stem = torch.nn.Conv2d(channels, hidden, (ph, pw), (ph, pw))
+    return {
+        "stem": stem,
+        "blocks.1.token_mixing.dense_0": make[formulation.tokens](tokens, config.tokens_mlp_dim),
+        "blocks.1.token_mixing.dense_1": make[formulation.tokens](config.tokens_mlp_dim, tokens),
+        "blocks.1.channel_mixing.dense_0": make[formulation.channels](hidden, config.channels_mlp_dim),
+        "blocks.1.channel_mixing.dense_1": make[formulation.channels](config.channels_mlp_dim, hidden),
+    }
+
+
+WRITABLE = [formulation for formulation in FORMULATIONS if formulation.tokens != "depthwise_conv"]
+
+
+@pytest.mark.parametrize("formulation", WRITABLE, ids=str)
+def test_modules_take_their_weights_in_natural_shapes_and_give_them_back(formulation: Formulation) -> None:
+    params = random_params(CONFIG, 0)
+    state = convert(Checkpoint.from_arrays(params, config=CONFIG), to=natural(formulation))
+    for prefix, module in modules(CONFIG, formulation).items():
+        module.load_state_dict({name: state[f"{prefix}.{name}"] for name in ("weight", "bias")}, strict=True)
+    back = convert(state, to="linen")
+    assert all(np.array_equal(params[name], array) for name, array in back.arrays.items())
+
+
+def test_natural_shapes_give_the_official_values() -> None:
+    """A stem as a Linear over patches that einops flattens, a token MLP as Conv1d: as their users would run them."""
+    params, images = random_params(CONFIG, 0), random_images(CONFIG, 0)[:2]
+    reference = run_reference(CONFIG, params, images)
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    (ph, pw), norm = CONFIG.patch_hw, torch.nn.functional.layer_norm
+    for patch, order in (("linear", "(ph pw c)"), ("linear_channels_first", "(c ph pw)")):
+        formulation = Formulation(patch, "conv1d", "linear")
+        state = convert(Checkpoint.from_arrays(params, config=CONFIG), to=natural(formulation))
+        flat = rearrange(pixels, f"b c (h ph) (w pw) -> b (h w) {order}", ph=ph, pw=pw)
+        x = torch.nn.functional.linear(flat, state["stem.weight"], state["stem.bias"])
+        assert residual(x.numpy(), reference["stem"]) <= 1e-14
+        scale, bias = (state[f"blocks.0.layer_norm_0.{name}"] for name in ("weight", "bias"))
+        y = norm(x, (CONFIG.hidden_dim,), scale, bias, 1e-6)
+        for i in range(2):
+            dense = (state[f"blocks.0.token_mixing.dense_{i}.{name}"] for name in ("weight", "bias"))
+            y = torch.nn.functional.conv1d(y, *dense)
+            y = torch.nn.functional.gelu(y, approximate="tanh") if i == 0 else y
+        assert residual((x + y).numpy(), reference["MixerBlock_0/token_mixing"]) <= 1e-14
+
+
+def test_a_repeated_filter_has_no_natural_shape() -> None:
+    with pytest.raises(LayoutError, match="depthwise_conv has every filter once for each channel"):
+        natural(Formulation(tokens="depthwise_conv"))
