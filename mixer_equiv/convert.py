@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, overload
@@ -121,6 +122,13 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str])
         )
     present, notes = source.check(target=target, allow_missing=allow_missing)
     config = source.config
+    theirs = target.bindings(config.num_blocks)
+    homeless = [name for name in present if name not in theirs and not present[name].is_absent]
+    if any(not any(fnmatch.fnmatchcase(name, glob) for glob in allow_missing) for name in homeless):
+        reasons = [f"it has no {name}" for name in homeless]
+        advice = "leave the head out with drop_head, --drop-head or allow_missing=['head/*']"
+        raise _inexpressible(target, reasons, advice)
+    notes += [f"left out: {present.pop(name).foreign}, which {target.name} does not have" for name in homeless]
     if not any(binding.row.in_head for binding in present.values()):
         config = config.replace(num_classes=0)
     arrays = relabel(source.arrays, source.layout, target, config, only=present)
@@ -151,7 +159,7 @@ def relabel(
     holders: dict[str, str] = {}
     reasons = []
     for canonical, wanted in target.bindings(config.num_blocks).items():
-        given = only is None or canonical in only
+        given = canonical in theirs and (only is None or canonical in only)
         array = _in_axes_of(wanted, theirs[canonical], theirs, arrays, config) if given else None
         if array is None:
             continue
@@ -197,10 +205,11 @@ def _dtype_beside(canonical: str, theirs: Mapping[str, Binding], found: Mapping[
     return next((found[name].dtype for name in candidates if name in found), None)
 
 
-def _inexpressible(target: Layout, reasons: list[str]) -> InexpressibleError:
+def _inexpressible(target: Layout, reasons: list[str], advice: str = "") -> InexpressibleError:
     shown = [f"  {reason}" for reason in reasons[: strict.SHOWN]]
     if len(reasons) > len(shown):
         shown.append(f"  and {len(reasons) - len(shown)} more")
+    shown += [advice] if advice else []
     return InexpressibleError(
         "\n".join([f"no weights of the layout {target.name} are the same function:", *shown]), reasons=reasons
     )

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from mixer_equiv import (
     LAYOUTS,
+    Checkpoint,
     ConfigError,
     ConventionWarning,
     ConversionError,
@@ -609,3 +610,31 @@ def test_compare_takes_arrays_by_name_and_says_where_the_worst_is() -> None:
         compare({"a": ours["a"]}, theirs)
     with pytest.raises(ConversionError, match=r"array is \(2,\) in one|is \(2,\) in one and \(3,\) in the other"):
         compare(np.zeros(2), np.zeros(3))
+
+
+class WithoutHead(PortMixer):
+    """Features alone; the classifier is there and is not used."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.final_norm(x).mean(dim=1)
+
+
+def test_a_model_without_a_head_takes_weights_whose_head_is_left_out() -> None:
+    params = random_params(CONFIG, 0)
+    layout = layout_of(WithoutHead(CONFIG), image=IMAGE)
+    features = {name: array for name, array in params.items() if not name.startswith("head/")}
+    for weights in (params, features):
+        model = WithoutHead(CONFIG)
+        before = model.classifier.weight.clone()
+        port(weights, model, image=IMAGE, allow_missing=["head/*"])
+        assert torch.equal(model.classifier.weight, before)
+        assert verify(model, image=IMAGE).verdict == "equivalent"
+    state = convert(Checkpoint.from_arrays(params, config=CONFIG), to=layout, allow_missing=["head/*"])
+    assert any("head/kernel, which" in note for note in state.notes)
+    again = convert(state, to="linen")
+    assert not any(name.startswith("head") for name in again.arrays)
+    with pytest.raises(InexpressibleError, match=r"it has no head/kernel(.|\n)*leave the head out with drop_head"):
+        port(params, WithoutHead(CONFIG), image=IMAGE)

@@ -121,6 +121,23 @@ def test_logits_are_found_in_what_is_returned(doing: Any) -> None:
     assert verify(Odd(doing), image=IMAGE).verdict == "equivalent"
 
 
+class Headless(PortMixer):
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.final_norm(x).mean(dim=1)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # torch's own
+def test_a_model_without_a_head_is_compared_on_its_features_and_one_of_no_classes_is_another() -> None:
+    report = verify(Headless(CONFIG), image=IMAGE)
+    assert (report.verdict, report.stages[-1].name) == ("equivalent", "pooled")
+    report = verify(PortMixer(CONFIG.replace(num_classes=0)), image=IMAGE)
+    assert report.verdict == "different"
+    assert "what follows is not head" in report.reasons[0]
+
+
 def test_generators_are_left_as_they_were() -> None:
     def drawing(f: Forward, x: Tensor) -> Tensor:
         return f(x) + 0 * (random.random() + np.random.rand() + torch.rand(1))

@@ -99,7 +99,9 @@ class Trace:
     @cached_property
     def operands(self) -> list[Value]:
         """What is made of parameters alone, parameters first; of those with the same elements the first."""
-        candidates = [value for value in self.values if not value.is_data and value.leaves and not value.is_view]
+        candidates = [
+            value for value in self.values if not value.is_data and value.leaves and not value.is_view and value.size
+        ]
         candidates.sort(key=lambda value: value.name is None)
         kept: dict[int, list[Value]] = {}
         for value in candidates:

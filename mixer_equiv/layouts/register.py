@@ -148,7 +148,10 @@ def _row_problems(rows: tuple[Row, ...], num_blocks: int | None) -> Iterator[str
         if row.canonical in seen:
             yield f"{said}: it is there twice"
         seen[row.canonical] = row
+    headless = not any(name.startswith("head/") for name in seen)  # features alone are a model, too
     for canonical in CANONICAL:
+        if headless and canonical.startswith("head/"):
+            continue
         every = [canonical.replace("{i}", str(i)) for i in range(num_blocks or 0)]
         if canonical not in seen and not (every and seen.keys() >= set(every)):
             yield f"row {canonical}: it is missing; a bias or scale that the code does not have is called '{ABSENT}'"
