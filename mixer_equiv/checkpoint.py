@@ -8,13 +8,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mixer_equiv import containers, strict
-from mixer_equiv.arrays import DTYPES, Spec, specs, to_torch, unflatten
+from mixer_equiv.arrays import DTYPES, Spec, joined, specs, to_torch, unflatten
 from mixer_equiv.config import MixerConfig, Size
 from mixer_equiv.errors import CheckpointError, ConversionError, InexpressibleError
 from mixer_equiv.finding import Statements, find
@@ -26,11 +27,13 @@ class Checkpoint(Mapping[str, Any]):
     """Weights of one Mixer, by the names of their layout.
 
     `arrays` holds them flat, in NumPy; `load(lazy=True)` reads each only when it is used, and
-    `specs` tells shapes and dtypes without reading. Read as a mapping it gives them by the same
-    flat names, as tensors for a torch layout, so that `load_state_dict(checkpoint)` works; they
-    share memory with `arrays`. `params` is all of it at once: a dict of tensors, or for Flax the
-    nested dict that `apply({"params": ...})` takes. `config` carries the conventions under which
-    the weights are evaluated: `trained_with` if that is known, else what the layout's code computes.
+    `specs` tells shapes and dtypes without reading. Where the layout stacks parameters in one array,
+    each has its own name there, such as "kernels[3]", and `whole` has the stacks. Read as a mapping it
+    gives the latter by the same flat names, as tensors for a torch layout, so that
+    `load_state_dict(checkpoint)` works; they share memory. `params` is all of it at once: a dict of
+    tensors, or for Flax the nested dict that `apply({"params": ...})` takes.
+    `config` carries the conventions under which the weights are evaluated: `trained_with` if that is
+    known, else what the layout's code computes.
     `config_is_stated` tells a config that was given, or stood in the file, from one inferred, and
     `image_size_is_assumed` whether it had to be guessed from the number of tokens.
     `notes` say what was stripped, left out or assumed on the way.
@@ -46,14 +49,14 @@ class Checkpoint(Mapping[str, Any]):
     image_size_is_assumed: bool = False
 
     def __getitem__(self, name: str) -> Any:
-        array = self.arrays[name]
+        array = self.whole[name]
         return to_torch(array) if self.layout.framework == "torch" else array
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.arrays)
+        return iter(self.whole)
 
     def __len__(self) -> int:
-        return len(self.arrays)
+        return len(self.whole)
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -62,10 +65,15 @@ class Checkpoint(Mapping[str, Any]):
         variant = f"Mixer-{self.config.name}" if self.config.name else "Mixer"
         return f"<Checkpoint {variant}, {len(self)} arrays in layout {self.layout.name}, from {self.source}>"
 
+    @cached_property
+    def whole(self) -> Mapping[str, np.ndarray]:
+        """The arrays as files and modules hold them: those of one stack as one array."""
+        return joined(self.arrays) if self.layout.stacks else self.arrays
+
     @property
     def params(self) -> dict[str, Any]:
         """A state_dict of torch tensors, or the nested dict that Flax's `apply` takes as "params"."""
-        return unflatten(self.arrays) if self.layout.framework == "flax" else dict(self)
+        return unflatten(self.whole) if self.layout.framework == "flax" else dict(self)
 
     @property
     def num_parameters(self) -> int:
@@ -165,7 +173,7 @@ def as_checkpoint(
     wanted = params.layout if layout is None else get_layout(layout)
     if config is None and wanted is params.layout:
         return params
-    return Checkpoint.from_arrays(params.arrays, layout=wanted, config=config, source=params.source)
+    return Checkpoint.from_arrays(params.whole, layout=wanted, config=config, source=params.source)
 
 
 def load(
@@ -245,8 +253,8 @@ def save(
             f"nothing is written in the layout {checkpoint.layout.name}: {checkpoint.layout.read_only}",
             reasons=[checkpoint.layout.read_only],
         )
-    names = renamed(checkpoint.arrays, rename_prefix or {})
-    arrays = {names[name]: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    names = renamed(checkpoint.whole, rename_prefix or {})
+    arrays = {names[name]: np.ascontiguousarray(array) for name, array in checkpoint.whole.items()}
     written = arrays, _metadata(checkpoint), checkpoint.layout.framework
     if container.several_files or max_shard_size is not None:
         limit = containers.parse_size(max_shard_size)
@@ -261,7 +269,7 @@ def path_to_read(checkpoint: Checkpoint, path: Path, max_shard_size: int | str |
     """The path that `save` would return: of the index where there would be shards."""
     if not containers.container_for(path).several_files and max_shard_size is None:
         return path
-    return path.with_name(containers.sharded_path(path, checkpoint.arrays, containers.parse_size(max_shard_size)).name)
+    return path.with_name(containers.sharded_path(path, checkpoint.whole, containers.parse_size(max_shard_size)).name)
 
 
 def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, str]:

@@ -28,11 +28,13 @@ from mixer_equiv.containers import SUFFIXES, parse_size, replacing
 from mixer_equiv.convert import convert as convert_weights
 from mixer_equiv.equivalence.compare import Policy
 from mixer_equiv.equivalence.mutate import mutate as plant_all
+from mixer_equiv.equivalence.porting import layout_of
+from mixer_equiv.equivalence.sources import is_source, model_at
 from mixer_equiv.equivalence.verify import verify as verify_pair
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
 from mixer_equiv.inspection import describe_layout, layouts_table, markdown_table
 from mixer_equiv.inspection import inspect as inspect_checkpoint
-from mixer_equiv.layouts import LAYOUTS, Conventions, register_layout
+from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
 from mixer_equiv.page import to_html
 
 EXIT_STATUS = {
@@ -147,7 +149,7 @@ def convert(
             converted = surgery.enlarge(converted, larger)
         if dtype is not None:
             converted = converted.astype(dtype)
-        names = checkpoints.renamed(converted.arrays, prefixes)
+        names = checkpoints.renamed(converted.whole, prefixes)
         written = target
         if not dry_run:
             step(f"writing {target.name}")
@@ -202,14 +204,32 @@ def inspect(
 
 @app.command()
 def layouts(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Whose layout to find: path/to/file.py:Name, package.module:Name, timm:NAME."
+        ),
+    ] = None,
+    kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="What the model is made with.")] = None,
+    image: Annotated[str | None, typer.Option(metavar="CxHxW", help="Image channels and size, in pixels.")] = None,
     layout_files: LayoutFileOption = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a table of Markdown.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """List the layouts: what their code computes, what weights they can hold, and a name in each."""
+    """List the layouts: what their code computes, what weights they can hold, and a name in each.
+
+    With a model: find the layout of its parameters by running it, and print it as TOML, for --layout.
+    """
     with _reported():
         if markdown and json_file is not None:
             raise ConfigError("--markdown and --json are both given; the table is written in one form")
+        if model is not None:
+            if markdown or json_file is not None:
+                raise ConfigError("the layout of a model is written as TOML, without --markdown and --json")
+            _write(_layout_at(model, _parse_kwargs(kwargs) or {}, _parse_image(image)).to_toml())
+            return
+        if kwargs is not None or image is not None:
+            raise ConfigError("--kwargs and --image are for the layout of a model, and none is given")
         _register(layout_files)
         rows = [describe_layout(layout) for layout in LAYOUTS.values()]
         if markdown:
@@ -323,6 +343,16 @@ def _reported() -> Iterator[None]:
         Console(stderr=True, soft_wrap=True).print("error:", str(error), style="red", highlight=False, markup=False)
         status = EXIT_STATUS["inexpressible"] if isinstance(error, InexpressibleError) else BAD_INPUT
         raise typer.Exit(status) from error
+
+
+def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:
+    if not is_source(model):
+        raise ConfigError(f"{model} is no place of a model: path/to/file.py:Name, package.module:Name, timm:NAME")
+    if image is None:
+        raise ConfigError("the layout of a model is found by running it: give --image, such as 3x224x224")
+    with _progress(1) as step:
+        step("running the model")
+        return layout_of(model_at(model, kwargs), image)
 
 
 def _register(files: list[Path] | None) -> None:

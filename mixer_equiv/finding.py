@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mixer_equiv import strict
-from mixer_equiv.arrays import LazyArrays, flatten, is_array
+from mixer_equiv.arrays import LazyArrays, flatten, is_array, split
 from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout
@@ -52,7 +52,7 @@ def find(arrays: Mapping[str, Any], said: Statements, source: str) -> Found:
     shapes = {name: tuple(leaf.shape) for name, leaf in chosen.items() if is_array(leaf)}
     match = _detect(shapes, said.layout, source, said.metadata.get("layout"))
     own, notes = _strip(chosen, match.prefix, [name for name in leaves if name not in chosen])
-    tidied = _tidy(match, own, notes)
+    tidied = _tidy(match, split(own, match.layout.depth_of_stack), notes)
     stated, trained_with = _conventions(said, match.layout, source, notes)
     computed = trained_with or match.layout.computes
     if stated is not None and said.config is None:

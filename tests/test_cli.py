@@ -412,6 +412,28 @@ def test_layouts_lists_the_registry(tmp_path: Path) -> None:
     assert [row["layout"].split(", ")[0] for row in rows] == list(LAYOUTS)
 
 
+def test_the_layout_of_a_model_is_written_for_the_layout_option(tmp_path: Path) -> None:
+    model = "docs/their_mixer.py:MLPMixer"
+    sizes = '{"image_size": 12, "patch_size": 4, "hidden": 20, "depth": 3}'
+    found = tmp_path / "theirs.toml"
+    found.write_text(run("layouts", model, "--kwargs", sizes, "--image", "3x12x12").stdout)
+    listed = strict_json(run("layouts", "--json", "-", "--layout", found).stdout)["layouts"]
+    assert "MLPMixer" in [row["name"] for row in listed]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["docs/their_mixer.py:MLPMixer"], "give --image, such as 3x224x224"),
+        (["docs/their_mixer.py:MLPMixer", "--image", "3x12x12", "--markdown"], "written as TOML"),
+        (["nothing.npz", "--image", "3x12x12"], "nothing.npz is no place of a model"),
+        (["--image", "3x12x12"], "--kwargs and --image are for the layout of a model"),
+    ],
+)
+def test_the_layout_of_what_is_no_model_is_refused_in_words(arguments: list[str], message: str) -> None:
+    assert message in run("layouts", *arguments, status=2).stderr
+
+
 def test_layouts_gives_the_readme_s_table() -> None:
     assert run("layouts", "--markdown").stdout in (Path(__file__).parent.parent / "README.md").read_text()
 

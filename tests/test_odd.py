@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from flax import nnx
 from torch import Tensor, nn
 
-from mixer_equiv import verify
+from mixer_equiv import ConfigError, verify
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
+from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from tests.structures import PortMixer
 
 CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
@@ -240,6 +241,23 @@ def test_batch_norm_is_another_function_and_its_statistics_stay(model: Any) -> N
     assert before == (str(nnx.state(made)) if model is NnxBatched else made.last.running_mean.tolist())
 
 
-def test_collections_beside_the_parameters_are_refused_in_words() -> None:
-    with pytest.raises(Exception, match="has the collections batch_stats beside params, which no Mixer has"):
-        verify(Batched(), image=IMAGE)
+class Counting(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, images: Any) -> Any:
+        self.variable("counters", "calls", lambda: np.zeros((), np.int32))
+        return FlaxMixer(CONFIG)(images)
+
+
+def test_collections_beside_the_parameters_are_left_as_init_makes_them() -> None:
+    report = verify(Counting(), image=IMAGE, gradients=False)
+    assert report.verdict == "equivalent"
+    assert "the collections counters are left as init makes them" in report.warnings
+    report = verify(Batched(), image=IMAGE)
+    assert report.verdict == "different"
+    assert [cause.name for cause in report.causes] == ["extra_scale"]
+    assert "the collections batch_stats are left as init makes them" in report.warnings
+
+
+def test_an_image_that_one_of_our_models_does_not_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"the image is 6x12, and this model of torch takes 8x9"):
+        verify(TorchMixer(CONFIG), "flax", image=(3, 6, 12))

@@ -102,13 +102,16 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
         given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
         boxed = jax.eval_shape(partial(module.init, **filled), jax.random.key(0), given)
         made = meta.unbox(boxed)  # of what says how it is to be sharded
-    others = [key for key in made if key != "params"]
-    if others:
-        raise MixerEquivError(f"{name} has the collections {', '.join(others)} beside params, which no Mixer has")
+    others: dict[str, Any] = {}
+    if made.keys() - {"params"}:  # such as running statistics, as they are at first
+        with _told(name):
+            begun = meta.unbox(module.init(jax.random.key(0), np.zeros(given.shape, np.float32), **filled))
+        others = {key: jax.tree.map(np.asarray, values) for key, values in begun.items() if key != "params"}
+        notices += (f"the collections {', '.join(others)} are left as init makes them",)
     shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
 
     def apply(params: Mapping[str, Any], batch: Any) -> Any:
-        return module.apply({"params": unflatten(params)}, batch, **filled)
+        return module.apply({**others, "params": unflatten(params)}, batch, **filled)
 
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
         with _told(name):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import to_numpy
+from mixer_equiv.arrays import joined, to_numpy
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.found import Found
@@ -155,7 +155,7 @@ class Candidate:
         Where it has no layout, the weights must be those that it has `drawn`.
         """
         assert found.config is not None
-        arrays = {} if found.layout is None else stacked(relabel(weights, LINEN, found.layout, found.config))
+        arrays = {} if found.layout is None else joined(relabel(weights, LINEN, found.layout, found.config))
         others = generic(DRAWN)  # also for parameters that no official model has
 
         def given(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -175,7 +175,7 @@ class Candidate:
         self, found: Found, arrays: Mapping[str, np.ndarray], images: np.ndarray, cotangent: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Gradients by the names of the layout, of the sum of the output times `cotangent`, one image at a time."""
-        given, others = stacked(arrays), generic(DRAWN)
+        given, others = joined(arrays), generic(DRAWN)
 
         def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
             return given[name] if name in given else others(name, shape)
@@ -221,19 +221,6 @@ def _part(own: Mapping[str, Any], name: str) -> Any:
     for place in places:
         part = part[int(place)] if place else part
     return part
-
-
-def stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays by name, with those called "kernels[0]", "kernels[1]" in one called "kernels"."""
-    result: dict[str, Any] = {}
-    for name, array in arrays.items():
-        part = re.fullmatch(r"(.*)\[(\d+)\]", name)
-        if part:
-            result.setdefault(part[1], {})[int(part[2])] = array
-        else:
-            result[name] = array
-    whole = {n: np.stack([a[i] for i in sorted(a)]) if isinstance(a, dict) else a for n, a in result.items()}
-    return stacked(whole) if any(name.endswith("]") for name in whole) else whole
 
 
 def generic(seed: int) -> Draw:

@@ -81,7 +81,8 @@ def _pattern(canonical_axes: str, use: Use, own: str, trace: Trace) -> str:
     """The einops pattern from the canonical axes to those of the parameter in its own shape."""
     axes = canonical_axes.split()
     assert use.operand is not None
-    shape = list(trace.parameters.get(own, use.operand.array.shape))
+    whole, *indices = own.split("[")
+    shape = list(trace.parameters.get(whole, use.operand.array.shape)[len(indices) :])
     ordered = (
         [(axes[i], use.sizes[i]) for i in use.order] if len(use.sizes) == len(axes) else [(axes[0], use.operand.size)]
     )

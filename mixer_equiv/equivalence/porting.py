@@ -12,7 +12,7 @@ from typing import Any
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.convert import convert
 from mixer_equiv.equivalence.adapters import candidate_of
-from mixer_equiv.equivalence.candidate import Candidate, stacked
+from mixer_equiv.equivalence.candidate import Candidate
 from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.diagnose import told
 from mixer_equiv.equivalence.found import Found
@@ -91,7 +91,7 @@ def port(
     messages += [f"{candidate.name} {text}" for text in told(found)]
     for message in messages:
         warnings.warn(message, ConventionWarning, stacklevel=2)
-    candidate.put(stacked(result.arrays))
+    candidate.put(result.whole)
     return result
 
 

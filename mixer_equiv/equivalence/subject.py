@@ -258,6 +258,9 @@ def _with_image(side: Subject, image: Image | None) -> Subject:
     channels, *size = image
     if channels != side.config.in_channels:
         raise ConfigError(f"the image has {channels} channels and {side.name} takes {side.config.in_channels}")
+    if side.module is not None and tuple(size) != side.config.image_hw:
+        took, given = ("x".join(map(str, pair)) for pair in (side.config.image_hw, size))
+        raise ConfigError(f"the image is {given}, and this model of {side.name} takes {took}")
     return _resized(side, (size[0], size[1]))
 
 

@@ -7,6 +7,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 
+import numpy as np
+
+from mixer_equiv.arrays import Spec, split
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts.layout import INDEX, Layout, Row, Shape
 
@@ -47,7 +50,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     Raises `LayoutError` if none fits, or if several do that give different canonical results.
     """
     layouts = tuple(layouts)
-    matches = [match for layout in layouts for match in _matches(layout, names)]
+    matches = [match for layout in layouts for match in _matches(layout, _unstacked(layout, names, shapes))]
     moments = [match for match in matches if match.is_of_optimizer and match.score >= 0]
     matches = [match for match in matches if not match.is_of_optimizer]
     best = max((match.score for match in matches), default=-1)
@@ -60,7 +63,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     if len(tied) > 1:
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
     first, *others = tied
-    own = first.names & set(names)
+    own = first.names & set(_unstacked(first.layout, names, shapes))
     # A set that lacks its head, or an array, is a set all the same: another may not stand in for it unsaid.
     others += [m for m in matches if 2 * m.score >= best and m.prefix != first.prefix and own.isdisjoint(m.names)]
     for other in others:
@@ -75,6 +78,16 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
                 "them differently; say which one it is with layout= (--from)"
             )
     return first
+
+
+def _unstacked(layout: Layout, names: Collection[str], shapes: Mapping[str, Shape]) -> Collection[str]:
+    """The names with those of the layout's stacks replaced by their parts'."""
+    if not layout.stacks:
+        return names
+    return split({name: Spec(shapes[name], _ANY) for name in names if name in shapes}, layout.depth_of_stack)
+
+
+_ANY = np.dtype(np.float32)
 
 
 def _matches(layout: Layout, names: Collection[str]) -> list[Match]:
@@ -139,7 +152,9 @@ def _reading(match: Match) -> dict[str, tuple[str, str]]:
 
 
 def _shapes_agree(match: Match, shapes: Mapping[str, Shape]) -> bool:
-    own = {n.removeprefix(match.prefix): shape for n, shape in shapes.items() if n.startswith(match.prefix)}
+    leaves = {name: Spec(shape, _ANY) for name, shape in shapes.items() if name.startswith(match.prefix)}
+    parts = split(leaves, match.layout.depth_of_stack)
+    own = {name.removeprefix(match.prefix): leaf.shape for name, leaf in parts.items()}
     sizes = match.layout.axis_sizes(match.num_blocks, own)
     parameters = match.layout.parameters(match.num_blocks).items()
     return all(name not in own or binding.may_have(own[name], sizes) for name, binding in parameters)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import re
 from collections import Counter
@@ -24,6 +25,9 @@ Shape = tuple[int, ...]
 
 # In a name: {i} is the block, {L} the number of blocks, either with an offset: {i+2}.
 INDEX = re.compile(r"\{([iL])(?:\+(\d+))?\}")
+
+# At the end of a name: the place in a stack of arrays, as in kernels[{i}] or affine[0][1].
+PLACES = re.compile(r"(?:\[[^\[\]]+\])+$")
 
 ABSENT = "-"  # the name of a parameter that the code does not have
 
@@ -165,6 +169,25 @@ class Layout:
     def __repr__(self) -> str:
         return f"<Layout {self.name}: {self.summary}>"
 
+    def to_toml(self) -> str:
+        """The table as text, as `register_layout` and `--layout` read it from a .toml file."""
+        fields = {"name": self.name, "summary": self.summary, "framework": self.framework}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+        if self.aliases:
+            lines.append(f"aliases = {json.dumps(list(self.aliases))}")
+        if self.num_blocks is not None:
+            lines.append(f"num_blocks = {self.num_blocks}")
+        for key, conventions in (("computes", self.computes), ("trained_with", self.trained_with)):
+            if conventions is not None:
+                said = ", ".join(f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(conventions).items())
+                lines.append(f"{key} = {{{said}}}")
+        if self.advice:
+            said = ", ".join(f"{key} = {json.dumps(text)}" for key, text in self.advice.items())
+            lines.append(f"advice = {{{said}}}")
+        widths = [max(len(getattr(row, column)) for row in self.rows) for column in ("canonical", "foreign")]
+        rows = [f"    {row.canonical:{widths[0]}}  {row.foreign:{widths[1]}}  {row.pattern}" for row in self.rows]
+        return "\n".join([*lines, "rows = '''", *rows, "'''", ""])
+
     def bindings(self, num_blocks: int, *, head: bool = True) -> dict[str, Binding]:
         """Every parameter of a model of `num_blocks` blocks, by canonical name, in the table's order."""
         result: dict[str, Binding] = {}
@@ -199,6 +222,21 @@ class Layout:
                 if axes:
                     votes.setdefault(joint_axis(axes), Counter())[size] += 1
         return _with_factors({axis: sizes.most_common(1)[0][0] for axis, sizes in votes.items()})
+
+    def depth_of_stack(self, name: str) -> int:
+        """How many axes of the array called `name`, behind any prefix, count parameters stacked in it."""
+        return next((depth for pattern, depth in self.stacks.items() if re.fullmatch(pattern, name)), 0)
+
+    @cached_property
+    def stacks(self) -> dict[str, int]:
+        """Patterns of the names of stacked arrays, with the number of their axes that count parameters."""
+        stacks = {}
+        for row in self.rows:
+            places = PLACES.search(row.foreign)
+            if places is not None:
+                parts = INDEX.split(row.foreign[: places.start()])[::3]
+                stacks[rf"(?:.*[./])?{r'[0-9]+'.join(map(re.escape, parts))}"] = places[0].count("[")
+        return stacks
 
     @cached_property
     def is_tied(self) -> bool:
