@@ -109,7 +109,7 @@ def inspect(checkpoint: Checkpoint, *, values: bool = False, allow_missing: Coll
 
 def describe_layout(layout: Layout) -> dict[str, Any]:
     """A layout in words, by column: its names, whose it is, what its code computes, what it can hold."""
-    example = next(row for row in layout.rows if row.canonical == EXAMPLE)
+    example = next(row for row in layout.rows if row.general == EXAMPLE)
     return {
         "layout": ", ".join((layout.name, *layout.aliases)),
         "whose": layout.summary,

@@ -418,7 +418,7 @@ def test_the_layout_of_a_model_is_written_for_the_layout_option(tmp_path: Path) 
     found = tmp_path / "theirs.toml"
     found.write_text(run("layouts", model, "--kwargs", sizes, "--image", "3x12x12").stdout)
     listed = strict_json(run("layouts", "--json", "-", "--layout", found).stdout)["layouts"]
-    assert "MLPMixer" in [row["name"] for row in listed]
+    assert "MLPMixer" in [row["layout"] for row in listed]
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,47 @@ def test_names_without_a_rule_have_a_row_for_each_block() -> None:
     assert torch.equal(model.blocks["two"].norm_tokens.weight, result["blocks.two.norm_tokens.weight"].float())
 
 
+class Alternating(nn.Module):
+    """Two layers a block in one Sequential, norms in one list: names that count every other, and on from the blocks."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        d, s = config.hidden_dim, config.num_tokens
+        widths = (s, config.tokens_mlp_dim), (d, config.channels_mlp_dim)
+        self.stem = nn.Conv2d(config.in_channels, d, config.patch_hw, config.patch_hw)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU("tanh"), nn.Linear(mlp_dim, dim))
+            for _ in range(config.num_blocks)
+            for dim, mlp_dim in widths
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(d, 1e-6) for _ in range(2 * config.num_blocks + 1))
+        self.head = nn.Linear(d, config.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.stem(images).flatten(2).mT
+        for i in range(0, len(self.layers), 2):
+            x = x + self.layers[i](self.norms[i](x).mT).mT
+            x = x + self.layers[i + 1](self.norms[i + 1](x))
+        return self.head(self.norms[-1](x).mean(1))
+
+
+def test_names_that_count_every_other_are_a_rule_for_any_depth(tmp_path: Any) -> None:
+    layout = layout_of(Alternating(CONFIG.replace(num_blocks=3)), IMAGE)
+    assert Row("MixerBlock_{i}/LayerNorm_1/scale", "norms.{2i+1}.weight", "hidden") in layout.rows
+    assert Row("pre_head_layer_norm/scale", "norms.{2L}.weight", "hidden") in layout.rows
+    described = tmp_path / "layout.toml"
+    described.write_text(layout.to_toml())
+    deeper = Alternating(CONFIG)
+    params = random_params(CONFIG, 0)
+    state = convert(params, to=layout_from_file(described, {}), config=CONFIG)
+    deeper.load_state_dict(state, strict=True)
+    back = convert(deeper.double().state_dict(), from_=layout_from_file(described, {}), to="linen", config=CONFIG)
+    port(params, deeper, image=IMAGE)
+    assert torch.equal(deeper.norms[24].weight, state["norms.24.weight"])
+    assert torch.equal(deeper.layers[21][0].weight, state["layers.21.0.weight"])
+    assert not differing(dict(flatten(back)), {name: a.astype(np.float32).astype(float) for name, a in params.items()})
+
+
 # Weights
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -120,24 +120,44 @@ def _rows(names: Mapping[str, tuple[str, str]], depth: int) -> list[Row]:
             if rule is None or len({own for _, own in every.values()}) > 1:
                 return [Row(name, *own) for name, own in names.items()]
             rows.append(Row(f"MixerBlock_{{i}}/{block[2]}", rule, pattern))
-    return rows
+    rules = {row.foreign for row in rows if row.in_block}
+    return [
+        row if row.in_block else dataclasses.replace(row, foreign=_after(row.foreign, rules, depth)) for row in rows
+    ]
+
+
+def _after(name: str, rules: Iterable[str], depth: int) -> str:
+    """A name outside the blocks, counted from the last of them where another block could be called so."""
+    for rule in rules:
+        before, _, rest = rule.partition("{")
+        index, _, after = rest.partition("}")
+        number = name.removeprefix(before).removesuffix(after)
+        if rest and name == f"{before}{number}{after}" and number.isdigit():
+            factor = int(index.partition("i")[0] or 1)
+            further = int(number) - factor * depth
+            if further >= 0:
+                return f"{before}{{{factor if factor > 1 else ''}L{f'+{further}' if further else ''}}}{after}"
+    return name
 
 
 def _rule(names: Mapping[int, str]) -> str | None:
-    """One name with {i}, or {i+2}, for the names of all blocks; the name itself if they have it in common."""
-    if len(set(names.values())) == 1:
-        return next(iter(names.values()))
+    """One name with {i}, or {2i+1}, for the names of all blocks; the name itself if they have it in common."""
     split = [re.split(r"(\d+)", name) for name in names.values()]
     if len({len(parts) for parts in split}) > 1:
         return None
-    rule = ""
-    for place, parts in enumerate(zip(*split, strict=True)):
-        if len(set(parts)) == 1:
-            rule += parts[0]
-            continue
-        offsets = {int(part) - i for i, part in zip(names, parts, strict=True)} if place % 2 else {-1}
-        offset = min(offsets)
-        if len(offsets) > 1 or offset < 0:
-            return None
-        rule += f"{{i+{offset}}}" if offset else "{i}"
-    return rule
+    columns = [_common(list(names), place) for place in zip(*split, strict=True)]
+    return None if None in columns else "".join(filter(None, columns))
+
+
+def _common(blocks: list[int], parts: tuple[str, ...]) -> str | None:
+    """A part of the blocks' names: what they have in common, or by which rule it is a number; None if by none."""
+    if len(set(parts)) == 1:
+        return parts[0]
+    if not all(part.isdigit() and str(int(part)) == part for part in parts):
+        return None
+    numbers = [int(part) for part in parts]
+    factor, rest = divmod(numbers[-1] - numbers[0], blocks[-1] - blocks[0])
+    offset = numbers[0] - factor * blocks[0]
+    if rest or factor < 1 or offset < 0 or numbers != [factor * block + offset for block in blocks]:
+        return None
+    return f"{{{factor if factor > 1 else ''}i{f'+{offset}' if offset else ''}}}"

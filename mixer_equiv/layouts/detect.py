@@ -11,7 +11,7 @@ import numpy as np
 
 from mixer_equiv.arrays import Spec, split
 from mixer_equiv.errors import LayoutError
-from mixer_equiv.layouts.layout import INDEX, Layout, Row, Shape
+from mixer_equiv.layouts.layout import Layout, Row, Shape
 
 # Where optax, Flax's old optimizers and torch keep what is shaped like the parameters.
 OPTIMIZER_STATE = frozenset(
@@ -94,10 +94,10 @@ def _matches(layout: Layout, names: Collection[str]) -> list[Match]:
     """The layout behind every prefix where any of its block parameters is found."""
     blocks: dict[str, set[int]] = {}
     for name in names:
-        for ending, pattern, offset in _block_patterns(layout.rows):
+        for ending, pattern, factor, offset in _block_patterns(layout.rows):
             if name.endswith(ending) and (match := pattern.fullmatch(name)):
-                block = int(match["index"] or 0) - offset
-                if block >= 0:
+                block, rest = divmod(int(match["index"] or 0) - offset, factor)
+                if block >= 0 and not rest:
                     blocks.setdefault(match["prefix"] or "", set()).add(block)
     if layout.is_tied:
         return [_match(layout, prefix, layout.num_blocks or 1, names) for prefix in blocks]
@@ -105,10 +105,14 @@ def _matches(layout: Layout, names: Collection[str]) -> list[Match]:
 
 
 def _best_depth(layout: Layout, prefix: str, blocks: set[int], names: Collection[str]) -> Match:
-    """Depth by the highest block, or by the first gap, whichever explains the names better."""
+    """Depth by the highest block, or by the first gap, whichever explains the names better.
+
+    Where names go on counting behind the blocks, the highest may be none.
+    """
     gap = next(i for i in range(len(blocks) + 1) if i not in blocks)
+    behind = {max(blocks)} if any(found["of"] == "L" for row in layout.rows for found in row.numbers) else set()
     candidates = []
-    for depth in {max(blocks) + 1, gap} - {0}:
+    for depth in ({max(blocks) + 1, gap} | behind) - {0}:
         if depth > 4 * len(blocks):
             continue
         candidates.append(_match(layout, prefix, depth, names))
@@ -127,21 +131,24 @@ def _match(layout: Layout, prefix: str, depth: int, names: Collection[str]) -> M
 
 
 @cache
-def _block_patterns(rows: tuple[Row, ...]) -> list[tuple[str, re.Pattern[str], int]]:
-    """What the block parameters' names end with and look like behind any prefix, and the number of the first block."""
+def _block_patterns(rows: tuple[Row, ...]) -> list[tuple[str, re.Pattern[str], int, int]]:
+    """What the block parameters' names end with and look like behind any prefix, and how blocks are numbered:
+    by which factor, and from which number on."""
     patterns = []
     for row in rows:
         if "{i}" in row.general and not row.is_absent:
-            regex, offset, end, index = "", 0, 0, "(?P<index>)"
-            for found in INDEX.finditer(row.foreign):
+            regex, factor, offset, end, index = "", 1, 0, 0, "(?P<index>)"
+            for found in row.numbers:
                 regex += re.escape(row.foreign[end : found.start()])
-                if found[1] == "i" and index:
-                    regex, offset, index = rf"{regex}(?P<index>\d+)", int(found[2] or 0), ""
+                if found["of"] == "i" and index:
+                    regex, index = rf"{regex}(?P<index>\d+)", ""
+                    factor, offset = int(found["factor"] or 1), int(found["offset"] or 0)
                 else:
                     regex += r"\d+"
                 end = found.end()
             after = row.foreign[end:]
-            patterns.append((after, re.compile(rf"(?P<prefix>.*[./])?{index}{regex}{re.escape(after)}"), offset))
+            pattern = re.compile(rf"(?P<prefix>.*[./])?{index}{regex}{re.escape(after)}")
+            patterns.append((after, pattern, factor, offset))
     return patterns
 
 

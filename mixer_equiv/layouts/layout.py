@@ -23,8 +23,8 @@ from mixer_equiv.errors import ConfigError
 
 Shape = tuple[int, ...]
 
-# In a name: {i} is the block, {L} the number of blocks, either with an offset: {i+2}.
-INDEX = re.compile(r"\{([iL])(?:\+(\d+))?\}")
+# In a name: {i} is the block, {L} the number of blocks, either with a factor and an offset: {2i+1}.
+INDEX = re.compile(r"\{(?P<factor>\d*)(?P<of>[iL])(?:\+(?P<offset>\d+))?\}")
 
 # At the end of a name: the place in a stack of arrays, as in kernels[{i}] or affine[0][1].
 PLACES = re.compile(r"(?:\[[^\[\]]+\])+$")
@@ -103,7 +103,12 @@ class Row:
     @property
     def is_tied(self) -> bool:
         """Whether all blocks have this parameter in common."""
-        return self.in_block and not self.is_absent and not any(m[1] == "i" for m in INDEX.finditer(self.foreign))
+        return self.in_block and not self.is_absent and not any(number["of"] == "i" for number in self.numbers)
+
+    @property
+    def numbers(self) -> list[re.Match[str]]:
+        """The placeholders in its name."""
+        return list(INDEX.finditer(self.foreign))
 
     @property
     def in_head(self) -> bool:
@@ -234,7 +239,7 @@ class Layout:
         for row in self.rows:
             places = PLACES.search(row.foreign)
             if places is not None:
-                parts = INDEX.split(row.foreign[: places.start()])[::3]
+                parts = INDEX.split(row.foreign[: places.start()])[::4]
                 stacks[rf"(?:.*[./])?{r'[0-9]+'.join(map(re.escape, parts))}"] = places[0].count("[")
         return stacks
 
@@ -289,7 +294,8 @@ def _with_factors(sizes: dict[str, int]) -> dict[str, int]:
 
 def fill(name: str, block: int, num_blocks: int) -> str:
     """The name with its placeholders filled in."""
-    return INDEX.sub(lambda m: str({"i": block, "L": num_blocks}[m[1]] + int(m[2] or 0)), name)
+    numbers = {"i": block, "L": num_blocks}
+    return INDEX.sub(lambda m: str(int(m["factor"] or 1) * numbers[m["of"]] + int(m["offset"] or 0)), name)
 
 
 @cache

@@ -181,8 +181,9 @@ def _problems_of(row: Row) -> Iterator[str]:
         )
     allowed = {"{L}", *(["{i}"] if row.in_block else [])}
     for found in _PLACEHOLDER.findall(row.foreign):
-        if re.sub(r"\+\d+", "", found) not in allowed:
-            yield f"{found} in its name; it may have {' and '.join(sorted(allowed))}, either with an offset: {{L+2}}"
+        if re.sub(r"\+\d+|(?<={)[1-9]\d*", "", found) not in allowed:
+            known = " and ".join(sorted(allowed))
+            yield f"{found} in its name; it may have {known}, either with a factor and an offset: {{2L+1}}"
     if row.is_absent and row.canonical.rpartition("/")[2] not in NEUTRAL:
         yield "a kernel cannot be absent: no values of it change nothing"
 
