@@ -311,7 +311,7 @@ def verify(
         if a is None:
             images, labels = digits.held_out()
             source, arguments = str(digits.CHECKPOINT), {**arguments, "images": images, "labels": labels}
-        with _progress(9) as step:
+        with _progress(9) as step, contextlib.redirect_stdout(sys.stderr):  # for what a model prints
             report = verify_pair(
                 source, b, weights=weights, seed=seed, allow_missing=allow_missing or (), on_step=step, **arguments
             )
@@ -350,7 +350,7 @@ def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int
         raise ConfigError(f"{model} is no place of a model: path/to/file.py:Name, package.module:Name, timm:NAME")
     if image is None:
         raise ConfigError("the layout of a model is found by running it: give --image, such as 3x224x224")
-    with _progress(1) as step:
+    with _progress(1) as step, contextlib.redirect_stdout(sys.stderr):  # for what a model prints
         step("running the model")
         return layout_of(model_at(model, kwargs), image)
 

@@ -271,6 +271,14 @@ def as_pair(name: str, size: Any) -> tuple[int, int]:
     return _as_count(name, pair[0]), _as_count(name, pair[1])
 
 
+def as_image(image: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of an image. Raises `ConfigError` for anything else than three such counts."""
+    if not isinstance(image, tuple | list) or len(image) != 3:
+        raise ConfigError(f"image is {image!r}; it must be (channels, height, width), such as (3, 224, 224)")
+    channels, height, width = (_as_count("image", size) for size in image)
+    return channels, height, width
+
+
 def _as_count(name: str, value: Any) -> int:
     at_least = 0 if name == "num_classes" else 1
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:

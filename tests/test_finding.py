@@ -35,6 +35,7 @@ from mixer_equiv.config import fitting_patches
 from mixer_equiv.containers import SUFFIXES, LazyArray
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import differing
+from mixer_equiv.equivalence.sources import import_timm
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.inspection import inspect
@@ -43,7 +44,7 @@ from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from mixer_equiv.strategies import configs
-from tests.structures import LucidrainsMixer, pre_linen_arrays, real_timm
+from tests.structures import LucidrainsMixer, pre_linen_arrays
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 
@@ -187,7 +188,7 @@ def test_an_nnx_state_converts_as_it_is():
 
 
 def test_the_names_of_every_release_of_timm_tell_what_it_was_trained_with(tmp_path):
-    timm = real_timm()
+    timm = import_timm()
     releases = timm.list_models("mixer_*", pretrained=True)
     assert len(releases) >= 6
     arrays = in_layout("timm")
@@ -239,7 +240,7 @@ def test_weights_known_to_be_tanh_trained_are_warned_of_and_erf_trained_ones_are
 
 
 def test_every_size_of_timm_has_just_the_names_and_shapes_of_the_table():
-    timm = real_timm()
+    timm = import_timm()
     names = [name for name in timm.list_models("mixer_*") if re.fullmatch(r"mixer_[sbl]\d+_224", name)]
     assert len(names) == 6
     for name in names:

@@ -43,6 +43,7 @@ from mixer_equiv.arrays import flatten
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.equivalence.record_torch import unlisted
+from mixer_equiv.equivalence.sources import import_timm
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LINEN, Row
@@ -60,7 +61,6 @@ from tests.structures import (
     ScenicMixer,
     TutorialMixer,
     as_official,
-    real_timm,
     run_torch,
     timm_mixer,
 )
@@ -477,14 +477,14 @@ def test_what_is_no_mixer_is_said_to_be_none(model: nn.Module) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["gmixer_12_224", "resmlp_12_224", "vit_tiny_patch16_224", "resnet10t"])
 def test_timm_s_other_models_are_no_mixers(name: str) -> None:
-    report = verify(real_timm().create_model(name))
+    report = verify(import_timm().create_model(name))
     assert report.verdict == "inexpressible"
     assert report.reasons
 
 
 @pytest.mark.nightly
 def test_the_real_b_16_of_timm_differs_in_its_activation_alone() -> None:
-    report = verify(real_timm().create_model("mixer_b16_224"))
+    report = verify(import_timm().create_model("mixer_b16_224"))
     assert report.verdict == "equivalent_under"
     assert [(cause.name, cause.found, cause.count) for cause in report.causes] == [
         ("activation", "gelu", "24 of 24 MLPs")

@@ -13,6 +13,7 @@ from mixer_equiv import LAYOUTS, Checkpoint, ConventionWarning, MixerConfig, con
 from mixer_equiv.arrays import flatten, unflatten
 from mixer_equiv.equivalence.compare import differing, residual
 from mixer_equiv.equivalence.precision import jax_full_precision
+from mixer_equiv.equivalence.sources import import_timm
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
@@ -24,7 +25,6 @@ from tests.structures import (
     TutorialMixer,
     as_official,
     pre_linen_arrays,
-    real_timm,
     run_official,
     run_scenic,
     run_torch,
@@ -153,7 +153,7 @@ def test_timm_s_own_b16_loads_ours_and_computes_the_official_logits_once_told_th
     images = random_images(config, 17)[:1]
     expected = run_official(config, params, images)
     for kwargs, agrees in ((TANH, True), ({}, False)):
-        model = real_timm().create_model("mixer_b16_224", **kwargs)
+        model = import_timm().create_model("mixer_b16_224", **kwargs)
         model.load_state_dict(state, strict=True)
         assert (residual(run_torch(model, images), expected) <= 1e-12) == agrees
 

@@ -97,6 +97,10 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
     from mixer_equiv.equivalence.record_jax import gradients, record
 
     channels, height, width = image
+    own: dict[str, Any] = {}
+    if module.scope is not None:  # bound to variables, which are its own weights
+        module, bound = module.unbind()
+        own = dict(flatten(meta.unbox(bound.get("params", {}))))
     filled, notices = _arguments(module.__call__)
     with _told(name):
         given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
@@ -121,11 +125,20 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
         with _told(name):
             return gradients(apply, shapes, images, draw, output, cotangent)
 
-    return Candidate(name, "flax", run, {}, lambda arrays: None, differentiate, notices=notices)
+    def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
+        with _told(name):
+            return _outputs(record(apply, shapes, images, draw, every=False, seed=seed))
+
+    return Candidate(name, "flax", run, own, lambda arrays: None, differentiate, rerun, notices, has_modes=False)
+
+
+def _outputs(trace: Trace) -> dict[str, np.ndarray]:
+    return {path: trace.values[number].array for path, number in trace.outputs.items()}
 
 
 def nnx_candidate(module: Any, name: str) -> Candidate:
     """Any `flax.nnx.Module` that takes images (batch, height, width, channels)."""
+    jax = require("jax", "flax", "verifying an nnx module")
     nnx = require("flax.nnx", "flax", "verifying an nnx module")
     from mixer_equiv.equivalence.record_jax import gradients, record
 
@@ -133,18 +146,16 @@ def nnx_candidate(module: Any, name: str) -> Candidate:
     own = dict(flatten(nnx.to_pure_dict(params)))
     shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
 
-    def applied(given: Mapping[str, Any], batch: Any, *, training: bool) -> Any:
+    def applied(given: Mapping[str, Any], batch: Any, *, training: bool = False, seed: int = 0) -> Any:
         state = params.copy() if hasattr(params, "copy") else params
         nnx.replace_by_pure_dict(state, _as_pure(given))
-        made = nnx.merge(graph, state, rest)
+        made = nnx.merge(graph, state, jax.tree.map(partial(_reseeded, seed=seed), rest))
         (made.train if training else made.eval)()
         return made(batch, **filled)
 
-    apply, apply_in_training = partial(applied, training=False), partial(applied, training=True)
-
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
         with _told(name):
-            return record(apply, shapes, images, draw, dtype, every=every)
+            return record(applied, shapes, images, draw, dtype, every=every)
 
     def _as_pure(given: Mapping[str, Any]) -> Any:
         return jax_tree(nnx.to_pure_dict(params), given)
@@ -159,16 +170,24 @@ def nnx_candidate(module: Any, name: str) -> Candidate:
 
     def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
         with _told(name):
-            return gradients(apply, shapes, images, draw, output, cotangent)
+            return gradients(applied, shapes, images, draw, output, cotangent)
 
     def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
         with _told(name), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what JAX says of statistics in float32 beside float64
-            trace = record(apply_in_training if training else apply, shapes, images, draw, every=False)
-        return {path: trace.values[number].array for path, number in trace.outputs.items()}
+            again = partial(applied, training=training, seed=seed)
+            return _outputs(record(again, shapes, images, draw, every=False, seed=seed))
 
     filled, notices = _arguments(module.__call__)
     return Candidate(name, "flax", run, own, put, differentiate, rerun, notices)
+
+
+def _reseeded(leaf: Any, seed: int) -> Any:
+    """Another key for one of JAX's, and anything else as it is; 0 stands for the keys that there are."""
+    import jax
+
+    is_key = seed and hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.fold_in(leaf, seed) if is_key else leaf
 
 
 def jax_tree(like: Any, given: Mapping[str, Any], prefix: str = "") -> Any:
@@ -202,7 +221,15 @@ VERIFIED = (
 
 def is_model(value: Any) -> bool:
     """Whether `value` is a model of torch, Flax linen or nnx; no framework is imported to find out."""
-    return any(_is_a(value, module, "Module") for module in ("torch.nn", "flax.linen", "flax.nnx"))
+    return any(_is_a(value, module, "Module") for module in _MODULES)
+
+
+def is_model_class(value: type) -> bool:
+    """Whether instances of `value` are such models."""
+    return any(issubclass(value, sys.modules[module].Module) for module in _MODULES if module in sys.modules)
+
+
+_MODULES = ("torch.nn", "flax.linen", "flax.nnx")
 
 
 def _is_a(value: Any, module: str, name: str) -> bool:

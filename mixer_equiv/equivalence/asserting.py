@@ -10,25 +10,35 @@ import numpy as np
 
 from mixer_equiv.arrays import flatten, is_array, to_numpy
 from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, verdict_of
 from mixer_equiv.equivalence.verify import verify
-from mixer_equiv.errors import ConversionError
+from mixer_equiv.errors import ConfigError, ConversionError
 from mixer_equiv.report import Report
 
 
-def assert_equivalent(a: Any, b: Any = None, *, under: Collection[str] = (), **kwargs: Any) -> Report:
+def assert_equivalent(a: Any, b: Any = None, *, under: str | Collection[str] = (), **kwargs: Any) -> Report:
     """Fail unless `verify(a, b, **kwargs)` finds the two to be the same function, and show its report.
 
-    `under` are names of causes that may differ, such as "activation": with them the two must be the
-    same function once these are changed. Returns the report.
+    `under` is the name of a cause that may differ, such as "activation", or are several: with them the
+    two must be the same function once these are changed. Returns the report. Raises `AssertionError`,
+    `ConfigError` for an unknown name, and as `verify`.
     """
     __tracebackhide__ = True
+    names = {under} if isinstance(under, str) else set(under)
+    unknown = sorted(map(str, names - EXPLAINED))
+    if unknown:
+        raise ConfigError(f"under is {', '.join(unknown)}; it must be among {', '.join(sorted(EXPLAINED))}")
     report = verify(a, b, **kwargs)
     named = {cause.name for cause in report.causes}
-    explained = report.verdict == "equivalent_under" and named <= set(under)
+    explained = report.verdict == "equivalent_under" and named <= names
     if not (report.equivalent or explained):
-        allowed = f" under {', '.join(under)}" if under else ""
+        allowed = f" under {', '.join(sorted(names))}" if names else ""
         raise AssertionError(f"not equivalent{allowed}\n{report}")
     return report
+
+
+# What leaves two the same function once it is changed.
+EXPLAINED = {name for name in (*CODE, *CONSTRAINTS) if verdict_of(name) == "equivalent_under"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +79,12 @@ def compare(actual: Any, expected: Any, *, rtol: float = 1e-7, atol: float = 0.0
     """Compare arrays, or arrays by name, of any frameworks; `print` of the result says what tolerance would pass.
 
     An element passes if |actual - expected| <= atol + rtol * |expected|, as in NumPy; NaN never does.
-    Raises `ConversionError` for other names or shapes.
+    Raises `ConversionError` for other names or shapes, for nothing to compare, and for whole numbers
+    that float64 cannot hold; `ConfigError` for a tolerance that is none.
     """
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if not 0 <= tolerance < np.inf:
+            raise ConfigError(f"{name} is {tolerance!r}; it must be a number of at least 0")
     ours, theirs = _by_name(actual), _by_name(expected)
     problems = [f"{name} is only in one of the two" for name in sorted(ours.keys() ^ theirs.keys())]
     problems += [
@@ -78,8 +92,8 @@ def compare(actual: Any, expected: Any, *, rtol: float = 1e-7, atol: float = 0.0
         for name in ours
         if name in theirs and ours[name].shape != theirs[name].shape
     ]
-    if problems or not ours:
-        raise ConversionError("; ".join(problems) or "there is nothing to compare")
+    if problems or not any(array.size for array in ours.values()):
+        raise ConversionError("; ".join(problems) or "there is nothing to compare: no array has an element")
     x, y = (np.concatenate([array.reshape(-1) for array in (side[n] for n in ours)]) for side in (ours, theirs))
     with np.errstate(all="ignore"):
         distance, size = np.abs(x - y), np.abs(y)
@@ -97,7 +111,7 @@ def compare(actual: Any, expected: Any, *, rtol: float = 1e-7, atol: float = 0.0
         max_abs=float(distance.max(initial=0.0)),
         max_rel=float(relative.max(initial=0.0)),
         residual=residual(x, y),
-        worst=_place(ours, int(excess.argmax())) if excess.size else "nothing",
+        worst=_place(ours, int(excess.argmax())),
         mismatched=int(bad.sum()),
         size=int(x.size),
     )
@@ -106,10 +120,15 @@ def compare(actual: Any, expected: Any, *, rtol: float = 1e-7, atol: float = 0.0
 def _by_name(value: Any) -> dict[str, np.ndarray]:
     """Arrays in float64, "" for one alone."""
     leaves = flatten(value) if isinstance(value, Mapping) else [("", value)]
-    return {
-        name: to_numpy(name or "array", leaf if is_array(leaf) else np.asarray(leaf)).astype(np.float64)
-        for name, leaf in leaves
-    }
+    return {name: _wide(name or "array", leaf if is_array(leaf) else np.asarray(leaf)) for name, leaf in leaves}
+
+
+def _wide(name: str, array: Any) -> np.ndarray:
+    given = to_numpy(name, array)
+    wide = given.astype(np.float64)
+    if given.dtype.kind in "iu" and not np.array_equal(wide.astype(given.dtype), given):
+        raise ConversionError(f"{name} holds whole numbers of {given.dtype} that float64 cannot tell apart")
+    return wide
 
 
 def _place(arrays: Mapping[str, np.ndarray], flat: int) -> str:

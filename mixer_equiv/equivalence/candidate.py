@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays import joined, to_numpy
-from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.found import Found
 from mixer_equiv.equivalence.mapping import find_mixer
@@ -24,6 +25,9 @@ Taps = dict[str, np.ndarray]
 # How many images a model is searched with: more than one, so that none is taken for all; a model with
 # a loop over images is the official one for one alone.
 BATCHES = (2, 1)
+
+# How often a model that draws random numbers is run to see whether its outputs depend on them.
+RUNS = 32
 
 # The seed of parameters that the official model does not have.
 DRAWN = 9
@@ -43,7 +47,7 @@ class Candidate:
     drawn by name and shape, keeping `every` value or the outputs alone. `own` are its own parameters by
     name, and `put` gives it others. `differentiate(images, draw, output, cotangent)` gives the gradients,
     by name, of the sum of an output times a cotangent. `rerun(images, draw, training, seed)` gives its
-    outputs by their paths, in eval or train mode and with generators so seeded, where it has these;
+    outputs by their paths, in eval or train mode if it `has_modes`, and with generators so seeded;
     `notices` are what a user should know of how it is called.
     """
 
@@ -53,8 +57,9 @@ class Candidate:
     own: Mapping[str, Any]
     put: Callable[[Mapping[str, np.ndarray]], None]
     differentiate: Callable[[np.ndarray, Draw, str, np.ndarray], Mapping[str, np.ndarray]]
-    rerun: Callable[[np.ndarray, Draw, bool, int], Mapping[str, np.ndarray]] | None = None
+    rerun: Callable[[np.ndarray, Draw, bool, int], Mapping[str, np.ndarray]]
     notices: tuple[str, ...] = ()
+    has_modes: bool = True
 
     def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64, *, every: bool = True) -> Trace:
         """A recorded run. Raises `MixerEquivError` where the model raises or returns no array."""
@@ -75,8 +80,13 @@ class Candidate:
             best = other if other.is_settled or len(other.known) > len(best.known) else best
         if not best.is_settled:
             best = self._find_once(image, seed, best.batch)
-        if not best.is_settled and self._is_random(image, seed, best.batch):
-            return best.but(f"two runs of {self.name} on the same images differ, in eval mode: is dropout always on?")
+        runs = RUNS if best.draws else 1
+        if self._runs_differ(image, seed, best.batch, runs):
+            reason = f"two runs of {self.name} on the same images differ, in eval mode: is dropout always on?"
+            return dataclasses.replace(best, deviations=()).but(reason)
+        if best.draws:
+            notice = f"it draws random numbers in eval mode, which moved no output in {runs} runs"
+            best = dataclasses.replace(best, notices=(*best.notices, notice))
         if best.is_whole and best.batch == 1 and not self._takes_images_apart(image, seed, best.output):
             reason = f"what {self.name} computes for an image depends on the other images of its batch"
             return best.but(reason)
@@ -116,7 +126,7 @@ class Candidate:
         return np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
 
     def _same_in_training(self, images: np.ndarray, draw: Draw, output: str, expected: np.ndarray) -> bool:
-        if self.rerun is None:
+        if not self.has_modes:
             return True
         try:
             made = self.rerun(images, draw, True, 0).get(output)
@@ -128,13 +138,12 @@ class Candidate:
             and np.allclose(made, expected, 1e-9, 1e-9, equal_nan=True)
         )
 
-    def _is_random(self, image: tuple[int, int, int], seed: int, batch: int) -> bool:
-        """Whether two runs on the same images differ, in eval mode."""
-        if self.rerun is None:
-            return False
+    def _runs_differ(self, image: tuple[int, int, int], seed: int, batch: int, runs: int) -> bool:
+        """Whether any of so many more runs on the same images, in eval mode, gives other outputs."""
         images = self._images(image, seed, batch)
-        one, other = (self.rerun(images, generic(seed), False, generator) for generator in (0, 1))
-        return any(name not in other or not np.array_equal(one[name], other[name], equal_nan=True) for name in one)
+        first = self.rerun(images, generic(seed), False, 0)
+        others = (self.rerun(images, generic(seed), False, generator) for generator in range(1, runs + 1))
+        return any(not _alike(first, other) for other in others)
 
     def drawn(self, found: Found) -> dict[str, np.ndarray]:
         """Canonical weights that it has with random parameters of its own, where these are not official ones."""
@@ -212,6 +221,20 @@ class Candidate:
         wanted = found.layout.parameters(found.config.num_blocks)
         arrays = {name: to_numpy(name, _part(self.own, name)) for name in wanted}
         return Checkpoint(arrays, found.layout, found.config, None, True, self.name)
+
+
+def checkpoint_of(params: Any, found: Found | None = None) -> Checkpoint:
+    """A checkpoint, the path of one, or arrays by name, read in the layout that was `found` in a model if any."""
+    if found is None:
+        return load(params) if isinstance(params, str | os.PathLike) else as_checkpoint(params)
+    assert found.layout is not None
+    if isinstance(params, str | os.PathLike):
+        return load(params, layout=found.layout, image_size=found.image_hw)
+    return Checkpoint.from_arrays(params, layout=found.layout, image_size=found.image_hw)
+
+
+def _alike(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n], equal_nan=True) for n in one)
 
 
 def _part(own: Mapping[str, Any], name: str) -> Any:

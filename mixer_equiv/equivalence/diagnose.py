@@ -117,7 +117,7 @@ def constraint_causes(side: Subject) -> list[Cause]:
     causes = []
     constraints = side.found.constraints if side.found is not None else ()
     for kind, words in CONSTRAINTS.items():
-        all_of_kind = [text for text in constraints if words in text]
+        all_of_kind = [text for text in constraints if any(word in text for word in words)]
         if all_of_kind:
             more = f" and {len(all_of_kind) - 2} more" if len(all_of_kind) > 2 else ""
             said = f"{'; '.join(all_of_kind[:2])}{more}"

@@ -47,9 +47,9 @@ CODE = {
 
 # What is in common or absent, and the words that tell it in a layout's constraints.
 CONSTRAINTS = {
-    "shared_parameters": " equal to ",
-    "tied_blocks": " the same in all blocks",
-    "absent_parameters": " all zeros",
+    "shared_parameters": (" equal to ",),
+    "tied_blocks": (" the same in all blocks",),
+    "absent_parameters": (" all zeros", " all ones"),
 }
 
 _NAMES = {
@@ -116,7 +116,7 @@ _POOL = "pre_head_layer_norm/mean"
 
 
 def _mlp_head(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
-    layers = [d for d in deviations if d.kind == "insert" and d.step == "head" and d.what in ("linear", "activation")]
+    layers = [d for d in deviations if d.kind == "insert" and d.step == "head"]
     if not any(d.what == "linear" for d in layers):
         return deviations
     parameters = tuple(name for d in layers for name in d.parameters)

@@ -84,9 +84,12 @@ class Found:
 
     `deviations` are the steps that differ from the official model's, and with these `residual` is
     how far the replayed output was from the real one. Where the program ended before, `missing` is
-    the first step that was not found; `known` are those with parameters that were. `notices` are
+    the first step that was not found; `known` are those with parameters that were. `unnamed` says why
+    a Mixer has no layout, and `is_blind` tells where there was no output to follow. `notices` are
     what a user should know. `output` says which of the results the logits are, and `taps` where the
-    stages are among the `num_values` values of a run on `batch` images.
+    stages are among the `num_values` values of a run on `batch` images. `depth` is the number of blocks,
+    as far as it is known where there is no config; `draws` tells whether it drew
+    random numbers.
     """
 
     config: MixerConfig | None
@@ -98,11 +101,15 @@ class Found:
     missing: str | None
     known: tuple[str, ...]
     reasons: tuple[str, ...]
+    unnamed: str
+    is_blind: bool
     notices: tuple[str, ...]
     output: str
     taps: Mapping[str, Tap]
     num_values: int
     batch: int
+    depth: int
+    draws: bool
 
     def but(self, reason: str) -> Found:
         """The same, no Mixer after all."""

@@ -25,6 +25,9 @@ Arrays = Mapping[str, np.ndarray]
 # What is smaller than so much of all gradients together is rounding, as that of a bias no output can see.
 NEGLIGIBLE = 1e-3
 
+# What a difference is held against where all gradients are 0.
+TINY = float(np.finfo(np.float64).tiny)
+
 
 def compare_gradients(a: Subject, b: Subject, images: np.ndarray, seed: int, threshold: float) -> Gradients:
     """The largest difference of the gradients of a random linear function of the output, of `images`.
@@ -38,7 +41,7 @@ def compare_gradients(a: Subject, b: Subject, images: np.ndarray, seed: int, thr
     whole = float(np.sqrt(sum(np.square(gradient).sum() for gradient in ours.values())))
     distances = {}
     for name, gradient in ours.items():
-        scale = max(float(np.linalg.norm(gradient)), NEGLIGIBLE * whole)
+        scale = max(float(np.linalg.norm(gradient)), NEGLIGIBLE * whole, TINY)
         distances[name] = float(np.linalg.norm(theirs[name] - gradient)) / scale
     worst = max(distances, key=lambda name: (not np.isfinite(distances[name]), distances[name]))
     return Gradients(worst, distances[worst], threshold, len(distances), len(images))

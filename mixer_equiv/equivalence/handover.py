@@ -121,9 +121,21 @@ def _of_one(a: Arrays, b: Arrays, name: str, config: MixerConfig) -> tuple[str, 
             if made is not None and _same(made, b[name]):
                 axes = " ".join(("ph", "pw", "channels")[i] for i in order)
                 return "stem_flattened", f"patches flattened as ({axes})"
+    if _block_that_has(a, name, b[name], config) is not None:
+        return "blocks_moved", "blocks are in another order"
+    if not np.isfinite(b[name].astype(np.float64)).all() and np.isfinite(a[name].astype(np.float64)).all():
+        return "not_finite", "NaN or infinity"
     if a[name].dtype == b[name].dtype and _ulps(a[name], b[name]) <= 2:
         return "last_place", "one or two units in the last place"
     return "weights", "others"
+
+
+def _block_that_has(weights: Arrays, name: str, array: np.ndarray, config: MixerConfig) -> int | None:
+    """Another block of which this array is the parameter of the same name."""
+    _, slash, rest = name.partition("/")
+    others = (i for i in range(config.num_blocks) if f"MixerBlock_{i}{slash}{rest}" != name)
+    in_block = name.startswith("MixerBlock_")
+    return next((i for i in others if in_block and _same(weights[f"MixerBlock_{i}/{rest}"], array)), None)
 
 
 def _same(x: np.ndarray, y: np.ndarray) -> bool:

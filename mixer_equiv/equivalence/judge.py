@@ -61,16 +61,19 @@ def judge(evidence: Evidence, policy: Policy, port_causes: tuple[Cause, ...]) ->
     return Judgement("equivalent_under", (), causes, tuple(warnings), float64)
 
 
-def explained(judgement: Judgement, a: Subject, b: Subject) -> Judgement:
-    """The judgement on models that were searched, by the steps at which they were seen to differ."""
+def explained(judgement: Judgement, a: Subject, b: Subject, port_causes: tuple[Cause, ...] = ()) -> Judgement:
+    """The judgement on models that were searched, by the steps at which they were seen to differ.
+
+    `port_causes`, where the weights differ as well, stay beside them.
+    """
     if judgement.verdict == "nothing_compared":
         return judgement
     causes = deviation_causes(a, b)
     constraints = [cause for side in (a, b) for cause in constraint_causes(side)]
     if not causes and not constraints:
         return judgement
-    if not causes and judgement.verdict == "different":
-        return dataclasses.replace(judgement, causes=tuple(constraints))
+    if judgement.verdict == "different" and (port_causes or not causes):
+        return dataclasses.replace(judgement, causes=(*port_causes, *causes, *constraints))
     residuals = [s.found.residual for s in (a, b) if s.found is not None and s.found.residual is not None]
     verdicts = {verdict_of(cause.name) for cause in (*causes, *constraints)}
     worst = next(v for v in ("inexpressible", "different", "equivalent_under") if v in verdicts)

@@ -31,6 +31,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
     config = layout = sources = None
     notices: list[str] = []
     constraints: tuple[str, ...] = ()
+    unnamed = ""
     if found.is_whole:
         found, deviations, notices = folded(found, deviations)
         sizes, reasons = _sizes(found)
@@ -39,11 +40,11 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
             reasons = _lacking(found, deviations, config)
             if not reasons:
                 sources = {name: Source.of(use, by_columns and config.grid_hw) for name, use in found.uses.items()}
-            layout, constraints, made = layout_found(found, trace, config, name, framework)
-            notices += [*made, *_unused(trace), *_idle(trace)]
+            layout, constraints, made, unnamed = layout_found(found, trace, config, name, framework)
             if by_columns:
-                notices.append("its tokens are in the order of columns, so that no layout is of its parameters")
-            layout = None if reasons or by_columns else layout
+                unnamed = "its tokens are in the order of columns, so that no layout is of its parameters"
+            notices += [*made, *filter(None, [unnamed]), *_unused(trace), *_idle(trace)]
+            layout = None if reasons or unnamed else layout
     else:
         reasons = list(_why_not(found, trace))
     taps = {}
@@ -69,11 +70,15 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
             if step.parameters and all(found.uses[parameter.name].is_known for parameter in step.parameters)
         ),
         reasons=tuple(reasons),
+        unnamed=unnamed,
+        is_blind=not found.is_whole and _is_blind(trace),
         notices=tuple(notices),
         output=found.output or "",
         taps=taps,
         num_values=len(trace.values),
         batch=len(entry),
+        depth=_depth(found),
+        draws=trace.draws,
     )
 
 
@@ -109,6 +114,12 @@ def _best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[Match,
 def _deepest(trace: Trace) -> int:
     """No Mixer in the trace has more blocks, since a block meets at least four kernels."""
     return min(DEEPEST, sum(map(len, trace.uses.values())) // 4 + 1)
+
+
+def _is_blind(trace: Trace) -> bool:
+    """Whether there is no output to compare: none that is finite and made of the images."""
+    outputs = [trace.values[number] for number in trace.outputs.values()]
+    return not any(output.is_data and np.isfinite(output.array).all() for output in outputs)
 
 
 def _why_not(found: Match, trace: Trace) -> Iterator[str]:
@@ -162,10 +173,9 @@ def _used(found: Match) -> Iterator[tuple[Parameter, Use]]:
 def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray, by_columns: bool) -> MixerConfig:
     _, height, width, channels = entry.shape
     ph, pw = found.values[1].shape[3:1:-1] if by_columns else found.values[1].shape[2:4]
-    depth = len({step.name.split("/")[0] for step in found.program.steps if step.name.startswith("MixerBlock_")})
     return MixerConfig(
         num_classes=found.values[-1].shape[-1] if found.program.steps[-1].parameters else 0,
-        num_blocks=depth,
+        num_blocks=_depth(found),
         patch_size=(ph, pw),
         image_size=(height, width),
         in_channels=channels,
@@ -175,6 +185,10 @@ def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray, by_column
         activation=_throughout(found, "activate", "activation", OFFICIAL.activation),
         layer_norm_eps=_throughout(found, "layer_norm", "layer_norm_eps", OFFICIAL.layer_norm_eps),
     )
+
+
+def _depth(found: Match) -> int:
+    return len({step.name.split("/")[0] for step in found.program.steps if step.name.startswith("MixerBlock_")})
 
 
 def _throughout(found: Match, operation: str, what: str, official: Any) -> Any:
@@ -188,8 +202,10 @@ def _throughout(found: Match, operation: str, what: str, official: Any) -> Any:
 def _lacking(found: Match, deviations: tuple[Deviation, ...], config: MixerConfig) -> list[str]:
     """Why the official parameters are not all there."""
     reasons = [_BEYOND[d.what] for d in deviations if d.what in _BEYOND]
-    names = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
-    without = [name for name in names if not found.uses[name].is_known]
+    bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
+    axes = {name: len(binding.row.canonical_axes.split()) for name, binding in bindings.items()}
+    # One of more axes, as a scale for every token and channel, is none of the official ones either.
+    without = [n for n in bindings if not found.uses[n].is_known or len(found.uses[n].sizes) > axes[n]]
     if without:
         more = f" and {len(without) - 2} more" if len(without) > 2 else ""
         reasons.append(f"no parameter of it is {', '.join(without[:2])}{more}")

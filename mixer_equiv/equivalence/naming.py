@@ -17,8 +17,8 @@ from mixer_equiv.layouts import ABSENT, LINEN, Conventions, Layout, Row
 
 def layout_found(
     found: Match, trace: Trace, config: MixerConfig, name: str, framework: str
-) -> tuple[Layout | None, tuple[str, ...], list[str]]:
-    """The layout, if every parameter is one of its own; what it constrains; and what a user should know."""
+) -> tuple[Layout | None, tuple[str, ...], list[str], str]:
+    """The layout, if every parameter is one of its own; what it constrains; what to know; and why there is none."""
     names: dict[str, tuple[str, str]] = {}
     computed = []
     for canonical, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
@@ -33,8 +33,7 @@ def layout_found(
     used = {foreign.partition("[")[0] for foreign, _ in names.values()}
     hidden = [own for own in trace.hidden if own in used]
     notices = [f"not in the state_dict, so that loading leaves them as they are: {_some(hidden)}"] if hidden else []
-    if computed:
-        notices.append(f"no layout, since parameters are not its own: {_some(computed)}")
+    unnamed = f"no layout, since parameters are not its own: {_some(computed)}" if computed else ""
     rows = tuple(_rows(names, config.num_blocks))
     computes = Conventions(config.activation, config.layer_norm_eps)
     layout = Layout(
@@ -48,7 +47,7 @@ def layout_found(
     )
     if layout.is_tied:
         layout = dataclasses.replace(layout, num_blocks=config.num_blocks)
-    return (None if computed else layout), layout.constraints, notices
+    return (None if computed else layout), layout.constraints, notices, unnamed
 
 
 def _some(texts: list[str]) -> str:

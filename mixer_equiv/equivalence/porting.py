@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
+import numpy as np
+
+from mixer_equiv.arrays import stored_dtype
+from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.config import as_image
 from mixer_equiv.convert import convert
 from mixer_equiv.equivalence.adapters import candidate_of
-from mixer_equiv.equivalence.candidate import Candidate
+from mixer_equiv.equivalence.candidate import Candidate, checkpoint_of
 from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.diagnose import told
 from mixer_equiv.equivalence.found import Found
-from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
+from mixer_equiv.equivalence.precision import on_device
+from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, LayoutError, MixerEquivError
 from mixer_equiv.layouts import Layout
 
 Image = tuple[int, int, int]
@@ -32,7 +36,9 @@ def layout_of(model: Any, image: Image, *, seed: int = 0) -> Layout:
     Raises `InexpressibleError` for a model that is no Mixer, or whose weights no official one can
     have, with the reasons; `MixerEquivError` for one that cannot be run.
     """
-    layout = _found(candidate_of(model, image), image, seed).layout
+    image = as_image(image)
+    with on_device("cpu"):
+        layout = _found(candidate_of(model, image), image, seed).layout
     assert layout is not None
     return layout
 
@@ -50,28 +56,17 @@ def port(
     `params` are a checkpoint, the path of one, or arrays by name. A torch or nnx model gets them in
     place, in its own dtype; a linen one holds none, so that `apply` takes the result's `params`.
     `image` is (channels, height, width), by default that of the weights. `allow_missing` are globs
-    as `convert` takes them; what is left out stays as it is.
+    as `convert` takes them; what is left out stays as it is. Weights by the model's own names, in no
+    known layout, are read by the layout found, if `image` is given.
 
     Returns the weights in the model's layout. Warns (`ConventionWarning`) where the model computes
-    something else than what they were trained with. Raises as `layout_of`, `ConversionError` for
-    weights that do not fill the model, and `ConfigError` for those of another size.
+    something else than what they were trained with, rounds them, or has parameters that get none.
+    Raises as `layout_of`, `ConversionError` for weights that do not fill the model, and `ConfigError`
+    for those of another size.
     """
-    source = load(params) if isinstance(params, str | os.PathLike) else as_checkpoint(params)
-    assumed = image is None and source.image_size_is_assumed
-    if image is None:
-        image = source.config.in_channels, *source.config.image_hw
-    elif source.image_size_is_assumed:
-        config = source.config.resized(image[1:])
-        source = dataclasses.replace(source, config=config, image_size_is_assumed=False)
-    candidate = candidate_of(model, image)
-    try:
-        found = _found(candidate, image, seed)
-    except MixerEquivError as error:
-        if not assumed:
-            raise
-        size = "x".join(map(str, image))
-        advice = f"the image was taken to be {size}, from the number of tokens; give image=(channels, height, width)"
-        raise MixerEquivError(f"{error}; {advice}") from error
+    given = None if image is None else as_image(image)
+    with on_device("cpu"):
+        source, candidate, found = _both(params, model, given, seed)
     assert found.layout is not None
     assert found.config is not None
     with warnings.catch_warnings(record=True) as caught:
@@ -89,15 +84,70 @@ def port(
         )
     messages = [str(warning.message) for warning in caught]
     messages += [f"{candidate.name} {text}" for text in told(found)]
+    messages += _put_otherwise(result, candidate)
     for message in messages:
         warnings.warn(message, ConventionWarning, stacklevel=2)
     candidate.put(result.whole)
     return result
 
 
+def _both(params: Any, model: Any, image: Image | None, seed: int) -> tuple[Checkpoint, Candidate, Found]:
+    """The weights, and the Mixer found in the model, which may be what tells the layout of the weights."""
+    try:
+        source = checkpoint_of(params)
+    except LayoutError as error:
+        if image is None:
+            advice = "if they are in the model's own layout, give image=(channels, height, width)"
+            raise LayoutError(f"{error}; {advice}") from error
+        candidate = candidate_of(model, image)
+        found = _found(candidate, image, seed)
+        return checkpoint_of(params, found), candidate, found
+    assumed = image is None and source.image_size_is_assumed
+    if image is None:
+        image = source.config.in_channels, *source.config.image_hw
+    elif source.image_size_is_assumed:
+        config = source.config.resized(image[1:])
+        source = dataclasses.replace(source, config=config, image_size_is_assumed=False)
+    candidate = candidate_of(model, image)
+    try:
+        return source, candidate, _found(candidate, image, seed)
+    except MixerEquivError as error:
+        if not assumed:
+            raise
+        size = "x".join(map(str, image))
+        advice = f"the image was taken to be {size}, from the number of tokens; give image=(channels, height, width)"
+        raise MixerEquivError(f"{error}; {advice}") from error
+
+
+def _put_otherwise(result: Checkpoint, candidate: Candidate) -> list[str]:
+    """What a user should know of arrays that the model rounds, and of parameters that get none."""
+    messages = []
+    dtypes = {name: stored_dtype(name, own) for name, own in candidate.own.items()}
+    rounded = [name for name, array in result.whole.items() if name in dtypes and _loses(array, dtypes[name])]
+    if rounded:
+        kinds = ", ".join(sorted({str(dtypes[name]) for name in rounded}))
+        messages.append(
+            f"{candidate.name} rounds {len(rounded)} of {len(result.whole)} arrays to {kinds}, the first is "
+            f"{rounded[0]}; make the model of the dtype of the weights to keep every bit"
+        )
+    untouched = [name for name in candidate.own if name not in result.whole]
+    if untouched:
+        more = f" and {len(untouched) - 3} more" if len(untouched) > 3 else ""
+        messages.append(f"parameters of {candidate.name} that stay as they were: {', '.join(untouched[:3])}{more}")
+    return messages
+
+
+def _loses(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether rounding to `dtype` changes any number."""
+    if array.dtype == dtype:
+        return False
+    with np.errstate(all="ignore"):
+        return not np.array_equal(array.astype(dtype).astype(array.dtype), array, equal_nan=True)
+
+
 def _found(candidate: Candidate, image: Image, seed: int) -> Found:
     found = candidate.find(image, seed)
     if found.layout is None:
-        reasons = found.reasons or (f"it differs from every Mixer at {found.missing}",)
+        reasons = found.reasons or (found.unnamed,)
         raise InexpressibleError(f"{candidate.name} has no layout: {'; '.join(reasons)}", reasons=reasons)
     return found

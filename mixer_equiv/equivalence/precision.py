@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -30,8 +31,11 @@ def on_device(name: str) -> Iterator[None]:
         except Exception as error:
             raise ConfigError(f"device is {name!r}, where torch cannot compute in float64: {error}") from error
     token = _DEVICE.set(name)
+    torch = sys.modules.get("torch")
     try:
-        yield
+        # In inference mode nothing can be differentiated, nor be by tensors that were made in it.
+        with torch.inference_mode(False) if torch else contextlib.nullcontext():
+            yield
     finally:
         _DEVICE.reset(token)
 

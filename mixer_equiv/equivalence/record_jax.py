@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mixer_equiv.equivalence.precision import jax_full_precision
+from mixer_equiv.equivalence.randomness import seeded
 from mixer_equiv.equivalence.trace import Trace, Value, narrowing
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
@@ -24,19 +25,22 @@ def record(
     dtype: Any = np.float64,
     *,
     every: bool = True,
+    seed: int = 0,
 ) -> Trace:
     """The trace of `function(parameters by name, images)` with every parameter drawn by name and shape.
 
     Everything is computed in `dtype`, also where the function asks for another float. If not `every` value is
-    asked for, those that are no outputs are left empty.
+    asked for, those that are no outputs are left empty. Python's and NumPy's generators begin with `seed`.
     """
-    with jax_full_precision():
+    with jax_full_precision(), seeded(seed) as generators:
         drawn = _drawn(shapes, draw, dtype)
         tape, entry, outputs = _interpreted(function, drawn, drawn, images.astype(dtype), dtype)
         outputs = {path: value for path, value in outputs.items() if tape.values[value].is_data}
         wanted = range(len(tape.arrays)) if every else set(outputs.values())
         held = [tape.finished(value, value.number in wanted) for value in tape.values]
-    return Trace(held, entry, outputs, dict(shapes), (), tuple(dict.fromkeys(tape.scalars)), tuple(tape.notices))
+        draws = generators.drawn or any(value.operation in _RANDOM for value in held)
+    scalars = tuple(dict.fromkeys(tape.scalars))
+    return Trace(held, entry, outputs, dict(shapes), (), scalars, tuple(tape.notices), draws)
 
 
 def gradients(
@@ -48,7 +52,7 @@ def gradients(
     cotangent: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Gradients of the sum of an output times `cotangent` by the parameters, drawn and computed as `record` does."""
-    with jax_full_precision():
+    with jax_full_precision(), seeded(0):
         drawn = _drawn(shapes, draw, np.float64)
 
         def scalar(params: Mapping[str, Any]) -> Any:
@@ -72,7 +76,8 @@ def _interpreted(
     differentiable: bool = False,
 ) -> tuple[_Tape, int, dict[str, int]]:
     """The function's program, as it is for parameters `like` these, run on `params`; its input, and outputs by path."""
-    closed, result = jax.make_jaxpr(function, return_shape=True)(dict(like), images)
+    # A function of its own each time, because JAX keeps what it once traced, with the random numbers of that time.
+    closed, result = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(dict(like), images)
     tape = _Tape(np.dtype(dtype), differentiable)
     leaves = [tape.add(params[name], "parameter", (), name=name) for name in sorted(params)]
     entry = tape.add(images, "input", (), is_data=True)
@@ -84,6 +89,7 @@ def _interpreted(
 # Equations that only call another jaxpr, and the name under which they hold it.
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _VIEWS = frozenset({"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"})
+_RANDOM = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"})
 _OPAQUE = frozenset({"while", "cond", "pallas_call", "custom_linear_solve"})
 
 
@@ -111,7 +117,7 @@ class _Tape:
 
     def finished(self, value: Value, wanted: bool) -> Value:
         """The value with its array, floats in float64."""
-        if wanted:
+        if wanted and not jnp.issubdtype(jnp.result_type(self.arrays[value.number]), jax.dtypes.prng_key):
             held = np.asarray(self.arrays[value.number])
             value.array = held.astype(np.float64, copy=False) if jnp.issubdtype(held.dtype, jnp.floating) else held
         return value
@@ -146,10 +152,17 @@ class _Tape:
                     return self.run(inner.jaxpr, [self.constant(c) for c in inner.consts], inputs)
                 if isinstance(inner, Jaxpr):
                     return self.run(inner, [], inputs)
-        params = {key: self._widened(value) for key, value in equation.params.items()}
+        arrays = [self.arrays[i] for i in inputs]
+        params = dict(equation.params)
+        if name == "bitcast_convert_type":  # of so many bits as the code has them
+            arrays = [jnp.asarray(arrays[0], equation.invars[0].aval.dtype)]
+        else:
+            params = {key: self._widened(value) for key, value in params.items()}
         bound = equation.primitive.get_bind_params(params)
         subfuns, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair up to JAX 0.9
-        made = equation.primitive.bind(*subfuns, *(self.arrays[i] for i in inputs), **params)
+        made = equation.primitive.bind(*subfuns, *arrays, **params)
+        if name == "bitcast_convert_type" and jnp.issubdtype(made.dtype, jnp.floating):
+            made = made.astype(self.dtype)
         made = made if equation.primitive.multiple_results else [made]
         return [self.add(array, name, tuple(dict.fromkeys(inputs))) for array in made]
 

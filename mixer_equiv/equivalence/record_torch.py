@@ -8,7 +8,6 @@ sees every operation that is carried out. The module, and what it refers to, sta
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
@@ -21,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from mixer_equiv.equivalence.precision import device, torch_full_precision
+from mixer_equiv.equivalence.randomness import Generators, seeded
+from mixer_equiv.equivalence.restoring import kept
 from mixer_equiv.equivalence.trace import Trace, Value, narrowing
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
@@ -50,11 +51,12 @@ def record(
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
     tape = _Tape(draw, names, dtype)
     eager = torch.compiler.set_stance("force_eager")
-    with _as_found(module), torch_full_precision(), _default_dtype(dtype), eager:
+    with _as_found(module) as generators, torch_full_precision(), _default_dtype(dtype), eager:
         given = arguments[0].to(device(), dtype)
         entry = tape.enter(given)
         with _Functions(tape), _Operations(tape):
             result = module(given, *arguments[1:], **(kwargs or {}))
+        draws = tape.draws or generators.drawn
     outputs = {}
     for path, leaf in _tensors_of(result):
         outputs[path] = tape.number_of(leaf)
@@ -63,7 +65,8 @@ def record(
     wanted = range(len(tape.values)) if every else set(outputs.values())
     values = [value.finished(value.number in wanted) for value in tape.values]
     notices = tuple(dict.fromkeys(tape.notices))
-    return Trace(values, entry, outputs, shapes, tuple(tape.hidden), tuple(dict.fromkeys(tape.scalars)), notices)
+    scalars = tuple(dict.fromkeys(tape.scalars))
+    return Trace(values, entry, outputs, shapes, tuple(tape.hidden), scalars, notices, draws)
 
 
 def gradients(
@@ -123,21 +126,13 @@ def outputs(
 
 
 @contextlib.contextmanager
-def _as_found(module: Any, training: bool = False, seed: int = 0) -> Iterator[None]:
-    """In eval or train mode, with generators seeded; every submodule's own mode comes back, and the random states."""
-    modes = [(m, m.training) for m in module.modules()] if isinstance(module, nn.Module) else []
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        for submodule, _ in modes:
+def _as_found(module: Any, training: bool = False, seed: int = 0) -> Iterator[Generators]:
+    """In eval or train mode, with generators seeded; what the pass leaves behind in the module is taken back."""
+    submodules = list(module.modules()) if isinstance(module, nn.Module) else []
+    with seeded(seed) as generators, torch.inference_mode(False), kept(submodules):
+        for submodule in submodules:
             submodule.training = training
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            for submodule, before in modes:
-                submodule.training = before
+        yield generators
 
 
 @contextlib.contextmanager
@@ -183,6 +178,7 @@ class _Tape:
         self.hidden: list[str] = []
         self.scalars: list[float] = []
         self.notices: list[str] = []
+        self.draws = False
         self.stand_ins: dict[int, Tensor] = {}
         self.alive: list[Any] = list(names.values())  # so that no id is used twice
         self.known: dict[int, tuple[Tensor, int]] = {}  # tensors made during the pass: their value's number
@@ -308,6 +304,9 @@ class _Functions(TorchFunctionMode):
         if looks or func in _LOOKING:
             return func(*args, **kwargs)
         args, kwargs = _widened((args, kwargs), self.tape)
+        kind = torch.device(device()).type
+        if torch.is_autocast_enabled(kind):
+            self.tape.notices.append(narrowing(str(torch.get_autocast_dtype(kind)).removeprefix("torch.")))
         if name in _NARROWING and args and isinstance(args[0], Tensor):
             self.tape.notices.append(narrowing(_NARROWING[name]))
             return args[0].to(self.tape.dtype)
@@ -357,6 +356,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         tape.scalars.extend(leaf for leaf in leaves if isinstance(leaf, float))
         if _ARITHMETIC.search(str(func)):
             tape.scalars.extend(float(leaf) for leaf in leaves if type(leaf) is int)
+        tape.draws = tape.draws or torch.Tag.nondeterministic_seeded in func.tags
         if tape.differentiable:
             result = func(*args, **kwargs)
             tape.remember(result)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays import require
-from mixer_equiv.errors import MixerEquivError
+from mixer_equiv.equivalence.adapters import is_model_class
+from mixer_equiv.errors import MissingDependencyError, MixerEquivError
 
 
 def is_source(text: str) -> bool:
@@ -34,21 +35,51 @@ def model_at(source: str, kwargs: Mapping[str, Any]) -> Any:
     Raises `MixerEquivError` where there is none, or it cannot be made with these arguments.
     """
     if is_timm(source):
-        timm = require("timm", "test", "a model of timm")
+        timm = import_timm()
         return _made(source, lambda: timm.create_model(source.removeprefix("timm:"), **kwargs), kwargs)
     place, _, name = source.rpartition(":")
     module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
     if not hasattr(module, name):
-        near = [
-            key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__
-        ]
-        raise MixerEquivError(f"{place} has no {name}; its classes are {', '.join(near) or 'none'}")
+        near = ", ".join(_classes_in(module)) or "none"
+        raise MixerEquivError(f"{place} has no {name}; its classes are {near}")
     found = getattr(module, name)
     if not inspect.isclass(found) and not inspect.isfunction(found):
         if kwargs:
             raise MixerEquivError(f"{source} is an object already, so that it takes no kwargs ({', '.join(kwargs)})")
         return found
     return _made(source, lambda: found(**kwargs), kwargs)
+
+
+def _classes_in(module: Any) -> list[str]:
+    """Names of the models that a module defines, or of those that it imports, or of its classes if it has none."""
+    classes = {key: value for key, value in vars(module).items() if inspect.isclass(value)}
+    models = [key for key, value in classes.items() if is_model_class(value)]
+    own = [key for key, value in classes.items() if value.__module__ == module.__name__]
+    return [key for key in own if key in models] or models or own
+
+
+def import_timm() -> Any:
+    """timm. Beside a torchvision whose operators do not load, as one built for CUDA, these are declared first."""
+    try:
+        return require("timm", "test", "a model of timm")
+    except MissingDependencyError as error:
+        if "torchvision::" not in str(error):
+            raise
+    torch = require("torch", "torch", "a model of timm")
+    for schema in _TORCHVISION:
+        if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(schema)
+            _DECLARED.append(library)
+    return require("timm", "test", "a model of timm")
+
+
+# What torchvision looks up when it is imported, and no Mixer calls.
+_TORCHVISION = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_DECLARED: list[Any] = []  # an operator is undefined again when its library is collected
 
 
 def _made(source: str, make: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -230,7 +230,7 @@ def _foreign(model: Any, image: Image | None, seed: int) -> Subject:
     if found.layout is not None and candidate.own:
         with contextlib.suppress(ConversionError):  # on the meta device, where random weights do all the same
             own = candidate.checkpoint(found)
-    config = found.config or DEFAULT_CONFIG
+    config = found.config or DEFAULT_CONFIG.replace(num_blocks=found.depth)
     return Subject(candidate.name, candidate.framework, config, own, candidate=candidate, found=found)
 
 

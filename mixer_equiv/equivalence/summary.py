@@ -84,7 +84,7 @@ def not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
     named = any(verdict_of(cause.name) == "inexpressible" for cause in causes)
     beyond = named or len(found.known) < LEAST_KNOWN or not any("orm" in name for name in found.known)
     return Report(
-        verdict="inexpressible" if beyond else "different",
+        verdict="nothing_compared" if found.is_blind else "inexpressible" if beyond else "different",
         threshold=policy.residual,
         first_divergence=found.deviations[0].step if found.deviations else found.missing,
         causes=tuple(causes),

@@ -73,7 +73,7 @@ class Trace:
     `input` is the number of the input's value. `outputs` are by where in the result they stand, ""
     for a result that is one array. `parameters` are the names of all there are, used or not, with
     shapes; `hidden` those that the program uses and does not list among its own. `scalars` are the
-    numbers that occurred as arguments of operations.
+    numbers that occurred as arguments of operations. `draws` tells whether random numbers were drawn.
     """
 
     values: list[Value]
@@ -83,6 +83,7 @@ class Trace:
     hidden: tuple[str, ...]
     scalars: tuple[float, ...]
     notices: tuple[str, ...] = ()
+    draws: bool = False
 
     @cached_property
     def data(self) -> list[Value]:

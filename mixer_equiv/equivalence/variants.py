@@ -34,12 +34,13 @@ OUTPUTS: dict[str, Callable[[Array], Array]] = {
     "softmax": _softmax,
     "log_softmax": lambda x: np.log(_softmax(x)),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
 }
 
 
 def epsilons(scalars: Sequence[float]) -> list[float]:
     """What may be the eps of a LayerNorm: the small numbers that occurred, then the usual ones."""
-    return list(dict.fromkeys([*sorted(c for c in scalars if 0 < c < 0.5), 1e-5, 1e-6, 1e-3, 1e-12, 0.0]))
+    return list(dict.fromkeys([*sorted(c for c in scalars if 0 < c < 0.5), 1e-5, 1e-6, 1e-3, 0.0, 1e-12]))
 
 
 def norms(eps: float, scalars: Sequence[float]) -> Iterator[tuple[Changes, Callable[[Array], Array]]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays import to_numpy
+from mixer_equiv.config import as_image
 from mixer_equiv.equivalence.adequacy import visible
 from mixer_equiv.equivalence.compare import Policy, size_differences
 from mixer_equiv.equivalence.diagnose import round_trip_causes, weight_causes
@@ -20,7 +21,7 @@ from mixer_equiv.equivalence.precision import on_device
 from mixer_equiv.equivalence.subject import Image, Subject, subjects
 from mixer_equiv.equivalence.summary import not_found, of_other_sizes, of_other_weights, report_of, sides_of
 from mixer_equiv.equivalence.training import compare_training
-from mixer_equiv.equivalence.weights import give_weights, random_images, weights_holder
+from mixer_equiv.equivalence.weights import give_weights, is_said, random_images, weights_by, weights_holder
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
 from mixer_equiv.report import Gradients, Report, Training
 
@@ -60,7 +61,8 @@ def verify(
     with its port to the other framework, and a model with the official Flax one (the Flax one with torch).
 
     `weights` are "random" (drawn from `seed`, every parameter, the head included), "given" (each
-    side's own, which must then be bit-identical too), or a checkpoint that both sides take. By
+    side's own, which must then be bit-identical too), or a checkpoint that both sides take, which may
+    be by the names of a model that is compared. By
     default they are given if a side is a checkpoint, else random.
     `kwargs` are what the model at a place is made with, or `MixerConfig` fields for "flax", "nnx",
     "torch" and "reference". `image` is (channels, height, width), where shapes alone would make it a
@@ -84,16 +86,19 @@ def verify(
             raise ConfigError(f"{name} is {count!r}; it must be a whole number of at least 0")
     if dtype not in LOW_PRECISION:
         raise ConfigError(f"dtype is {dtype!r}, the low precision to show; it must be {', '.join(LOW_PRECISION)}")
+    image = None if image is None else as_image(image)
     asked = _Asked(gradients, train_steps, dtype, fail_fast, seed, policy or Policy(), on_step)
     with on_device(device):
         on_step("reading")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConventionWarning)
-            donor = None if weights in (None, "given", "random") else weights_holder(weights)
+            donor = weights_holder(weights)
             sizes = donor.config if donor else None
             side_a, side_b = subjects(
                 a, b, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
             )
+            if donor is None and not is_said(weights):
+                donor = weights_by(weights, (side_a, side_b))
         notes = _ours(caught)
         notes += [notice for side in (side_a, side_b) if side.found is not None for notice in side.found.notices]
         for side in (side_a, side_b):
@@ -132,8 +137,8 @@ def _compared(a: Subject, b: Subject, origin: str, images: Any, labels: Any, not
     sides = sides_of(evidence, origin, truth)
     port_causes = (*differing, *(round_trip_causes(sides) if origin == "given" else []))
     judgement = judge(evidence, asked.policy, port_causes)
-    if not port_causes and searched:
-        judgement = explained(judgement, a, b)
+    if searched:
+        judgement = explained(judgement, a, b, port_causes)
     by_default = asked.gradients is None and origin == "random" and searched
     if port_causes or (asked.fail_fast and judgement.verdict != "equivalent"):
         asked = dataclasses.replace(asked, gradients=False, train_steps=0)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.candidate import checkpoint_of
 from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.subject import Subject, subjects
-from mixer_equiv.errors import ConfigError, MixerEquivError
+from mixer_equiv.errors import ConfigError, LayoutError, MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL, Layout
 
 
@@ -34,7 +36,7 @@ def give_weights(a: Subject, b: Subject, weights: Subject | str | None, seed: in
         if own and own[0].candidate is not None and own[0].found is not None:
             params = own[0].candidate.drawn(own[0].found)
         for side in (a, b, a):
-            params = params if own else constrained(params, side.layout, a.config.num_blocks)
+            params = params if own else constrained(params, side.layout, a.config)
         donor = Checkpoint(params, LINEN, a.config, None, True, "random weights")
         return a.replace(checkpoint=donor), b.replace(checkpoint=donor), "random"
     if not isinstance(weights, Subject):
@@ -48,23 +50,52 @@ def give_weights(a: Subject, b: Subject, weights: Subject | str | None, seed: in
     return a.replace(checkpoint=weights.checkpoint), b.replace(checkpoint=weights.checkpoint), weights.name
 
 
-def constrained(params: Mapping[str, np.ndarray], layout: Layout, num_blocks: int) -> dict[str, np.ndarray]:
+def constrained(params: Mapping[str, np.ndarray], layout: Layout, config: MixerConfig) -> dict[str, np.ndarray]:
     """Canonical weights that the layout can hold: what is one array there is the same, what it lacks is neutral."""
-    first: dict[str, str] = {}
+    held: dict[str, np.ndarray] = {}
     result = {}
-    for name, binding in layout.bindings(num_blocks).items():
+    for name, binding in layout.bindings(config.num_blocks).items():
         if name in params and binding.is_absent:
             result[name] = np.full_like(params[name], NEUTRAL[name.rpartition("/")[2]])
         elif name in params:
-            result[name] = params[first.setdefault(binding.foreign, name)]
+            there = partial(_rearranged, sizes=config.axis_sizes, axes=binding.row.axes)
+            canonical, foreign = binding.row.canonical_axes, binding.row.foreign_axes
+            if binding.foreign not in held:
+                held[binding.foreign] = there(params[name], f"{canonical} -> {foreign}")
+            result[name] = there(held[binding.foreign], f"{foreign} -> {canonical}")
     return result
 
 
-def weights_holder(source: Any) -> Subject:
-    """The checkpoint that both sides are to take. Raises `MixerEquivError` for what holds no weights."""
-    holder, _ = subjects(source, "reference")
+def _rearranged(array: np.ndarray, pattern: str, *, sizes: Mapping[str, int], axes: Collection[str]) -> np.ndarray:
+    made: np.ndarray = rearrange(array, pattern, **{axis: sizes[axis] for axis in axes})
+    return made
+
+
+def is_said(weights: Any) -> bool:
+    """Whether it is a word that says what weights to take, or none, and no checkpoint."""
+    return weights is None or (isinstance(weights, str) and weights in ("given", "random"))
+
+
+def weights_holder(weights: Any) -> Subject | None:
+    """The checkpoint that both sides are to take; None if it is in no known layout, or as said.
+
+    Raises `MixerEquivError` for what holds no weights.
+    """
+    if is_said(weights):
+        return None
+    try:
+        holder, _ = subjects(weights, "reference")
+    except LayoutError:
+        return None
     if holder.checkpoint is None:
-        raise MixerEquivError(f"weights is {source!r}; it must be 'given', 'random' or a checkpoint")
+        raise MixerEquivError(f"weights is {weights!r}; it must be 'given', 'random' or a checkpoint")
+    return holder
+
+
+def weights_by(weights: Any, sides: Sequence[Subject]) -> Subject:
+    """The same of weights by the names of one of the sides, a model in which a layout was found."""
+    named = next((side.found for side in sides if side.found is not None and side.found.layout is not None), None)
+    holder, _ = subjects(checkpoint_of(weights, named), "reference")
     return holder
 
 

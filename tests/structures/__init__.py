@@ -23,7 +23,6 @@ from tests.structures.in_torch import (
     MmpretrainMixer,
     TutorialMixer,
     as_official,
-    real_timm,
     run_torch,
     timm_mixer,
 )
@@ -49,7 +48,6 @@ __all__ = [
     "cheap_jit",
     "official",
     "pre_linen_arrays",
-    "real_timm",
     "run_official",
     "run_scenic",
     "run_torch",

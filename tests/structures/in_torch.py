@@ -11,6 +11,7 @@ from einops.layers.torch import Rearrange, Reduce
 from torch import nn
 
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.sources import import_timm
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -213,25 +214,10 @@ def as_official(model: Module) -> Module:
 
 
 @functools.cache
-def real_timm() -> Any:
-    """timm, with the torchvision operators declared that its CPU wheel expects CUDA libraries for."""
-    for operator in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor d) -> Tensor"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        if not hasattr(torch.ops.torchvision, operator.partition("(")[0]):
-            library.define(operator)
-            _LIBRARIES.append(library)
-    import timm
-
-    return timm
-
-
-_LIBRARIES: list[torch.library.Library] = []  # an operator is undefined again when its library is collected
-
-
 def timm_mixer(config: MixerConfig, **kwargs: Any) -> nn.Module:
     """timm's MlpMixer of these sizes; its hidden widths are given as ratios of the embedding."""
     from_ratio = tuple((dim + 0.5) / config.hidden_dim for dim in (config.tokens_mlp_dim, config.channels_mlp_dim))
-    return real_timm().models.mlp_mixer.MlpMixer(
+    return import_timm().models.mlp_mixer.MlpMixer(
         num_classes=config.num_classes,
         img_size=config.image_hw,
         in_chans=config.in_channels,
