@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from flax import nnx
 from torch import Tensor, nn
 
-from mixer_equiv import ConfigError, verify
+from mixer_equiv import ConfigError, ConventionWarning, InexpressibleError, LayoutError, layout_of, port, verify
+from mixer_equiv.arrays import unflatten
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
+from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from tests.structures import PortMixer
 
@@ -58,10 +61,12 @@ DIFFERENT: dict[str, tuple[Callable[[Forward, Tensor], Any], str]] = {
     "another rank": (lambda f, x: f(x)[..., None, None].expand(-1, -1, 2, 2), "and what it returns is (2, 7, 2, 2)"),
     "a vector": (lambda f, x: f(x).sum(-1), "and what it returns is (2,)"),
     "classes": (lambda f, x: f(x).argmax(-1), "and what it returns is (2,)"),
-    "NaN": (lambda f, x: f(x) * float("nan"), "its output holds NaN or infinity"),
-    "infinity in one class": (lambda f, x: f(x) / torch.tensor([1.0] * 6 + [0.0]), "holds NaN or infinity"),
+    "masks of one image each": (lambda f, x: f(x) * (torch.rand(len(x), 1) < 0.9) / 0.9, "two runs of Odd"),
+    "a branch on Python's numbers": (lambda f, x: f(x) * (2 if random.random() < 0.2 else 1), "two runs of Odd"),
+    "a branch on NumPy's numbers": (lambda f, x: f(x) * (2 if np.random.rand() < 0.2 else 1), "two runs of Odd"),
+    "NumPy's new generators": (lambda f, x: f(x) + np.random.default_rng().random(), "two runs of Odd"),
     "a number of its own input": (lambda f, x: f(x) * float(x.sum()), "with some weights and another with others"),
-    "state": (counting(), "departs from the NumPy reference at logits"),
+    "state": (counting(), "two runs of Odd on the same images differ"),
 }
 
 
@@ -72,6 +77,20 @@ def test_what_is_another_function_is_so_for_the_right_reason(kind: str) -> None:
     assert report.verdict == "different"
     assert {cause.name for cause in report.causes} <= {"constant", "unknown"}
     assert any(reason in text for text in report.reasons), report.reasons
+
+
+@pytest.mark.parametrize(
+    ("doing", "reason"),
+    [
+        (lambda f, x: f(x) * float("nan"), "its output holds NaN or infinity"),
+        (lambda f, x: f(x) / torch.tensor([1.0] * 6 + [0.0]), "its output holds NaN or infinity"),
+        (lambda f, x: torch.ones(len(x), 7), "its output does not depend on the images by any operation"),
+    ],
+)
+def test_where_no_output_can_be_followed_nothing_is_compared(doing: Any, reason: str) -> None:
+    report = verify(Odd(doing), image=IMAGE)
+    assert (report.verdict, report.causes) == ("nothing_compared", ())
+    assert report.reasons[0].startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -144,11 +163,171 @@ def test_generators_are_left_as_they_were() -> None:
         return f(x) + 0 * (random.random() + np.random.rand() + torch.rand(1))
 
     model = Odd(drawing)
+    random.random(), np.random.rand(), torch.rand(1)  # any state but a fresh one
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    assert verify(model, image=IMAGE).verdict == "equivalent"
+    report = verify(model, image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert "it draws random numbers in eval mode, which moved no output in 32 runs" in report.warnings
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
+
+
+class Leaving(PortMixer):
+    """The official function, which leaves things behind, and computes from what it finds of them."""
+
+    def __init__(self) -> None:
+        super().__init__(CONFIG)
+        self.calls, self.seen, self.by_name = 0, [torch.ones(1)], {"calls": [0]}
+        self.counts, self.cache = np.zeros(2), None
+        self.register_buffer("average", torch.zeros(CONFIG.num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.cache = super().forward(images) if self.cache is None else self.cache
+        self.calls += 1
+        self.seen.append(self.cache)
+        self.by_name["calls"][0] += 1
+        self.by_name["logits"] = self.cache
+        self.counts += 1
+        self.average.mul_(0.9).add_(self.cache.mean(0))
+        self.average = self.average + 1
+        return self.cache
+
+
+def test_what_a_pass_leaves_in_a_module_is_taken_back() -> None:
+    model = Leaving()
+    held, average = model.by_name, model.average
+    assert verify(model, image=IMAGE).verdict == "equivalent"
+    assert (model.calls, model.cache, model.seen, model.counts.tolist()) == (0, None, [torch.ones(1)], [0, 0])
+    assert model.by_name is held
+    assert held == {"calls": [0]}
+    assert model.average is average
+    assert average.tolist() == [0] * CONFIG.num_classes
+    model(torch.zeros(1, *IMAGE))
+    assert (model.calls, model.by_name["calls"]) == (1, [1])
+
+
+def test_autocast_inside_is_said() -> None:
+    def doing(forward: Forward, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(x)
+
+    report = verify(Odd(doing), image=IMAGE)
+    assert (report.verdict, report.warnings[0].split(",")[0]) == ("equivalent", "it asks for bfloat16 itself")
+
+
+def test_inference_mode_changes_nothing() -> None:
+    model = PortMixer(CONFIG)
+    with torch.inference_mode():
+        report = verify(model, image=IMAGE)
+        assert torch.is_inference_mode_enabled()
+    assert report.verdict == "equivalent"
+    assert report.gradients is not None
+    assert report.gradients.residual <= 1e-12
+
+
+def test_a_head_of_one_class_is_found() -> None:
+    assert verify(PortMixer(CONFIG.replace(num_classes=1)), image=IMAGE).verdict == "equivalent"
+
+
+class Plain(nn.Module):
+    """A Mixer with what is unusual in how its parameters are shaped, shared or missing, by `kind`."""
+
+    def __init__(self, kind: str = "", eps: float = 1e-6) -> None:
+        super().__init__()
+        self.kind, self.eps = kind, eps
+        tokens, hidden, blocks = CONFIG.num_tokens, CONFIG.hidden_dim, range(CONFIG.num_blocks)
+        shape = (tokens, hidden) if kind == "both axes" else (hidden,)
+        self.stem = nn.Conv2d(CONFIG.in_channels, hidden, CONFIG.patch_hw, CONFIG.patch_hw)
+        self.first, self.second = (nn.ModuleList(nn.LayerNorm(shape, eps) for _ in blocks) for _ in "ab")
+        self.up = nn.ModuleList(nn.Linear(tokens, CONFIG.tokens_mlp_dim) for _ in blocks)
+        self.down = nn.ModuleList(nn.Linear(CONFIG.tokens_mlp_dim, tokens) for _ in blocks)
+        self.wide = nn.ModuleList(nn.Linear(hidden, CONFIG.channels_mlp_dim) for _ in blocks)
+        self.narrow = nn.ModuleList(nn.Linear(CONFIG.channels_mlp_dim, hidden) for _ in blocks)
+        self.last, self.head = nn.LayerNorm(hidden, eps), nn.Linear(hidden, CONFIG.num_classes)
+
+    def act(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="none" if self.kind == "erf" else "tanh")
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).flatten(2).mT
+        for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
+            no_scale = self.kind == "no scale"
+            y = F.layer_norm(x, (CONFIG.hidden_dim,), None, first.bias, self.eps) if no_scale else first(x)
+            kernel = self.up[i].weight.T if self.kind == "tied" else self.down[i].weight
+            x = x + F.linear(self.act(self.up[i](y.mT)), kernel, self.down[i].bias).mT
+            x = x + self.narrow[i](self.act(self.wide[i](second(x))))
+        return self.head(self.last(x).mean(1))
+
+
+def test_a_layer_norm_over_both_axes_with_parameters_of_both_is_named() -> None:
+    report = verify(Plain("both axes"), image=IMAGE)
+    assert report.verdict == "different"
+    assert [(c.name, c.found, c.count) for c in report.causes] == [
+        ("layer_norm_axes", "tokens and channels", "4 of 5 LayerNorms")
+    ]
+    with pytest.raises(InexpressibleError, match="no parameter of it is MixerBlock_0/LayerNorm_0/scale"):
+        layout_of(Plain("both axes"), IMAGE)
+
+
+def test_kernels_that_are_each_others_transposes_are_shared_parameters() -> None:
+    report = verify(Plain("tied"), image=IMAGE)
+    assert (report.verdict, [cause.name for cause in report.causes]) == ("equivalent_under", ["shared_parameters"])
+    assert report.gradients is not None
+    assert report.gradients.residual <= 1e-12
+
+
+def test_a_scale_that_is_not_there_is_named() -> None:
+    report = verify(Plain("no scale"), image=IMAGE)
+    assert [(cause.name, cause.found) for cause in report.causes] == [
+        ("absent_parameters", "MixerBlock_{i}/LayerNorm_0/scale all ones")
+    ]
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-12])
+def test_an_eps_of_nothing_is_told_from_a_small_one(eps: float) -> None:
+    report = verify(Plain(eps=eps), image=IMAGE)
+    assert [(cause.name, cause.found) for cause in report.causes] == [("layer_norm_eps", str(eps))]
+
+
+def test_causes_of_code_are_named_beside_differing_weights() -> None:
+    ours, theirs = Plain("erf", eps=1e-5), Plain()
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        theirs.head.bias[0] += 1
+    report = verify(ours, theirs, weights="given", image=IMAGE)
+    assert report.verdict == "different"
+    assert [(cause.name, cause.kind) for cause in report.causes] == [
+        ("weights", "port"),
+        ("layer_norm_eps", "code"),
+        ("activation", "code"),
+    ]
+
+
+def test_weights_by_a_models_own_names_are_read() -> None:
+    model, state = Plain(), Plain().state_dict()
+    assert verify(model, weights=state, image=IMAGE).verdict == "equivalent"
+    assert port(state, model, image=IMAGE).layout.name == "Plain"
+    assert all(torch.equal(model.state_dict()[name], array) for name, array in state.items())
+    with pytest.raises(LayoutError, match=r"give image=\(channels, height, width\)"):
+        port(state, model)
+
+
+def test_a_port_that_rounds_or_leaves_parameters_says_so() -> None:
+    model = Plain()
+    model.unused = nn.Linear(3, 3)
+    with pytest.warns(ConventionWarning) as caught:
+        port(random_params(CONFIG, 0), model.half(), image=IMAGE)
+    said = [str(warning.message) for warning in caught]
+    assert any("rounds 30 of 30 arrays to float16" in text for text in said)
+    assert "parameters of Plain that stay as they were: unused.weight, unused.bias" in said
+
+
+def test_a_model_without_a_layout_says_why() -> None:
+    model = Plain()
+    model.wide[0] = nn.utils.parametrizations.weight_norm(model.wide[0])
+    with pytest.raises(InexpressibleError, match="kernel is computed from "):
+        layout_of(model, IMAGE)
 
 
 # Flax
@@ -202,6 +381,49 @@ def test_flax_models_with_other_gradients_are_different(kind: str) -> None:
     assert "the gradients differ by" in report.reasons[0]
 
 
+class Drawing(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, images: Any) -> Any:
+        return FlaxMixer(CONFIG)(images) * (2 if np.random.rand() < 0.2 else 1)
+
+
+class NnxDropping(nnx.Module):
+    def __init__(self) -> None:
+        self.rngs = nnx.Rngs(3)
+        self.body = NnxMixer(CONFIG, rngs=self.rngs)
+
+    def __call__(self, images: Any) -> Any:
+        logits = self.body(images)
+        return logits * jax.random.bernoulli(self.rngs.dropout(), 0.9, (len(logits), 1)) / 0.9
+
+
+@pytest.mark.parametrize("model", [Drawing, NnxDropping])
+def test_flax_models_that_are_random_are_so_for_the_right_reason(model: Any) -> None:
+    report = verify(model(), image=IMAGE)
+    assert (report.verdict, report.causes) == ("different", ())
+    assert any("two runs" in reason for reason in report.reasons)
+
+
+class Bits(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, images: Any) -> Any:
+        logits = FlaxMixer(CONFIG)(images)
+        return logits + 0 * jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.int32)
+
+
+class Wrapped(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, images: Any) -> Any:
+        return FlaxMixer(CONFIG, name="inner")(images)
+
+
+def test_flax_models_that_look_at_bits_or_are_bound_are_followed() -> None:
+    assert verify(Bits(), image=IMAGE, gradients=False).verdict == "equivalent"
+    params = unflatten(random_params(CONFIG, 1))
+    report = verify(Wrapped().bind({"params": {"inner": params}}), weights="given", image=IMAGE)
+    assert report.verdict == "equivalent"
+
+
 class Batched(flax.linen.Module):
     @flax.linen.compact
     def __call__(self, images: Any) -> Any:
@@ -210,9 +432,7 @@ class Batched(flax.linen.Module):
 
 class NnxBatched(nnx.Module):
     def __init__(self) -> None:
-        from mixer_equiv.models.nnx import MlpMixer
-
-        self.body = MlpMixer(CONFIG, rngs=nnx.Rngs(0))
+        self.body = NnxMixer(CONFIG, rngs=nnx.Rngs(0))
         self.norm = nnx.BatchNorm(CONFIG.num_classes, rngs=nnx.Rngs(0))
 
     def __call__(self, images: Any) -> Any:
