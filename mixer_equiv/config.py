@@ -275,8 +275,7 @@ def as_image(image: Any) -> tuple[int, int, int]:
     """(channels, height, width) of an image. Raises `ConfigError` for anything else than three such counts."""
     if not isinstance(image, tuple | list) or len(image) != 3:
         raise ConfigError(f"image is {image!r}; it must be (channels, height, width), such as (3, 224, 224)")
-    channels, height, width = (_as_count("image", size) for size in image)
-    return channels, height, width
+    return (_as_count("in_channels", image[0]), *as_pair("image_size", tuple(image[1:])))
 
 
 def _as_count(name: str, value: Any) -> int:

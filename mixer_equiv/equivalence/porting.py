@@ -130,7 +130,8 @@ def _put_otherwise(result: Checkpoint, candidate: Candidate) -> list[str]:
             f"{candidate.name} rounds {len(rounded)} of {len(result.whole)} arrays to {kinds}, the first is "
             f"{rounded[0]}; make the model of the dtype of the weights to keep every bit"
         )
-    untouched = [name for name in candidate.own if name not in result.whole]
+    asked = {name.partition("[")[0] for name in result.layout.parameters(result.config.num_blocks)}
+    untouched = [name for name in candidate.own if name not in result.whole and name not in asked]
     if untouched:
         more = f" and {len(untouched) - 3} more" if len(untouched) > 3 else ""
         messages.append(f"parameters of {candidate.name} that stay as they were: {', '.join(untouched[:3])}{more}")

@@ -213,7 +213,6 @@ def as_official(model: Module) -> Module:
     return model
 
 
-@functools.cache
 def timm_mixer(config: MixerConfig, **kwargs: Any) -> nn.Module:
     """timm's MlpMixer of these sizes; its hidden widths are given as ratios of the embedding."""
     from_ratio = tuple((dim + 0.5) / config.hidden_dim for dim in (config.tokens_mlp_dim, config.channels_mlp_dim))
