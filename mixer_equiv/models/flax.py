@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.formulation import Formulation
-from mixer_equiv.models.flax_formulations import CHANNELS, TOKENS, Dense, LayerNorm, Mixing, Stem
+from mixer_equiv.models.flax_formulations import CHANNELS, TOKENS, Dense, Mixing, Stem
 
 OFFICIAL = Formulation()
 
@@ -63,6 +63,7 @@ class MixerBlock(nn.Module):
     activation: str = "gelu_tanh"
     layer_norm_eps: float = 1e-6
     formulation: Formulation = OFFICIAL
+    use_fast_variance: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, taps: bool = False) -> Any:
@@ -70,16 +71,17 @@ class MixerBlock(nn.Module):
         tokens, channels = (-1, -2) if self.formulation.channels_first else (-2, -1)
         by_tokens = None if self.formulation.tokens == "linear" else TOKENS[self.formulation.tokens]
         by_channels = None if self.formulation.channels == "linear" else CHANNELS[self.formulation.channels]
-        y = _layer_norm(self.layer_norm_eps, self.formulation, "LayerNorm_0")(x)
+        norm = partial(_layer_norm, self.layer_norm_eps, channels, self.use_fast_variance)
+        y = norm("LayerNorm_0")(x)
         after_tokens = x + MlpBlock(self.tokens_mlp_dim, self.activation, by_tokens, name="token_mixing")(y, tokens)
-        y = _layer_norm(self.layer_norm_eps, self.formulation, "LayerNorm_1")(after_tokens)
+        y = norm("LayerNorm_1")(after_tokens)
         y = MlpBlock(self.channels_mlp_dim, self.activation, by_channels, name="channel_mixing")(y, channels)
         after_channels = after_tokens + y
         return (after_tokens, after_channels) if taps else after_channels
 
 
-def _layer_norm(eps: float, formulation: Formulation, name: str) -> nn.Module:
-    return LayerNorm(eps, name=name) if formulation.channels_first else nn.LayerNorm(epsilon=eps, name=name)
+def _layer_norm(eps: float, axis: int, fast: bool, name: str) -> nn.Module:
+    return nn.LayerNorm(epsilon=eps, reduction_axes=axis, feature_axes=axis, use_fast_variance=fast, name=name)
 
 
 class MlpMixer(nn.Module):
@@ -88,10 +90,14 @@ class MlpMixer(nn.Module):
     Parameters are the same whatever the `formulation`, which says by what operations they are used.
     `config.image_size` is not used: the number of tokens is that of the images seen at `init`.
     Images that the patch size does not divide are padded as the official stem pads them; only patch "conv" takes them.
+
+    The official LayerNorms compute E[x^2] - E[x]^2, which loses digits on rows whose mean is far larger than their
+    spread; with `use_fast_variance=False` they take the variance in two passes.
     """
 
     config: MixerConfig
     formulation: Formulation = OFFICIAL
+    use_fast_variance: bool = True
 
     @nn.compact
     def __call__(self, images: jax.Array, *, taps: bool = False) -> Any:
@@ -113,11 +119,13 @@ class MlpMixer(nn.Module):
         for i in range(config.num_blocks):
             name = f"MixerBlock_{i}"
             widths = config.tokens_mlp_dim, config.channels_mlp_dim
-            block = MixerBlock(*widths, config.activation, config.layer_norm_eps, formulation, name=name)
+            conventions = config.activation, config.layer_norm_eps, formulation, self.use_fast_variance
+            block = MixerBlock(*widths, *conventions, name=name)
             after_tokens, x = block(x, taps=True)
             tap(f"{name}/token_mixing", after_tokens)
             tap(f"{name}/channel_mixing", x)
-        x = _layer_norm(config.layer_norm_eps, formulation, "pre_head_layer_norm")(x)
+        channels = -2 if first else -1
+        x = _layer_norm(config.layer_norm_eps, channels, self.use_fast_variance, "pre_head_layer_norm")(x)
         tap("pre_head_layer_norm", x)
         x = seen["pooled"] = jnp.mean(x, axis=2 if first else 1)
         if config.num_classes:

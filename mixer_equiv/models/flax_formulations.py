@@ -73,20 +73,6 @@ class Dense(nn.Module):
         return mix(*promote_dtype(x, kernel, bias))
 
 
-class LayerNorm(nn.Module):
-    """nn.LayerNorm over the channels of (batch, channels, tokens), with its parameters and fast variance."""
-
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[1],), jnp.float32)
-        mean = x.mean(axis=1, keepdims=True)
-        variance = jnp.maximum(0.0, (x * x).mean(axis=1, keepdims=True) - mean * mean)
-        return (x - mean) * (lax.rsqrt(variance + self.epsilon) * scale[:, None]) + bias[:, None]
-
-
 _FLATTENED = {
     "linear": ("b (h ph) (w pw) c -> b (h w) (ph pw c)", "ph pw c d -> (ph pw c) d"),
     "linear_channels_first": ("b (h ph) (w pw) c -> b (h w) (c ph pw)", "ph pw c d -> (c ph pw) d"),

@@ -59,11 +59,13 @@ class MixerBlock(nnx.Module):
         activation: str = "gelu_tanh",
         layer_norm_eps: float = 1e-6,
         *,
+        use_fast_variance: bool = True,
         rngs: nnx.Rngs,
     ) -> None:
-        self.LayerNorm_0 = nnx.LayerNorm(hidden_dim, epsilon=layer_norm_eps, rngs=rngs)
+        norm = partial(nnx.LayerNorm, hidden_dim, epsilon=layer_norm_eps, use_fast_variance=use_fast_variance)
+        self.LayerNorm_0 = norm(rngs=rngs)
         self.token_mixing = MlpBlock(num_tokens, tokens_mlp_dim, activation, rngs=rngs)
-        self.LayerNorm_1 = nnx.LayerNorm(hidden_dim, epsilon=layer_norm_eps, rngs=rngs)
+        self.LayerNorm_1 = norm(rngs=rngs)
         self.channel_mixing = MlpBlock(hidden_dim, channels_mlp_dim, activation, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, taps: bool = False) -> Any:
@@ -78,10 +80,10 @@ class MlpMixer(nnx.Module):
     """The whole network (Tolstikhin et al. 2021, figure 1), initialised as the official one.
 
     Of `config.image_size` only the number of tokens counts. Images that the patch size does not
-    divide are padded as the official stem pads them.
+    divide are padded as the official stem pads them. `use_fast_variance` is as in `mixer_equiv.models.flax`.
     """
 
-    def __init__(self, config: MixerConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: MixerConfig, *, use_fast_variance: bool = True, rngs: nnx.Rngs) -> None:
         self.config = config
         self.stem = nnx.Conv(config.in_channels, config.hidden_dim, config.patch_hw, config.patch_hw, rngs=rngs)
         for i in range(config.num_blocks):
@@ -92,10 +94,13 @@ class MlpMixer(nnx.Module):
                 config.channels_mlp_dim,
                 config.activation,
                 config.layer_norm_eps,
+                use_fast_variance=use_fast_variance,
                 rngs=rngs,
             )
             setattr(self, f"MixerBlock_{i}", block)
-        self.pre_head_layer_norm = nnx.LayerNorm(config.hidden_dim, epsilon=config.layer_norm_eps, rngs=rngs)
+        self.pre_head_layer_norm = nnx.LayerNorm(
+            config.hidden_dim, epsilon=config.layer_norm_eps, use_fast_variance=use_fast_variance, rngs=rngs
+        )
         if config.num_classes:
             zeros = nnx.initializers.zeros
             self.head = nnx.Linear(config.hidden_dim, config.num_classes, kernel_init=zeros, rngs=rngs)
