@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads
     for library in ("OMP", "OPENBLAS", "MKL"):
@@ -11,17 +13,32 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+_FAILURES = DirectoryBasedExampleDatabase(Path(__file__).parent / ".hypothesis" / "examples")
 settings.register_profile("dev", max_examples=20, **_COMMON)
 settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
-settings.register_profile("nightly", max_examples=2000, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+settings.register_profile("nightly", max_examples=2000, database=_FAILURES, **_COMMON)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+settings.load_profile(PROFILE)
 
 
 def pytest_report_header() -> str:
-    names = "numpy", "torch", "jax", "flax", "timm", "hypothesis"
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    names = "numpy", "torch", "jax", "flax", "optax", "timm", "hypothesis"
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    return f"{versions}; Hypothesis profile {PROFILE}, {settings().max_examples} examples"
+
+
+@pytest.fixture(scope="module")
+def full_precision() -> Iterator[None]:
+    """While the tests of a module run: x64 on in JAX, no TF32 anywhere, matrix products in their operands' precision."""
+    import torch
+
+    from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision
+
+    with jax_full_precision(), torch_full_precision(), torch.enable_grad():
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

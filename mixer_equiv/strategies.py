@@ -1,29 +1,62 @@
-"""Hypothesis strategies for Mixers: configs that a person can read, and weights of any bits."""
+"""Hypothesis strategies for Mixers: configs that a person can read, weights and images of every kind.
+
+    @given(data=st.data(), config=configs(max_blocks=2))
+    def test_my_mixer_is_the_official_one(data, config):
+        weights = data.draw(params(config, style="heavy_tailed"))
+        batch = data.draw(images(config))
+        ...
+
+Hypothesis draws the structure and seeds, and NumPy makes the arrays, so that examples are cheap and
+shrink to small configs and seed 0. A failing example is printed as the calls that make it again.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
 from mixer_equiv.config import ACTIVATIONS, MixerConfig
-from mixer_equiv.layouts import LAYOUTS, LINEN, Layout
+from mixer_equiv.draws import STYLES, draw_images, draw_params
+from mixer_equiv.formulation import CHANNELS, PATCH, TOKENS, Formulation
+from mixer_equiv.layouts import LAYOUTS, Layout
+
+__all__ = ["DTYPES", "FEW_CONFIGS", "STYLES", "configs", "few_configs", "formulations", "images", "layouts", "params"]
+
+_SEEDS = st.integers(0, 2**32 - 1)
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
+_SIZES = ("patch_size", "image_size", "in_channels", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "num_classes")
 
-def layouts() -> st.SearchStrategy[Layout]:
-    """Any registered layout."""
-    return st.sampled_from(sorted(LAYOUTS)).map(LAYOUTS.__getitem__)
+# Every size of a config is another one; patches and images are oblong, channels 1 to 5, one has no head.
+FEW_CONFIGS = tuple(
+    MixerConfig(**dict(zip(_SIZES, sizes, strict=True)), num_blocks=2, activation=activation)
+    for *sizes, activation in (
+        ((2, 3), (4, 9), 3, 10, 5, 11, 7, "gelu_tanh"),
+        ((3, 1), (6, 4), 1, 13, 5, 7, 0, "gelu"),
+        ((1, 2), (3, 8), 5, 11, 7, 9, 4, "relu"),
+        ((2, 2), (2, 6), 4, 9, 8, 12, 5, "silu"),
+        ((4, 3), (8, 9), 2, 12, 10, 5, 3, "quick_gelu"),
+    )
+)
+
+
+def few_configs() -> st.SearchStrategy[MixerConfig]:
+    """One of `FEW_CONFIGS`: for tests that compile a program for each config, and keep it."""
+    return st.sampled_from(FEW_CONFIGS)
 
 
 @st.composite
-def configs(draw: st.DrawFn, /, *, max_blocks: int = 12, max_dim: int = 7, **fields: Any) -> MixerConfig:
+def configs(
+    draw: st.DrawFn, /, *, max_blocks: int = 12, max_dim: int = 7, min_hidden_dim: int = 1, **fields: Any
+) -> MixerConfig:
     """Small Mixers of every kind: any patch, rectangular images, 1 to 5 channels, with or without a head.
 
-    `fields` fix some fields of the config; what is drawn fits them. Shrinks to one block of ones.
+    `fields` fix some fields of the config; what is drawn fits them. Widths are at most `max_dim`, and
+    `hidden_dim` at least `min_hidden_dim`: a LayerNorm of one or two channels leaves nothing but signs,
+    and of a few may be ill-conditioned. Shrinks to one block of ones.
     """
     dim = st.integers(1, max_dim)
     height, width = (draw(_side_sizes(fields, side)) for side in (0, 1))
@@ -33,7 +66,7 @@ def configs(draw: st.DrawFn, /, *, max_blocks: int = 12, max_dim: int = 7, **fie
         "patch_size": (height[0], width[0]),
         "image_size": (height[1], width[1]),
         "in_channels": draw(st.integers(1, 5)),
-        "hidden_dim": draw(dim),
+        "hidden_dim": draw(st.integers(min_hidden_dim, max(min_hidden_dim, max_dim))),
         "tokens_mlp_dim": draw(dim),
         "channels_mlp_dim": draw(dim),
         "activation": draw(st.sampled_from(ACTIVATIONS)),
@@ -53,26 +86,31 @@ def _side_sizes(fields: dict[str, Any], side: int) -> st.SearchStrategy[tuple[in
     return st.tuples(patches, st.integers(1, 4)).map(lambda pair: (pair[0], pair[0] * pair[1]))
 
 
-@st.composite
-def arbitrary_params(draw: st.DrawFn, /, config: MixerConfig, dtype: Any) -> dict[str, np.ndarray]:
-    """Canonical weights of arbitrary bits: NaNs of every payload, infinities, -0 and denormals among them."""
-    wanted = np.dtype(dtype)
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    params = {}
-    for name, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
-        shape = binding.shape(config.axis_sizes)
-        bits = rng.integers(0, 256, (*shape, wanted.itemsize), dtype=np.uint8)
-        params[name] = _with_specials(bits.view(wanted)[..., 0].copy(), rng)
-    return params
+def params(config: MixerConfig, style: str = "normal", dtype: Any = np.float64) -> st.SearchStrategy[dict[str, Any]]:
+    """Flat canonical weights for `config`, by name, in one of the `STYLES` that `draw_params` describes.
+
+    Nest them with `flax.traverse_util.unflatten_dict(weights, sep="/")` for a Flax model, or let `convert`
+    take them to any layout.
+    """
+    return st.builds(draw_params, st.just(config), seed=_SEEDS, style=st.just(style), dtype=st.just(dtype))
 
 
-def _with_specials(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Overwrite about half of the entries with values that careless code changes."""
-    info = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]
-    specials = np.array(
-        [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, info.smallest_subnormal, -info.smallest_subnormal, info.max],
-        array.dtype,
-    )
-    chosen = rng.random(array.shape) < 0.5
-    array[chosen] = rng.choice(specials, array.shape)[chosen]
-    return array
+def images(
+    config: MixerConfig, style: str = "normal", count: int = 3, dtype: Any = np.float64
+) -> st.SearchStrategy[np.ndarray]:
+    """`count` images (count, height, width, channels) for `config`, in one of the `STYLES`."""
+    kept = {"style": st.just(style), "count": st.just(count), "dtype": st.just(dtype)}
+    return st.builds(draw_images, st.just(config), seed=_SEEDS, **kept)
+
+
+def formulations(**fields: str) -> st.SearchStrategy[Formulation]:
+    """Any formulation, or those with some of `patch`, `tokens`, `channels` fixed. Shrinks to the official one."""
+    known = {"patch": PATCH, "tokens": TOKENS, "channels": CHANNELS}
+    drawn = {field: st.sampled_from(names) for field, names in known.items()}
+    return st.builds(Formulation, **{**drawn, **{field: st.just(name) for field, name in fields.items()}})
+
+
+def layouts(*, writable: bool = False) -> st.SearchStrategy[Layout]:
+    """Any registered layout, or any that can be written."""
+    names = sorted(name for name, layout in LAYOUTS.items() if not (writable and layout.read_only))
+    return st.sampled_from(names).map(LAYOUTS.__getitem__)

@@ -22,6 +22,7 @@ from mixer_equiv import (
     MixerConfig,
     convert,
     flax_to_torch,
+    strategies,
     torch_to_flax,
 )
 from mixer_equiv.arrays import flatten, to_torch, unflatten
@@ -31,7 +32,7 @@ from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
-from mixer_equiv.strategies import DTYPES, arbitrary_params, configs
+from mixer_equiv.strategies import DTYPES, configs
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 
@@ -83,7 +84,7 @@ def test_turning_a_stem_into_columns_puts_channels_last_in_them():
 @given(data=st.data())
 def test_round_trip_is_bit_exact(source, target, data):
     config = data.draw(configs())
-    params = data.draw(arbitrary_params(config, data.draw(st.sampled_from(DTYPES))))
+    params = data.draw(strategies.params(config, style="special", dtype=data.draw(st.sampled_from(DTYPES))))
     arrays = transcribed(params, LAYOUTS[source], config)
     before = copy.deepcopy(arrays)
     there = convert(Checkpoint.from_arrays(arrays, layout=source, config=config), to=target)
@@ -502,5 +503,5 @@ def test_fixed_fields_of_drawn_configs_are_kept(data):
     )
     config = data.draw(configs(**fields))
     assert all(config == config.replace(**{name: value}) for name, value in fields.items())
-    params = data.draw(arbitrary_params(config, np.float32))
+    params = data.draw(strategies.params(config, style="special", dtype=np.float32))
     assert sum(array.size for array in params.values()) == config.num_parameters

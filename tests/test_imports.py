@@ -217,7 +217,7 @@ LAYERS = (
     ("containers", "strict", "finding"),
     ("checkpoint",),
     ("convert",),
-    ("models", "report", "page", "inspection", "surgery", "digits", "strategies"),
+    ("models", "report", "page", "inspection", "surgery", "digits", "draws", "strategies"),
     ("equivalence",),
     ("cli", "__main__", "__init__"),
 )
@@ -236,6 +236,8 @@ LIGHT = (
     "arrays",
     "convert",
     "surgery",
+    "draws",
+    "strategies",
 )
 OUR_MODELS = "mixer_equiv.models"
 

@@ -20,6 +20,7 @@ from mixer_equiv import (
     load,
     new_head,
     save,
+    strategies,
     surgery,
 )
 from mixer_equiv.arrays import flatten
@@ -30,7 +31,7 @@ from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.reference import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
-from mixer_equiv.strategies import DTYPES, arbitrary_params, configs
+from mixer_equiv.strategies import DTYPES, configs
 from tests.structures import LucidrainsMixer, as_official, run_official, run_torch, timm_mixer
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
@@ -146,7 +147,7 @@ def widened_by_number(params, config, factor):
 
 @given(data=st.data(), config=configs(max_blocks=2), factor=st.integers(1, 3), dtype=st.sampled_from(DTYPES))
 def test_widening_keeps_every_bit_and_adds_positive_zeros_only(data, config, factor, dtype):
-    params = data.draw(arbitrary_params(config, dtype))
+    params = data.draw(strategies.params(config, style="special", dtype=dtype))
     found = enlarge(Checkpoint.from_arrays(params, config=config), tuple(factor * side for side in config.image_hw))
     assert not differing(found.arrays, widened_by_number(params, config, factor))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,8 +50,8 @@ class Policy:
         return "undecidable" if float32 > self.lost and float64 < self.lost * float32 else "apart"
 
 
-def residual(actual: np.ndarray, expected: np.ndarray, reference: np.ndarray | None = None) -> float:
-    """||actual - expected|| / ||reference||, in the 2-norm; `reference` is `expected` by default.
+def residual(actual: np.ndarray, expected: np.ndarray, reference: Any = None) -> float:
+    """||actual - expected|| / ||reference||, in the 2-norm; `reference`, an array or a number, is `expected` by default.
 
     Never below a threshold where anything is not finite; 0 / 0 is 0.
     """
@@ -61,6 +61,22 @@ def residual(actual: np.ndarray, expected: np.ndarray, reference: np.ndarray | N
     if scale == 0:
         return 0.0 if distance == 0 else np.inf
     return distance / scale if np.isfinite(distance) and np.isfinite(scale) else np.inf
+
+
+# What is smaller than so much of all gradients together is rounding, as that of a bias no output can see.
+NEGLIGIBLE = 1e-3
+
+
+def gradient_residuals(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """For each gradient ||actual - expected|| / max(||expected||, a thousandth of all of `expected`).
+
+    Infinite where anything is not finite; 0 / 0 is 0.
+    """
+    whole = float(np.sqrt(sum(np.square(gradient).sum() for gradient in expected.values())))
+    return {
+        name: residual(actual[name], gradient, max(float(np.linalg.norm(gradient)), NEGLIGIBLE * whole))
+        for name, gradient in expected.items()
+    }
 
 
 def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:

@@ -15,18 +15,13 @@ import numpy as np
 from mixer_equiv.arrays import flatten, require, unflatten
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.convert import relabel
+from mixer_equiv.equivalence.compare import gradient_residuals
 from mixer_equiv.equivalence.precision import device, jax_full_precision, torch_full_precision
 from mixer_equiv.equivalence.subject import Subject
 from mixer_equiv.layouts import LINEN, TORCH, Layout
 from mixer_equiv.report import Gradients
 
 Arrays = Mapping[str, np.ndarray]
-
-# What is smaller than so much of all gradients together is rounding, as that of a bias no output can see.
-NEGLIGIBLE = 1e-3
-
-# What a difference is held against where all gradients are 0.
-TINY = float(np.finfo(np.float64).tiny)
 
 
 def compare_gradients(a: Subject, b: Subject, images: np.ndarray, seed: int, threshold: float) -> Gradients:
@@ -38,11 +33,7 @@ def compare_gradients(a: Subject, b: Subject, images: np.ndarray, seed: int, thr
     assert space is not None
     cotangent = random_cotangent(a.config, len(images), seed)
     ours, theirs = (gradients_in(space, side, images, cotangent) for side in (a, b))
-    whole = float(np.sqrt(sum(np.square(gradient).sum() for gradient in ours.values())))
-    distances = {}
-    for name, gradient in ours.items():
-        scale = max(float(np.linalg.norm(gradient)), NEGLIGIBLE * whole, TINY)
-        distances[name] = float(np.linalg.norm(theirs[name] - gradient)) / scale
+    distances = gradient_residuals(theirs, ours)
     worst = max(distances, key=lambda name: (not np.isfinite(distances[name]), distances[name]))
     return Gradients(worst, distances[worst], threshold, len(distances), len(images))
 

@@ -93,11 +93,11 @@ def _trained(
         return gradients_in(space, held, images, cotangent)
 
     start = {name: np.asarray(array, np.float64) for name, array in side.weights.items()}
-    run = _in_torch if side.framework == "torch" else _in_optax
+    run = steps_in_torch if side.framework == "torch" else steps_in_optax
     return run(relabel(start, LINEN, space, side.config), gradient, steps, optimiser)
 
 
-def _in_torch(start: Arrays, gradient: Gradient, steps: int, optimiser: _Optimiser) -> Arrays:
+def steps_in_torch(start: Arrays, gradient: Gradient, steps: int, optimiser: _Optimiser) -> Arrays:
     torch = require("torch", "torch", "training steps in torch")
     parameters = {name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in start.items()}
     stepping = optimiser.torch(torch.optim, parameters.values())
@@ -109,7 +109,7 @@ def _in_torch(start: Arrays, gradient: Gradient, steps: int, optimiser: _Optimis
     return {name: parameter.detach().numpy() for name, parameter in parameters.items()}
 
 
-def _in_optax(start: Arrays, gradient: Gradient, steps: int, optimiser: _Optimiser) -> Arrays:
+def steps_in_optax(start: Arrays, gradient: Gradient, steps: int, optimiser: _Optimiser) -> Arrays:
     optax = require("optax", "flax", "training steps in Flax")
     stepping = optimiser.optax(optax)
     with jax_full_precision():

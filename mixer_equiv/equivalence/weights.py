@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from einops import rearrange
 
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.draws import draw_params
 from mixer_equiv.equivalence.candidate import checkpoint_of
 from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.subject import Subject, subjects
@@ -100,19 +100,8 @@ def weights_by(weights: Any, sides: Sequence[Subject]) -> Subject:
 
 
 def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
-    """Canonical float64 weights, every one random: the head, biases and LayerNorms too.
-
-    Kernels are normal of variance 1 / fan_in, biases of standard deviation 1/4, and LayerNorm
-    scales lie around 1 with the same spread.
-    """
-    rng = np.random.default_rng(seed)
-    params = {}
-    for name, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
-        shape = binding.shape(config.axis_sizes)
-        fan_in = math.prod(shape[:-1]) if name.endswith("kernel") else 16
-        centre = 1.0 if name.endswith("scale") else 0.0
-        params[name] = centre + rng.standard_normal(shape) / math.sqrt(fan_in)
-    return params
+    """Canonical float64 weights, every one random, as `draw_params` makes them."""
+    return draw_params(config, seed)
 
 
 def random_images(config: MixerConfig, seed: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from functools import cache
 from typing import Any
 
 import flax.linen as linen
@@ -101,8 +103,27 @@ def _run(model: linen.Module, params: dict[str, np.ndarray], images: np.ndarray)
 
 
 def cheap_jit(function: Any) -> Any:
-    """jax.jit with little optimisation: a test's model is compiled once and run once."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    """jax.jit with little optimisation: a test's model is compiled once and run once, or on a few small arrays."""
+    return jax.jit(function, compiler_options=_cheap_options())
+
+
+# What each saves on the gradients of a Mixer of two blocks, on CPU: 1.9 s become 1.2, 0.5, and 0.3.
+_CHEAP = (
+    {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+    {"xla_cpu_use_fusion_emitters": False},
+    {"xla_cpu_parallel_codegen_split_count": 1},
+)
+
+
+@cache
+def _cheap_options() -> dict[str, Any]:
+    """Those of `_CHEAP` that the installed XLA knows."""
+    known: dict[str, Any] = {}
+    for options in _CHEAP:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda x: x + 1).lower(0.0).compile(compiler_options={**known, **options})
+            known |= options
+    return known
 
 
 # How a block's two LayerNorms may be numbered, where string order and numeric order may differ.

@@ -1,0 +1,101 @@
+"""Random weights and images, reproducible by seed, in styles that try what a comparison rests on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.errors import ConfigError
+from mixer_equiv.layouts import LINEN
+
+STYLES = ("normal", "heavy_tailed", "sparse", "large_mean", "special")
+
+Rng = np.random.Generator
+
+
+def draw_params(config: MixerConfig, seed: int = 0, style: str = "normal", dtype: Any = np.float64) -> dict[str, Any]:
+    """Flat canonical weights of a Mixer, none at its initial value: the head, biases and LayerNorms are random too.
+
+    Kernels have variance 1 / fan_in, biases a standard deviation of 1/4, and LayerNorm scales lie
+    around 1 with the same spread. The `style` says how they are distributed:
+
+        normal        normal
+        heavy_tailed  Student-t with two degrees of freedom, which has no variance
+        sparse        normal, with half of each array, rounded down, exact zeros
+        large_mean    normal, with 100 to 300 added to the stem's bias, so that the first rows that a LayerNorm
+                      sees have a mean far larger than their spread
+        special       any bits: about half are NaN of either sign, infinity, -0, the least denormal or the largest
+                      number, the others random, NaN of other payloads among them
+
+    Raises `ConfigError` for an unknown style.
+    """
+    rng = _generator(seed, style)
+    params = {}
+    for name, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
+        shape = binding.shape(config.axis_sizes)
+        if style == "special":
+            params[name] = _special(shape, rng, dtype)
+            continue
+        fan_in = math.prod(shape[:-1]) if name.endswith("kernel") else 16
+        centre = 1.0 if name.endswith("scale") else 0.0
+        params[name] = centre + _spread(shape, rng, style) / math.sqrt(fan_in)
+    if style == "sparse":
+        params = {name: _thinned(array, rng) for name, array in params.items()}
+    if style == "large_mean":
+        params["stem/bias"] += rng.uniform(100, 300)
+    return {name: array.astype(dtype, copy=False) for name, array in params.items()}
+
+
+def draw_images(
+    config: MixerConfig, seed: int = 0, style: str = "normal", count: int = 3, dtype: Any = np.float64
+) -> np.ndarray:
+    """`count` images (count, height, width, channels) around 0 with a spread of 1, in a style of `draw_params`.
+
+    Of "large_mean" images 100 to 300 is the mean. Raises `ConfigError` for an unknown style.
+    """
+    rng = _generator(seed, style)
+    shape = count, *config.image_hw, config.in_channels
+    if style == "special":
+        return _special(shape, rng, dtype)
+    images = _spread(shape, rng, style)
+    if style == "sparse":
+        images = _thinned(images, rng)
+    if style == "large_mean":
+        images += rng.uniform(100, 300)
+    return images.astype(dtype, copy=False)
+
+
+def _generator(seed: int, style: str) -> Rng:
+    if style not in STYLES:
+        raise ConfigError(f"style is {style!r}; it must be one of {', '.join(STYLES)}")
+    return np.random.default_rng(seed)
+
+
+def _spread(shape: tuple[int, ...], rng: Rng, style: str) -> np.ndarray:
+    return rng.standard_t(2, shape) if style == "heavy_tailed" else rng.standard_normal(shape)
+
+
+def _thinned(array: np.ndarray, rng: Rng) -> np.ndarray:
+    """A copy in which half of the elements, rounded down, are zero."""
+    result = array.copy()
+    result.reshape(-1)[rng.permutation(array.size)[: array.size // 2]] = 0.0
+    return result
+
+
+def _special(shape: tuple[int, ...], rng: Rng, dtype: Any) -> np.ndarray:
+    """Random bits, about half of the elements overwritten with values that careless code changes."""
+    wanted = np.dtype(dtype)
+    bits = rng.integers(0, 256, (*shape, wanted.itemsize), dtype=np.uint8)
+    array: np.ndarray = bits.view(wanted)[..., 0].copy()
+    info = ml_dtypes.finfo(wanted)  # type: ignore[no-untyped-call]
+    specials = np.array(
+        [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, info.smallest_subnormal, -info.smallest_subnormal, info.max],
+        wanted,
+    )
+    chosen = rng.random(shape) < 0.5
+    array[chosen] = rng.choice(specials, shape)[chosen]
+    return array
