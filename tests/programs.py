@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from flax import nnx
 from mixer_equiv import Formulation, MixerConfig, operations
 from mixer_equiv.arrays import flatten, unflatten
 from mixer_equiv.convert import relabel
+from mixer_equiv.equivalence.programs import stage_names
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.layouts import LINEN, TORCH
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
@@ -36,7 +37,7 @@ class Program:
     """One of our models, in a formulation; `fast` is Flax's fast variance. Computes in the dtype of the images."""
 
     framework: str
-    formulation: Formulation = Formulation()
+    formulation: Formulation = FORMULATIONS[0]
     fast: bool = True
 
     def __str__(self) -> str:
@@ -47,6 +48,11 @@ class Program:
         outputs = _FORWARD[self.framework](self, config, _cast(params, images.dtype), images)
         assert outputs.dtype == images.dtype
         return outputs
+
+    def taps(self, config: MixerConfig, params: Arrays, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every stage of the stream (batch, tokens, hidden), the features and the outputs."""
+        made: Mapping[str, Any] = _TAPS[self.framework](self, config, _cast(params, images.dtype), images)
+        return {name: np.asarray(made[name]) for name in stage_names(config)}
 
     def gradients(
         self, config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray
@@ -75,23 +81,36 @@ def _cast(params: Arrays, dtype: np.dtype) -> dict[str, np.ndarray]:
 # torch
 
 
-@lru_cache(maxsize=64)
+class _Uninitialised(TorchMixer):
+    """Whose weights are always given."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+@lru_cache(maxsize=256)
 def _torch_model(config: MixerConfig, formulation: Formulation) -> TorchMixer:
     with torch.device("meta"):
-        return TorchMixer(config, formulation).eval()
+        return _Uninitialised(config, formulation).eval()
 
 
-def _in_torch(program: Program, config: MixerConfig, params: Arrays, images: np.ndarray) -> tuple[Any, dict[str, Any]]:
-    """Outputs and the leaves that they are made of."""
+def _in_torch(
+    program: Program, config: MixerConfig, params: Arrays, images: np.ndarray, *, taps: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """Outputs, or taps, and the leaves that they are made of."""
     state = relabel(params, LINEN, TORCH, config)
     leaves = {name: torch.from_numpy(array).requires_grad_() for name, array in state.items()}
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     model = _torch_model(config, program.formulation)
-    return torch.func.functional_call(model, leaves, (pixels,), strict=True), leaves
+    return torch.func.functional_call(model, leaves, (pixels,), {"taps": taps}, strict=True), leaves
 
 
 def _torch_forward(*arguments: Any) -> np.ndarray:
     return _in_torch(*arguments)[0].detach().numpy()
+
+
+def _torch_taps(*arguments: Any) -> dict[str, Any]:
+    return {name: tap.detach() for name, tap in _in_torch(*arguments, taps=True)[0].items()}
 
 
 def _torch_gradients(
@@ -107,27 +126,27 @@ def _torch_gradients(
 # JAX
 
 
-def _apply(program: Program, config: MixerConfig) -> Callable[[Any, Any], Any]:
+def _apply(program: Program, config: MixerConfig, *, taps: bool = False) -> Callable[[Any, Any], Any]:
     """The model as a function of nested params and images."""
     if program.framework == "flax":
         model = FlaxMixer(config, program.formulation, program.fast)
-        return lambda params, images: model.apply({"params": params}, images)
+        return lambda params, images: model.apply({"params": params}, images, taps=taps)
     make = lambda: NnxMixer(config, use_fast_variance=program.fast, rngs=nnx.Rngs(0))  # noqa: E731
     graph, state = nnx.split(nnx.eval_shape(make))
 
     def run(params: Any, images: Any) -> Any:
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)(images)
+        return nnx.merge(graph, state)(images, taps=taps)
 
     return run
 
 
-@lru_cache(maxsize=None)
-def _jitted_forward(program: Program, config: MixerConfig) -> Any:
-    return cheap_jit(_apply(program, config))
+@cache
+def _jitted_forward(program: Program, config: MixerConfig, taps: bool) -> Any:
+    return cheap_jit(_apply(program, config, taps=taps))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _jitted_gradients(program: Program, config: MixerConfig) -> Any:
     apply = _apply(program, config)
 
@@ -139,7 +158,11 @@ def _jitted_gradients(program: Program, config: MixerConfig) -> Any:
 
 
 def _jax_forward(program: Program, config: MixerConfig, params: Arrays, images: np.ndarray) -> np.ndarray:
-    return np.asarray(_jitted_forward(program, config)(unflatten(params), images))
+    return np.asarray(_jitted_forward(program, config, False)(unflatten(params), images))
+
+
+def _jax_taps(program: Program, config: MixerConfig, params: Arrays, images: np.ndarray) -> Any:
+    return _jitted_forward(program, config, True)(unflatten(params), images)
 
 
 def _jax_gradients(
@@ -155,6 +178,10 @@ def _jax_gradients(
 def _reference(program: Program, config: MixerConfig, params: Arrays, images: np.ndarray) -> np.ndarray:
     outputs: np.ndarray = ReferenceMixer(config)(params, images)
     return outputs
+
+
+def _reference_taps(program: Program, config: MixerConfig, params: Arrays, images: np.ndarray) -> Any:
+    return ReferenceMixer(config)(params, images, taps=True)
 
 
 class _ComplexOperations:
@@ -188,4 +215,5 @@ def derivatives(
 
 
 _FORWARD = {"torch": _torch_forward, "flax": _jax_forward, "nnx": _jax_forward, "reference": _reference}
+_TAPS = {"torch": _torch_taps, "flax": _jax_taps, "nnx": _jax_taps, "reference": _reference_taps}
 _GRADIENTS = {"torch": _torch_gradients, "flax": _jax_gradients, "nnx": _jax_gradients}

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mixer_equiv import Checkpoint, ConfigError, Formulation, LayoutError, MixerConfig, convert, verify
 from mixer_equiv.arrays import flatten, unflatten
 from mixer_equiv.convert import relabel
-from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.compare import gradient_residuals, residual
 from mixer_equiv.equivalence.precision import jax_full_precision
 from mixer_equiv.equivalence.programs import run_reference
 from mixer_equiv.equivalence.record_torch import record
@@ -28,7 +26,6 @@ from mixer_equiv.layouts import LINEN, TORCH
 from mixer_equiv.layouts.formulations import natural
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
-from mixer_equiv.strategies import configs
 
 CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
 Arrays = Mapping[str, np.ndarray]
@@ -71,16 +68,6 @@ def in_flax(
 FRAMEWORKS = {"torch": in_torch, "flax": in_flax}
 
 
-def furthest(actual: Arrays, expected: Arrays) -> float:
-    """The largest residual, each relative to its own norm or a thousandth of all."""
-    assert actual.keys() == expected.keys()
-    whole = float(np.sqrt(sum(np.square(array).sum() for array in expected.values())))
-    return max(
-        float(np.linalg.norm(actual[name] - array)) / max(float(np.linalg.norm(array)), 1e-3 * whole)
-        for name, array in expected.items()
-    )
-
-
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
 def test_every_formulation_is_the_reference_with_the_gradients_of_the_official_one(
@@ -91,18 +78,7 @@ def test_every_formulation_is_the_reference_with_the_gradients_of_the_official_o
     reference = run_reference(CONFIG, params, images)
     assert max(residual(taps[name], tap) for name, tap in reference.items()) <= 1e-14
     _, official = in_torch(CONFIG, Formulation(), params, images)
-    assert furthest(gradients, official) <= 1e-12
-
-
-@given(config=configs(max_blocks=2), formulation=st.sampled_from(FORMULATIONS), seed=st.integers(0, 99))
-@settings(max_examples=30)
-def test_formulations_agree_whatever_the_sizes(config: MixerConfig, formulation: Formulation, seed: int) -> None:
-    params, images = random_params(config, seed), random_images(config, seed)[:2]
-    reference = run_reference(config, params, images)
-    last = list(reference)[-1]
-    taps, _ = in_torch(config, formulation, params, images)
-    scale = max(float(np.linalg.norm(reference["pre_head_layer_norm"])), float(np.linalg.norm(reference[last])))
-    assert float(np.linalg.norm(taps[last] - reference[last])) <= 1e-12 * scale
+    assert max(gradient_residuals(gradients, official).values()) <= 1e-12
 
 
 def test_there_are_all_combinations() -> None:

@@ -51,9 +51,10 @@ class Policy:
 
 
 def residual(actual: np.ndarray, expected: np.ndarray, reference: Any = None) -> float:
-    """||actual - expected|| / ||reference||, in the 2-norm; `reference`, an array or a number, is `expected` by default.
+    """||actual - expected|| / ||reference||, in the 2-norm.
 
-    Never below a threshold where anything is not finite; 0 / 0 is 0.
+    `reference`, an array or a number, is `expected` by default. Never below a threshold where anything is
+    not finite; 0 / 0 is 0.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         scale = float(np.linalg.norm(np.ravel(expected if reference is None else reference)))
