@@ -28,18 +28,18 @@ _SEEDS = st.integers(0, 2**32 - 1)
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-_SIZES = ("patch_size", "image_size", "in_channels", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "num_classes")
+_FIELDS = ("patch_size", "image_size", "in_channels", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "num_classes")
+_FEW: tuple[tuple[Any, ...], ...] = (
+    ((2, 3), (4, 9), 3, 10, 5, 11, 7, "gelu_tanh"),
+    ((3, 1), (6, 4), 1, 13, 5, 7, 0, "gelu"),
+    ((1, 2), (3, 8), 5, 11, 7, 9, 4, "relu"),
+    ((2, 2), (2, 6), 4, 9, 8, 12, 5, "silu"),
+    ((4, 3), (8, 9), 2, 12, 10, 5, 3, "quick_gelu"),
+)
 
-# Every size of a config is another one; patches and images are oblong, channels 1 to 5, one has no head.
+# No two sizes of a config are equal; patches and images are oblong, channels 1 to 5, and one has no head.
 FEW_CONFIGS = tuple(
-    MixerConfig(**dict(zip(_SIZES, sizes, strict=True)), num_blocks=2, activation=activation)
-    for *sizes, activation in (
-        ((2, 3), (4, 9), 3, 10, 5, 11, 7, "gelu_tanh"),
-        ((3, 1), (6, 4), 1, 13, 5, 7, 0, "gelu"),
-        ((1, 2), (3, 8), 5, 11, 7, 9, 4, "relu"),
-        ((2, 2), (2, 6), 4, 9, 8, 12, 5, "silu"),
-        ((4, 3), (8, 9), 2, 12, 10, 5, 3, "quick_gelu"),
-    )
+    MixerConfig(num_blocks=2, **dict(zip((*_FIELDS, "activation"), sizes, strict=True))) for sizes in _FEW
 )
 
 

@@ -30,7 +30,7 @@ ADAMW: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight
 
 
 @dataclasses.dataclass(frozen=True)
-class _Optimiser:
+class Optimiser:
     """One optimiser: its name in reports, in `Policy`, and how each framework makes it."""
 
     name: str
@@ -40,13 +40,13 @@ class _Optimiser:
 
 
 OPTIMISERS = (
-    _Optimiser(
+    Optimiser(
         f"SGD (lr {SGD['lr']}, momentum {SGD['momentum']})",
         "sgd",
         lambda optim, parameters: optim.SGD(parameters, **SGD),
         lambda optax: optax.sgd(SGD["lr"], momentum=SGD["momentum"]),
     ),
-    _Optimiser(
+    Optimiser(
         f"AdamW (lr {ADAMW['lr']}, weight decay {ADAMW['weight_decay']})",
         "adamw",
         lambda optim, parameters: optim.AdamW(parameters, **ADAMW),
@@ -83,7 +83,7 @@ def _distance(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _trained(
-    space: Layout, side: Subject, images: np.ndarray, cotangent: np.ndarray, steps: int, optimiser: _Optimiser
+    space: Layout, side: Subject, images: np.ndarray, cotangent: np.ndarray, steps: int, optimiser: Optimiser
 ) -> Arrays:
     """The side's weights after the steps, by the names of `space`."""
 
@@ -97,7 +97,7 @@ def _trained(
     return run(relabel(start, LINEN, space, side.config), gradient, steps, optimiser)
 
 
-def steps_in_torch(start: Arrays, gradient: Gradient, steps: int, optimiser: _Optimiser) -> Arrays:
+def steps_in_torch(start: Arrays, gradient: Gradient, steps: int, optimiser: Optimiser) -> Arrays:
     torch = require("torch", "torch", "training steps in torch")
     parameters = {name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in start.items()}
     stepping = optimiser.torch(torch.optim, parameters.values())
@@ -109,7 +109,7 @@ def steps_in_torch(start: Arrays, gradient: Gradient, steps: int, optimiser: _Op
     return {name: parameter.detach().numpy() for name, parameter in parameters.items()}
 
 
-def steps_in_optax(start: Arrays, gradient: Gradient, steps: int, optimiser: _Optimiser) -> Arrays:
+def steps_in_optax(start: Arrays, gradient: Gradient, steps: int, optimiser: Optimiser) -> Arrays:
     optax = require("optax", "flax", "training steps in Flax")
     stepping = optimiser.optax(optax)
     with jax_full_precision():

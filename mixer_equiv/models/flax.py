@@ -118,9 +118,15 @@ class MlpMixer(nn.Module):
         tap("stem", x)
         for i in range(config.num_blocks):
             name = f"MixerBlock_{i}"
-            widths = config.tokens_mlp_dim, config.channels_mlp_dim
-            conventions = config.activation, config.layer_norm_eps, formulation, self.use_fast_variance
-            block = MixerBlock(*widths, *conventions, name=name)
+            block = MixerBlock(
+                config.tokens_mlp_dim,
+                config.channels_mlp_dim,
+                config.activation,
+                config.layer_norm_eps,
+                formulation,
+                self.use_fast_variance,
+                name=name,
+            )
             after_tokens, x = block(x, taps=True)
             tap(f"{name}/token_mixing", after_tokens)
             tap(f"{name}/channel_mixing", x)
