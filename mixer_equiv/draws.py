@@ -28,8 +28,8 @@ def draw_params(config: MixerConfig, seed: int = 0, style: str = "normal", dtype
         sparse        normal, with half of each array, rounded down, exact zeros
         large_mean    normal, with 100 to 300 added to the stem's bias, so that the first rows that a LayerNorm
                       sees have a mean far larger than their spread
-        special       any bits: about half are NaN of either sign, infinity, -0, the least denormal or the largest
-                      number, the others random, NaN of other payloads among them
+        special       about a quarter NaN of any sign and payload, a quarter infinities, zeros, least denormals and
+                      largest numbers of either sign, and the others any bits
 
     Raises `ConfigError` for an unknown style.
     """
@@ -87,15 +87,13 @@ def _thinned(array: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def _special(shape: tuple[int, ...], rng: Rng, dtype: Any) -> np.ndarray:
-    """Random bits, about half of the elements overwritten with values that careless code changes."""
+    """Values that careless code changes."""
     wanted = np.dtype(dtype)
-    bits = rng.integers(0, 256, (*shape, wanted.itemsize), dtype=np.uint8)
-    array: np.ndarray = bits.view(wanted)[..., 0].copy()
     info = ml_dtypes.finfo(wanted)  # type: ignore[no-untyped-call]
-    specials = np.array(
-        [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, info.smallest_subnormal, -info.smallest_subnormal, info.max],
-        wanted,
-    )
-    chosen = rng.random(shape) < 0.5
-    array[chosen] = rng.choice(specials, shape)[chosen]
-    return array
+    unsigned = np.dtype(f"u{wanted.itemsize}")
+    extremes = np.array([np.inf, 0.0, info.smallest_subnormal, info.max], wanted)
+    extremes = np.concatenate([extremes, -extremes]).view(unsigned)
+    raw = rng.integers(0, 256, (*shape, wanted.itemsize), dtype=np.uint8).view(unsigned)[..., 0]
+    nan = raw | np.array(np.inf, wanted).view(unsigned)  # but for one payload in all, that of infinity
+    kinds = rng.integers(0, 4, shape)
+    return np.choose(kinds, [raw, raw, nan, rng.choice(extremes, shape)]).view(wanted)

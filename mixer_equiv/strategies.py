@@ -92,15 +92,20 @@ def params(config: MixerConfig, style: str = "normal", dtype: Any = np.float64) 
     Nest them with `flax.traverse_util.unflatten_dict(weights, sep="/")` for a Flax model, or let `convert`
     take them to any layout.
     """
-    return st.builds(draw_params, st.just(config), seed=_SEEDS, style=st.just(style), dtype=st.just(dtype))
+    return st.builds(draw_params, st.just(config), seed=_SEEDS, style=st.just(style), dtype=_name(dtype))
 
 
 def images(
     config: MixerConfig, style: str = "normal", count: int = 3, dtype: Any = np.float64
 ) -> st.SearchStrategy[np.ndarray]:
     """`count` images (count, height, width, channels) for `config`, in one of the `STYLES`."""
-    kept = {"style": st.just(style), "count": st.just(count), "dtype": st.just(dtype)}
+    kept = {"style": st.just(style), "count": st.just(count), "dtype": _name(dtype)}
     return st.builds(draw_images, st.just(config), seed=_SEEDS, **kept)
+
+
+def _name(dtype: Any) -> st.SearchStrategy[str]:
+    """The dtype as examples print it so that they can be run again."""
+    return st.just(str(np.dtype(dtype)))
 
 
 def formulations(**fields: str) -> st.SearchStrategy[Formulation]:

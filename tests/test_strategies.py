@@ -1,0 +1,245 @@
+"""Strategies draw what they promise, reproducibly, and what fails shrinks to what a person can read."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
+
+from mixer_equiv import LAYOUTS, ConfigError, Formulation, MixerConfig, convert
+from mixer_equiv.config import ACTIVATIONS
+from mixer_equiv.draws import STYLES, draw_images, draw_params
+from mixer_equiv.equivalence.compare import differing
+from mixer_equiv.formulation import FORMULATIONS
+from mixer_equiv.strategies import (
+    DTYPES,
+    FEW_CONFIGS,
+    configs,
+    few_configs,
+    formulations,
+    images,
+    layouts,
+    params,
+)
+
+ONES = MixerConfig(
+    num_classes=0,
+    num_blocks=1,
+    patch_size=1,
+    image_size=1,
+    in_channels=1,
+    hidden_dim=1,
+    tokens_mlp_dim=1,
+    channels_mlp_dim=1,
+)
+CONFIG = FEW_CONFIGS[0]
+OFFICIAL = {"activation": "gelu_tanh", "layer_norm_eps": 1e-6}
+QUIET = settings(database=None, max_examples=2000, deadline=None, derandomize=True)
+
+
+# Shrinking
+
+
+def test_configs_shrink_to_one_block_of_ones() -> None:
+    assert find(configs(), lambda config: True, settings=QUIET) == ONES
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_blocks": 3},
+        {"hidden_dim": 5, "channels_mlp_dim": 2},
+        {"patch_size": (1, 2), "image_size": (1, 4)},
+        {"in_channels": 4, "num_classes": 2, "activation": "silu"},
+        {"layer_norm_eps": 1e-3},
+    ],
+    ids=str,
+)
+def test_a_config_shrinks_to_what_matters(changes: dict[str, Any]) -> None:
+    wanted = ONES.replace(**{"image_size": changes.get("patch_size", 1), **changes})
+
+    def matters(config: MixerConfig) -> bool:
+        for name in changes:
+            ours, least = getattr(config, name), getattr(wanted, name)
+            if isinstance(least, str | float):
+                if ours != least:
+                    return False
+            elif not np.all(np.asarray(ours) >= np.asarray(least)):
+                return False
+        return True
+
+    found = find(configs(), matters, settings=QUIET)
+    assert found == wanted
+
+
+@pytest.mark.parametrize("formulation", [Formulation(), Formulation(channels="conv1d"), Formulation(tokens="matmul")])
+def test_a_formulation_shrinks_to_the_official_one_but_for_what_matters(formulation: Formulation) -> None:
+    special = {name: value for name, value in vars(formulation).items() if value not in ("conv", "linear")}
+    assert find(formulations(), lambda f: vars(f).items() >= special.items(), settings=QUIET) == formulation
+
+
+def test_a_failing_example_is_printed_as_the_calls_that_make_it_again() -> None:
+    @given(data=st.data())
+    @settings(QUIET, max_examples=50)
+    def fails(data: st.DataObject) -> None:
+        config = data.draw(configs())
+        weights, batch = data.draw(params(config, style="sparse")), data.draw(images(config, count=40))
+        assert config.hidden_dim < 2, (weights, batch)
+
+    with pytest.raises(AssertionError) as caught:
+        fails()
+    printed = re.split(r"^Draw \d+: ", "\n".join(caught.value.__notes__), flags=re.MULTILINE)[1:]
+    made = [eval(re.split(r"\n(?! |\))", text)[0]) for text in printed]
+    assert made[0] == ONES.replace(hidden_dim=2)
+    assert not differing(made[1], draw_params(made[0], 0, "sparse"))
+    assert np.array_equal(made[2], draw_images(made[0], 0, count=40))
+
+
+# What is drawn
+
+
+@given(config=configs(max_blocks=4, max_dim=9, min_hidden_dim=3))
+def test_configs_keep_their_bounds(config: MixerConfig) -> None:
+    assert 1 <= config.num_blocks <= 4
+    assert 3 <= config.hidden_dim <= 9
+    assert max(config.tokens_mlp_dim, config.channels_mlp_dim, config.num_classes) <= 9
+    assert 1 <= config.in_channels <= 5
+
+
+def test_every_kind_of_config_is_drawn() -> None:
+    for kind in (
+        lambda c: c.num_classes == 0,
+        lambda c: c.num_classes > 0,
+        lambda c: c.image_hw[0] != c.image_hw[1] and c.patch_hw[0] != c.patch_hw[1],
+        lambda c: c.in_channels == 5,
+        lambda c: c.num_blocks >= 11,
+        *((lambda c, a=a: c.activation == a) for a in ACTIVATIONS),
+    ):
+        find(configs(), kind, settings=QUIET)
+
+
+def test_the_few_configs_have_no_two_sizes_alike() -> None:
+    assert {find(few_configs(), lambda c, i=i: c == FEW_CONFIGS[i], settings=QUIET) for i in range(5)} == set(
+        FEW_CONFIGS
+    )
+    for config in FEW_CONFIGS:
+        named = ("tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
+        sizes = [config.axis_sizes[axis] for axis in named]
+        assert len(set(sizes)) == len(sizes), config
+        assert config.image_hw[0] != config.image_hw[1]
+    assert {config.in_channels for config in FEW_CONFIGS} == {1, 2, 3, 4, 5}
+    assert {config.activation for config in FEW_CONFIGS} == set(ACTIVATIONS)
+    assert min(config.num_classes for config in FEW_CONFIGS) == 0
+
+
+def test_formulations_and_layouts_are_all_drawn() -> None:
+    assert drawn(formulations()) == set(FORMULATIONS)
+    assert drawn(layouts().map(lambda layout: layout.name)) == set(LAYOUTS)
+
+
+def drawn(strategy: st.SearchStrategy[Any]) -> set[Any]:
+    """All that a strategy of a few values draws."""
+    seen = set()
+
+    @given(value=strategy)
+    @settings(QUIET, max_examples=300)
+    def draw(value: Any) -> None:
+        seen.add(value)
+
+    draw()
+    return seen
+
+
+@given(formulation=formulations(tokens="matmul"), layout=layouts(writable=True))
+def test_what_is_asked_for_is_kept(formulation: Formulation, layout: Any) -> None:
+    assert formulation.tokens == "matmul"
+    assert not layout.read_only
+
+
+@pytest.mark.parametrize("style", STYLES)
+@given(
+    data=st.data(),
+    config=configs(max_blocks=2, layer_norm_eps=1e-6, activation="gelu_tanh"),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_weights_and_images_fit_their_config(style: str, data: st.DataObject, config: MixerConfig, dtype: str) -> None:
+    dtype = draw_params(config, 0, style, dtype)["stem/bias"].dtype
+    weights = data.draw(params(config, style=style, dtype=dtype))
+    assert {array.dtype for array in weights.values()} == {dtype}
+    convert(weights, to="torch", config=config)  # strict: every name and shape
+    batch = data.draw(images(config, style=style, count=2, dtype=dtype))
+    assert (batch.shape, batch.dtype) == ((2, *config.image_hw, config.in_channels), dtype)
+
+
+# Styles
+
+
+def of(style: str, seeds: int = 30) -> list[dict[str, np.ndarray]]:
+    return [draw_params(CONFIG, seed, style) for seed in range(seeds)]
+
+
+def test_normal_weights_have_the_spread_of_trained_ones() -> None:
+    for name in ("head/kernel", "MixerBlock_1/token_mixing/Dense_0/kernel"):
+        drawn = np.stack([weights[name] for weights in of("normal", 300)])
+        assert abs(drawn.std() * np.sqrt(drawn.shape[1]) - 1) < 0.02
+        assert abs(drawn.mean()) < 0.01
+    scales = np.stack([weights["pre_head_layer_norm/scale"] for weights in of("normal", 300)])
+    assert abs(scales.mean() - 1) < 0.02
+    assert abs(scales.std() - 0.25) < 0.02
+
+
+@pytest.mark.parametrize("style", ["normal", "heavy_tailed", "large_mean"])
+def test_nothing_is_at_its_initial_value(style: str) -> None:
+    for weights in of(style, 3):
+        assert all(np.all(array != 0) and np.all(array != 1) for array in weights.values())
+
+
+def test_heavy_tails_go_where_normal_ones_never_do() -> None:
+    name = "MixerBlock_0/channel_mixing/Dense_0/kernel"
+    normal, heavy = (
+        [np.abs(weights[name]).max() * np.sqrt(CONFIG.hidden_dim) for weights in of(style)]
+        for style in ("normal", "heavy_tailed")
+    )
+    assert max(normal) < 6 < 10 < np.median(heavy)
+
+
+def test_half_of_sparse_weights_are_zero() -> None:
+    for array in itertools.chain.from_iterable(weights.values() for weights in of("sparse")):
+        assert np.sum(array == 0) == array.size // 2
+
+
+def test_large_means_are_far_larger_than_the_spread() -> None:
+    for seed, weights in enumerate(of("large_mean")):
+        bias = weights["stem/bias"]
+        assert 90 < abs(bias.mean()) / bias.std() / 4 < 2000
+        assert 90 < draw_images(CONFIG, seed, "large_mean").mean() < 310
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_special_values_are_all_there(dtype: str) -> None:
+    array = np.concatenate([array.reshape(-1) for array in draw_params(CONFIG, 0, "special", dtype).values()])
+    with np.errstate(invalid="ignore"):
+        wide = array.astype(np.float64)
+    zero, nan = array[wide == 0], array[np.isnan(wide)]
+    assert {bytes(z.tobytes()) for z in zero} == {bytes(z.tobytes()) for z in np.array([0.0, -0.0]).astype(array.dtype)}
+    assert len({x.tobytes() for x in nan}) > 3  # payloads and signs
+    assert {np.inf, -np.inf} <= set(wide[np.isinf(wide)])
+    small = np.abs(array[(wide != 0) & np.isfinite(wide)]).min()
+    assert small.astype(np.float64) == np.array(1, f"u{array.itemsize}").view(array.dtype).astype(np.float64)
+
+
+@pytest.mark.parametrize("draw", [draw_params, lambda *args: {"": draw_images(*args)}], ids=["weights", "images"])
+@pytest.mark.parametrize("style", STYLES)
+def test_a_seed_gives_the_same_bits_and_another_one_others(draw: Any, style: str) -> None:
+    assert not differing(draw(CONFIG, 3, style), draw(CONFIG, 3, style))
+    assert differing(draw(CONFIG, 3, style), draw(CONFIG, 4, style))
+
+
+def test_an_unknown_style_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="style is 'spiky'; it must be one of normal, heavy_tailed, sparse"):
+        draw_params(CONFIG, 0, "spiky")
