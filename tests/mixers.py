@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from mixer_equiv import Formulation, MixerConfig, Policy
@@ -18,7 +18,7 @@ from mixer_equiv.strategies import FEW_CONFIGS, configs
 from tests.programs import FLAX_PROGRAMS, NNX_PROGRAM, REFERENCE, TORCH_PROGRAMS, Arrays, Program
 
 POLICY = Policy()
-NIGHTLY = settings().max_examples >= 1000
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 # What JAX compiles for: all of it nightly.
 COMPILED = FEW_CONFIGS if NIGHTLY else FEW_CONFIGS[:1]
