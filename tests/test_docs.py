@@ -13,6 +13,7 @@ from mixer_equiv import LAYOUTS, MixerConfig
 from mixer_equiv.cli import EXIT_STATUS, app
 from mixer_equiv.containers import SUFFIXES
 from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.formulation import CHANNELS, PATCH, TOKENS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -75,6 +76,32 @@ def test_the_verdicts_table_has_every_exit_status():
     for verdict, status in EXIT_STATUS.items():
         row = next((line for line in README.splitlines() if line.startswith(f"| `{verdict}` |")), None)
         assert row.endswith(f"| {status} |")
+
+
+def tests_of_the_suite() -> set[str]:
+    files = Path(__file__).parent.glob("test_*.py")
+    return {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
+
+
+def named_tests(text: str) -> set[str]:
+    return set(re.findall(r"`(test_\w+)`", text))
+
+
+def test_the_tests_that_prove_claims_exist():
+    assert len(named_tests(README)) >= 6
+    assert named_tests(README) <= tests_of_the_suite()
+
+
+def test_a_claim_whose_test_is_gone_is_seen():
+    assert not named_tests(README.replace("`test_the_", "`test_that_the_")) <= tests_of_the_suite()
+
+
+def test_every_formulation_of_the_claims_is_one():
+    rows = [row for row in README.splitlines() if row.startswith("| ") and "`test_" in row]
+    told = " ".join(rows)
+    named = set(re.findall(r'"(\w+)"', told))
+    assert {"linear", "linear_channels_first", "depthwise_conv", "shared_conv", "conv1d"} <= named
+    assert named <= {*PATCH, *TOKENS, *CHANNELS}
 
 
 def test_links_inside_the_docs_lead_somewhere():
