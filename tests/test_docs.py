@@ -78,7 +78,7 @@ def test_the_verdicts_table_has_every_exit_status():
         assert row.endswith(f"| {status} |")
 
 
-def tests_of_the_suite() -> set[str]:
+def suite() -> set[str]:
     files = Path(__file__).parent.glob("test_*.py")
     return {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
 
@@ -89,11 +89,11 @@ def named_tests(text: str) -> set[str]:
 
 def test_the_tests_that_prove_claims_exist():
     assert len(named_tests(README)) >= 6
-    assert named_tests(README) <= tests_of_the_suite()
+    assert named_tests(README) <= suite()
 
 
 def test_a_claim_whose_test_is_gone_is_seen():
-    assert not named_tests(README.replace("`test_the_", "`test_that_the_")) <= tests_of_the_suite()
+    assert not named_tests(README.replace("`test_the_", "`test_that_the_")) <= suite()
 
 
 def test_every_formulation_of_the_claims_is_one():
