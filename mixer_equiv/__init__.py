@@ -24,6 +24,7 @@ from mixer_equiv.errors import (
     LayoutError,
     MissingDependencyError,
     MixerEquivError,
+    NotEquivalentError,
 )
 from mixer_equiv.formulation import Formulation
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
@@ -48,6 +49,7 @@ __all__ = [
     "MissingDependencyError",
     "MixerConfig",
     "MixerEquivError",
+    "NotEquivalentError",
     "Policy",
     "Report",
     "assert_equivalent",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class MixerEquivError(Exception):
@@ -55,6 +56,21 @@ class InexpressibleError(ConversionError):
     def __init__(self, message: str, *, reasons: Iterable[str], **keys: Iterable[str]) -> None:
         super().__init__(message, **keys)
         self.reasons = tuple(reasons)
+
+
+class NotEquivalentError(MixerEquivError, AssertionError):
+    """What `assert_equivalent` raises.
+
+    `report` is what `verify` found. `snippet` is Python code that finds it again by itself, shown as a
+    note below the message.
+    """
+
+    def __init__(self, message: str, *, report: Any = None, snippet: str = "") -> None:
+        super().__init__(message)
+        self.report = report
+        self.snippet = snippet
+        if snippet:
+            self.add_note(snippet)
 
 
 class ConventionWarning(UserWarning):

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from mixer_equiv.config import ACTIVATIONS, MixerConfig
@@ -50,23 +51,33 @@ def few_configs() -> st.SearchStrategy[MixerConfig]:
 
 @st.composite
 def configs(
-    draw: st.DrawFn, /, *, max_blocks: int = 12, max_dim: int = 7, min_hidden_dim: int = 1, **fields: Any
+    draw: st.DrawFn,
+    /,
+    *,
+    max_blocks: int = 12,
+    min_dim: int = 1,
+    max_dim: int = 7,
+    min_hidden_dim: int | None = None,
+    **fields: Any,
 ) -> MixerConfig:
     """Small Mixers of every kind: any patch, rectangular images, 1 to 5 channels, with or without a head.
 
-    `fields` fix some fields of the config; what is drawn fits them. Widths are at most `max_dim`, and
-    `hidden_dim` at least `min_hidden_dim`: a LayerNorm of one or two channels leaves nothing but signs,
-    and of a few may be ill-conditioned. Shrinks to one block of ones.
+    `min_dim` and `max_dim` bound the dims and classes, and `min_dim` the tokens; `hidden_dim` is at least
+    `min_hidden_dim`, since a LayerNorm of one or two channels leaves nothing but signs, and of a few may be
+    ill-conditioned. `fields` fix some fields of the config; what is drawn fits them. Shrinks to one block of
+    ones, or of what is the least.
     """
-    dim = st.integers(1, max_dim)
+    dim = st.integers(min_dim, max_dim)
+    least = min_dim if min_hidden_dim is None else min_hidden_dim
     height, width = (draw(_side_sizes(fields, side)) for side in (0, 1))
+    assume(height[1] // height[0] * (width[1] // width[0]) >= min_dim)
     drawn = {
-        "num_classes": draw(st.integers(0, max_dim)),
+        "num_classes": draw(st.just(0) | dim),
         "num_blocks": draw(st.integers(1, max_blocks)),
         "patch_size": (height[0], width[0]),
         "image_size": (height[1], width[1]),
         "in_channels": draw(st.integers(1, 5)),
-        "hidden_dim": draw(st.integers(min_hidden_dim, max(min_hidden_dim, max_dim))),
+        "hidden_dim": draw(st.integers(least, max(least, max_dim))),
         "tokens_mlp_dim": draw(dim),
         "channels_mlp_dim": draw(dim),
         "activation": draw(st.sampled_from(ACTIVATIONS)),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -12,33 +16,61 @@ from mixer_equiv.arrays import flatten, is_array, to_numpy
 from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, verdict_of
 from mixer_equiv.equivalence.verify import verify
-from mixer_equiv.errors import ConfigError, ConversionError
+from mixer_equiv.errors import ConfigError, ConversionError, NotEquivalentError
 from mixer_equiv.report import Report
+from mixer_equiv.snippet import written
+
+_DEFAULTS: ContextVar[Mapping[str, Any]] = ContextVar("mixer_equiv_defaults")
 
 
-def assert_equivalent(a: Any, b: Any = None, *, under: str | Collection[str] = (), **kwargs: Any) -> Report:
-    """Fail unless `verify(a, b, **kwargs)` finds the two to be the same function, and show its report.
+def assert_equivalent(a: Any, b: Any = None, *, under: str | Collection[str] | None = None, **options: Any) -> Report:
+    """Fail unless `verify(a, b, **options)` finds the two to be the same function, and show its report.
 
     `under` is the name of a cause that may differ, such as "activation", or are several: with them the
-    two must be the same function once these are changed. Returns the report. Raises `AssertionError`,
-    `ConfigError` for an unknown name, and as `verify`.
+    two must be the same function once these are changed. Returns the report.
+    Raises `NotEquivalentError`, an `AssertionError`, with code that shows the same by itself; `ConfigError`
+    for the name of no such cause; and as `verify`.
     """
     __tracebackhide__ = True
+    options = {**_DEFAULTS.get({}), **options}
+    usual = options.pop("under", ())
+    allowed = _causes(usual if under is None else under)
+    report = verify(a, b, **options)
+    named = {cause.name for cause in report.causes}
+    explained = report.verdict == "equivalent_under" and named <= allowed
+    if not (report.equivalent or explained):
+        snippet = _snippet(a, b, options, sys._getframe(1))
+        title = f"not equivalent under {', '.join(sorted(allowed))}" if allowed else "not equivalent"
+        raise NotEquivalentError(f"{title}\n{report}", report=report, snippet=snippet)
+    return report
+
+
+def _causes(under: str | Collection[str]) -> set[str]:
     names = {under} if isinstance(under, str) else set(under)
     unknown = sorted(map(str, names - EXPLAINED))
     if unknown:
         raise ConfigError(f"under is {', '.join(unknown)}; it must be among {', '.join(sorted(EXPLAINED))}")
-    report = verify(a, b, **kwargs)
-    named = {cause.name for cause in report.causes}
-    explained = report.verdict == "equivalent_under" and named <= names
-    if not (report.equivalent or explained):
-        allowed = f" under {', '.join(sorted(names))}" if names else ""
-        raise AssertionError(f"not equivalent{allowed}\n{report}")
-    return report
+    return names
 
 
 # What leaves two the same function once it is changed.
 EXPLAINED = {name for name in (*CODE, *CONSTRAINTS) if verdict_of(name) == "equivalent_under"}
+
+
+def _snippet(a: Any, b: Any, options: Mapping[str, Any], frame: FrameType) -> str:
+    """The call of `verify` that was made for a call in `frame`."""
+    sides = {"a": a} if b is None else {"a": a, "b": b}
+    return written("verify", {**sides, **options}, frame)
+
+
+@contextlib.contextmanager
+def defaults(**options: Any) -> Iterator[None]:
+    """Inside, what `assert_equivalent` is not told is taken from these."""
+    token = _DEFAULTS.set({**_DEFAULTS.get({}), **options})
+    try:
+        yield
+    finally:
+        _DEFAULTS.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,11 @@
-"""Models by where they are: "package.module:Name", "path/to/file.py:Name", "timm:NAME"."""
+"""Models by what makes them: a class, a function, or the place of one.
+
+Places are "package.module:Name", "path/to/file.py:Name" and "timm:NAME".
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -11,14 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays import require
+from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.adapters import is_model_class
-from mixer_equiv.errors import MissingDependencyError, MixerEquivError
+from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError
 
 
 def is_source(text: str) -> bool:
     """Whether `text` looks like the place of a model."""
     place, colon, name = text.rpartition(":")
     return bool(colon and name.isidentifier() and (place.endswith(".py") or _is_module(place))) or is_timm(text)
+
+
+def is_maker(value: Any) -> bool:
+    """Whether `value` is a class, or a function that may make a model."""
+    return inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, functools.partial)
 
 
 def is_timm(text: str) -> bool:
@@ -29,25 +39,35 @@ def _is_module(place: str) -> bool:
     return bool(place) and all(part.isidentifier() for part in place.split("."))
 
 
-def model_at(source: str, kwargs: Mapping[str, Any]) -> Any:
-    """The model at `source`, made with `kwargs` where it is a class or a function that makes one.
+def model_at(source: Any, kwargs: Mapping[str, Any], config: MixerConfig | None = None) -> Any:
+    """The model that a class or function makes of `config`, if there is one, and `kwargs`, or that is at a place.
 
-    Raises `MixerEquivError` where there is none, or it cannot be made with these arguments.
+    Raises `MixerEquivError` where there is none at a place, or it cannot be made with these arguments;
+    what a class or function itself raises is left to it.
     """
+    given = () if config is None else (config,)
+    if not isinstance(source, str):
+        return source(*given, **kwargs)
     if is_timm(source):
         timm = import_timm()
         return _made(source, lambda: timm.create_model(source.removeprefix("timm:"), **kwargs), kwargs)
+    found = object_at(source)
+    if not inspect.isclass(found) and not inspect.isfunction(found):
+        if kwargs or given:
+            names = ", ".join((*("config" for _ in given), *kwargs))
+            raise MixerEquivError(f"{source} is an object already, so that it takes no kwargs ({names})")
+        return found
+    return _made(source, lambda: found(*given, **kwargs), kwargs)
+
+
+def object_at(source: str) -> Any:
+    """What is at a place of a file or a package. Raises `MixerEquivError` where nothing is."""
     place, _, name = source.rpartition(":")
     module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
     if not hasattr(module, name):
         near = ", ".join(_classes_in(module)) or "none"
         raise MixerEquivError(f"{place} has no {name}; its classes are {near}")
-    found = getattr(module, name)
-    if not inspect.isclass(found) and not inspect.isfunction(found):
-        if kwargs:
-            raise MixerEquivError(f"{source} is an object already, so that it takes no kwargs ({', '.join(kwargs)})")
-        return found
-    return _made(source, lambda: found(**kwargs), kwargs)
+    return getattr(module, name)
 
 
 def _classes_in(module: Any) -> list[str]:

@@ -21,7 +21,7 @@ from mixer_equiv.equivalence.adapters import VERIFIED, candidate_of, is_model
 from mixer_equiv.equivalence.candidate import Candidate
 from mixer_equiv.equivalence.found import Found
 from mixer_equiv.equivalence.programs import PROGRAMS, Taps, run_module
-from mixer_equiv.equivalence.sources import is_source, model_at
+from mixer_equiv.equivalence.sources import is_maker, is_source, model_at
 from mixer_equiv.errors import ConfigError, ConversionError, MixerEquivError
 from mixer_equiv.layouts import LINEN, NNX, OFFICIAL, TORCH, Layout
 
@@ -100,6 +100,7 @@ def subjects(
     a: Any,
     b: Any = None,
     *,
+    config: MixerConfig | None = None,
     kwargs: Mapping[str, Any] | None = None,
     image: Image | None = None,
     sizes: MixerConfig | None = None,
@@ -108,19 +109,22 @@ def subjects(
 ) -> tuple[Subject, Subject]:
     """Both sides of a comparison; `verify` says what `a` and `b` may be, and what stands in for no `b`.
 
-    `kwargs` are what a model at a place is made with, else `MixerConfig` fields for built-ins; `image`
-    (channels, height, width) is for all.
+    Of `config`, models are made and built-ins are; `kwargs` are what a model is made with besides, else
+    `MixerConfig` fields for built-ins; `image` (channels, height, width) is for all.
     Built-ins without a variant are of `sizes`, or of the other side's. `allow_missing` are globs of
     parameters that checkpoints may lack, as `convert` takes them.
     """
     named = [None if source is None else _builtin(source) for source in (a, b)]
     placed = [
-        isinstance(source, str) and not builtin and is_source(source)
+        is_maker(source) or (isinstance(source, str) and not builtin and is_source(source))
         for source, builtin in zip((a, b), named, strict=True)
     ]
-    fields = {} if any(placed) else dict(kwargs or {})
-    made = [model_at(source, kwargs or {}) if place else source for source, place in zip((a, b), placed, strict=True)]
-    image = image or _image_of(made, kwargs or {})
+    fields = {**(config.to_dict() if config else {}), **({} if any(placed) else kwargs or {})}
+    made = [
+        model_at(source, kwargs or {}, config) if place else source
+        for source, place in zip((a, b), placed, strict=True)
+    ]
+    image = image or (_of_config(config) if config else _image_of(made, kwargs or {}))
     if image is not None:
         fields.update(in_channels=image[0], image_size=tuple(image[1:]))
     read = [
@@ -134,6 +138,8 @@ def subjects(
             ours = read[0] is not None and read[0].candidate is None
             program = named[0][0] if named[0] else read[0].program if read[0] and ours else ""
             named[1] = ("torch" if program == "flax" else "flax", named[0][1] if named[0] else None)
+    if config is not None:
+        _check_config(config, image, named, placed)
     if kwargs and not any(named) and not any(placed):
         raise ConfigError(f"kwargs ({', '.join(kwargs)}) are for {', '.join(PROGRAMS)}, and none of them is here")
     holders = _same_image([holder for holder in read if holder])
@@ -165,6 +171,25 @@ def _builtin(source: Any) -> tuple[str, str | None] | None:
         return None
     program, colon, variant = source.partition(":")
     return (program, variant if colon else None) if program in PROGRAMS else None
+
+
+def _of_config(config: MixerConfig) -> Image:
+    return config.in_channels, *config.image_hw
+
+
+def _check_config(
+    config: MixerConfig, image: Image | None, named: list[tuple[str, str | None] | None], placed: list[bool]
+) -> None:
+    """Raise `ConfigError` for a config that something else contradicts, or that nothing is made of."""
+    if image is not None and tuple(image) != _of_config(config):
+        raise ConfigError(f"image is {tuple(image)}, and that of the config {_of_config(config)}; the config is enough")
+    variants = [f"{name[0]}:{name[1]}" for name in named if name and name[1] is not None]
+    if variants:
+        raise ConfigError(f"{' and '.join(variants)} have a config of their own, and another one is given")
+    if not any(named) and not any(placed):
+        raise ConfigError(
+            f"config is for classes, functions that make a model, and {', '.join(PROGRAMS)}: none is here"
+        )
 
 
 def _image_of(sources: list[Any], kwargs: Mapping[str, Any]) -> Image | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays import to_numpy
-from mixer_equiv.config import as_image
+from mixer_equiv.config import MixerConfig, as_image
 from mixer_equiv.equivalence.adequacy import visible
 from mixer_equiv.equivalence.compare import Policy, size_differences
 from mixer_equiv.equivalence.diagnose import round_trip_causes, weight_causes
@@ -39,6 +39,7 @@ def verify(
     b: Any = None,
     *,
     weights: Any = None,
+    config: MixerConfig | None = None,
     kwargs: Mapping[str, Any] | None = None,
     image: Image | None = None,
     images: Any = None,
@@ -56,16 +57,19 @@ def verify(
     """Compare two Mixers: as programs, or as holders of the same weights.
 
     A side is a checkpoint or the path of one, arrays by name, "flax", "nnx", "torch" or "reference"
-    (with a variant: "flax:B/16"), any model of torch, Flax linen or nnx, or the place of one:
-    "path/to/file.py:Name", "package.module:Name", "timm:NAME". Without `b`, a checkpoint is compared
-    with its port to the other framework, and a model with the official Flax one (the Flax one with torch).
+    (with a variant: "flax:B/16"), any model of torch, Flax linen or nnx, a class or function that makes
+    one, or the place of these: "path/to/file.py:Name", "package.module:Name", "timm:NAME". Without `b`, a
+    checkpoint is compared with its port to the other framework, and a model with the official Flax one (the
+    Flax one with torch).
 
     `weights` are "random" (drawn from `seed`, every parameter, the head included), "given" (each
     side's own, which must then be bit-identical too), or a checkpoint that both sides take, which may
     be by the names of a model that is compared. By
     default they are given if a side is a checkpoint, else random.
-    `kwargs` are what the model at a place is made with, or `MixerConfig` fields for "flax", "nnx",
-    "torch" and "reference". `image` is (channels, height, width), where shapes alone would make it a
+    Both sides are of `config`, if it is given: classes and functions are called with it, and "flax", "nnx",
+    "torch" and "reference" have its sizes and conventions.
+    `kwargs` are what a class, a function or a model at a place is called with, or `MixerConfig` fields for
+    "flax", "nnx", "torch" and "reference". `image` is (channels, height, width), where shapes alone would make it a
     square grid; models that are not ours need it. `images` are (batch, height, width, channels), random
     if absent; with `labels` (batch,) accuracies are counted.
     `allow_missing` are globs such as "head/*", of parameters that checkpoints may lack.
@@ -95,7 +99,7 @@ def verify(
             donor = weights_holder(weights)
             sizes = donor.config if donor else None
             side_a, side_b = subjects(
-                a, b, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
+                a, b, config=config, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
             )
             if donor is None and not is_said(weights):
                 donor = weights_by(weights, (side_a, side_b))

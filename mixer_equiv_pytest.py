@@ -1,0 +1,97 @@
+"""The pytest plugin of mixer_equiv: the fixture `assert_equivalent`, the marker `mixer_equiv`, and snippets.
+
+It lies beside the package, as pytest loads it at the start of every run: importing a module of the package
+would import NumPy, which reads how many threads to use before a conftest.py can say so, and which most
+runs do not need.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+TITLE = "mixer_equiv: the failing example, as code that runs by itself"
+
+MARKER = (
+    "mixer_equiv(**options): what assert_equivalent takes in this test where the call does not say it: seed=3, "
+    "under=['activation'], gradients=False, train_steps=5, policy=Policy(residual=1e-10), and the other options "
+    "of mixer_equiv.verify."
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("mixer_equiv").addoption(
+        "--mixer-equiv-seed",
+        type=int,
+        metavar="N",
+        help="seed of the random weights and images of assert_equivalent, where a test or its marker gives none "
+        "(default: 0)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+
+
+@pytest.fixture(scope="session")
+def assert_equivalent() -> Callable[..., Any]:
+    """Fail unless a Mixer is the official function: `assert_equivalent(MyMixer, config=config)`.
+
+    The same as `mixer_equiv.assert_equivalent`. It takes a class, a function that makes a model, a model, a
+    checkpoint or the place of one of these ("path/to/file.py:MyMixer"), what to compare it with ("flax" is
+    the default), and the options of `mixer_equiv.verify`. Classes and functions are called with the
+    `config`; a model that is made already needs `image=(channels, height, width)`.
+    It is of session scope, so that Hypothesis tests can use it.
+    """
+    from mixer_equiv import assert_equivalent
+
+    return assert_equivalent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    options = _options(item)
+    if not options:
+        return (yield)
+    from mixer_equiv.equivalence.asserting import defaults
+
+    with defaults(**options):
+        return (yield)
+
+
+def _options(item: pytest.Item) -> dict[str, Any]:
+    """What the command line and the markers say, the nearest marker last."""
+    seed = item.config.getoption("--mixer-equiv-seed")
+    options = {} if seed is None else {"seed": seed}
+    for marker in reversed(list(item.iter_markers("mixer_equiv"))):
+        if marker.args:
+            pytest.fail(f"the marker mixer_equiv takes options by name, and was given {marker.args}", pytrace=False)
+        options.update(marker.kwargs)
+    return options
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
+    """Show snippets below the traceback, from where they can be copied, and not in it."""
+    snippets = list(_taken(call.excinfo.value)) if call.excinfo is not None else []
+    report = yield
+    if snippets and hasattr(report.longrepr, "addsection"):
+        report.longrepr.addsection(TITLE, "\n\n".join(snippets), sep="-")
+    elif snippets:
+        report.sections.append((TITLE, "\n\n".join(snippets)))
+    return report
+
+
+def _taken(error: BaseException) -> Iterator[str]:
+    """The snippets of an error, or of those in a group, which are notes of it no longer."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _taken(member)
+        return
+    errors = sys.modules.get("mixer_equiv.errors")
+    if errors is not None and isinstance(error, errors.NotEquivalentError) and error.snippet:
+        error.__notes__ = [note for note in getattr(error, "__notes__", []) if note != error.snippet]
+        yield error.snippet
