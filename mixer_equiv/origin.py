@@ -8,14 +8,14 @@ import linecache
 import os
 import symtable
 import sys
-import sysconfig
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
-_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
+_INSTALLED = {"site-packages", "dist-packages"}
+_LIBRARY = Path(os.__file__).resolve().parent
 
 
 def home_of(value: Any) -> tuple[ModuleType, str] | None:
@@ -45,7 +45,7 @@ def folder_of(module: ModuleType) -> str | None:
     path, parts = Path(file).resolve(), module.__name__.split(".")
     inner = [*parts, "__init__.py"] if path.name == "__init__.py" else [*parts[:-1], f"{parts[-1]}.py"]
     root = Path(*path.parts[: -len(inner)])
-    if root.joinpath(*inner) != path or any(root == Path(sysconfig.get_path(name)) for name in _INSTALLED):
+    if root.joinpath(*inner) != path or root == _LIBRARY or root.name in _INSTALLED:
         return None
     here = Path.cwd()
     return str(root.relative_to(here) if root.is_relative_to(here) else root)
@@ -65,7 +65,8 @@ def scope_of(code: FunctionType | FrameType) -> Mapping[str, Any]:
     """The names that the code of a function, or a frame, can use, but for the built-in ones."""
     if isinstance(code, FrameType):
         return {**code.f_globals, **code.f_locals}
-    return {**code.__globals__, **inspect.getclosurevars(code).nonlocals}
+    defaults = {p.name: p.default for p in inspect.signature(code).parameters.values() if p.default is not p.empty}
+    return {**code.__globals__, **defaults, **inspect.getclosurevars(code).nonlocals}  # for `eps=eps`
 
 
 def holder_of(scope: Mapping[str, Any], name: str) -> ModuleType | None:

@@ -11,6 +11,7 @@ import ast
 import builtins
 import dataclasses
 import math
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -23,6 +24,7 @@ from mixer_equiv import origin
 
 WIDTH = 100
 MOST_ELEMENTS = 600  # of an array that is written out
+SIDES = {"a": "mine", "b": "other"}  # what is given by place, and called so where it has no name
 
 
 class _UnwrittenError(Exception):
@@ -32,16 +34,18 @@ class _UnwrittenError(Exception):
 def written(function: str, arguments: Mapping[str, Any], frame: FrameType) -> str:
     """Code that calls `mixer_equiv`'s `function` again, and prints the result.
 
-    `arguments` are by name; "a" and "b" are written without it. `frame` is where the call is being made,
+    `arguments` are by name; those of `SIDES` are written without it. `frame` is where the call is being made,
     whose source is read where a value does not tell how it came to be.
     """
     call = origin.call_in(frame)
-    nodes: dict[str, ast.expr] = dict(zip("ab", call.args, strict=False)) if call else {}
+    nodes: dict[str, ast.expr] = dict(zip(SIDES, call.args, strict=False)) if call else {}
     nodes.update({keyword.arg: keyword.value for keyword in call.keywords if keyword.arg} if call else {})
     scope = origin.scope_of(frame)
     script = _Script(function)
-    texts = {name: script.argument(name, value, nodes.get(name), scope) for name, value in arguments.items()}
-    items = [text if name in ("a", "b") else f"{name}={text}" for name, text in texts.items()]
+    texts = {
+        name: script.argument(SIDES.get(name, name), value, nodes.get(name), scope) for name, value in arguments.items()
+    }
+    items = [text if name in SIDES else f"{name}={text}" for name, text in texts.items()]
     return f"{script}report = {_joined(f'{function}(', items, ')')}\nprint(report)\n"
 
 
@@ -68,6 +72,8 @@ class _Script:
 
     def argument(self, name: str, value: Any, node: ast.expr | None, scope: Mapping[str, Any]) -> str:
         """An expression for an argument that the call was given as `node`; `name`, defined before, if it is long."""
+        if value is not None and self.bound.get(name) is value:
+            return name
         draft = self._copy()
         try:
             try:
@@ -112,7 +118,7 @@ class _Script:
         if name in self.bound and self.bound[name] is not value:
             raise _UnwrittenError(f"there are two things called {name}")
         if name not in self.bound and text != name:
-            self.lines.append(text if text.startswith(("def ", "@")) else f"{name} = {text}")
+            self.lines.append(f"\n{text}\n" if text.startswith(("def ", "@")) else f"{name} = {text}")
         self.bound[name] = value
         return name
 
@@ -212,4 +218,7 @@ def _joined(left: str, items: list[str], right: str) -> str:
     line = left + ", ".join(items) + right
     if len(line) <= WIDTH and "\n" not in line:
         return line
-    return f"{left}\n{textwrap.indent(''.join(f'{item},{chr(10)}' for item in items), '    ')}{right.lstrip(',')}"
+    numbers = all(re.fullmatch(r"[-+.\w]+", item) for item in items)
+    lines = textwrap.wrap(", ".join(items) + ",", WIDTH - 4) if numbers else [f"{item}," for item in items]
+    inner = textwrap.indent("\n".join(lines), "    ")
+    return f"{left}\n{inner}\n{right.lstrip(',')}"

@@ -212,12 +212,12 @@ PACKAGE = Path(mixer_equiv.__file__).parent
 # From the bottom up; a name stands for the module and all that is below it.
 LAYERS = (
     ("errors",),
-    ("config", "formulation", "arrays", "operations"),
+    ("config", "formulation", "arrays", "operations", "origin"),
     ("layouts",),
     ("containers", "strict", "finding"),
     ("checkpoint",),
     ("convert",),
-    ("models", "report", "page", "inspection", "surgery", "digits", "draws", "strategies"),
+    ("models", "report", "page", "inspection", "surgery", "digits", "draws", "strategies", "snippet"),
     ("equivalence",),
     ("cli", "__main__", "__init__"),
 )

@@ -13,7 +13,7 @@ def test_the_wheel_has_every_module_the_data_and_the_type_marker_and_nothing_els
     source = tmp_path / "source"
     source.mkdir()
     shutil.copytree(ROOT / "mixer_equiv", source / "mixer_equiv", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "mixer_equiv_pytest.py"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
     subprocess.run(command, check=True, capture_output=True)
@@ -22,4 +22,8 @@ def test_the_wheel_has_every_module_the_data_and_the_type_marker_and_nothing_els
     wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mixer_equiv").rglob("*.py")}
     data = {f"mixer_equiv/data/digits_{part}.npz" for part in ("mixer", "held_out")}
     data.add("mixer_equiv/data/report.html")
-    assert names == wanted | data | {"mixer_equiv/py.typed"}
+    assert names == wanted | data | {"mixer_equiv/py.typed", "mixer_equiv_pytest.py"}
+    told = (
+        zipfile.ZipFile(wheel).read(next(n for n in zipfile.ZipFile(wheel).namelist() if "entry_points" in n)).decode()
+    )
+    assert "[pytest11]\nmixer_equiv = mixer_equiv_pytest\n" in told

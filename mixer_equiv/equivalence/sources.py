@@ -49,6 +49,8 @@ def model_at(source: Any, kwargs: Mapping[str, Any], config: MixerConfig | None 
     if not isinstance(source, str):
         return source(*given, **kwargs)
     if is_timm(source):
+        if given:
+            raise ConfigError(f"{source} is made with kwargs, and takes no config")
         timm = import_timm()
         return _made(source, lambda: timm.create_model(source.removeprefix("timm:"), **kwargs), kwargs)
     found = object_at(source)
