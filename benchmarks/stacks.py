@@ -1,0 +1,74 @@
+"""Draws of weights and images of one shape, stacked along a first axis, and their way to torch and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mixer_equiv import Checkpoint, MixerConfig, convert
+from mixer_equiv.convert import relabel
+from mixer_equiv.equivalence.compare import differing
+from mixer_equiv.equivalence.gradients import random_cotangent
+from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.layouts import LINEN, TORCH, Layout
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Draws of one shape, each array with the draws as its first axis, float64.
+
+    `params` are canonical weights, `images` (draws, batch, height, width, channels), `cotangents`
+    (draws, batch, classes) what outputs are multiplied by to make the number that is differentiated.
+    """
+
+    config: MixerConfig
+    params: Arrays
+    images: np.ndarray
+    cotangents: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def only(self, draw: int) -> Stack:
+        """The stack of this draw alone."""
+        own = slice(draw, draw + 1)
+        params = {name: array[own] for name, array in self.params.items()}
+        return Stack(self.config, params, self.images[own], self.cotangents[own])
+
+
+def draw(config: MixerConfig, count: int, batch: int, seed: int) -> Stack:
+    """`count` draws of every weight and of `batch` images, in turns normal and Student-t with two degrees of freedom."""
+    rng = np.random.default_rng([seed, 1])
+    images = rng.standard_normal((count, batch, *config.image_hw, config.in_channels))
+    images[:, 1::2] = rng.standard_t(2, images[:, 1::2].shape)
+    cotangents = random_cotangent(config, count * batch, seed).reshape(count, batch, -1)
+    params = _stacked([random_params(config, seed * count + i) for i in range(count)])
+    return Stack(config, params, images, cotangents)
+
+
+def hand_over(stack: Stack) -> dict[str, np.ndarray]:
+    """The weights of every draw by torch's names.
+
+    Names and shapes are those of the shape, so that the strict `convert` is asked about one draw;
+    the others go through the function that moves its numbers.
+    """
+    state = relabelled(stack.params, LINEN, TORCH, stack.config)
+    first = Checkpoint.from_arrays({name: array[0] for name, array in stack.params.items()}, config=stack.config)
+    strict = convert(first, to="torch", from_="linen").arrays
+    assert not differing(strict, {name: array[0] for name, array in state.items()})
+    return state
+
+
+def relabelled(arrays: Arrays, source: Layout, target: Layout, config: MixerConfig) -> dict[str, np.ndarray]:
+    """Stacked arrays by the names and in the axes of another layout, draw by draw."""
+    count = len(next(iter(arrays.values())))
+    draws = ({name: array[i] for name, array in arrays.items()} for i in range(count))
+    return _stacked([relabel(each, source, target, config) for each in draws])
+
+
+def _stacked(draws: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([each[name] for each in draws]) for name in draws[0]}

@@ -1,0 +1,45 @@
+"""The check that a well-known tutorial's tests make, rebuilt: parameter count and output shape over 128 shapes."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import torch
+
+from mixer_equiv import MixerConfig
+from tests.structures import TutorialMixer, official
+
+FIELDS = (
+    "image_size",
+    "patch_size",
+    "hidden_dim",
+    "num_blocks",
+    "num_classes",
+    "tokens_mlp_dim",
+    "channels_mlp_dim",
+)
+GRID = list(itertools.product((6, 12), (2, 3), (4, 5), (1, 2), (4, 8), (2, 4), (3, 6)))
+CONFIGS = [MixerConfig(**dict(zip(FIELDS, point, strict=True))) for point in GRID]
+IMAGES = 11
+
+
+def check(config: MixerConfig) -> None:
+    """A fresh Flax and a fresh torch Mixer have equally many parameters and outputs of one shape.
+
+    Nothing is compiled and no number compared, as in the tutorial. Raises `AssertionError`.
+    """
+    (height, width), channels = config.image_hw, config.in_channels
+    for_images, for_weights = jax.random.split(jax.random.key(0))
+    images = jax.random.normal(for_images, (IMAGES, height, width, channels))
+    in_flax = official(config)
+    variables = in_flax.init(for_weights, images)
+    in_torch = TutorialMixer(config)
+    with torch.no_grad():
+        seen = in_torch(torch.rand(IMAGES, channels, height, width)).shape
+    counts = {
+        sum(leaf.size for leaf in jax.tree.leaves(variables)),
+        sum(parameter.numel() for parameter in in_torch.parameters()),
+    }
+    assert counts == {config.num_parameters}, counts
+    assert in_flax.apply(variables, images).shape == seen == (IMAGES, config.num_classes)
