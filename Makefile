@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help verify test nightly check format train picture layouts clean
+.PHONY: help verify test nightly rates check format train picture layouts clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -25,6 +25,9 @@ test: $(INSTALLED)  ## the whole suite
 
 nightly: $(INSTALLED)  ## the suite with 2000 examples a property, and what is too slow for every run
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n auto --maxprocesses=4 -m 'nightly or not nightly'
+
+rates: $(INSTALLED)  ## cases verified in a second, beside a tutorial's check (about ten minutes)
+	@$(BIN)/python -m benchmarks.rates --write
 
 check: $(INSTALLED)  ## formatting, lint and types
 	@$(BIN)/ruff format --check .

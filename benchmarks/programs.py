@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from mixer_equiv import Formulation
 from mixer_equiv.arrays import flatten, unflatten
 from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision
 from mixer_equiv.layouts import LINEN, TORCH
+from mixer_equiv.models.flax import OFFICIAL
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 
@@ -50,14 +52,15 @@ class Ways:
     """How a stack is run; all of them compute the same.
 
     `flax` is "loop" (compiled once, called for each draw), "vmap", "map" (`lax.map`) or "eager";
-    `torch` "vmap" or "loop". The formulations are those of the models.
+    `torch` "vmap" or "loop", on so many `threads`. The formulations are those of the models.
     """
 
     flax: str = "loop"
     torch: str = "vmap"
+    threads: int = 1
     options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: CHEAP)
-    flax_formulation: Formulation = Formulation()
-    torch_formulation: Formulation = Formulation()
+    flax_formulation: Formulation = OFFICIAL
+    torch_formulation: Formulation = OFFICIAL
 
 
 def run_flax(stack: Stack, ways: Ways) -> Results:
@@ -112,12 +115,22 @@ def run_torch(stack: Stack, state: Arrays, ways: Ways) -> Results:
         torch.tensor(stack.images.transpose(0, 1, 4, 2, 3)),
         torch.tensor(stack.cotangents),
     )
-    with torch_full_precision(), torch.enable_grad():
+    with _threads(ways.threads), torch_full_precision(), torch.enable_grad():
         gradients, outputs = _TORCH[ways.torch](grad(scalar, has_aux=True), arguments)
     by_torch = {name: gradient.numpy() for name, gradient in gradients.items()}
     result = Results(outputs.detach().numpy(), relabelled(by_torch, TORCH, LINEN, stack.config))
     assert {array.dtype for array in (result.outputs, *result.gradients.values())} == {np.dtype(np.float64)}
     return result
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _loop(function: Callable[..., Any], arguments: Any) -> Any:

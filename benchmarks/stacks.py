@@ -41,7 +41,7 @@ class Stack:
 
 
 def draw(config: MixerConfig, count: int, batch: int, seed: int) -> Stack:
-    """`count` draws of every weight and of `batch` images, in turns normal and Student-t with two degrees of freedom."""
+    """`count` draws of all weights and of `batch` images, in turns normal and Student-t of two degrees of freedom."""
     rng = np.random.default_rng([seed, 1])
     images = rng.standard_normal((count, batch, *config.image_hw, config.in_channels))
     images[:, 1::2] = rng.standard_t(2, images[:, 1::2].shape)

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from benchmarks.tutorial import CONFIGS, GRID
 from mixer_equiv import MixerConfig, convert, operations, verify
 from mixer_equiv.arrays import unflatten
 from mixer_equiv.config import ACTIVATIONS
@@ -21,10 +22,6 @@ from mixer_equiv.models import flax as flax_models
 from mixer_equiv.models import torch as torch_models
 from mixer_equiv.strategies import configs
 from tests.structures import cheap_jit, official, run_official
-
-# The tutorial compares parameter counts and output shapes over these 128 points.
-TUTORIAL_GRID = list(itertools.product((6, 12), (2, 3), (4, 5), (1, 2), (4, 8), (2, 4), (3, 6)))
-
 
 # Rows of two nearly equal channels, which LayerNorm spreads a thousandfold: residual 5e-11 by rounding.
 ILL_CONDITIONED = {
@@ -39,19 +36,10 @@ ILL_CONDITIONED = {
 }
 
 
-@pytest.mark.parametrize("point", TUTORIAL_GRID, ids=lambda point: "-".join(map(str, point)))
-def test_the_tutorials_grid_agrees_on_parameters_shapes_and_outputs(point):
-    image_size, patch_size, hidden_dim, num_blocks, num_classes, tokens_mlp_dim, channels_mlp_dim = point
-    config = MixerConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        hidden_dim=hidden_dim,
-        num_blocks=num_blocks,
-        num_classes=num_classes,
-        tokens_mlp_dim=tokens_mlp_dim,
-        channels_mlp_dim=channels_mlp_dim,
-    )
-    params, images = random_params(config, seed=hash(point) % 2**32), random_images(config, seed=1)
+@pytest.mark.parametrize("number", range(128), ids=["-".join(map(str, point)) for point in GRID])
+def test_the_tutorials_grid_agrees_on_parameters_shapes_and_outputs(number):
+    config = CONFIGS[number]
+    params, images = random_params(config, seed=number), random_images(config, seed=1)
     model = torch_models.MlpMixer(config)
     assert sum(p.numel() for p in model.parameters()) == config.num_parameters
     assert sum(p.size for p in params.values()) == config.num_parameters
@@ -59,7 +47,7 @@ def test_the_tutorials_grid_agrees_on_parameters_shapes_and_outputs(point):
     expected = run_official(config, params, images)
     torch_logits = run_torch(config, params, images)["logits"]
     numpy_logits = run_reference(config, params, images)["logits"]
-    assert expected.shape == torch_logits.shape == (len(images), num_classes)
+    assert expected.shape == torch_logits.shape == (len(images), config.num_classes)
     assert residual(torch_logits, expected) <= 1e-12
     assert residual(numpy_logits, expected) <= 1e-12
     assert residual(torch_logits, numpy_logits) <= 1e-12

@@ -1,0 +1,161 @@
+"""What a run of `benchmarks.rates` was, in numbers and as a page: the machine without its name, versions, results."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.deep import Verification
+from benchmarks.programs import CHEAP
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = "numpy", "torch", "jax", "jaxlib", "flax", "einops"
+
+
+class Machine:
+    """The machine, and how busy it was from the beginning to the end of a `with`."""
+
+    def __enter__(self) -> Machine:
+        self._load, self._cpu, self._start = [os.getloadavg()[0]], os.times(), datetime.datetime.now(datetime.UTC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._load.append(os.getloadavg()[0])
+        self._end, self._spent = datetime.datetime.now(datetime.UTC), os.times()
+
+    def described(self) -> dict[str, Any]:
+        """`cores_had` is the processor time of this process over the time that passed."""
+        wall = (self._end - self._start).total_seconds()
+        return {
+            "date": f"{self._start:%Y-%m-%d}",
+            "seconds": round(wall),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "load_before_and_after": [round(load, 1) for load in self._load],
+            "cores_had": round((sum(self._spent[:2]) - sum(self._cpu[:2])) / wall, 2),
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        }
+
+
+def _processor() -> str:
+    """The processor's model, where the system says it, and its architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return ", ".join([*models[:1], platform.machine()])
+
+
+def summary(
+    seconds: Mapping[str, Sequence[float]],
+    seen: Sequence[Verification],
+    undone: Mapping[str, Sequence[float]],
+    draws: int,
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The numbers of a run, ready for JSON: ratios of sums over shapes, and quartiles of the ratios at each shape."""
+    cases = {"tutorial": 1, "stack": draws, "one": 1}
+    rates = {name: cases[name] * len(times) / sum(times) for name, times in seconds.items()}
+    paired = {
+        name: cases[name] * np.divide(seconds["tutorial"], times)
+        for name, times in seconds.items()
+        if name != "tutorial"
+    }
+    return {
+        "shapes": len(seconds["tutorial"]),
+        "draws": draws,
+        "cases_per_second": {name: round(rate, 2) for name, rate in rates.items()},
+        "times_the_tutorial": round(rates["stack"] / rates["tutorial"], 2),
+        "times_the_tutorial_one_draw": round(rates["one"] / rates["tutorial"], 3),
+        "paired_quartiles": {
+            name: [round(float(q), 2) for q in np.quantile(ratios, (0.25, 0.5, 0.75))]
+            for name, ratios in paired.items()
+        },
+        "rounding": sum(len(each.rounding) for each in seen),
+        "largest_residual": {
+            "outputs": max(each.outputs for each in seen),
+            "gradients": max(each.gradients for each in seen),
+        },
+        "undone": {
+            name: round(float(np.median(np.divide(times, undone["as it is"]))), 2)
+            for name, times in undone.items()
+            if name != "as it is"
+        },
+        "undone_shapes": len(undone.get("as it is", ())),
+        "options": dict(CHEAP),
+        "machine": dict(machine),
+    }
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The summary for a person, in Markdown."""
+    rates, paired, machine = result["cases_per_second"], result["paired_quartiles"], result["machine"]
+    rows = [
+        ("the tutorial's check: parameter count, output shape", rates["tutorial"], "1", ""),
+        (
+            f"deep, {result['draws']} draws a shape",
+            rates["stack"],
+            f"**{result['times_the_tutorial']:.1f}**",
+            _quartiles(paired["stack"]),
+        ),
+        (
+            "deep, one draw a shape",
+            rates["one"],
+            f"{result['times_the_tutorial_one_draw']:.2f}",
+            _quartiles(paired["one"]),
+        ),
+    ]
+    lines = [
+        f"# Cases a second, {result['shapes']} shapes",
+        "",
+        "Written by `make rates`. A deep case is one draw of weights and 11 images: the weights by a bit-exact round",
+        "trip to torch, outputs and gradients in float64, Flax against torch, compiling included.",
+        "",
+        "| | cases a second | times the tutorial's | quartiles of that over shapes |",
+        "| --- | --- | --- | --- |",
+        *(f"| {name} | {rate:.2f} | {times} | {quartiles} |" for name, rate, times, quartiles in rows),
+        "",
+        f"Largest residual: outputs {result['largest_residual']['outputs']:.1e}, gradients "
+        f"{result['largest_residual']['gradients']:.1e}. Draws over 1e-12 that float32 showed to be rounding: "
+        f"{result['rounding']}.",
+        "",
+    ]
+    if result["undone"]:
+        lines += [
+            "## What bought what",
+            "",
+            f"Time for a shape with one choice undone, relative to all as they are: the median over "
+            f"{result['undone_shapes']} shapes of {result['draws']} draws.",
+            "",
+            "| undone | time |",
+            "| --- | --- |",
+            *(f"| {name} | {ratio:.2f} |" for name, ratio in result["undone"].items()),
+            "",
+        ]
+    said = ", ".join(f"{name} {machine[name]}" for name in ("python", *PACKAGES))
+    before, after = machine["load_before_and_after"]
+    lines += [
+        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores, of which this process had "
+        f"{machine['cores_had']:.2f}; load {before} before and {after} after. {said}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _quartiles(values: Sequence[float]) -> str:
+    return " / ".join(f"{value:.2f}" for value in values)
+
+
+def write(result: Mapping[str, Any], name: str) -> None:
+    """`results/NAME.json` and `results/NAME.md`."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(page(result))

@@ -1,0 +1,184 @@
+"""What benchmarks time computes the right answer, and they would see a wrong one."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import deep, planted, rates, record, tutorial
+from benchmarks.deep import Finding, Verification, compare
+from benchmarks.programs import LINEAR_STEM, Results, Ways, run_flax, run_torch
+from benchmarks.stacks import Stack, draw, hand_over
+from mixer_equiv import MixerConfig
+from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.programs import run_reference
+
+SMALL = tutorial.CONFIGS[0]
+
+
+@pytest.fixture(scope="module")
+def verified() -> tuple[Stack, dict[str, np.ndarray], Results, Results]:
+    """Three draws of the smallest shape, torch's weights, and both sides' results."""
+    stack = draw(SMALL, 3, 4, 0)
+    state = hand_over(stack)
+    return stack, state, run_flax(stack, Ways()), run_torch(stack, state, Ways())
+
+
+@pytest.mark.parametrize("config", [tutorial.CONFIGS[18], tutorial.CONFIGS[93]], ids=["one block", "two blocks"])
+def test_faults_planted_in_one_draw_are_found_in_it_alone(config: MixerConfig) -> None:
+    assert planted.misses(config, 3, 4, 0, Ways()) == []
+
+
+def test_a_comparison_that_sees_nothing_misses_every_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted, "compare", lambda *arguments: Verification((), (), 0.0, 0.0))
+    missed = planted.misses(SMALL, 2, 3, 0, Ways())
+    assert [miss.partition(" in draw")[0] for miss in missed] == [
+        "a weight off by one ulp",
+        "a weight off by a millionth, unseen by the weights' own comparison",
+        "the wrong GELU",
+        "the wrong eps",
+        "a gradient off by a billionth",
+    ]
+
+
+def test_a_false_alarm_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    alarm = Verification((Finding(0, "outputs", "alarm"), Finding(1, "outputs", "alarm")), (), 0.0, 0.0)
+    monkeypatch.setattr(planted, "compare", lambda *arguments: alarm)
+    assert planted.misses(SMALL, 2, 3, 0, Ways())[0].startswith("nothing in draw")
+
+
+def test_draws_differ_and_their_results_are_the_reference_s(verified: Any) -> None:
+    stack, _, in_flax, in_torch = verified
+    assert len({array[i].tobytes() for array in stack.params.values() for i in range(3)}) == 3 * len(stack.params)
+    for i in range(3):
+        params = {name: array[i] for name, array in stack.params.items()}
+        expected = run_reference(SMALL, params, stack.images[i])["logits"]
+        assert residual(in_flax.outputs[i], expected) <= 1e-12
+        assert residual(in_torch.outputs[i], expected) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        Ways(flax="vmap", options={}),
+        Ways(flax="map", torch="loop"),
+        Ways("vmap", "loop", 2, {}, LINEAR_STEM, LINEAR_STEM),
+    ],
+    ids=["vmap, XLA's own options", "lax.map, draw by draw", "linear stems, threads"],
+)
+def test_every_way_gives_the_same_numbers(verified: Any, ways: Ways) -> None:
+    stack, state, *_ = verified
+    seen = compare(stack, state, run_flax(stack, ways), run_torch(stack, state, ways))
+    assert (seen.findings, seen.rounding) == ((), ())
+    assert 0 < seen.outputs <= 1e-12
+    assert 0 < seen.gradients <= 1e-12
+
+
+def test_threads_are_given_back(verified: Any) -> None:
+    stack, state, *_ = verified
+    before = torch.get_num_threads()
+    run_torch(stack.only(0), {name: array[:1] for name, array in state.items()}, Ways(threads=before + 1))
+    assert torch.get_num_threads() == before
+
+
+def test_rounding_is_told_from_a_fault_by_float32(verified: Any) -> None:
+    """A stem that shifts all channels by 1e4: Flax's fast variance loses digits, and no function changed."""
+    stack, *_ = verified
+    shifted = {**stack.params, "stem/bias": stack.params["stem/bias"] + np.array([[0.0], [0.0], [1e4]])}
+    stack = dataclasses.replace(stack, params=shifted)
+    state = hand_over(stack)
+    in_flax, in_torch = run_flax(stack, Ways()), run_torch(stack, state, Ways())
+    seen = compare(stack, state, in_flax, in_torch)
+    assert (seen.findings, seen.rounding) == ((), (2,))
+
+
+def test_outputs_that_no_image_moves_are_a_finding(verified: Any) -> None:
+    stack, state, in_flax, in_torch = verified
+    still = np.broadcast_to(in_flax.outputs[:, :1], in_flax.outputs.shape)
+    seen = compare(
+        stack, state, dataclasses.replace(in_flax, outputs=still), dataclasses.replace(in_torch, outputs=still)
+    )
+    assert {(finding.draw, finding.what) for finding in seen.findings} == {
+        (i, "they hardly move with the image") for i in range(3)
+    }
+
+
+def test_not_a_number_is_a_finding_in_outputs_and_in_gradients(verified: Any) -> None:
+    stack, state, in_flax, in_torch = verified
+    outputs, kernel = in_torch.outputs.copy(), in_torch.gradients[planted.KERNEL].copy()
+    outputs[1, 2, 3] = kernel[2, 0, 0] = np.nan
+    broken = Results(outputs, {**in_torch.gradients, planted.KERNEL: kernel})
+    found = compare(stack, state, in_flax, broken).findings
+    assert {(finding.draw, finding.tier) for finding in found} == {(1, "outputs"), (2, "gradients")}
+
+
+def test_the_tutorial_s_check_sees_what_it_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(set(tutorial.CONFIGS)) == 128
+    tutorial.check(SMALL)
+    wider, real = SMALL.replace(tokens_mlp_dim=3), tutorial.TutorialMixer
+    monkeypatch.setattr(tutorial, "TutorialMixer", lambda config: real(wider))
+    with pytest.raises(AssertionError):
+        tutorial.check(SMALL)
+
+
+def test_sides_take_turns_in_being_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    ran: list[tuple[str, MixerConfig]] = []
+    sides = {name: lambda config, seed, name=name: ran.append((name, config)) for name in "abc"}
+    seconds = rates.in_turns(sides, tutorial.CONFIGS[:4])
+    assert "".join(name for name, _ in ran) == "abcbcacababc"
+    assert [config for _, config in ran] == [config for config in tutorial.CONFIGS[:4] for _ in range(3)]
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+@pytest.fixture
+def run() -> dict[str, Any]:
+    """What a run of two shapes of 10 draws would have recorded."""
+    seconds = {"tutorial": [1.0, 3.0], "stack": [2.0, 2.0], "one": [2.0, 3.0]}
+    undone = {"as it is": [1.0, 2.0], "slower": [2.0, 4.0], "faster": [0.5, 1.0]}
+    seen = [Verification((), (1, 4), 1e-15, 2e-14), Verification((), (), 3e-15, 1e-14)]
+    with record.Machine() as machine:
+        pass
+    return record.summary(seconds, seen, undone, 10, {**machine.described(), "cores_had": 1.0})
+
+
+def test_rates_are_cases_over_seconds(run: dict[str, Any]) -> None:
+    assert run["cases_per_second"] == {"tutorial": 0.5, "stack": 5.0, "one": 0.4}
+    assert (run["times_the_tutorial"], run["times_the_tutorial_one_draw"]) == (10.0, 0.8)
+    assert run["paired_quartiles"] == {"stack": [7.5, 10.0, 12.5], "one": [0.62, 0.75, 0.88]}
+    assert run["undone"] == {"slower": 2.0, "faster": 0.5}
+    assert (run["rounding"], run["largest_residual"]) == (2, {"outputs": 3e-15, "gradients": 2e-14})
+
+
+def test_a_slow_run_fails(monkeypatch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
+    monkeypatch.setattr(rates, "misses", lambda *arguments: [])
+    monkeypatch.setattr(rates, "warm_up", lambda: None)
+    monkeypatch.setattr(rates, "side_by_side", lambda configs, draws: rates.Rates({}, []))
+    for times, fails in ((rates.TIMES - 0.1, True), (rates.TIMES, False)):
+        monkeypatch.setattr(record, "summary", lambda *arguments, times=times: {**run, "times_the_tutorial": times})
+        if fails:
+            with pytest.raises(AssertionError, match=r"9\.9 times"):
+                rates.main(["--ablation", "0"])
+        else:
+            rates.main(["--ablation", "0"])
+
+
+def test_a_missed_fault_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "misses", lambda *arguments: ["the wrong GELU in draw 3"])
+    with pytest.raises(AssertionError, match="the wrong GELU in draw 3"):
+        rates.main(["--shapes", "1"])
+
+
+def test_the_recorded_results_are_of_all_shapes_and_fast_enough() -> None:
+    result = json.loads((record.RESULTS / "rates.json").read_text())
+    assert (result["shapes"], result["draws"]) == (128, 64)
+    assert result["times_the_tutorial"] >= rates.TIMES
+    assert max(result["largest_residual"].values()) <= deep.POLICY.residual
+    assert set(result["undone"]) == set(rates.ABLATIONS)
+    assert (record.RESULTS / "rates.md").read_text() == record.page(result)
