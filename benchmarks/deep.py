@@ -11,11 +11,12 @@ import numpy as np
 from benchmarks.programs import Results, Ways, run_flax, run_torch
 from benchmarks.stacks import Arrays, Stack, draw, hand_over, relabelled
 from mixer_equiv import MixerConfig
-from mixer_equiv.equivalence import programs
-from mixer_equiv.equivalence.compare import Policy, differing, gradient_residuals, residual
+from mixer_equiv.equivalence.compare import Policy, Rating, differing, gradient_residuals, residual
 from mixer_equiv.layouts import LINEN, TORCH
 
 POLICY = Policy()
+# Gradients are judged as outputs are: rounding is told from a difference by float32.
+POLICIES = {"outputs": POLICY, "gradients": dataclasses.replace(POLICY, residual=POLICY.gradients)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,25 +54,47 @@ def compare(stack: Stack, state: Arrays, in_flax: Results, in_torch: Results) ->
     `state` are the weights that torch was given, by its names.
     """
     findings = list(lost_bits(stack, state))
-    rounding, outputs, gradients = [], [], []
+    rounding, largest = [], {"outputs": 0.0, "gradients": 0.0}
     for i in range(len(stack)):
-        ours, theirs = in_torch.outputs[i], in_flax.outputs[i]
-        apart = residual(ours, theirs)
-        rating = "same" if apart <= POLICY.residual else POLICY.rate(apart, _in_float32(stack.only(i), state, i))
-        furthest = gradient_residuals(_draw(in_torch.gradients, i), _draw(in_flax.gradients, i))
-        worst = max(furthest, key=lambda name: furthest[name])
-        if not residual(theirs[0], theirs[1]) > POLICY.variation:
-            findings.append(Finding(i, "outputs", "they hardly move with the image"))
-        elif rating == "rounding":
+        found, apart = _compared(stack, state, in_flax, in_torch, i)
+        if isinstance(found, Finding):
+            findings.append(found)
+        elif found == "rounding":
             rounding.append(i)
-        elif rating != "same":
-            findings.append(Finding(i, "outputs", f"residual {apart:.1e}"))
-        elif not furthest[worst] <= POLICY.gradients:
-            findings.append(Finding(i, "gradients", f"{worst} by {furthest[worst]:.1e}"))
         else:
-            outputs.append(apart)
-            gradients.append(furthest[worst])
-    return Verification(tuple(findings), tuple(rounding), max(outputs, default=0.0), max(gradients, default=0.0))
+            largest = {tier: max(largest[tier], apart[tier]) for tier in largest}
+    return Verification(tuple(findings), tuple(rounding), **largest)
+
+
+def _compared(
+    stack: Stack, state: Arrays, in_flax: Results, in_torch: Results, draw: int
+) -> tuple[Finding | Rating, dict[str, float]]:
+    """What is wrong with a draw, else "same" or "rounding"; and how far its outputs and gradients are apart.
+
+    Float32 is only run for a draw that is over a threshold in float64.
+    """
+    if not residual(in_flax.outputs[draw, 0], in_flax.outputs[draw, 1]) > POLICY.variation:
+        return Finding(draw, "outputs", "they hardly move with the image"), {}
+    apart, where = _apart(in_torch, in_flax, draw)
+    over = [tier for tier, policy in POLICIES.items() if not apart[tier] <= policy.residual]
+    if not over:
+        return "same", apart
+    single, given = stack.only(draw).astype(np.float32), {}
+    for name, array in state.items():
+        given[name] = array[draw : draw + 1].astype(np.float32)
+    in_float32, _ = _apart(run_torch(single, given, Ways()), run_flax(single, Ways()), 0)
+    for tier in over:
+        if POLICIES[tier].rate(apart[tier], in_float32[tier]) != "rounding":
+            return Finding(draw, tier, f"{where[tier]} by {apart[tier]:.1e}"), apart
+    return "rounding", apart
+
+
+def _apart(actual: Results, expected: Results, draw: int) -> tuple[dict[str, float], dict[str, str]]:
+    """How far the outputs and gradients of a draw are apart, and where most."""
+    gradients = gradient_residuals(_draw(actual.gradients, draw), _draw(expected.gradients, draw))
+    worst = max(gradients, key=lambda name: gradients[name])
+    apart = residual(actual.outputs[draw], expected.outputs[draw])
+    return {"outputs": apart, "gradients": gradients[worst]}, {"outputs": "all", "gradients": worst}
 
 
 def lost_bits(stack: Stack, state: Arrays) -> list[Finding]:
@@ -88,12 +111,3 @@ def lost_bits(stack: Stack, state: Arrays) -> list[Finding]:
 
 def _draw(arrays: Mapping[str, Any], draw: int) -> dict[str, np.ndarray]:
     return {name: array[draw] for name, array in arrays.items()}
-
-
-def _in_float32(stack: Stack, state: Arrays, draw: int) -> float:
-    """The residual of one draw in float32, of the weights that each side was given."""
-    given = relabelled({name: array[draw : draw + 1] for name, array in state.items()}, TORCH, LINEN, stack.config)
-    images = stack.images[0].astype(np.float32)
-    last = "logits" if stack.config.num_classes else "pooled"
-    ours = programs.run_torch(stack.config, _draw(given, 0), images)[last]
-    return residual(ours, programs.run_flax(stack.config, _draw(stack.params, 0), images)[last])

@@ -1,4 +1,4 @@
-"""Outputs and gradients of a whole stack of draws in float64: of Flax and of torch, each in several ways."""
+"""Outputs and gradients of a whole stack of draws, in its dtype: of Flax and of torch, each in several ways."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ class Results:
     outputs: np.ndarray
     gradients: Arrays
 
+    def of_dtype(self, dtype: np.dtype) -> Results:
+        """Itself. Raises `AssertionError` where anything was computed in another precision."""
+        dtypes = {array.dtype for array in (self.outputs, *self.gradients.values())}
+        assert dtypes == {dtype}, f"computed in {dtypes} where {dtype} was asked for"
+        return self
+
     def with_draw(self, draw: int, other: Results) -> Results:
         """A copy whose results of this draw are the only ones of `other`."""
         outputs, gradients = self.outputs.copy(), {name: array.copy() for name, array in self.gradients.items()}
@@ -75,8 +81,7 @@ def run_flax(stack: Stack, ways: Ways) -> Results:
         run = _FLAX[ways.flax](jax.grad(scalar, has_aux=True), ways.options)
         gradients, outputs = run((unflatten(stack.params), stack.images, stack.cotangents))
         result = Results(np.asarray(outputs), {name: np.asarray(leaf) for name, leaf in flatten(gradients)})
-    assert {array.dtype for array in (result.outputs, *result.gradients.values())} == {np.dtype(np.float64)}
-    return result
+    return result.of_dtype(stack.images.dtype)
 
 
 def _one_by_one(function: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -119,8 +124,7 @@ def run_torch(stack: Stack, state: Arrays, ways: Ways) -> Results:
         gradients, outputs = _TORCH[ways.torch](grad(scalar, has_aux=True), arguments)
     by_torch = {name: gradient.numpy() for name, gradient in gradients.items()}
     result = Results(outputs.detach().numpy(), relabelled(by_torch, TORCH, LINEN, stack.config))
-    assert {array.dtype for array in (result.outputs, *result.gradients.values())} == {np.dtype(np.float64)}
-    return result
+    return result.of_dtype(stack.images.dtype)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Draws of one shape, each array with the draws as its first axis, float64.
+    """Draws of one shape, each array with the draws as its first axis, float64 as they are drawn.
 
     `params` are canonical weights, `images` (draws, batch, height, width, channels), `cotangents`
     (draws, batch, classes) what outputs are multiplied by to make the number that is differentiated.
@@ -38,6 +38,11 @@ class Stack:
         own = slice(draw, draw + 1)
         params = {name: array[own] for name, array in self.params.items()}
         return Stack(self.config, params, self.images[own], self.cotangents[own])
+
+    def astype(self, dtype: np.dtype) -> Stack:
+        """The same draws, rounded to another dtype."""
+        params = {name: array.astype(dtype) for name, array in self.params.items()}
+        return Stack(self.config, params, self.images.astype(dtype), self.cotangents.astype(dtype))
 
 
 def draw(config: MixerConfig, count: int, batch: int, seed: int) -> Stack:

@@ -43,7 +43,7 @@ def test_a_comparison_that_sees_nothing_misses_every_fault(monkeypatch: pytest.M
         "a weight off by a millionth, unseen by the weights' own comparison",
         "the wrong GELU",
         "the wrong eps",
-        "a gradient off by a billionth",
+        "a gradient off by a millionth",
     ]
 
 
