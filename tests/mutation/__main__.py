@@ -26,41 +26,36 @@ def judged(chosen: Sequence[Mutant], jobs: int, limit: float, record: Path | Non
     results = _recorded(record)
     with tempfile.TemporaryDirectory() as folder:
         trees = [clone(Path(folder) / str(i)) for i in range(jobs)]
-        orders, cpu = _measured(trees, {mutant.module for mutant in chosen if mutant.name not in results}, limit)
         waiting = [mutant for mutant in chosen if mutant.name not in results][::-1]
+        orders = _measured(trees[0], {MODULES[mutant.module] for mutant in waiting}, limit)
         running: dict[int, tuple[Fork, Mutant]] = {}
         while waiting or running:
             while waiting and trees:
                 mutant, tree = waiting.pop(), trees.pop()
                 plant(tree, mutant)
-                fork = Fork(tree, MODULES[mutant.module], orders[mutant.module], cpu[mutant.module])
+                order = orders[MODULES[mutant.module]]
+                fork = Fork(tree, MODULES[mutant.module], order, 60 + round(4 * order.total))
                 running[fork.pid] = fork, mutant
             pid, status = _next_to_end(running)
             fork, mutant = running.pop(pid)
             trees.append(fork.tree)
             results[mutant.name] = fork.outcome(status)
-            orders[mutant.module].kills.update(collections.Counter(fork.seen()["failed"]) + orders[mutant.module].kills)
+            fork.order.kills.update(fork.seen()["failed"])
             _keep(record, mutant.name, results[mutant.name])
             _progress(len(chosen) - len(waiting) - len(running), len(chosen), results[mutant.name], mutant)
     return {mutant.name: results[mutant.name] for mutant in chosen}
 
 
-def _measured(trees: Sequence[Path], modules: Iterable[str], limit: float) -> tuple[dict[str, Order], dict[str, int]]:
-    """For each module the order of its tests, and how many seconds of processor time they may take; they must pass."""
-    orders, cpu = {}, {}
-    for module in sorted(modules):
-        for everything in (True, False):
-            order = orders.setdefault(module, Order(float("inf") if everything else limit, {}, collections.Counter()))
-            order.limit = float("inf") if everything else limit
-            fork = Fork(trees[0], MODULES[module], order, 3600, keep_bytecode=True)
-            _, status, usage = os.wait4(fork.pid, 0)
-            if fork.outcome(status) != "survived":
-                raise SystemExit(
-                    f"the tests of {module} fail as it is:\n{(trees[0] / 'output.txt').read_text()[-4000:]}"
-                )
-            order.seconds.update(fork.seen()["seconds"])
-        cpu[module] = 30 + round(4 * (usage.ru_utime + usage.ru_stime))
-    return orders, cpu
+def _measured(tree: Path, suites: Iterable[tuple[str, ...]], limit: float) -> dict[tuple[str, ...], Order]:
+    """For each suite of tests, which must pass on the code as it is, their order by how long they take."""
+    orders = {}
+    for suite in sorted(suites):
+        fork = Fork(tree, suite, Order(float("inf")), 3600, keep_bytecode=True)
+        _, status = os.waitpid(fork.pid, 0)
+        if fork.outcome(status) != "survived":
+            raise SystemExit(f"{', '.join(suite)} fail as they are:\n{(tree / 'output.txt').read_text()[-4000:]}")
+        orders[suite] = Order(limit, fork.seen()["seconds"])
+    return orders
 
 
 def _next_to_end(running: Mapping[int, tuple[Fork, Mutant]]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ starts its own.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import importlib
@@ -16,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,6 @@ FRAMEWORKS = (
     "flax.nnx",
     "optax",
     "orbax.checkpoint",
-    "hypothesis",
 )
 ENVIRONMENT = {
     "HYPOTHESIS_PROFILE": "ci",
@@ -44,11 +45,16 @@ class Order:
 
     limit: float
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    kills: dict[str, int] = dataclasses.field(default_factory=dict)
+    kills: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    @property
+    def total(self) -> float:
+        """Seconds that the tests take which are run."""
+        return sum(seconds for seconds in self.seconds.values() if seconds <= self.limit)
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items[:] = [item for item in items if self.seconds.get(item.nodeid, 0.0) <= self.limit]
-        items.sort(key=lambda item: (-self.kills.get(item.nodeid, 0), self.seconds.get(item.nodeid, 0.0)))
+        items.sort(key=lambda item: (-self.kills[item.nodeid], self.seconds.get(item.nodeid, 0.0)))
 
 
 class Timed:
@@ -123,8 +129,11 @@ class Fork:
             paths = [f"tests/{name}" for name in self.tests]
             plugins = [self.order, Timed(self.record)]
             status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *paths], plugins))
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(status)
 
     def outcome(self, status: int) -> str:
