@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help verify test nightly rates check format train picture layouts clean
+.PHONY: help verify test nightly rates mutation check format train picture layouts clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -28,6 +28,10 @@ nightly: $(INSTALLED)  ## the suite with 2000 examples a property, and what is t
 
 rates: $(INSTALLED)  ## cases verified in a second, beside a tutorial's check (about ten minutes)
 	@$(BIN)/python -m benchmarks.rates --write
+
+mutation: $(INSTALLED)  ## whether the tests notice 400 changes to what moves and compares weights (an hour or so)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutation]'
+	@nice $(BIN)/python -m tests.mutation $(MUTATION)
 
 check: $(INSTALLED)  ## formatting, lint and types
 	@$(BIN)/ruff format --check .

@@ -136,7 +136,8 @@ class Fork:
             sys.stderr.flush()
             os._exit(status)
 
-    def outcome(self, status: int) -> str:
+    @staticmethod
+    def outcome(status: int) -> str:
         """What a wait status means for a mutant: "survived", "killed" or "timed out"."""
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
             return "timed out"
