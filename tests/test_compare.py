@@ -50,6 +50,7 @@ def test_the_thresholds_are_the_measured_ones() -> None:
         (1.1e-9, 1e-3, "apart"),
         (1e-6, 1.0, "rounding"),
         (1e-6, 1e9, "rounding"),
+        (1.1e-6, 1e9, "undecidable"),
         (1e-5, 1.0, "undecidable"),  # over a millionth, but float32 has lost its digits
         (1e-5, 100.0, "undecidable"),  # float32 residuals over 1 do not excuse more
         (0.9e-2, 1.0, "undecidable"),

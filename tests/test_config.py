@@ -1,10 +1,24 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from mixer_equiv import ConfigError, MixerConfig
-from mixer_equiv.config import fitting_image_sizes
+from mixer_equiv.config import (
+    ACTIVATIONS,
+    AXES,
+    PATCH,
+    VARIANTS,
+    as_pair,
+    check_conventions,
+    config_from_axes,
+    fitting_image_sizes,
+    fitting_patches,
+    joint_axis,
+    patch_columns,
+)
+from mixer_equiv.layouts import LINEN
 
 FIELDS = {
     "num_classes": 5,
@@ -112,3 +126,230 @@ def test_resizing_keeps_the_tokens():
     assert config.resized((12, 8)).num_tokens == config.num_tokens
     with pytest.raises(ConfigError, match=r"does not give the 6 tokens .* sizes that do: 8x12, 12x8, 4x24, 24x4"):
         config.resized(16)
+
+
+# Every size a prime of its own, so that no count is right by another's value.
+PRIMES = MixerConfig(
+    num_classes=29,
+    num_blocks=3,
+    patch_size=(2, 5),
+    image_size=(14, 55),
+    in_channels=13,
+    hidden_dim=17,
+    tokens_mlp_dim=19,
+    channels_mlp_dim=23,
+)
+
+
+@pytest.mark.parametrize("num_classes", [29, 1, 0])
+def test_parameters_are_counted_as_the_layout_has_them(num_classes):
+    config = PRIMES.replace(num_classes=num_classes)
+    bindings = LINEN.bindings(3, head=num_classes > 0).values()
+    assert config.num_parameters == sum(math.prod(binding.shape(config.axis_sizes)) for binding in bindings)
+
+
+@pytest.mark.parametrize("num_classes", [29, 0])
+def test_macs_are_every_kernel_s_numbers_times_how_often_it_is_applied(num_classes):
+    config = PRIMES.replace(num_classes=num_classes)
+    times = {"stem": 77, "token_mixing": 17, "channel_mixing": 77, "head": 1}
+    kernels = [b for b in LINEN.bindings(3, head=num_classes > 0).values() if b.canonical.endswith("kernel")]
+    counts = [
+        next(times[part] for part in b.canonical.split("/") if part in times) * math.prod(b.shape(config.axis_sizes))
+        for b in kernels
+    ]
+    assert config.macs == sum(counts)
+
+
+def test_axes_have_the_sizes_of_the_fields_in_the_order_of_their_names():
+    assert PRIMES.axis_sizes == dict(zip(AXES, (2, 5, 13, 77, 17, 19, 23, 29), strict=True))
+    assert (PRIMES.grid_hw, PRIMES.num_tokens) == ((7, 11), 77)
+    assert PATCH == AXES[:3] == ("ph", "pw", "channels")
+
+
+def test_variants_are_table_1_of_the_paper():
+    assert VARIANTS == {
+        "S": (8, 512, 256, 2048),
+        "B": (12, 768, 384, 3072),
+        "L": (24, 1024, 512, 4096),
+        "H": (32, 1280, 640, 5120),
+    }
+
+
+def test_only_square_patches_and_published_sizes_have_a_name():
+    assert MixerConfig.from_name("L/4").name == "L/4"
+    assert MixerConfig.from_name("L/4", patch_size=(4, 2)).name is None
+    assert MixerConfig.from_name("L/4", patch_size=(2, 4)).name is None
+    for field in ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim"):
+        assert MixerConfig.from_name("L/4", **{field: 7}).name is None
+    assert PRIMES.name is None
+
+
+def test_defaults_are_the_official_model_on_photographs():
+    config = MixerConfig.from_name("S/32")
+    assert (config.image_size, config.in_channels, config.num_classes) == ((224, 224), 3, 1000)
+    assert (config.activation, config.layer_norm_eps) == ("gelu_tanh", 1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("eps", [0, 0.0, 1e-12, 0.999, np.float32(1e-5)])
+def test_conventions_that_a_model_computes_are_taken(activation, eps):
+    check_conventions(activation, eps)
+    config = PRIMES.replace(activation=activation, layer_norm_eps=eps)
+    assert (config.activation, config.layer_norm_eps, type(config.layer_norm_eps)) == (activation, eps, float)
+
+
+@pytest.mark.parametrize("eps", [1, 1.0, 2, -1e-300, math.nan, math.inf, True, False, None, 1j])
+def test_an_eps_outside_zero_to_one_is_refused(eps):
+    with pytest.raises(ConfigError, match=r"layer_norm_eps is .*; it must be a number in \[0, 1\), such as 1e-6"):
+        check_conventions("gelu", eps)
+
+
+@pytest.mark.parametrize(("size", "pair"), [(3, (3, 3)), ((2, 5), (2, 5)), ([2, 5], (2, 5)), (np.int16(4), (4, 4))])
+def test_a_size_is_one_number_or_two(size, pair):
+    assert as_pair("size", size) == pair
+    assert all(type(number) is int for number in as_pair("size", size))
+
+
+@pytest.mark.parametrize("size", [0, -1, (0, 1), (1, 0), 1.0, (1,), (1, 2, 3), "12", {1, 2}, None, (1, 2.0), True])
+def test_what_is_no_size_is_refused_by_its_name(size):
+    with pytest.raises(ConfigError, match=r"^kernel_size is "):
+        as_pair("kernel_size", size)
+
+
+@pytest.mark.parametrize("field", ["num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "in_channels"])
+def test_counts_begin_at_one_and_those_of_classes_at_zero(field):
+    assert getattr(PRIMES.replace(**{field: 1, "num_classes": 0}), field) == 1
+    with pytest.raises(ConfigError, match=f"{field} is 0; it must be a whole number of at least 1"):
+        PRIMES.replace(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("image", "patch", "nearest"),
+    [
+        ((8, 9), 4, "8x8"),
+        ((1, 4), 4, "4x4"),
+        ((9, 11), 4, "8x12"),
+        ((13, 14), (5, 7), "15x14"),
+        ((10, 8), (5, 3), "10x9"),
+    ],
+)
+def test_an_image_that_patches_do_not_fill_is_refused_with_the_nearest(image, patch, nearest):
+    with pytest.raises(ConfigError, match=f"the nearest that is: {nearest}$"):
+        PRIMES.replace(image_size=image, patch_size=patch)
+
+
+@pytest.mark.parametrize("rows", range(1, 5))
+@pytest.mark.parametrize("columns", [1, 3, 7])
+def test_axes_give_the_config_back(rows, columns):
+    config = PRIMES.replace(image_size=(2 * rows, 5 * columns), activation="silu", layer_norm_eps=1e-3)
+    conventions = {"activation": "silu", "layer_norm_eps": 1e-3}
+    assert config_from_axes(config.axis_sizes, 3, image_size=config.image_size, **conventions) == config
+    squarest = config_from_axes(config.axis_sizes, 3, **conventions)
+    assert squarest == config.replace(image_size=fitting_image_sizes(rows * columns, (2, 5))[0])
+
+
+def test_axes_without_classes_have_no_head():
+    sizes = {axis: size for axis, size in PRIMES.axis_sizes.items() if axis != "classes"}
+    assert config_from_axes(sizes, 3, image_size=(14, 55)) == PRIMES.replace(num_classes=0)
+
+
+def test_an_image_that_does_not_have_the_tokens_is_refused():
+    with pytest.raises(ConfigError, match=r"image_size 14x50 does not give the 77 tokens of 2x5 pixels"):
+        config_from_axes(PRIMES.axis_sizes, 3, image_size=(14, 50))
+
+
+@pytest.mark.parametrize(
+    ("columns", "likeliest"),
+    [
+        (768, (16, 16, 3)),
+        (256, (16, 16, 1)),
+        (12, (2, 2, 3)),
+        (3, (1, 1, 3)),
+        (1, (1, 1, 1)),
+        (18, (2, 3, 3)),
+        (10, (2, 5, 1)),
+        (8, (2, 4, 1)),
+        (100, (10, 10, 1)),
+    ],
+)
+def test_the_likeliest_patch_is_square_of_three_channels_else_of_one_else_the_squarest(columns, likeliest):
+    assert fitting_patches(columns)[0] == likeliest
+
+
+@pytest.mark.parametrize("columns", [1, 7, 12, 36, 60])
+def test_all_patches_are_fitting_and_each_is_there_once(columns):
+    patches = fitting_patches(columns)
+    every = {
+        (ph, pw, c)
+        for ph in range(1, columns + 1)
+        for pw in range(1, columns + 1)
+        for c in range(1, columns + 1)
+        if ph * pw * c == columns
+    }
+    assert len(patches) == len(every)
+    assert set(patches) == every
+
+
+def test_patches_are_ordered_from_the_usual_to_the_odd():
+    assert fitting_patches(12) == [
+        (2, 2, 3),
+        (1, 4, 3),
+        (4, 1, 3),
+        (3, 4, 1),
+        (4, 3, 1),
+        (2, 6, 1),
+        (6, 2, 1),
+        (1, 12, 1),
+        (12, 1, 1),
+        (1, 1, 12),
+        (2, 3, 2),
+        (3, 2, 2),
+        (1, 6, 2),
+        (6, 1, 2),
+        (1, 3, 4),
+        (3, 1, 4),
+        (1, 2, 6),
+        (2, 1, 6),
+    ]
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 7, 36, 60])
+def test_all_image_sizes_are_fitting_and_each_is_there_once(tokens):
+    sizes = fitting_image_sizes(tokens, (3, 2))
+    assert len(sizes) == len(set(sizes)) == sum(tokens % n == 0 for n in range(1, tokens + 1))
+    assert all(h % 3 == 0 and w % 2 == 0 and h // 3 * (w // 2) == tokens for h, w in sizes)
+
+
+JOINT = {**{axis: PRIMES.axis_sizes[axis] for axis in AXES[3:]}, "ph pw channels": 768}
+
+
+def test_a_joint_patch_is_split_as_the_likeliest_that_the_image_allows():
+    tokens = {**JOINT, "tokens": 36}
+    assert config_from_axes(tokens, 3).patch_size == (16, 16)
+    assert config_from_axes(tokens, 3).in_channels == 3
+    eights = config_from_axes(tokens, 3, image_size=48)
+    assert (eights.patch_size, eights.in_channels, eights.image_size) == ((8, 8), 12, (48, 48))
+    with pytest.raises(ConfigError, match="no patch of 768 numbers splits an image of 35x35 into the 36 tokens"):
+        config_from_axes(tokens, 3, image_size=35)
+
+
+def test_what_is_known_of_a_joint_patch_is_kept():
+    sizes = {**{axis: size for axis, size in JOINT.items() if axis != "ph pw channels"}, "ph pw": 24, "channels": 5}
+    config = config_from_axes(sizes, 3)
+    assert (config.in_channels, config.patch_hw[0] * config.patch_hw[1]) == (5, 24)
+    sizes = {**{axis: size for axis, size in JOINT.items() if axis != "ph pw channels"}, "ph channels": 24, "pw": 2}
+    assert config_from_axes(sizes, 3).patch_hw[1] == 2
+
+
+def test_a_patch_s_numbers_are_known_only_if_every_axis_is_seen_once():
+    assert patch_columns({"ph": 2, "pw": 3, "channels": 5, "hidden": 7}) == 30
+    assert patch_columns({"ph pw": 6, "channels": 5}) == 30
+    assert patch_columns({"ph pw channels": 30}) == 30
+    assert patch_columns({"ph": 2, "pw": 3}) is None
+    assert patch_columns({"ph pw": 6, "pw channels": 15}) is None
+    assert patch_columns({}) is None
+
+
+def test_axes_joined_have_one_name_whatever_their_order():
+    assert joint_axis(("channels", "pw", "ph")) == joint_axis(["ph", "channels", "pw"]) == "ph pw channels"
+    assert joint_axis(["classes"]) == "classes"
