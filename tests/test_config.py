@@ -68,6 +68,14 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name):
         MixerConfig.from_name(name)
 
 
+def test_all_but_the_name_is_said_by_keyword():
+    assert MixerConfig.from_name(name="S/8", num_classes=3) == MixerConfig.from_name("S/8", num_classes=3)
+    with pytest.raises(TypeError):
+        MixerConfig.from_name("S/8", 3)
+    with pytest.raises(TypeError):
+        MixerConfig(*FIELDS.values())
+
+
 def test_sizes_are_kept_as_pairs_of_plain_ints():
     config = MixerConfig(**{**FIELDS, "num_blocks": np.int64(2), "image_size": [8, 12]})
     assert config == MixerConfig(**FIELDS)
