@@ -118,9 +118,9 @@ def compare(actual: Any, expected: Any, *, rtol: float = 1e-7, atol: float = 0.0
         if not 0 <= tolerance < np.inf:
             raise ConfigError(f"{name} is {tolerance!r}; it must be a number of at least 0")
     ours, theirs = _by_name(actual), _by_name(expected)
-    problems = [f"{name} is only in one of the two" for name in sorted(ours.keys() ^ theirs.keys())]
+    problems = [f"{name or 'an array'} is only in one of the two" for name in sorted(ours.keys() ^ theirs.keys())]
     problems += [
-        f"{name} is {ours[name].shape} in one and {theirs[name].shape} in the other"
+        f"{name or 'the array'} is {ours[name].shape} in one and {theirs[name].shape} in the other"
         for name in ours
         if name in theirs and ours[name].shape != theirs[name].shape
     ]
@@ -131,7 +131,8 @@ def compare(actual: Any, expected: Any, *, rtol: float = 1e-7, atol: float = 0.0
         distance, size = np.abs(x - y), np.abs(y)
         distance = np.where(x == y, 0.0, np.where(np.isnan(distance), np.inf, distance))
         relative = np.where(distance == 0, 0.0, distance / size)
-        min_rtol = float(np.max(np.where(distance <= atol, 0.0, (distance - atol) / size), initial=0.0))
+        needed = np.where(distance <= atol, 0.0, (distance - atol) / size)
+        min_rtol = float(np.max(np.where(np.isnan(needed), np.inf, needed), initial=0.0))
         excess = distance - rtol * np.where(np.isfinite(size), size, 0.0)
     bad = excess > atol
     return Comparison(
@@ -142,7 +143,7 @@ def compare(actual: Any, expected: Any, *, rtol: float = 1e-7, atol: float = 0.0
         min_atol=float(max(excess.max(initial=0.0), 0.0)),
         max_abs=float(distance.max(initial=0.0)),
         max_rel=float(relative.max(initial=0.0)),
-        residual=residual(x, y),
+        residual=residual(distance, np.zeros_like(distance), y) if distance.any() else 0.0,
         worst=_place(ours, int(excess.argmax())),
         mismatched=int(bad.sum()),
         size=int(x.size),

@@ -26,6 +26,9 @@ Taps = dict[str, np.ndarray]
 # a loop over images is the official one for one alone.
 BATCHES = (2, 1)
 
+# How many more images it is then run on, to see whether they change what the first ones give.
+MORE = 3
+
 # How often a model that draws random numbers is run to see whether its outputs depend on them.
 RUNS = 32
 
@@ -89,7 +92,7 @@ class Candidate:
         if best.draws:
             notice = f"it draws random numbers in eval mode, which moved no output in {runs} runs"
             best = dataclasses.replace(best, notices=(*best.notices, notice))
-        if best.is_whole and best.batch == 1 and not self._takes_images_apart(image, seed, best.output):
+        if best.is_whole and not self._takes_images_apart(image, seed, best):
             reason = f"what {self.name} computes for an image depends on the other images of its batch"
             return best.but(reason)
         if not best.is_whole or best.is_by_convention:
@@ -111,17 +114,17 @@ class Candidate:
             notices.append(IN_TRAINING)
         return dataclasses.replace(found, notices=(*found.notices, *notices))
 
-    def _takes_images_apart(self, image: tuple[int, int, int], seed: int, output: str) -> bool:
-        """Whether an image's output is the same beside another image, if the model takes two at all."""
-        images = self._images(image, seed, 2)
-        alone = self.trace(images[:1], generic(seed))
+    def _takes_images_apart(self, image: tuple[int, int, int], seed: int, found: Found) -> bool:
+        """Whether images give the same outputs among more images, if the model takes so many at all."""
+        images = np.concatenate([self._images(image, seed, found.batch), self._images(image, seed + 1, MORE)])
+        alone = self.rerun(images[: found.batch], generic(seed), False, 0)[found.output]
         try:
-            both = self.trace(images, generic(seed))
+            among = self.rerun(images, generic(seed), False, 0).get(found.output)
         except MixerEquivError:
             return True
-        expected = alone.values[alone.outputs[output]].array.reshape(-1)
-        found = both.values[both.outputs[output]].array.reshape(-1)[: expected.size] if output in both.outputs else ()
-        return len(found) == expected.size and np.allclose(found, expected, 1e-9, 1e-9)
+        if among is None or among.size * found.batch != alone.size * len(images):
+            return False
+        return np.allclose(among.reshape(-1)[: alone.size], alone.reshape(-1), 1e-9, 1e-9)
 
     def _images(self, image: tuple[int, int, int], seed: int, batch: int) -> np.ndarray:
         channels, height, width = image

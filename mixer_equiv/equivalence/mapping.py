@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,22 @@ def _why_not(found: Match, trace: Trace) -> Iterator[str]:
             returned = " and ".join(map(str, shapes))
             yield f"it is a Mixer up to {done[-1]}, which is {expected}, and what it returns is {returned}"
     else:
-        yield f"it is a Mixer up to {done[-1]}, and what follows is not {found.missing}, nor any known variant of it"
+        follows = _in_words(found.missing or "")
+        yield f"it is a Mixer up to {done[-1]}, and what follows is not {follows}, nor any known variant of it"
+
+
+def _in_words(step: str) -> str:
+    """A step of the program as a reader of the paper would call it."""
+    place, _, operation = step.rpartition("/")
+    return f"{_OPERATIONS[operation]} in {place}" if place and operation in _OPERATIONS else step
+
+
+_OPERATIONS = {
+    "swap": "the transposition of tokens and channels",
+    "activate": "the activation",
+    "add": "the addition to the stream",
+    "mean": "the mean over tokens",
+}
 
 
 def _sizes(found: Match) -> tuple[dict[str, int], list[str]]:
@@ -206,10 +221,18 @@ def _lacking(found: Match, deviations: tuple[Deviation, ...], config: MixerConfi
     axes = {name: len(binding.row.canonical_axes.split()) for name, binding in bindings.items()}
     # One of more axes, as a scale for every token and channel, is none of the official ones either.
     without = [n for n in bindings if not found.uses[n].is_known or len(found.uses[n].sizes) > axes[n]]
-    if without:
-        more = f" and {len(without) - 2} more" if len(without) > 2 else ""
-        reasons.append(f"no parameter of it is {', '.join(without[:2])}{more}")
+    unknown = {deviation.step for deviation in deviations if deviation.kind == "unknown"}
+    untold = [name for name in without if name.rpartition("/")[0] in unknown]
+    if untold:
+        reasons.append(f"it does something else at {_some(sorted(unknown))}, by which {_some(untold)} cannot be told")
+    lacking = [name for name in without if name not in untold]
+    if lacking:
+        reasons.append(f"no parameter of it is {_some(lacking)}")
     return reasons
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 _BEYOND = {"mlp_head": "its head has several layers, and the official one is a single Dense"}

@@ -13,6 +13,7 @@ from mixer_equiv.equivalence.fitting import Use
 from mixer_equiv.equivalence.matching import Match
 from mixer_equiv.equivalence.trace import Trace, Value
 from mixer_equiv.layouts import ABSENT, LINEN, Conventions, Layout, Row
+from mixer_equiv.layouts.layout import fill
 
 
 def layout_found(
@@ -119,10 +120,21 @@ def _rows(names: Mapping[str, tuple[str, str]], depth: int) -> list[Row]:
             if rule is None or len({own for _, own in every.values()}) > 1:
                 return [Row(name, *own) for name, own in names.items()]
             rows.append(Row(f"MixerBlock_{{i}}/{block[2]}", rule, pattern))
+    if _collides(rows, depth):
+        return [Row(name, *own) for name, own in names.items()]
     rules = {row.foreign for row in rows if row.in_block}
     return [
         row if row.in_block else dataclasses.replace(row, foreign=_after(row.foreign, rules, depth)) for row in rows
     ]
+
+
+def _collides(rows: Iterable[Row], depth: int) -> bool:
+    """Whether the rules of two rows give one name in some block and not in all, as where one block shares a norm."""
+    holders: dict[str, set[str]] = {}
+    for row in rows:
+        for i in range(depth if row.in_block else 1):
+            holders.setdefault(fill(row.foreign, i, depth), set()).add(row.foreign)
+    return any(len(held) > 1 for name, held in holders.items() if name != ABSENT)
 
 
 def _after(name: str, rules: Iterable[str], depth: int) -> str:

@@ -80,9 +80,10 @@ def not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
     found = side.found
     official = side.config.replace(**{name: getattr(OFFICIAL, name) for name in CONVENTIONS})
     causes = deviation_causes(side, side.replace(found=None, config=official)) + constraint_causes(side)
-    # Without a LayerNorm, or with next to nothing found, it is no Mixer; else one that differs.
     named = any(verdict_of(cause.name) == "inexpressible" for cause in causes)
-    beyond = named or len(found.known) < LEAST_KNOWN or not any("orm" in name for name in found.known)
+    # Without a LayerNorm, or with next to nothing found, it is no Mixer; else one that differs.
+    little = len(found.known) < LEAST_KNOWN or not any("orm" in name for name in found.known)
+    beyond = named or (little and not found.is_whole)
     return Report(
         verdict="nothing_compared" if found.is_blind else "inexpressible" if beyond else "different",
         threshold=policy.residual,

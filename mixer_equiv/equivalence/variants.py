@@ -87,4 +87,5 @@ def constants(x: Array, scalars: Sequence[float]) -> Iterator[tuple[str, Array]]
     """`x` with one of the numbers that occurred, and the operation in words."""
     for c in dict.fromkeys(scalars):
         if c not in (0, 1) and np.isfinite(c):
-            yield from ((f"* {c:g}", x * c), (f"/ {c:g}", x / c), (f"+ {c:g}", x + c), (f"- {c:g}", x - c))
+            n = f"{c:g}" if float(f"{c:g}") == c else repr(c)
+            yield from ((f"* {n}", x * c), (f"/ {n}", x / c), (f"+ {n}", x + c), (f"- {n}", x - c))
