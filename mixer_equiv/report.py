@@ -67,7 +67,8 @@ class Gradients:
     """How far the gradients of the two sides are apart, in float64.
 
     `residual` is the largest over the `count` parameters, at `worst`: the 2-norm of the difference
-    over that of the gradient, or over a thousandth of all gradients if that is more.
+    over that of the gradient, or over a thousandth of all gradients if that is more. `float32` is the
+    same in float32, where it is over the `threshold`.
     """
 
     worst: str
@@ -75,6 +76,7 @@ class Gradients:
     threshold: float
     count: int
     num_images: int
+    float32: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,19 @@ import torch.nn.functional as F
 from flax import nnx
 from torch import Tensor, nn
 
-from mixer_equiv import ConfigError, ConventionWarning, InexpressibleError, LayoutError, layout_of, port, verify
+from mixer_equiv import (
+    ConfigError,
+    ConventionWarning,
+    InexpressibleError,
+    LayoutError,
+    MixerConfig,
+    layout_of,
+    port,
+    verify,
+)
 from mixer_equiv.arrays import unflatten
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.weights import constrained, random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
@@ -65,7 +74,9 @@ DIFFERENT: dict[str, tuple[Callable[[Forward, Tensor], Any], str]] = {
     "a branch on Python's numbers": (lambda f, x: f(x) * (2 if random.random() < 0.2 else 1), "two runs of Odd"),
     "a branch on NumPy's numbers": (lambda f, x: f(x) * (2 if np.random.rand() < 0.2 else 1), "two runs of Odd"),
     "NumPy's new generators": (lambda f, x: f(x) + np.random.default_rng().random(), "two runs of Odd"),
-    "a number of its own input": (lambda f, x: f(x) * float(x.sum()), "with some weights and another with others"),
+    "a number of its own input": (lambda f, x: f(x) * float(x.sum()), "depends on the other images of its batch"),
+    "only four images": (lambda f, x: f(x[:4]), "depends on the other images of its batch"),
+    "another order of many": (lambda f, x: f(x) if len(x) < 3 else f(x).flip(0), "depends on the other images"),
     "state": (counting(), "two runs of Odd on the same images differ"),
 }
 
@@ -246,6 +257,12 @@ class Plain(nn.Module):
         self.narrow = nn.ModuleList(nn.Linear(CONFIG.channels_mlp_dim, hidden) for _ in blocks)
         self.last, self.head = nn.LayerNorm(hidden, eps), nn.Linear(hidden, CONFIG.num_classes)
 
+    def norm(self, layer: nn.LayerNorm, x: Tensor) -> Tensor:
+        if self.kind != "eps outside the root":
+            return layer(x)
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.std(-1, keepdim=True, unbiased=False) + self.eps) * layer.weight + layer.bias
+
     def act(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate="none" if self.kind == "erf" else "tanh")
 
@@ -253,11 +270,11 @@ class Plain(nn.Module):
         x = self.stem(images).flatten(2).mT
         for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
             no_scale = self.kind == "no scale"
-            y = F.layer_norm(x, (CONFIG.hidden_dim,), None, first.bias, self.eps) if no_scale else first(x)
+            y = F.layer_norm(x, (CONFIG.hidden_dim,), None, first.bias, self.eps) if no_scale else self.norm(first, x)
             kernel = self.up[i].weight.T if self.kind == "tied" else self.down[i].weight
             x = x + F.linear(self.act(self.up[i](y.mT)), kernel, self.down[i].bias).mT
-            x = x + self.narrow[i](self.act(self.wide[i](second(x))))
-        return self.head(self.last(x).mean(1))
+            x = x + self.narrow[i](self.act(self.wide[i](self.norm(second, x))))
+        return self.head(self.norm(self.last, x).mean(1))
 
 
 def test_a_layer_norm_over_both_axes_with_parameters_of_both_is_named() -> None:
@@ -275,6 +292,44 @@ def test_kernels_that_are_each_others_transposes_are_shared_parameters() -> None
     assert (report.verdict, [cause.name for cause in report.causes]) == ("equivalent_under", ["shared_parameters"])
     assert report.gradients is not None
     assert report.gradients.residual <= 1e-12
+
+
+def test_a_norm_that_one_block_alone_shares_is_named_and_ported_into() -> None:
+    model = Plain()
+    model.second[1] = model.first[1]
+    report = verify(model, image=IMAGE)
+    assert (report.verdict, [cause.name for cause in report.causes]) == ("equivalent_under", ["shared_parameters"])
+    layout = layout_of(model, IMAGE)
+    assert "MixerBlock_1/LayerNorm_1/scale equal to MixerBlock_1/LayerNorm_0/scale" in layout.constraints
+    params = {
+        name: array.astype(np.float32) for name, array in constrained(random_params(CONFIG, 0), layout, CONFIG).items()
+    }
+    port(params, model, image=IMAGE)
+    assert torch.equal(model.first[1].weight, torch.from_numpy(params["MixerBlock_1/LayerNorm_1/scale"]))
+
+
+def test_steps_that_are_not_known_are_not_called_missing_parameters() -> None:
+    report = verify(Plain("eps outside the root"), image=IMAGE)
+    assert (report.verdict, report.first_divergence) == ("different", "MixerBlock_0/LayerNorm_0")
+    assert [cause.name for cause in report.causes] == ["unknown"]
+    assert report.reasons[0].startswith("it does something else at MixerBlock_0/LayerNorm_0, MixerBlock_0/LayerNorm_1")
+
+
+def test_a_constant_is_told_in_full() -> None:
+    report = verify(Odd(lambda f, x: f(x) * 1.0000001), image=IMAGE)
+    assert [(cause.name, cause.found) for cause in report.causes] == [("constant", "* 1.0000001")]
+
+
+def test_gradients_that_narrow_layer_norms_make_ill_conditioned_are_rounding() -> None:
+    """Two right programs, whose gradients are further apart than 1e-12 with these weights."""
+    narrow = {"num_classes": 5, "num_blocks": 4, "patch_size": 2, "image_size": [6, 8], "hidden_dim": 3}
+    sizes = {**narrow, "tokens_mlp_dim": 5, "channels_mlp_dim": 6}
+    report = verify(PortMixer(MixerConfig.from_dict(sizes)), "reference", image=(3, 6, 8), seed=61, gradients=True)
+    assert report.gradients is not None
+    assert report.gradients.float32 is not None
+    assert 1e-12 < report.gradients.residual < 1e-8 * report.gradients.float32
+    assert report.verdict == "equivalent"
+    assert "is rounding, since in float32 it is" in report.warnings[0]
 
 
 def test_a_scale_that_is_not_there_is_named() -> None:

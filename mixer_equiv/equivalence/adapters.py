@@ -43,10 +43,12 @@ def torch_candidate(module: Any, name: str) -> Candidate:
             for key, array in arrays.items():
                 own[key].copy_(to_torch(array).reshape(own[key].shape))
 
-    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+    def differentiate(
+        images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
+    ) -> dict[str, np.ndarray]:
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         with _told(name):
-            return gradients(module, batch, draw, own, output, cotangent, filled)
+            return gradients(module, batch, draw, own, output, cotangent, filled, dtypes[np.dtype(dtype)])
 
     def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
@@ -121,9 +123,11 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
         with _told(name):
             return record(apply, shapes, images, draw, dtype, every=every)
 
-    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
+    def differentiate(
+        images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
+    ) -> Mapping[str, np.ndarray]:
         with _told(name):
-            return gradients(apply, shapes, images, draw, output, cotangent)
+            return gradients(apply, shapes, images, draw, output, cotangent, dtype)
 
     def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
         with _told(name):
@@ -168,9 +172,11 @@ def nnx_candidate(module: Any, name: str) -> Candidate:
         nnx.replace_by_pure_dict(state, _as_pure(given))
         nnx.update(module, state)
 
-    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
+    def differentiate(
+        images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
+    ) -> Mapping[str, np.ndarray]:
         with _told(name):
-            return gradients(applied, shapes, images, draw, output, cotangent)
+            return gradients(applied, shapes, images, draw, output, cotangent, dtype)
 
     def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
         with _told(name), warnings.catch_warnings():

@@ -48,7 +48,7 @@ class Candidate:
 
     `record(images, draw, dtype, every)` runs it on images (batch, height, width, channels) with parameters
     drawn by name and shape, keeping `every` value or the outputs alone. `own` are its own parameters by
-    name, and `put` gives it others. `differentiate(images, draw, output, cotangent)` gives the gradients,
+    name, and `put` gives it others. `differentiate(images, draw, output, cotangent, dtype)` gives the gradients,
     by name, of the sum of an output times a cotangent. `rerun(images, draw, training, seed)` gives its
     outputs by their paths, in eval or train mode if it `has_modes`, and with generators so seeded;
     `notices` are what a user should know of how it is called.
@@ -59,7 +59,7 @@ class Candidate:
     record: Callable[[np.ndarray, Draw, Any, bool], Trace]
     own: Mapping[str, Any]
     put: Callable[[Mapping[str, np.ndarray]], None]
-    differentiate: Callable[[np.ndarray, Draw, str, np.ndarray], Mapping[str, np.ndarray]]
+    differentiate: Callable[[np.ndarray, Draw, str, np.ndarray, Any], Mapping[str, np.ndarray]]
     rerun: Callable[[np.ndarray, Draw, bool, int], Mapping[str, np.ndarray]]
     notices: tuple[str, ...] = ()
     has_modes: bool = True
@@ -186,7 +186,12 @@ class Candidate:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def gradients(
-        self, found: Found, arrays: Mapping[str, np.ndarray], images: np.ndarray, cotangent: np.ndarray
+        self,
+        found: Found,
+        arrays: Mapping[str, np.ndarray],
+        images: np.ndarray,
+        cotangent: np.ndarray,
+        dtype: Any = np.float64,
     ) -> dict[str, np.ndarray]:
         """Gradients by the names of the layout, of the sum of the output times `cotangent`, one image at a time."""
         given, others = joined(arrays), generic(DRAWN)
@@ -197,14 +202,14 @@ class Candidate:
         total: dict[str, np.ndarray] = {}
         for image, row in zip(images, cotangent, strict=True):
             try:
-                made = self.differentiate(image[None], draw, found.output, row[None])
+                made = self.differentiate(image[None], draw, found.output, row[None], dtype)
             except MixerEquivError:
                 if found.batch == 1:
                     raise
                 # It takes so many images and no other number, as exported programs do: others, which count for nothing.
                 batch = np.repeat(image[None], found.batch, axis=0)
                 alone = np.concatenate([row[None], np.zeros((found.batch - 1, len(row)))])
-                made = self.differentiate(batch, draw, found.output, alone)
+                made = self.differentiate(batch, draw, found.output, alone, dtype)
             for name, array in arrays.items():
                 total[name] = total.get(name, 0.0) + np.asarray(_part(made, name)).reshape(array.shape)
         return total

@@ -27,15 +27,21 @@ Arrays = Mapping[str, np.ndarray]
 def compare_gradients(a: Subject, b: Subject, images: np.ndarray, seed: int, threshold: float) -> Gradients:
     """The largest difference of the gradients of a random linear function of the output, of `images`.
 
-    The two must have a `common_space`.
+    In float32 as well, where it is over the `threshold`. The two must have a `common_space`.
     """
     space = common_space(a, b)
     assert space is not None
     cotangent = random_cotangent(a.config, len(images), seed)
-    ours, theirs = (gradients_in(space, side, images, cotangent) for side in (a, b))
-    distances = gradient_residuals(theirs, ours)
+
+    def apart(dtype: Any) -> dict[str, float]:
+        ours, theirs = (gradients_in(space, side, images, cotangent, dtype) for side in (a, b))
+        return gradient_residuals(theirs, ours)
+
+    distances = apart(np.float64)
     worst = max(distances, key=lambda name: (not np.isfinite(distances[name]), distances[name]))
-    return Gradients(worst, distances[worst], threshold, len(distances), len(images))
+    is_over = not distances[worst] <= threshold
+    float32 = max(apart(np.float32).values()) if is_over else None
+    return Gradients(worst, distances[worst], threshold, len(distances), len(images), float32)
 
 
 def common_space(a: Subject, b: Subject) -> Layout | None:
@@ -56,9 +62,11 @@ def random_cotangent(config: MixerConfig, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 3]).standard_normal((count, width))
 
 
-def gradients_in(space: Layout, side: Subject, images: np.ndarray, cotangent: np.ndarray) -> dict[str, np.ndarray]:
-    """Gradients of the sum of the outputs times `cotangent`, by the names of `space`."""
-    return dict(_in(space, side, _gradients(side, images, cotangent)))
+def gradients_in(
+    space: Layout, side: Subject, images: np.ndarray, cotangent: np.ndarray, dtype: Any = np.float64
+) -> dict[str, np.ndarray]:
+    """Gradients of the sum of the outputs times `cotangent`, computed in `dtype`, by the names of `space`."""
+    return dict(_in(space, side, _gradients(side, images.astype(dtype), cotangent.astype(dtype))))
 
 
 def _in(space: Layout, side: Subject, gradients: Arrays) -> Arrays:
@@ -77,10 +85,10 @@ def _in(space: Layout, side: Subject, gradients: Arrays) -> Arrays:
 
 
 def _gradients(side: Subject, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
-    """By the names of the side's layout."""
+    """By the names of the side's layout, in the dtype of `images`."""
     if side.candidate is not None and side.found is not None:
         arrays = relabel(side.weights, LINEN, side.layout, side.config)
-        return side.candidate.gradients(side.found, arrays, images, cotangent)
+        return side.candidate.gradients(side.found, arrays, images, cotangent, images.dtype)
     run = _torch if side.program == "torch" else _flax
     gradients = run(side.config, side.weights, images, cotangent)
     return relabel(gradients, LINEN, side.layout, side.config)
@@ -89,7 +97,7 @@ def _gradients(side: Subject, images: np.ndarray, cotangent: np.ndarray) -> Arra
 def _flax(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
     """Canonical gradients of the Flax model, which also stand for those of nnx and of the reference."""
     with jax_full_precision():
-        weights = unflatten({name: np.asarray(array, np.float64) for name, array in params.items()})
+        weights = unflatten({name: np.asarray(array, images.dtype) for name, array in params.items()})
         tree = _differentiated_flax(config)(weights, images, cotangent)
         return {name: np.asarray(leaf) for name, leaf in flatten(tree)}
 
@@ -116,7 +124,7 @@ def _torch(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: n
 
     with torch.device("meta"):
         model = MlpMixer(config)
-    state = relabel({name: np.asarray(array, np.float64) for name, array in params.items()}, LINEN, TORCH, config)
+    state = relabel({name: np.asarray(array, images.dtype) for name, array in params.items()}, LINEN, TORCH, config)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
     batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device())
     model.to(device())

@@ -87,10 +87,16 @@ def without(causes: Collection[Cause], residual: float | None) -> float | None:
     return None if any(cause.name == "unknown" for cause in causes) else residual
 
 
-def with_gradients(judgement: Judgement, gradients: Gradients | None) -> Judgement:
-    """The same function with other gradients trains otherwise: not equivalent."""
+def with_gradients(judgement: Judgement, gradients: Gradients | None, policy: Policy) -> Judgement:
+    """The same function with other gradients trains otherwise: not equivalent.
+
+    As for outputs, a residual that float32 makes so much larger is rounding.
+    """
     if gradients is None or gradients.residual <= gradients.threshold:
         return judgement
+    if gradients.float32 is not None and gradients.residual <= policy.scaling * min(gradients.float32, 1.0):
+        note = f"the gradients' {gradients.residual:.1e} is rounding, since in float32 it is {gradients.float32:.1e}"
+        return dataclasses.replace(judgement, warnings=(*judgement.warnings, note))
     if judgement.verdict == "equivalent" and not judgement.warnings:
         reason = f"the gradients differ by {gradients.residual:.1e}, most at {gradients.worst}, and the outputs do not"
         return dataclasses.replace(judgement, verdict="different", reasons=(*judgement.reasons, reason))

@@ -50,14 +50,16 @@ def gradients(
     draw: Draw,
     output: str,
     cotangent: np.ndarray,
+    dtype: Any = np.float64,
 ) -> dict[str, np.ndarray]:
     """Gradients of the sum of an output times `cotangent` by the parameters, drawn and computed as `record` does."""
     with jax_full_precision(), seeded(0):
-        drawn = _drawn(shapes, draw, np.float64)
+        drawn = _drawn(shapes, draw, dtype)
+        given, weighed = images.astype(dtype), cotangent.astype(dtype)
 
         def scalar(params: Mapping[str, Any]) -> Any:
-            tape, _, outputs = _interpreted(function, drawn, params, images, np.float64, differentiable=True)
-            return (tape.arrays[outputs[output]].reshape(cotangent.shape) * cotangent).sum()
+            tape, _, outputs = _interpreted(function, drawn, params, given, dtype, differentiable=True)
+            return (tape.arrays[outputs[output]].reshape(weighed.shape) * weighed).sum()
 
         return {name: np.asarray(gradient) for name, gradient in jax.grad(scalar)(drawn).items()}
 

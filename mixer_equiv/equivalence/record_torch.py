@@ -77,22 +77,23 @@ def gradients(
     output: str,
     cotangent: np.ndarray,
     kwargs: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, np.ndarray]:
     """Gradients of the sum of an output times `cotangent` by the parameters, drawn as for `record`.
 
     Those of unused parameters are 0.
     """
-    tape = _Tape(draw, names, torch.float64, differentiable=True)
+    tape = _Tape(draw, names, dtype, differentiable=True)
     eager = torch.compiler.set_stance("force_eager")
-    with _as_found(module), torch_full_precision(), torch.enable_grad(), _default_dtype(torch.float64), eager:
-        given = argument.to(device(), torch.float64)
+    with _as_found(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype), eager:
+        given = argument.to(device(), dtype)
         tape.enter(given)
         # Inside, because a checkpointed part is run once more on the way back.
         with _Functions(tape), _Operations(tape):
             outputs = dict(_tensors_of(module(given, **(kwargs or {}))))
             drawn = {name: tape.stand_ins[id(p)] for name, p in names.items() if id(p) in tape.stand_ins}
             scalar = (
-                outputs[output].reshape(cotangent.shape) * tape.let_in(torch.from_numpy(cotangent).to(device()))
+                outputs[output].reshape(cotangent.shape) * tape.let_in(torch.from_numpy(cotangent).to(device(), dtype))
             ).sum()
             if not scalar.requires_grad:
                 return {name: np.zeros(tuple(parameter.shape)) for name, parameter in names.items()}

@@ -149,7 +149,7 @@ def _compared(a: Subject, b: Subject, origin: str, images: Any, labels: Any, not
     elif by_default:
         asked = dataclasses.replace(asked, gradients=True)
     compared, training = _on_the_way_back(evidence, notes, asked)
-    judgement = trained_apart(with_gradients(judgement, compared), training)
+    judgement = trained_apart(with_gradients(judgement, compared, asked.policy), training)
     asked.on_step("what these inputs could show")
     shown = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
     if differing:
