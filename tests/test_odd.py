@@ -28,10 +28,12 @@ from mixer_equiv import (
     verify,
 )
 from mixer_equiv.arrays import unflatten
+from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import constrained, random_params
+from mixer_equiv.equivalence.weights import constrained, random_images, random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
+from mixer_equiv.models.reference import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from tests.structures import PortMixer
 
@@ -345,6 +347,19 @@ def test_an_eps_of_nothing_is_told_from_a_small_one(eps: float) -> None:
     assert [(cause.name, cause.found) for cause in report.causes] == [("layer_norm_eps", str(eps))]
 
 
+@pytest.mark.parametrize("kind", ["", "erf"])
+def test_what_is_expected_is_what_ours_is_made_to_compute(kind: str) -> None:
+    config = CONFIG.replace(activation="relu", layer_norm_eps=1e-3)
+    for sides in ((Plain(kind), "reference"), ("reference", Plain(kind))):
+        report = verify(*sides, config=config, gradients=False)
+        assert report.verdict == "equivalent_under"
+        assert {(cause.name, cause.found, cause.expected) for cause in report.causes} == {
+            ("activation", "gelu" if kind else "gelu_tanh", "relu"),
+            ("layer_norm_eps", "1e-06", "0.001"),
+        }
+        assert all("in Plain: everywhere" in cause.evidence for cause in report.causes)
+
+
 def test_causes_of_code_are_named_beside_differing_weights() -> None:
     ours, theirs = Plain("erf", eps=1e-5), Plain()
     theirs.load_state_dict(ours.state_dict())
@@ -378,9 +393,29 @@ def test_a_port_that_rounds_or_leaves_parameters_says_so() -> None:
     assert "parameters of Plain that stay as they were: unused.weight, unused.bias" in said
 
 
+def test_weights_that_are_computed_from_others_are_found_and_ported_into() -> None:
+    model, params = Plain(), random_params(CONFIG, 3)
+    for layer in (model.wide[0], model.down[1]):
+        nn.utils.parametrizations.weight_norm(layer)
+    report = verify(model, image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert report.mapping["MixerBlock_0/channel_mixing/Dense_0/kernel"] == "wide.0.weight"
+    assert report.gradients is not None
+    assert report.gradients.residual <= 1e-12
+    said = "computed from other parameters, and taken for parameters here: down.1.weight, wide.0.weight"
+    assert said in report.warnings
+    with pytest.warns(ConventionWarning, match=r"computes down.1.weight, wide.0.weight from other parameters"):
+        port(params, model.double(), image=IMAGE)
+    wanted = params["MixerBlock_0/channel_mixing/Dense_0/kernel"].T
+    np.testing.assert_allclose(model.wide[0].weight.detach(), wanted, rtol=1e-14)
+    images = random_images(CONFIG, 4)
+    logits = model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).detach().numpy()
+    assert residual(logits, ReferenceMixer(CONFIG)(params, images)) <= 1e-12
+
+
 def test_a_model_without_a_layout_says_why() -> None:
     model = Plain()
-    model.wide[0] = nn.utils.parametrizations.weight_norm(model.wide[0])
+    nn.utils.parametrizations.orthogonal(model.wide[0])  # which cannot be any array
     with pytest.raises(InexpressibleError, match="kernel is computed from "):
         layout_of(model, IMAGE)
 

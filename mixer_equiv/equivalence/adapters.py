@@ -26,37 +26,51 @@ def torch_candidate(module: Any, name: str) -> Candidate:
             f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
         )
     from mixer_equiv.equivalence.record_torch import gradients, outputs, record, unlisted
+    from mixer_equiv.equivalence.reparameterised import computed_weights, taken_as_parameters
 
     dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
+    computed = computed_weights(module)
+    originals = {name for weight in computed.values() for name in weight.originals}
+    listed = {name: parameter for name, parameter in module.named_parameters() if name not in originals}
+    listed |= {name: weight.value for name, weight in computed.items()}
+    own = {**listed, **{name: held for name, held in unlisted(module).items() if name not in originals}}
+
+    @contextlib.contextmanager
+    def running() -> Iterator[None]:
+        with _told(name), taken_as_parameters(computed.values()):
+            yield
+
+    def batch_of(images: np.ndarray) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
-        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        with _told(name):
-            wanted = dtypes[np.dtype(dtype)]
+        with running():
+            wanted, batch = dtypes[np.dtype(dtype)], batch_of(images)
             return record(module, (batch,), draw, names=own, listed=listed, dtype=wanted, kwargs=filled, every=every)
-
-    listed = dict(module.named_parameters())
-    own = {**listed, **unlisted(module)}
 
     def put(arrays: Mapping[str, np.ndarray]) -> None:
         with torch.no_grad():
             for key, array in arrays.items():
-                own[key].copy_(to_torch(array).reshape(own[key].shape))
+                if key in computed:
+                    computed[key].put(to_torch(array))
+                else:
+                    own[key].copy_(to_torch(array).reshape(own[key].shape))
 
     def differentiate(
         images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
     ) -> dict[str, np.ndarray]:
-        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        with _told(name):
-            return gradients(module, batch, draw, own, output, cotangent, filled, dtypes[np.dtype(dtype)])
+        with running():
+            wanted = dtypes[np.dtype(dtype)]
+            return gradients(module, batch_of(images), draw, own, output, cotangent, filled, wanted)
 
     def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
-        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        with _told(name):
-            return outputs(module, batch, draw, own, filled, training=training, seed=seed)
+        with running():
+            return outputs(module, batch_of(images), draw, own, filled, training=training, seed=seed)
 
     filled, notices = _arguments(module.forward)
-    return Candidate(name, "torch", run, own, put, differentiate, rerun, notices)
+    if computed:
+        notices += (f"computed from other parameters, and taken for parameters here: {', '.join(computed)}",)
+    return Candidate(name, "torch", run, own, put, differentiate, rerun, notices, computed=tuple(computed))
 
 
 # What arguments without a default are given, by name: what says that nothing is trained.

@@ -51,7 +51,8 @@ class Candidate:
     name, and `put` gives it others. `differentiate(images, draw, output, cotangent, dtype)` gives the gradients,
     by name, of the sum of an output times a cotangent. `rerun(images, draw, training, seed)` gives its
     outputs by their paths, in eval or train mode if it `has_modes`, and with generators so seeded;
-    `notices` are what a user should know of how it is called.
+    `notices` are what a user should know of how it is called. `computed` are those of its parameters that it
+    computes from others, so that they are what they are put to but for rounding.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Candidate:
     rerun: Callable[[np.ndarray, Draw, bool, int], Mapping[str, np.ndarray]]
     notices: tuple[str, ...] = ()
     has_modes: bool = True
+    computed: tuple[str, ...] = ()
 
     def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64, *, every: bool = True) -> Trace:
         """A recorded run. Raises `MixerEquivError` where the model raises or returns no array."""

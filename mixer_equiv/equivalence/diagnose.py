@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -66,14 +67,18 @@ def deviation_causes(a: Subject, b: Subject) -> list[Cause]:
     """What one of the two does at some steps and the other does not, by what it is.
 
     A step of a model that is not ours deviates from the official one as it was found to; one of
-    ours by its conventions.
+    ours by its conventions. Beside a model that is not ours, what ours does is what is expected.
     """
-    ours, theirs = _deviations(a), _deviations(b)
-    return [
-        cause
-        for side, other, own, others in ((a, b, ours, theirs), (b, a, theirs, ours))
-        for cause in _grouped([d for d in own if d not in others], side, {d.step: d for d in others})
-    ]
+    side, other = (b, a) if a.found is None and b.found is not None else (a, b)
+    own, others = _deviations(side), _deviations(other)
+    told = [deviation for deviation in own if deviation not in others]
+    places = {(deviation.step, deviation.what) for deviation in own}
+    rest = [deviation for deviation in others if (deviation.step, deviation.what) not in places]
+    by_step = {deviation.step: deviation for deviation in others}
+    if side.found is not None and other.found is None:
+        lacking = [dataclasses.replace(d, expected=d.found, found=d.expected) for d in rest]
+        return list(_grouped([*told, *lacking], side, by_step))
+    return [*_grouped(told, side, by_step), *_grouped(rest, other, {deviation.step: deviation for deviation in own})]
 
 
 def told(found: Found) -> list[str]:

@@ -131,6 +131,9 @@ def _put_otherwise(result: Checkpoint, candidate: Candidate) -> list[str]:
             f"{rounded[0]}; make the model of the dtype of the weights to keep every bit"
         )
     asked = {name.partition("[")[0] for name in result.layout.parameters(result.config.num_blocks)}
+    if candidate.computed:
+        names = ", ".join(candidate.computed[:3]) + (", ..." if len(candidate.computed) > 3 else "")
+        messages.append(f"{candidate.name} computes {names} from other parameters, and has them but for rounding")
     untouched = [name for name in candidate.own if name not in result.whole and name not in asked]
     if untouched:
         more = f" and {len(untouched) - 3} more" if len(untouched) > 3 else ""
