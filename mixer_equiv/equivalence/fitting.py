@@ -105,9 +105,7 @@ class Fits:
         flat = x.reshape(-1, width)
         for operand in operands:
             out = operand.size // width
-            # A vector as long as the input, of many rows, would make a single column: a scale, not a kernel.
-            is_vector = operand.size == width and operand.array.squeeze().ndim < 2
-            if len(flat) * out not in self.trace.by_size or (is_vector and len(kept) > 1):
+            if len(flat) * out not in self.trace.by_size:
                 continue
             if plus is not None and plus.shape != (*kept, out):
                 continue

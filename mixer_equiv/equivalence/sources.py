@@ -42,12 +42,19 @@ def _is_module(place: str) -> bool:
 def model_at(source: Any, kwargs: Mapping[str, Any], config: MixerConfig | None = None) -> Any:
     """The model that a class or function makes of `config`, if there is one, and `kwargs`, or that is at a place.
 
-    Raises `MixerEquivError` where there is none at a place, or it cannot be made with these arguments;
-    what a class or function itself raises is left to it.
+    Raises `MixerEquivError` where there is none at a place, it cannot be made with these arguments, or a class
+    needs some and has none; what a class or function with arguments itself raises is left to it.
     """
     given = () if config is None else (config,)
     if not isinstance(source, str):
-        return source(*given, **kwargs)
+        try:
+            return source(*given, **kwargs)
+        except TypeError as error:
+            if given or kwargs:
+                raise
+            name = getattr(source, "__name__", repr(source))
+            advice = "give the config or kwargs that it is made with, or a model of it"
+            raise MixerEquivError(f"{name} cannot be made without arguments ({error}); {advice}") from error
     if is_timm(source):
         if given:
             raise ConfigError(f"{source} is made with kwargs, and takes no config")
