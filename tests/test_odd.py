@@ -259,6 +259,14 @@ class Plain(nn.Module):
         self.narrow = nn.ModuleList(nn.Linear(CONFIG.channels_mlp_dim, hidden) for _ in blocks)
         self.last, self.head = nn.LayerNorm(hidden, eps), nn.Linear(hidden, CONFIG.num_classes)
 
+    def embed(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        if self.kind == "by columns":
+            return x.mT.flatten(2).mT
+        tokens = x.flatten(2).mT
+        orders = {"reversed": range(CONFIG.num_tokens)[::-1], "shuffled": (3, 0, 5, 11, 2, 8, 1, 10, 4, 6, 9, 7)}
+        return tokens[:, list(orders[self.kind])] if self.kind in orders else tokens
+
     def norm(self, layer: nn.LayerNorm, x: Tensor) -> Tensor:
         if self.kind != "eps outside the root":
             return layer(x)
@@ -269,7 +277,7 @@ class Plain(nn.Module):
         return F.gelu(x, approximate="none" if self.kind == "erf" else "tanh")
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.stem(images).flatten(2).mT
+        x = self.embed(images)
         for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
             no_scale = self.kind == "no scale"
             y = F.layer_norm(x, (CONFIG.hidden_dim,), None, first.bias, self.eps) if no_scale else self.norm(first, x)
@@ -308,6 +316,25 @@ def test_a_norm_that_one_block_alone_shares_is_named_and_ported_into() -> None:
     }
     port(params, model, image=IMAGE)
     assert torch.equal(model.first[1].weight, torch.from_numpy(params["MixerBlock_1/LayerNorm_1/scale"]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("by columns", "in the order of columns"),
+        ("reversed", "in another order than by rows"),
+        ("shuffled", "in another order than by rows"),
+    ],
+)
+def test_tokens_may_be_in_any_order_and_have_no_layout_then(kind: str, said: str) -> None:
+    report = verify(Plain(kind), image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert max(stage.residual for stage in report.stages) <= 1e-12
+    assert f"its tokens are {said}, so that no layout is of its parameters" in report.warnings
+    with pytest.raises(InexpressibleError, match=said):
+        layout_of(Plain(kind), IMAGE)
+    report = verify(Plain(kind, eps=1e-5), image=IMAGE)
+    assert [(cause.name, cause.found) for cause in report.causes] == [("layer_norm_eps", "1e-05")]
 
 
 def test_steps_that_are_not_known_are_not_called_missing_parameters() -> None:

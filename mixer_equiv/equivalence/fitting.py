@@ -105,7 +105,9 @@ class Fits:
         flat = x.reshape(-1, width)
         for operand in operands:
             out = operand.size // width
-            if len(flat) * out not in self.trace.by_size:
+            # A part of a parameter that makes a single column may be one of many, as where tokens are mixed one by one.
+            is_row = operand.name is None and operand.size == width and len(kept) > 1
+            if len(flat) * out not in self.trace.by_size or is_row:
                 continue
             if plus is not None and plus.shape != (*kept, out):
                 continue
@@ -242,6 +244,13 @@ def _groups(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 def in_order(array: Array, sizes: tuple[int, ...], order: tuple[int, ...]) -> Array:
     """An array whose axes follow in this `order`, in the order of `sizes`."""
     return array.reshape([sizes[i] for i in order]).transpose(np.argsort(order))
+
+
+def places_in(array: Array, meant: Array) -> Array:
+    """Where in `array`, flat, each element of `meant` is, which has the same ones in another order."""
+    places = np.empty(meant.size, np.intp)
+    places[np.argsort(meant, axis=None)] = np.argsort(array, axis=None)
+    return places
 
 
 def arranged(array: Array, known: Array, meant: Array) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 
@@ -30,37 +29,31 @@ class Tap:
         return array.reshape(-1)[self.order].reshape(self.shape)
 
 
-def by_rows(grid: tuple[int, int]) -> np.ndarray:
-    """Where the tokens of a grid, one row after another, are among the same tokens one column after another."""
-    rows, columns = grid
-    return np.arange(rows * columns).reshape(columns, rows).T.reshape(-1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where a run has an official parameter: the number of a value, whose axes follow in `order`.
 
     None for a parameter that the code does not have. `then` are kernel and bias of a second layer;
-    `grid` is that of tokens which are by columns.
+    `tokens` says which of the run's tokens are the official ones, where these are not in their order.
     """
 
     number: int | None
     order: tuple[int, ...]
     sizes: tuple[int, ...]
     then: tuple[Source, Source] | None = None
-    grid: tuple[int, int] | None = None
+    tokens: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, use: Use, grid: tuple[int, int] | Literal[False] = False) -> Source:
+    def of(cls, use: Use, tokens: tuple[int, ...] | None = None) -> Source:
         then = None if use.then is None else (cls.of(use.then[0]), cls.of(use.then[1]))
-        return cls(None if use.operand is None else use.operand.number, use.order, use.sizes, then, grid or None)
+        return cls(None if use.operand is None else use.operand.number, use.order, use.sizes, then, tokens)
 
     def array(self, trace: Trace, axes: tuple[str, ...], neutral: float) -> np.ndarray:
         """The parameter in the official order of its `axes`."""
         held = self._as_found(trace, neutral)
-        if self.grid is not None and "tokens" in axes:
-            held = held.take(by_rows(self.grid), axes.index("tokens"))
-        return held.swapaxes(0, 1) if self.grid is not None and "ph" in axes else held
+        if self.tokens is None or "tokens" not in axes:
+            return held
+        return held.take(self.tokens, axes.index("tokens"))
 
     def _as_found(self, trace: Trace, neutral: float) -> np.ndarray:
         if self.number is None:

@@ -11,13 +11,13 @@ import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.faults import recognised
-from mixer_equiv.equivalence.fitting import Use, arranged
+from mixer_equiv.equivalence.fitting import Use, places_in
 from mixer_equiv.equivalence.folding import folded, relocated
-from mixer_equiv.equivalence.found import Found, Source, Tap, by_rows, is_settled
-from mixer_equiv.equivalence.matching import Match, match
+from mixer_equiv.equivalence.found import Found, Source, Tap
+from mixer_equiv.equivalence.matching import Match
 from mixer_equiv.equivalence.moves import Deviation
 from mixer_equiv.equivalence.naming import layout_found
-from mixer_equiv.equivalence.official import DEEPEST, official_programs
+from mixer_equiv.equivalence.searching import best_match
 from mixer_equiv.equivalence.trace import Trace, Value
 from mixer_equiv.layouts import LINEN, OFFICIAL
 from mixer_equiv.operations import Parameter
@@ -25,7 +25,8 @@ from mixer_equiv.operations import Parameter
 
 def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, thorough: bool = True) -> Found:
     """The Mixer in a trace whose input, as (batch, height, width, channels), is `entry`."""
-    found, by_columns = _best_match(trace, entry, thorough)
+    found, order = best_match(trace, entry, thorough)
+    tokens = None if order is None else tuple(np.argsort(order).tolist())
     deviations = recognised(found.deviations)
     found = dataclasses.replace(found, uses=relocated(found, deviations, trace))
     config = layout = sources = None
@@ -36,13 +37,13 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
         found, deviations, notices = folded(found, deviations)
         sizes, reasons = _sizes(found)
         if not reasons:
-            config = _config(found, sizes, entry, by_columns)
+            config = _config(found, sizes, entry)
             reasons = _lacking(found, deviations, config)
             if not reasons:
-                sources = {name: Source.of(use, by_columns and config.grid_hw) for name, use in found.uses.items()}
+                sources = {name: Source.of(use, tokens) for name, use in found.uses.items()}
             layout, constraints, made, unnamed = layout_found(found, trace, config, name, framework)
-            if by_columns:
-                unnamed = "its tokens are in the order of columns, so that no layout is of its parameters"
+            if order is not None:
+                unnamed = f"its tokens are {_called(order, config)}, so that no layout is of its parameters"
             notices += [*made, *filter(None, [unnamed]), *_unused(trace), *_idle(trace)]
             layout = None if reasons or unnamed else layout
     else:
@@ -51,11 +52,9 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
     for stage, place in found.program.stages.items() if sources is not None else ():
         meant, seen = found.before.get(place, (found.values[place], found.seen[place]))
         if seen is not None:
-            if by_columns and meant.ndim == 3 and config is not None:
-                meant = meant[:, by_rows(config.grid_hw)]
-            order = np.empty(seen.size, np.intp)
-            order[np.argsort(meant, axis=None)] = np.argsort(seen.array, axis=None)
-            taps[stage] = Tap(seen.number, order, meant.shape)
+            if tokens is not None and meant.ndim == 3:
+                meant = meant[:, list(tokens)]
+            taps[stage] = Tap(seen.number, places_in(seen.array, meant), meant.shape)
     return Found(
         config=config,
         layout=layout,
@@ -82,38 +81,9 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
     )
 
 
-def _best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[Match, bool]:
-    """The match, also of tokens taken by columns, which the second result tells, and of an image changed first."""
-    programs = official_programs(_deepest(trace))
-    found = match(trace, entry, programs, thorough=False)
-    if is_settled(found) or not trace.operands:
-        return found, False
-    if len(found.values) > 2:
-        # By columns, an image is its transpose by rows.
-        transposed = entry.swapaxes(1, 2)
-        by_columns = match(trace, transposed, programs, thorough=False)
-        if is_settled(by_columns):
-            return by_columns, True
-        if thorough:
-            further = len(by_columns.values) > len(found.values)
-            found = match(trace, entry, programs)
-            by_columns = match(trace, transposed, programs) if further and not found.is_whole else by_columns
-        better = by_columns.is_whole and (not found.is_whole or len(by_columns.deviations) < len(found.deviations))
-        return (by_columns, True) if better else (found, False)
-    given = trace.values[trace.input]
-    for value in trace.by_size.get(entry.size, [])[1:5]:
-        if value.array.shape == given.array.shape:
-            image = arranged(value.array, given.array, entry)
-            changed = match(dataclasses.replace(trace, input=value.number), image, programs, thorough=thorough)
-            if changed.is_whole:
-                scaled = Deviation(changed.program.steps[0].name, "insert", "preprocessing", None, value.operation)
-                return dataclasses.replace(changed, deviations=(scaled, *changed.deviations)), False
-    return found, False
-
-
-def _deepest(trace: Trace) -> int:
-    """No Mixer in the trace has more blocks, since a block meets at least four kernels."""
-    return min(DEEPEST, sum(map(len, trace.uses.values())) // 4 + 1)
+def _called(order: np.ndarray, config: MixerConfig) -> str:
+    by_columns = np.arange(config.num_tokens).reshape(config.grid_hw).T.reshape(-1)
+    return "in the order of columns" if np.array_equal(order, by_columns) else "in another order than by rows"
 
 
 def _is_blind(trace: Trace) -> bool:
@@ -185,9 +155,9 @@ def _used(found: Match) -> Iterator[tuple[Parameter, Use]]:
                 yield parameter, found.uses[parameter.name]
 
 
-def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray, by_columns: bool) -> MixerConfig:
+def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray) -> MixerConfig:
     _, height, width, channels = entry.shape
-    ph, pw = found.values[1].shape[3:1:-1] if by_columns else found.values[1].shape[2:4]
+    ph, pw = found.values[1].shape[2:4]
     return MixerConfig(
         num_classes=found.values[-1].shape[-1] if found.program.steps[-1].parameters else 0,
         num_blocks=_depth(found),
