@@ -5,16 +5,16 @@
     save(state, "mixer_b16.safetensors")
     print(verify(params, state))
 
-Importing this needs NumPy and einops; torch, JAX and Flax are imported when they are used.
+Importing this needs NumPy and einops; torch, JAX and Flax are imported when they are used, and so is
+all that compares programs.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from mixer_equiv.checkpoint import Checkpoint, load, save
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.convert import convert, flax_to_torch, torch_to_flax
-from mixer_equiv.equivalence.asserting import Comparison, assert_equivalent, compare
-from mixer_equiv.equivalence.compare import Policy
-from mixer_equiv.equivalence.porting import layout_of, port
-from mixer_equiv.equivalence.verify import verify
 from mixer_equiv.errors import (
     CheckpointError,
     ConfigError,
@@ -28,8 +28,14 @@ from mixer_equiv.errors import (
 )
 from mixer_equiv.formulation import Formulation
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
-from mixer_equiv.report import Report
 from mixer_equiv.surgery import drop_head, enlarge, new_head
+
+if TYPE_CHECKING:
+    from mixer_equiv.equivalence.asserting import Comparison, assert_equivalent, compare
+    from mixer_equiv.equivalence.compare import Policy
+    from mixer_equiv.equivalence.porting import layout_of, port
+    from mixer_equiv.equivalence.verify import verify
+    from mixer_equiv.report import Report
 
 __version__ = "0.1.0"
 
@@ -67,3 +73,25 @@ __all__ = [
     "torch_to_flax",
     "verify",
 ]
+
+_IMPORTED_WHEN_USED = {
+    "Comparison": "equivalence.asserting",
+    "Policy": "equivalence.compare",
+    "Report": "report",
+    "assert_equivalent": "equivalence.asserting",
+    "compare": "equivalence.asserting",
+    "layout_of": "equivalence.porting",
+    "port": "equivalence.porting",
+    "verify": "equivalence.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _IMPORTED_WHEN_USED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(importlib.import_module(f"{__name__}.{_IMPORTED_WHEN_USED[name]}"), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv import containers, strict
-from mixer_equiv.arrays import DTYPES, Spec, joined, specs, to_torch, unflatten
+from mixer_equiv.arrays import DTYPES, to_torch, unflatten
+from mixer_equiv.casting import cast
 from mixer_equiv.config import MixerConfig, Size
 from mixer_equiv.errors import CheckpointError, ConversionError, InexpressibleError
 from mixer_equiv.finding import Statements, find
 from mixer_equiv.layouts import Binding, Conventions, Layout, get_layout
+from mixer_equiv.lazy import Spec, as_lazy, joined, specs
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -27,9 +29,10 @@ class Checkpoint(Mapping[str, Any]):
     """Weights of one Mixer, by the names of their layout.
 
     `arrays` holds them flat, in NumPy; `load(lazy=True)` reads each only when it is used, and
-    `specs` tells shapes and dtypes without reading. Where the layout stacks parameters in one array,
-    each has its own name there, such as "kernels[3]", and `whole` has the stacks. Read as a mapping it
-    gives the latter by the same flat names, as tensors for a torch layout, so that
+    `specs` tells shapes and dtypes without reading. What is made of a lazy checkpoint is lazy too: it
+    is read, converted and rounded array by array, when it is used or saved. Where the layout stacks
+    parameters in one array, each has its own name there, such as "kernels[3]", and `whole` has the
+    stacks. Read as a mapping it gives the latter by the same flat names, as tensors for a torch layout, so that
     `load_state_dict(checkpoint)` works; they share memory. `params` is all of it at once: a dict of
     tensors, or for Flax the nested dict that `apply({"params": ...})` takes.
     `config` carries the conventions under which the weights are evaluated: `trained_with` if that is
@@ -93,7 +96,8 @@ class Checkpoint(Mapping[str, Any]):
     def astype(self, dtype: Any) -> Checkpoint:
         """The same weights rounded to float16, bfloat16, float32 or float64, by name or NumPy dtype.
 
-        Raises `ConversionError` for another dtype, or if a finite value would become infinite.
+        Raises `ConversionError` for another dtype, or if a finite value would become infinite: of a lazy
+        checkpoint, when it is used.
         """
         name = dtype
         if not isinstance(dtype, str | None):
@@ -101,14 +105,7 @@ class Checkpoint(Mapping[str, Any]):
                 name = np.dtype(dtype).name
         if name not in DTYPES:
             raise ConversionError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
-        wanted = DTYPES[name]
-        with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs turn quiet
-            cast = {name: array.astype(wanted) for name, array in self.arrays.items()}
-            lost = [name for name, array in cast.items() if np.any(np.isinf(array) & np.isfinite(self.arrays[name]))]
-        if lost:
-            names = ", ".join(lost[: strict.SHOWN])
-            raise ConversionError(f"{wanted} cannot hold values of {names}: they would become infinite")
-        return dataclasses.replace(self, arrays=cast)
+        return dataclasses.replace(self, arrays=cast(self.arrays, DTYPES[name]))
 
     @classmethod
     def from_arrays(
@@ -185,6 +182,8 @@ def load(
     trained_with: Conventions | None = None,
     prefix: str | None = None,
     lazy: bool = False,
+    mmap: bool = False,
+    verify: bool = True,
 ) -> Checkpoint:
     """Read a checkpoint: npz, safetensors (also sharded), .pt, msgpack, an orbax directory.
 
@@ -192,12 +191,16 @@ def load(
     without it the squarest grid is assumed and noted. `trained_with` are the conventions that the
     weights need, where nothing in the file or its name says them. Of several sets of weights in
     one file, `prefix` says which, such as "ema". With `lazy` an array is read whenever it is used,
-    and `specs`, `config` and all else without reading any.
+    and `specs`, `config` and all else without reading any. Without `verify`, the CRCs of an npz are not checked.
+
+    With `mmap` the arrays are parts of the mapped file, of which only what is used is ever read, and what is
+    written to is private memory: the file stays as it is, and must not be changed meanwhile. CRCs
+    are not checked then. What cannot be mapped (compressed npz, Orbax, big-endian numbers) is read.
 
     Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays
     of no known layout, `ConfigError` for an image size of another number of tokens.
     """
-    contents = containers.read(Path(path))
+    contents = containers.read(Path(path), mmap=mmap, verify=verify)
     return Checkpoint.from_arrays(
         contents.arrays,
         layout=layout,
@@ -230,6 +233,7 @@ def save(
     force: bool = False,
     max_shard_size: int | str | None = None,
     rename_prefix: Mapping[str, str] | None = None,
+    fsync: bool = False,
 ) -> Path:
     """Write a checkpoint, in the format that the suffix names, with its layout and config as metadata.
 
@@ -239,7 +243,11 @@ def save(
     `force`; a symbolic link is followed. safetensors of more than `max_shard_size` bytes ("5GB") are
     split into shards with an index, as Hugging Face does; so are those whose path is an index.
     `rename_prefix` changes how names begin on their way into the file: {"": "backbone."} puts a
-    prefix before all of them, {"head.": "fc."} renames one module.
+    prefix before all of them, {"head.": "fc."} renames one module. With `fsync` the disk has the
+    file before the target gives way to it.
+
+    npz, safetensors and shards are written array by array, msgpack too with a few copies of one, so that of a
+    lazy checkpoint no more than three arrays are in memory; .pt and Orbax need all of them at once.
 
     Returns the path to read it by. Raises `CheckpointError` if it cannot be written.
     """
@@ -253,14 +261,13 @@ def save(
             f"nothing is written in the layout {checkpoint.layout.name}: {checkpoint.layout.read_only}",
             reasons=[checkpoint.layout.read_only],
         )
-    names = renamed(checkpoint.whole, rename_prefix or {})
-    arrays = {names[name]: np.ascontiguousarray(array) for name, array in checkpoint.whole.items()}
+    arrays = as_lazy(checkpoint.whole).renamed(renamed(checkpoint.whole, rename_prefix or {}))
     written = arrays, _metadata(checkpoint), checkpoint.layout.framework
     if container.several_files or max_shard_size is not None:
         limit = containers.parse_size(max_shard_size)
-        path = containers.write_sharded(path, *written, limit, force=force)
+        path = containers.write_sharded(path, *written, limit, force=force, fsync=fsync)
     else:
-        with containers.replacing(path) as temporary:
+        with containers.replacing(path, fsync=fsync) as temporary:
             container.write(temporary, *written)
     return path if given.is_symlink() else given.with_name(path.name)
 

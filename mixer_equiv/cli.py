@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -26,16 +26,13 @@ from mixer_equiv import digits, surgery
 from mixer_equiv.checkpoint import Checkpoint, load
 from mixer_equiv.containers import SUFFIXES, parse_size, replacing
 from mixer_equiv.convert import convert as convert_weights
-from mixer_equiv.equivalence.compare import Policy
-from mixer_equiv.equivalence.mutate import mutate as plant_all
-from mixer_equiv.equivalence.porting import layout_of
-from mixer_equiv.equivalence.sources import is_source, model_at
-from mixer_equiv.equivalence.verify import verify as verify_pair
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
 from mixer_equiv.inspection import describe_layout, layouts_table, markdown_table
 from mixer_equiv.inspection import inspect as inspect_checkpoint
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
-from mixer_equiv.page import to_html
+
+if TYPE_CHECKING:
+    from mixer_equiv.equivalence.compare import Policy
 
 EXIT_STATUS = {
     "equivalent": 0,
@@ -291,6 +288,8 @@ def verify(
 
     With no argument: a Mixer trained in Flax on handwritten digits, and its port to PyTorch.
     """
+    from mixer_equiv.equivalence.verify import verify as verify_pair
+
     with _reported():
         _register(layout_files)
         arguments: dict[str, Any] = {
@@ -316,6 +315,8 @@ def verify(
                 source, b, weights=weights, seed=seed, allow_missing=allow_missing or (), on_step=step, **arguments
             )
         if html_file is not None:
+            from mixer_equiv.page import to_html
+
             _write_file("--html", html_file, to_html(report))
         _output(report, report.to_dict(), json_file)
     raise typer.Exit(EXIT_STATUS[report.verdict])
@@ -327,6 +328,8 @@ def mutate(
     json_file: JsonOption = None,
 ) -> None:
     """Plant every catalogued fault in a Mixer, and show which checks notice it, and what verify says."""
+    from mixer_equiv.equivalence.mutate import mutate as plant_all
+
     with _reported():
         with _progress(42) as step:
             matrix = plant_all(seed=seed, on_step=step)
@@ -346,6 +349,9 @@ def _reported() -> Iterator[None]:
 
 
 def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:
+    from mixer_equiv.equivalence.porting import layout_of
+    from mixer_equiv.equivalence.sources import is_source, model_at
+
     if not is_source(model):
         raise ConfigError(f"{model} is no place of a model: path/to/file.py:Name, package.module:Name, timm:NAME")
     if image is None:
@@ -480,6 +486,8 @@ def _parse_kwargs(text: str | None) -> dict[str, Any] | None:
 
 
 def _parse_rtol(texts: list[str] | None) -> Policy:
+    from mixer_equiv.equivalence.compare import Policy
+
     thresholds = {}
     for text in texts or ():
         name, colon, value = text.rpartition(":")

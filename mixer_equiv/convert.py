@@ -6,17 +6,19 @@ import dataclasses
 import fnmatch
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from einops import rearrange
 
 from mixer_equiv import strict
-from mixer_equiv.arrays import Spec, specs
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import ConventionWarning, InexpressibleError
 from mixer_equiv.layouts import ADVICE, NEUTRAL, Binding, Conventions, Layout, get_layout
+from mixer_equiv.lazy import Deferred, LazyArrays, Spec, as_lazy, settled
+from mixer_equiv.streams import copied
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,7 @@ def convert(
     from_: str | Layout | None = None,
     config: MixerConfig | None = None,
     allow_missing: Collection[str] = (),
+    copy: bool = True,
 ) -> Checkpoint: ...
 @overload
 def convert(
@@ -39,6 +42,7 @@ def convert(
     from_: str | Layout | None = None,
     config: MixerConfig | None = None,
     allow_missing: Collection[str] = (),
+    copy: bool = True,
 ) -> Any: ...
 def convert(
     params: Mapping[str, Any],
@@ -47,6 +51,7 @@ def convert(
     from_: str | Layout | None = None,
     config: MixerConfig | None = None,
     allow_missing: Collection[str] = (),
+    copy: bool = True,
 ) -> Any:
     """Convert a Mixer's weights to the layout `to`, every bit kept.
 
@@ -55,6 +60,8 @@ def convert(
     given also says, by its activation and eps, what the weights were trained with. Every
     source array is used once and every target filled once; `allow_missing` lists globs, such as
     "head/*", of parameters that may be absent or of another shape, and are then left out.
+    Without `copy`, arrays whose axes merely change places share the memory of `params`; of a
+    checkpoint that is lazy, each is converted when it is used, and nothing is shared.
 
     Returns what the target's users expect. For a Flax layout, the nested dict that
     `module.apply({"params": ...})` takes, of NumPy arrays, since JAX would truncate float64 where
@@ -68,7 +75,7 @@ def convert(
     """
     target = get_layout(to)
     source = as_checkpoint(params, layout=from_, config=config)
-    result = _convert(source, target, allow_missing)
+    result = _convert(source, target, allow_missing, copy)
     for message in convention_differences(source, target):
         warnings.warn(message, ConventionWarning, stacklevel=2)
     in_kind = isinstance(params, Checkpoint) or target.framework == "torch"
@@ -115,7 +122,7 @@ def describe_conventions(conventions: Conventions) -> str:
     return ", ".join(describe(getattr(conventions, field)) for field, describe in _DESCRIPTIONS.items())
 
 
-def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str]) -> Checkpoint:
+def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str], copy: bool) -> Checkpoint:
     if target.read_only:
         raise InexpressibleError(
             f"nothing is written in the layout {target.name}: {target.read_only}", reasons=[target.read_only]
@@ -131,7 +138,8 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str])
     notes += [f"left out: {present.pop(name).foreign}, which {target.name} does not have" for name in homeless]
     if not any(binding.row.in_head for binding in present.values()):
         config = config.replace(num_classes=0)
-    arrays = relabel(source.arrays, source.layout, target, config, only=present)
+    lazy = relabel_lazily(as_lazy(source.arrays), source.layout, target, config, only=present)
+    arrays = settled(lazy, source.arrays, copy=copy)
     conventions = source.trained_with or target.computes
     config = config.replace(activation=conventions.activation, layer_norm_eps=conventions.layer_norm_eps)
     return dataclasses.replace(
@@ -154,8 +162,24 @@ def relabel(
     parameters is repeated, and what its code does not have is filled in. Raises
     `InexpressibleError` where the target has one array for several that differ, or none.
     """
+    lazy = relabel_lazily(as_lazy(arrays), source, target, config, only=only)
+    return {name: copied(lazy.strided(name)) for name in lazy}
+
+
+def relabel_lazily(
+    arrays: LazyArrays,
+    source: Layout,
+    target: Layout,
+    config: MixerConfig,
+    *,
+    only: Collection[str] | None = None,
+) -> LazyArrays:
+    """What `relabel` gives, each array made when it is used, of the one it is made of by strides where these do.
+
+    Arrays are read here only where the target has one for several, or none, which must coincide.
+    """
     theirs = source.bindings(config.num_blocks)
-    result: dict[str, np.ndarray] = {}
+    result: dict[str, Deferred] = {}
     holders: dict[str, str] = {}
     reasons = []
     for canonical, wanted in target.bindings(config.num_blocks).items():
@@ -165,7 +189,7 @@ def relabel(
             continue
         if wanted.is_absent:
             neutral = NEUTRAL[canonical.rpartition("/")[2]]
-            if not _same_bits(array, np.full_like(array, neutral)):
+            if not _same_bits(array, np.full(array.shape, neutral, array.dtype)):
                 reasons.append(f"it has no {canonical}, which is not all {('zeros', 'ones')[neutral]}")
         elif wanted.foreign not in result:
             result[wanted.foreign], holders[wanted.foreign] = array, canonical
@@ -175,26 +199,31 @@ def relabel(
         reasons.append(f"it is of {target.num_blocks} blocks, these are weights of {config.num_blocks}")
     if reasons:
         raise _inexpressible(target, reasons)
-    return result
+    return LazyArrays(result)
 
 
 def _in_axes_of(
     wanted: Binding,
     found: Binding,
     theirs: Mapping[str, Binding],
-    arrays: Mapping[str, np.ndarray],
+    arrays: LazyArrays,
     config: MixerConfig,
-) -> np.ndarray | None:
-    """One parameter with its axes in the wanted order; None if it is left out."""
+) -> Deferred | None:
+    """One parameter with its axes in the wanted order, in strides; None if it is left out."""
+    shape = wanted.shape(config.axis_sizes)
     if found.is_absent:
-        dtype = _dtype_beside(found.canonical, theirs, specs(arrays))
+        dtype = _dtype_beside(found.canonical, theirs, arrays.specs)
         value = NEUTRAL[found.canonical.rpartition("/")[2]]
-        return None if dtype is None else np.full(wanted.shape(config.axis_sizes), value, dtype)
+        return None if dtype is None else Deferred(shape, dtype, partial(np.full, shape, value, dtype))
     if found.foreign not in arrays:
         return None
     pattern = f"{found.row.foreign_axes} -> {wanted.row.foreign_axes}"
     sizes = {axis: size for axis, size in config.axis_sizes.items() if axis in found.row.axes}
-    return rearrange(arrays[found.foreign], pattern, **sizes).copy(order="C")
+
+    def rearranged() -> np.ndarray:
+        return rearrange(arrays.strided(found.foreign), pattern, **sizes)
+
+    return Deferred(shape, arrays.specs[found.foreign].dtype, rearranged)
 
 
 def _dtype_beside(canonical: str, theirs: Mapping[str, Binding], found: Mapping[str, Spec]) -> np.dtype | None:
@@ -215,8 +244,8 @@ def _inexpressible(target: Layout, reasons: list[str], advice: str = "") -> Inex
     )
 
 
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+def _same_bits(a: Deferred | np.ndarray, b: Deferred | np.ndarray) -> bool:
+    return a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 # How a sentence names each convention; "padding" differs only on images that no config here allows.

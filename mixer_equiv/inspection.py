@@ -13,10 +13,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mixer_equiv.arrays import Spec
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import describe_conventions
 from mixer_equiv.layouts import Binding, Layout
+from mixer_equiv.lazy import Spec
 
 
 @dataclasses.dataclass(frozen=True)

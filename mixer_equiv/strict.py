@@ -7,10 +7,11 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from mixer_equiv.arrays import DTYPES, Spec
+from mixer_equiv.arrays import DTYPES
 from mixer_equiv.config import AXES, MixerConfig
 from mixer_equiv.errors import ConversionError, InexpressibleError
 from mixer_equiv.layouts import Binding, Layout
+from mixer_equiv.lazy import Spec
 
 if TYPE_CHECKING:
     from mixer_equiv.checkpoint import Checkpoint

@@ -6,15 +6,18 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 from einops import rearrange, repeat
 
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig, Size, as_pair, fitting_image_sizes
-from mixer_equiv.convert import relabel
+from mixer_equiv.convert import relabel_lazily
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LINEN
+from mixer_equiv.lazy import Deferred, LazyArrays, as_lazy, settled
 
 
 def drop_head(checkpoint: Checkpoint) -> Checkpoint:
@@ -55,10 +58,11 @@ def enlarge(checkpoint: Checkpoint, image_size: Size) -> Checkpoint:
     large = small.replace(image_size=image_size, tokens_mlp_dim=small.tokens_mlp_dim * factor**2)
     _check_memory(large)
     weights = _canonical(checkpoint)
-    for name in list(weights):
+    for name, binding in LINEN.bindings(large.num_blocks).items():
         _, _, parameter = name.partition("/token_mixing/")
         if parameter:
-            weights[name] = _WIDENED[parameter](weights[name], small.grid_hw, factor)
+            make = partial(_widened, weights[name], parameter, small.grid_hw, factor)
+            weights[name] = Deferred(binding.shape(large.axis_sizes), weights[name].dtype, make)
     sizes = ["x".join(map(str, config.image_hw)) for config in (small, large)]
     note = f"widened from images of {sizes[0]} to {sizes[1]}, seen as {factor}x{factor} sub-images"
     return dataclasses.replace(_with(checkpoint, weights, large, note), image_size_is_assumed=False)
@@ -126,15 +130,22 @@ _WIDENED = {
 }
 
 
-def _canonical(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+def _widened(array: Any, parameter: str, grid: tuple[int, int], factor: int) -> np.ndarray:
+    return _WIDENED[parameter](np.asarray(array), grid, factor)
+
+
+def _canonical(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The weights by canonical names, made when they are used."""
     present, _ = checkpoint.check(allow_missing=_HEAD)
-    return relabel(checkpoint.arrays, checkpoint.layout, LINEN, checkpoint.config, only=present)
+    lazy = as_lazy(checkpoint.arrays)
+    return relabel_lazily(lazy, checkpoint.layout, LINEN, checkpoint.config, only=present).leaves
 
 
 _HEAD = ("head/*",)
 
 
-def _with(checkpoint: Checkpoint, weights: Mapping[str, np.ndarray], config: MixerConfig, note: str) -> Checkpoint:
-    arrays = relabel(weights, LINEN, checkpoint.layout, config)
+def _with(checkpoint: Checkpoint, weights: Mapping[str, Any], config: MixerConfig, note: str) -> Checkpoint:
+    lazy = relabel_lazily(LazyArrays(weights), LINEN, checkpoint.layout, config)
+    arrays = settled(lazy, checkpoint.arrays)
     notes = (*checkpoint.notes, note)
     return dataclasses.replace(checkpoint, arrays=arrays, config=config, config_is_stated=True, notes=notes)

@@ -212,9 +212,9 @@ PACKAGE = Path(mixer_equiv.__file__).parent
 # From the bottom up; a name stands for the module and all that is below it.
 LAYERS = (
     ("errors",),
-    ("config", "formulation", "arrays", "operations", "origin"),
+    ("config", "formulation", "arrays", "lazy", "streams", "operations", "origin"),
     ("layouts",),
-    ("containers", "strict", "finding"),
+    ("containers", "strict", "finding", "casting"),
     ("checkpoint",),
     ("convert",),
     ("models", "report", "page", "inspection", "surgery", "digits", "draws", "strategies", "snippet"),
@@ -234,6 +234,9 @@ LIGHT = (
     "strict",
     "finding",
     "arrays",
+    "lazy",
+    "streams",
+    "casting",
     "convert",
     "surgery",
     "draws",

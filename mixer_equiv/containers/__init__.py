@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mixer_equiv.containers.container import Container, LazyArray, reading, replacing
 from mixer_equiv.containers.msgpack import MSGPACK
@@ -48,9 +50,10 @@ class Contents:
     metadata: dict[str, Any]
 
 
-def read(path: Path) -> Contents:
+def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
     """The contents of `path`, by what the file holds, whatever its suffix.
 
+    With `mmap` arrays that can be are parts of the mapped file; without `verify` CRCs are not checked.
     Raises `CheckpointError` for a file that is missing, truncated, junk or of no known format,
     and `MissingDependencyError` for .pt without torch and .orbax without Orbax.
     """
@@ -59,7 +62,28 @@ def read(path: Path) -> Contents:
     with reading(path):
         container = next((c for c in CONTAINERS if c.recognise(path)), None) or _by_suffix(path)
         arrays, metadata = container.read(path)
+        if mmap or not verify:
+            arrays = _changed(arrays, _mapped if mmap else _unverified)
         return Contents(arrays, _parse(path, metadata))
+
+
+def _changed(tree: Mapping[str, Any], change: Callable[[LazyArray], Any]) -> dict[str, Any]:
+    """The tree with its lazy arrays changed, and all else as it is."""
+    result = dict(tree)
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            result[key] = _changed(value, change)
+        elif isinstance(value, LazyArray):
+            result[key] = change(value)
+    return result
+
+
+def _mapped(leaf: LazyArray) -> np.ndarray | LazyArray:
+    return leaf if leaf.mapped is None else leaf.mapped()
+
+
+def _unverified(leaf: LazyArray) -> LazyArray:
+    return leaf if leaf.unverified is None else dataclasses.replace(leaf, read=leaf.unverified)
 
 
 def _parse(path: Path, metadata: str | None) -> dict[str, Any]:

@@ -47,12 +47,16 @@ class LazyArray:
     """An array in a file: shape and dtype are known, and the numbers are read when NumPy asks for them.
 
     `read` gives an array of just this shape and dtype. What it raises becomes a `CheckpointError`.
+    `mapped`, where the file can be mapped, gives the same as a part of the mapping, and `unverified`,
+    where reading checks a CRC, without the check.
     """
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    mapped: Callable[[], np.ndarray] | None = None
+    unverified: Callable[[], np.ndarray] | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         with reading(self.path):
@@ -78,18 +82,22 @@ def _first_sentence(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, fsync: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it at the end, and gone if anything fails.
 
-    A directory that stands at `path` gives way to the new one only once that is whole. Raises
-    `CheckpointError` where the system does not let it be written.
+    A directory that stands at `path` gives way to the new one only once that is whole; with `fsync`,
+    once the disk has it. Raises `CheckpointError` where the system does not let it be written.
     """
     temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
     try:
         yield temporary
+        if fsync:
+            flush(temporary)
         if path.is_dir():
             os.replace(path, old)
         os.replace(temporary, path)
+        if fsync:
+            flush(path.parent, below=False)
     except MixerEquivError:  # an array that could not be read, say; some are OSErrors too
         raise
     except OSError as error:
@@ -99,6 +107,16 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         for left in (temporary, old):
             remove(left)
+
+
+def flush(path: Path, *, below: bool = True) -> None:
+    """Wait until the disk has a file, or a directory and, unless not `below`, all that is in it."""
+    for part in [*(path.rglob("*") if below else ()), path]:
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove(path: Path) -> None:

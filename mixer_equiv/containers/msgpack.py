@@ -14,6 +14,7 @@ import numpy as np
 
 from mixer_equiv.arrays import require, unflatten
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray
+from mixer_equiv.containers.stored import File
 from mixer_equiv.errors import CheckpointError
 
 # Flax's own: the types of extensions, the mark of an array in chunks, and the bytes of the largest chunk.
@@ -48,6 +49,7 @@ class _Walker:
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path = path
+        self.file = File(path)
         self.stream = stream
         self.size = path.stat().st_size
         self.metadata: str | None = None
@@ -114,7 +116,7 @@ class _Walker:
         whole = all(isinstance(side, int) and side >= 0 for side in shape) and not dtype.hasobject
         if not whole or math.prod(shape) * dtype.itemsize != len(span):
             raise ValueError(f"an array declares {shape} of {name} and holds {len(span)} bytes")
-        return LazyArray(self.path, shape, dtype, partial(_numbers, self.path, span, shape, dtype))
+        return self.file.array(shape, dtype, span.start)
 
     def joined(self, node: dict[str, Any]) -> LazyArray:
         """The array that Flax cut into chunks, the first of which may carry our metadata beside it."""
@@ -125,10 +127,6 @@ class _Walker:
         if math.prod(shape) != held or len({chunk.dtype for chunk in chunks}) != 1:
             raise ValueError(f"an array declares {shape} and has {held} numbers in {len(chunks)} chunks")
         return LazyArray(self.path, shape, chunks[0].dtype, partial(_joined, chunks, shape))
-
-
-def _numbers(path: Path, span: range, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    return np.fromfile(path, np.uint8, len(span), offset=span.start).view(dtype).reshape(shape)
 
 
 def _joined(chunks: list[LazyArray], shape: tuple[int, ...]) -> np.ndarray:

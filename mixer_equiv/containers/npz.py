@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib.format import dtype_to_descr
 
 from mixer_equiv.containers.container import Container, Framework, LazyArray, zip_names
+from mixer_equiv.containers.stored import Checksum, File
 from mixer_equiv.errors import CheckpointError
+from mixer_equiv.lazy import each
+from mixer_equiv.streams import pieces
 
 
 def _recognise(path: Path) -> bool:
@@ -21,7 +27,8 @@ def _recognise(path: Path) -> bool:
 
 def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
     arrays = {}
-    with zipfile.ZipFile(path) as archive:
+    file = File(path)
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         repeated = [name for name, count in Counter(archive.namelist()).items() if count > 1]
         if repeated:
             raise CheckpointError(f"{path} holds {', '.join(repeated)} more than once")
@@ -30,25 +37,41 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
                 raise CheckpointError(f"{path} holds {info.filename!r}, which is not an array")
             name = info.filename.removesuffix(".npy")
             with archive.open(info) as member:
-                shape, dtype = _header(f"{name} in {path}", member, info.file_size)
-            arrays[name] = LazyArray(path, shape, dtype, partial(_member, path, info.filename))
+                shape, fortran_order, dtype = _header(f"{name} in {path}", member, info.file_size)
+                length = member.tell()
+            if info.compress_type == zipfile.ZIP_STORED:
+                start, checksum = _stored(stream, info, length)
+                arrays[name] = file.array(shape, dtype, start, fortran_order=fortran_order, checksum=checksum)
+            else:
+                arrays[name] = LazyArray(path, shape, dtype, partial(_member, path, info.filename))
         comment = archive.comment.decode("utf-8", "replace")
     return arrays, comment if comment.startswith("{") else None
 
 
+def _stored(stream: BinaryIO, info: zipfile.ZipInfo, length: int) -> tuple[int, Checksum]:
+    """Where the numbers of a member that is not compressed begin, `length` bytes into it, and its CRC.
+
+    The lengths of name and extra field are those of the local header; the directory's may differ.
+    """
+    stream.seek(info.header_offset + 26)
+    start = info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))
+    stream.seek(start)
+    return start + length, Checksum(info.filename, zlib.crc32(stream.read(length)), info.CRC)
+
+
 def _member(path: Path, name: str) -> np.ndarray:
-    """One array, read to its end, where zipfile checks the CRC."""
+    """One array, inflated to its end, where zipfile checks the CRC."""
     with zipfile.ZipFile(path) as archive, archive.open(name) as member:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def _header(what: str, member: Any, size: int) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype; pickles, and sizes that the file does not have, are refused before anything is allocated."""
+def _header(what: str, member: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order, dtype; pickles, and sizes that the file does not have, are refused before anything is allocated."""
     version = np.lib.format.read_magic(member)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise CheckpointError(f"{what} is of npy format version {version}; 1.0 and 2.0 are read")
-    shape, _, dtype = readers[version](member)
+    shape, fortran_order, dtype = readers[version](member)
     if dtype.hasobject:
         raise CheckpointError(f"{what} is an array of Python objects (a pickle), which is never loaded")
     declared = dtype.itemsize
@@ -56,14 +79,21 @@ def _header(what: str, member: Any, size: int) -> tuple[tuple[int, ...], np.dtyp
         declared *= side
     if declared != size - member.tell():
         raise CheckpointError(f"{what} declares {declared} bytes ({shape} of {dtype}) and holds {size - member.tell()}")
-    return shape, dtype
+    return shape, fortran_order, dtype
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
-    with path.open("xb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-    # An extra array would break strict readers of the published layout; a zip comment breaks none.
-    with zipfile.ZipFile(path, "a") as archive:
+    """What `np.savez` writes, array by array.
+
+    An extra array would break strict readers of the published layout; a zip comment breaks none.
+    """
+    with path.open("xb") as stream, zipfile.ZipFile(stream, "w") as archive:
+        for name, array in each(arrays):
+            header = {"descr": dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for piece in pieces(array):
+                    member.write(piece)
         archive.comment = metadata.encode()
 
 

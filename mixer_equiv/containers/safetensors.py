@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray
+from mixer_equiv.containers.container import METADATA_KEY, Container, Framework
+from mixer_equiv.containers.stored import File
 from mixer_equiv.errors import CheckpointError
+from mixer_equiv.lazy import as_lazy, each, specs
+from mixer_equiv.streams import pieces
 
-# The format's own names of dtypes.
+# The format's own names of dtypes, in the order in which the library sorts arrays by them, the last first.
 _DTYPES = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "I16": np.int16,
+    "U16": np.uint16,
     "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,  # safetensors finds it only once ml_dtypes has registered it
+    "BF16": ml_dtypes.bfloat16,
+    "I32": np.int32,
+    "U32": np.uint32,
     "F32": np.float32,
     "F64": np.float64,
-    "BOOL": np.bool_,
-    **{f"{sign}{bits}": f"{kind}{bits // 8}" for sign, kind in (("I", "i"), ("U", "u")) for bits in (8, 16, 32, 64)},
+    "I64": np.int64,
+    "U64": np.uint64,
 }
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_RANKS = {name: -place for place, name in enumerate(_DTYPES)}
+
+# What the library's readers call whose tensors they are.
+_FORMATS = {"torch": "pt", "flax": "flax"}
 
 # safetensors reads no longer ones; other formats that chance to have a "{" there declare far more.
 _LONGEST_HEADER = 100_000_000
@@ -39,39 +54,38 @@ def read(path: Path) -> tuple[Mapping[str, Any], str | None]:
     """Arrays by name, read when used, and our metadata."""
     from safetensors import safe_open
 
-    with safe_open(path, framework="np") as tensors:
+    with safe_open(path, framework="np") as tensors:  # which checks the header, offsets included
         names = list(tensors.keys())
-        slices = {name: tensors.get_slice(name) for name in names}
         metadata = (tensors.metadata() or {}).get(METADATA_KEY)
-        arrays = {}
-        for name, piece in slices.items():
-            form = piece.get_dtype()
-            if form not in _DTYPES:
-                raise CheckpointError(f"{name} in {path} is of {form}; float16, bfloat16, float32 and float64 are read")
-            arrays[name] = LazyArray(path, tuple(piece.get_shape()), np.dtype(_DTYPES[form]), partial(_one, path, name))
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    file, arrays = File(path), {}
+    for name in names:
+        form, shape, (start, _) = (header[name][key] for key in ("dtype", "shape", "data_offsets"))
+        if form not in _DTYPES:
+            raise CheckpointError(f"{name} in {path} is of {form}; float16, bfloat16, float32 and float64 are read")
+        arrays[name] = file.array(tuple(shape), np.dtype(_DTYPES[form]), 8 + length + start)
     return arrays, metadata
 
 
-def _one(path: Path, name: str) -> np.ndarray:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="np") as tensors:
-        return tensors.get_tensor(name)
-
-
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
-    """One file, readable by all whom other new files are."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    form = {"torch": "pt", "flax": "flax"}[framework]
-    path.touch(exist_ok=False)
-    mode = path.stat().st_mode
-    try:
-        save_file(dict(arrays), path, metadata={"format": form, METADATA_KEY: metadata})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    path.chmod(mode)  # save_file leaves files that only their owner can read
+    """What `safetensors.numpy.save_file` writes, array by array, and in its order: by dtype, then by name."""
+    found = specs(arrays)
+    names = sorted(found, key=lambda name: (_RANKS[_NAMES[found[name].dtype]], name))
+    header: dict[str, Any] = {"__metadata__": {"format": _FORMATS[framework], METADATA_KEY: metadata}}
+    end = 0
+    for name in names:
+        spec, start = found[name], end
+        end += spec.nbytes
+        header[name] = {"dtype": _NAMES[spec.dtype], "shape": spec.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, array in each(as_lazy(arrays).renamed({name: name for name in names})):
+            for piece in pieces(array):
+                stream.write(piece)
 
 
 SAFETENSORS = Container("safetensors", (".safetensors",), _recognise, read, write)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import specs
 from mixer_equiv.containers import safetensors
-from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, batches, remove
+from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, batches, flush, remove
 from mixer_equiv.errors import CheckpointError, MixerEquivError
+from mixer_equiv.lazy import as_lazy, specs
 
 SUFFIX = ".safetensors.index.json"
 
@@ -140,6 +140,7 @@ def write_sharded(
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     *,
     force: bool = False,
+    fsync: bool = False,
 ) -> Path:
     """Write safetensors of at most `max_shard_size` bytes of arrays each, and return the path to read them by.
 
@@ -151,9 +152,9 @@ def write_sharded(
     target = _Target.of(path)
     sizes = _sizes(arrays)
     files = target.files(sizes, max_shard_size)
-    with _installing(path, target.old_files(list(files), force)) as folder:
+    with _installing(path, target.old_files(list(files), force), fsync) as folder:
         for file, names in files.items():
-            held = {name: np.ascontiguousarray(arrays[name]).reshape(arrays[name].shape) for name in names}
+            held = as_lazy(arrays).renamed({name: name for name in names})
             safetensors.write(folder / file, held, metadata, framework)
         if path.name in files:
             return path
@@ -171,7 +172,7 @@ def sharded_path(path: Path, arrays: Mapping[str, np.ndarray], max_shard_size: i
 
 def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Bytes of each array."""
-    return {name: spec.size * spec.dtype.itemsize for name, spec in specs(arrays).items()}
+    return {name: spec.nbytes for name, spec in specs(arrays).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +226,7 @@ class _Target:
 
 
 @contextlib.contextmanager
-def _installing(path: Path, old: list[Path]) -> Iterator[Path]:
+def _installing(path: Path, old: list[Path], fsync: bool) -> Iterator[Path]:
     """A temporary directory whose files are moved beside `path`, the index last, while `old` ones go.
 
     The old ones are put aside first, so that no reader ever finds an index with shards of another.
@@ -238,10 +239,14 @@ def _installing(path: Path, old: list[Path]) -> Iterator[Path]:
         for folder in (temporary, new, aside):
             folder.mkdir()
         yield new
+        if fsync:
+            flush(new)
         made = sorted(new.iterdir(), key=lambda file: file.suffix.lower() == ".json")
         moves = [(file, aside / file.name) for file in old] + [(file, path.with_name(file.name)) for file in made]
         for source, target in moves:
             os.replace(source, target)
+        if fsync:
+            flush(path.parent, below=False)
     except BaseException as error:
         for source, target in reversed(moves):
             if os.path.lexists(target) and not os.path.lexists(source):

@@ -74,7 +74,8 @@ def _lazy(path: Path, size: int, name: str, leaf: Any) -> Any:
     """A leaf that has no counterpart in NumPy stays as it is; nobody may want it."""
     with contextlib.suppress(ConversionError):
         if is_array(leaf):
-            return LazyArray(path, tuple(leaf.shape), stored_dtype(name, leaf), partial(_copy, path, size, name, leaf))
+            read, share = partial(_copy, path, size, name, leaf), partial(to_numpy, name, leaf)
+            return LazyArray(path, tuple(leaf.shape), stored_dtype(name, leaf), read, share)
     return leaf
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import joined, to_numpy
+from mixer_equiv.arrays import to_numpy
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.found import Found
@@ -19,6 +19,7 @@ from mixer_equiv.equivalence.official import official_programs
 from mixer_equiv.equivalence.trace import Trace
 from mixer_equiv.errors import MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL
+from mixer_equiv.lazy import joined
 
 Taps = dict[str, np.ndarray]
 

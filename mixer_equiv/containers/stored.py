@@ -1,0 +1,93 @@
+"""Arrays whose numbers stand in a file as they do in memory: read in pieces with their CRC, or mapped."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import zipfile
+import zlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mixer_equiv.containers.container import LazyArray
+from mixer_equiv.streams import PIECE
+
+
+@dataclasses.dataclass(frozen=True)
+class Checksum:
+    """The CRC-32 of a zip archive's member: `begun` over what comes before the numbers, `whole` at the end of them."""
+
+    member: str
+    begun: int
+    whole: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class File:
+    """A file of which several arrays are parts."""
+
+    path: Path
+
+    @cached_property
+    def mapping(self) -> np.ndarray:
+        """Its bytes, mapped: pages are read when they are used, and private to this process once written to."""
+        return np.asarray(np.memmap(self.path, np.uint8, "c"))
+
+    def array(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        start: int,
+        *,
+        fortran_order: bool = False,
+        checksum: Checksum | None = None,
+    ) -> LazyArray:
+        """The array whose numbers begin at byte `start`."""
+        stored = _Stored(self, shape, dtype, start, fortran_order, checksum)
+        unverified = dataclasses.replace(stored, checksum=None).read if checksum else None
+        return LazyArray(self.path, shape, dtype, stored.read, stored.mapped, unverified)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Stored:
+    file: File
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    start: int
+    fortran_order: bool
+    checksum: Checksum | None
+
+    def read(self) -> np.ndarray:
+        """The array, new; the CRC is computed piece by piece, while they are in the cache."""
+        flat = np.empty(self._size, np.uint8)
+        crc = self.checksum.begun if self.checksum else 0
+        with self.file.path.open("rb", buffering=0) as stream:
+            stream.seek(self.start)
+            for at in range(0, self._size, PIECE):
+                piece = flat.data[at : at + PIECE]
+                _read_into(stream, piece)
+                crc = zlib.crc32(piece, crc) if self.checksum else 0
+        if self.checksum and crc != self.checksum.whole:
+            raise zipfile.BadZipFile(f"Bad CRC-32 for file {self.checksum.member!r}")
+        return self._formed(flat)
+
+    def mapped(self) -> np.ndarray:
+        """The array as a part of the mapped file, perhaps not aligned."""
+        return self._formed(self.file.mapping[self.start : self.start + self._size])
+
+    @property
+    def _size(self) -> int:
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+    def _formed(self, flat: np.ndarray) -> np.ndarray:
+        return flat.view(self.dtype).reshape(self.shape, order="F" if self.fortran_order else "C")
+
+
+def _read_into(stream: io.FileIO, piece: memoryview) -> None:
+    while piece:
+        count = stream.readinto(piece)
+        if not count:
+            raise EOFError(f"it ends {len(piece)} bytes before an array does")
+        piece = piece[count:]
