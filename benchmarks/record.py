@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,43 +11,11 @@ import numpy as np
 
 from benchmarks.deep import Verification
 from benchmarks.programs import CHEAP
+from mixer_equiv.throughput.machine import PACKAGES, Machine
+
+__all__ = ["RESULTS", "Machine", "page", "summary", "write"]
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = "numpy", "torch", "jax", "jaxlib", "flax", "einops"
-
-
-class Machine:
-    """The machine, and how busy it was from the beginning to the end of a `with`."""
-
-    def __enter__(self) -> Machine:
-        self._load, self._cpu, self._start = [os.getloadavg()[0]], os.times(), datetime.datetime.now(datetime.UTC)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._load.append(os.getloadavg()[0])
-        self._end, self._spent = datetime.datetime.now(datetime.UTC), os.times()
-
-    def described(self) -> dict[str, Any]:
-        """`cores_had` is the processor time of this process over the time that passed."""
-        wall = (self._end - self._start).total_seconds()
-        return {
-            "date": f"{self._start:%Y-%m-%d}",
-            "seconds": round(wall),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "load_before_and_after": [round(load, 1) for load in self._load],
-            "cores_had": round((sum(self._spent[:2]) - sum(self._cpu[:2])) / wall, 2),
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        }
-
-
-def _processor() -> str:
-    """The processor's model, where the system says it, and its architecture."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return ", ".join([*models[:1], platform.machine()])
 
 
 def summary(

@@ -1,4 +1,4 @@
-"""The command line: convert, inspect, layouts, verify and mutate."""
+"""The command line: convert, inspect, layouts, verify, mutate and bench."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from rich.table import Table
 from mixer_equiv import checkpoint as checkpoints
 from mixer_equiv import digits, surgery
 from mixer_equiv.checkpoint import Checkpoint, load
+from mixer_equiv.config import MixerConfig
 from mixer_equiv.containers import SUFFIXES, parse_size, replacing
 from mixer_equiv.convert import convert as convert_weights
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
@@ -335,6 +336,77 @@ def mutate(
             matrix = plant_all(seed=seed, on_step=step)
         _output(matrix, matrix.to_dict(), json_file)
     raise typer.Exit(0 if matrix.all_named else EXIT_STATUS["different"])
+
+
+@app.command()
+def bench(
+    variant: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Sizes: B/16, S/32, ... Repeatable; S/32 if not given.")
+    ] = None,
+    kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Other MixerConfig fields: '{\"num_blocks\": 2}'.")
+    ] = None,
+    program: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="What is timed: torch, timm, ... Repeatable; all.")
+    ] = None,
+    formulation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="P,T,C", help="Of our models, too: conv,matmul,linear. Repeatable, or 'all'."),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="DTYPE", help="float32, bfloat16, float16. Repeatable; float32.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(metavar="N", help="Images a call. Repeatable; 1 and 8.")] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(metavar="MODE", help="inference or training. Repeatable; inference.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Cores for both frameworks; all.")] = None,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds, at least 10.")] = 10,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What ratios are to; timm if it is timed, else the first.")
+    ] = None,
+    gemm: Annotated[int, typer.Option(metavar="N", help="Side of the matrices whose product is the peak.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of weights, images and the order of turns.")] = 0,
+    json_file: JsonOption = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write CSV, too.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Markdown, too.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="A plot: SVG and PNG, both.")] = None,
+) -> None:
+    """Time Mixers side by side: ours, timm's, the tutorial's, lucidrains' and the official one.
+
+    Each is proven right first, in the same process; one that is not is refused, and the exit status is 1.
+    """
+    from mixer_equiv.throughput import bench as throughput
+    from mixer_equiv.throughput import cases, page, plots, programs
+
+    with _reported():
+        fields = _parse_kwargs(kwargs) or {}
+        configs = [MixerConfig.from_name(name, **fields) for name in variant or ["S/32"]]
+        cells = list(cases.cells(configs, dtype or ["float32"], batch or [1, 8], device, mode or ["inference"]))
+        contestants = list(
+            programs.contestants(program or list(programs.PROGRAMS), programs.parse_formulations(formulation or []))
+        )
+        with _progress(len(cells) * (len(contestants) + 1)) as step, contextlib.redirect_stdout(sys.stderr):
+            result = throughput.bench(
+                cells,
+                contestants,
+                baseline="timm" if baseline is None and "timm" in map(str, contestants) else baseline,
+                rounds=rounds,
+                threads=threads,
+                seed=seed,
+                gemm=gemm,
+                on_step=step,
+            )
+        plain = page.to_dict(result)
+        if csv_file is not None:
+            _write_file("--csv", csv_file, page.to_csv(plain))
+        if markdown_file is not None:
+            _write_file("--markdown", markdown_file, page.markdown(plain))
+        if plot_file is not None:
+            plots.plot(plain["rows"], plot_file)
+        _output(page.table(plain), plain, json_file)
+    raise typer.Exit(EXIT_STATUS["different"] if result.refused else 0)
 
 
 @contextlib.contextmanager

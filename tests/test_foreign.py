@@ -558,7 +558,7 @@ STATES = {
     "half": lambda: PortMixer(SMALL).half(),
     "bfloat16": lambda: PortMixer(SMALL).bfloat16(),
     "on the meta device": lambda: PortMixer(SMALL).to("meta"),
-    "in train mode, with dropout": lambda: as_official(LucidrainsMixer(SMALL)).train(),
+    "in train mode, with dropout": lambda: as_official(LucidrainsMixer(SMALL, dropout=0.5)).train(),
 }
 
 

@@ -219,6 +219,7 @@ LAYERS = (
     ("convert",),
     ("models", "report", "page", "inspection", "surgery", "digits", "draws", "strategies", "snippet"),
     ("equivalence",),
+    ("throughput",),
     ("cli", "__main__", "__init__"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -1,31 +1,22 @@
 """Other people's Mixers, for the tests.
 
 Each is rebuilt from the published names and shapes and from the paper, with its own conventions, and
-shares no code with `mixer_equiv.models`; only timm is the real one. Every model is made from a
+shares no code with `mixer_equiv.models`; only timm is the real one. Those that are timed beside ours
+live in `mixer_equiv.throughput`. Every model is made from a
 `MixerConfig`: for torch `Model(config)`, and `as_official(Model(config))` with the official
 conventions set; for Flax by its `run_...`, which takes the weights under the model's own names.
 """
 
+from mixer_equiv.throughput.peers_flax import MixerBlock, OfficialMixer, OfficialMlp, official
+from mixer_equiv.throughput.peers_torch import LucidrainsMixer, TutorialMixer, as_official, timm_mixer
 from tests.structures.in_flax import (
-    MixerBlock,
-    OfficialMixer,
-    OfficialMlp,
     ScenicMixer,
     cheap_jit,
-    official,
     pre_linen_arrays,
     run_official,
     run_scenic,
 )
-from tests.structures.in_torch import (
-    JeonsworldMixer,
-    LucidrainsMixer,
-    MmpretrainMixer,
-    TutorialMixer,
-    as_official,
-    run_torch,
-    timm_mixer,
-)
+from tests.structures.in_torch import JeonsworldMixer, MmpretrainMixer, run_torch
 from tests.structures.own import FAULTS, OwnMixer
 from tests.structures.ports import PORTS, PortMixer
 from tests.structures.strange import STRANGE

@@ -1,4 +1,4 @@
-"""Mixers in Flax: the official one, Scenic's, and checkpoints from before linen."""
+"""Scenic's Mixer in Flax, how it and the official one are run, and checkpoints from before linen."""
 
 from __future__ import annotations
 
@@ -12,49 +12,7 @@ import numpy as np
 
 from mixer_equiv.arrays import unflatten
 from mixer_equiv.config import MixerConfig
-
-
-class OfficialMlp(linen.Module):
-    width: int
-
-    @linen.compact
-    def __call__(self, x: Any) -> Any:
-        hidden = linen.gelu(linen.Dense(features=self.width)(x))
-        return linen.Dense(features=x.shape[-1])(hidden)
-
-
-class MixerBlock(linen.Module):
-    tokens_width: int
-    channels_width: int
-
-    @linen.compact
-    def __call__(self, x: Any) -> Any:
-        normed = linen.LayerNorm()(x).transpose(0, 2, 1)
-        x += OfficialMlp(self.tokens_width, name="token_mixing")(normed).transpose(0, 2, 1)
-        normed = linen.LayerNorm()(x)
-        return x + OfficialMlp(self.channels_width, name="channel_mixing")(normed)
-
-
-class OfficialMixer(linen.Module):
-    """flax.linen with all its defaults, as google-research/vision_transformer calls it."""
-
-    patch: tuple[int, int]
-    classes: int
-    depth: int
-    width: int
-    tokens_width: int
-    channels_width: int
-
-    @linen.compact
-    def __call__(self, images: Any) -> Any:
-        x = linen.Conv(self.width, self.patch, self.patch, name="stem")(images)
-        x = x.reshape(len(x), -1, self.width)
-        for _ in range(self.depth):
-            x = MixerBlock(self.tokens_width, self.channels_width)(x)
-        x = linen.LayerNorm(name="pre_head_layer_norm")(x).mean(axis=1)
-        if not self.classes:
-            return x
-        return linen.Dense(self.classes, kernel_init=linen.initializers.zeros, name="head")(x)
+from mixer_equiv.throughput.peers_flax import MixerBlock, official
 
 
 class ScenicMixer(linen.Module):
@@ -73,17 +31,6 @@ class ScenicMixer(linen.Module):
         if not config.num_classes:
             return x
         return linen.Dense(config.num_classes, kernel_init=linen.initializers.zeros, name="output_projection")(x)
-
-
-def official(config: MixerConfig) -> OfficialMixer:
-    return OfficialMixer(
-        config.patch_hw,
-        config.num_classes,
-        config.num_blocks,
-        config.hidden_dim,
-        config.tokens_mlp_dim,
-        config.channels_mlp_dim,
-    )
 
 
 def run_official(config: MixerConfig, params: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:

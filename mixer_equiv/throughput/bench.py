@@ -1,0 +1,208 @@
+"""`bench`: every contestant of every cell proven, then timed in rounds, beside the peak of matrix products."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.errors import ConfigError
+from mixer_equiv.throughput.cases import Cell
+from mixer_equiv.throughput.clock import LEAST_ROUNDS, Ratio, in_rounds, paired_ratio, quartiles
+from mixer_equiv.throughput.machine import Machine, pinned, settings
+from mixer_equiv.throughput.programs import Contestant
+from mixer_equiv.throughput.proof import Proof, Prover, call_of
+
+AGAIN = "A/A"
+GEMM = "GEMM"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What came out for one contestant of a cell, of the `baseline` timed a second time, or of a matrix product.
+
+    `ms` are quartiles of the milliseconds of one call, `share` the part of the best matrix product's rate in
+    the same cell, `memory` bytes at the height of a call beyond weights and inputs, `compiling` the seconds
+    by which the first call was longer than the others. Where `refused` says why, nothing was timed.
+    """
+
+    cell: Cell
+    name: str
+    ours: bool
+    refused: str | None = None
+    proof: Proof | None = None
+    ms: tuple[float, float, float] | None = None
+    images_per_second: float | None = None
+    gflops: float | None = None
+    share: float | None = None
+    ratio: Ratio | None = None
+    memory: int | None = None
+    compiling: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The rows of all cells, and what they were measured on and how."""
+
+    rows: tuple[Row, ...]
+    baseline: str
+    rounds: int
+    machine: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def refused(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.refused)
+
+
+def bench(
+    cells: Iterable[Cell],
+    contestants: Sequence[Contestant],
+    *,
+    baseline: str | None = None,
+    rounds: int = LEAST_ROUNDS,
+    threads: int | None = None,
+    seed: int = 0,
+    gemm: int = 2048,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Result:
+    """Time every contestant in every cell.
+
+    Ratios are to `baseline`, a contestant as it is printed, the first by default, which is also timed
+    twice (the row "A/A"): how far that ratio is from 1 is the noise. `threads` of the cores are used, by both
+    frameworks; JAX has as many as when it was first used. `gemm` is the side of the square matrices.
+    Raises `ConfigError` for a baseline that is not timed, too few rounds, or a device that is not there.
+    """
+    names = [str(contestant) for contestant in contestants]
+    baseline = names[0] if baseline is None and names else baseline
+    if baseline not in names:
+        raise ConfigError(f"the baseline is {baseline!r}; it must be one that is timed: {', '.join(names)}")
+    if rounds < LEAST_ROUNDS:
+        raise ConfigError(f"rounds is {rounds}; a median and its interval need at least {LEAST_ROUNDS}")
+    prover = Prover(seed)
+    rows: list[Row] = []
+    with pinned(threads, {contestant.program.framework for contestant in contestants}) as cores, Machine() as machine:
+        for cell in cells:
+            with _clean(contestants):
+                rows += _rows(cell, contestants, baseline, rounds, seed, gemm, prover, on_step)
+        with _as_timed(contestants):
+            used = settings(cores)
+    return Result(tuple(rows), baseline, rounds, machine.described(), used)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A contestant ready to be timed, or why it is not."""
+
+    contestant: Contestant
+    call: Any
+    first: float
+    proof: Proof
+
+
+def _rows(
+    cell: Cell,
+    contestants: Sequence[Contestant],
+    baseline: str,
+    rounds: int,
+    seed: int,
+    gemm: int,
+    prover: Prover,
+    on_step: Callable[[str], None],
+) -> Iterator[Row]:
+    entries = {}
+    for contestant in contestants:
+        on_step(f"{contestant}: {cell}")
+        entries[str(contestant)] = _prepared(contestant, cell, prover, seed)
+    on_step(f"timing: {cell}")
+    sound = {name: entry for name, entry in entries.items() if not entry.proof.refused}
+    calls = {name: entry.call for name, entry in sound.items()}
+    if baseline in calls:
+        calls[AGAIN] = calls[baseline]
+    products = _products(cell, contestants, gemm)
+    seconds = in_rounds({**calls, **products}, rounds, seed) if calls else {}
+    rates = {name: 2 * gemm**3 / np.median(seconds[name]) for name in products if seconds}
+    for name, entry in entries.items():
+        ours = entry.contestant.program.ours
+        if name in sound:
+            compiling = max(0.0, entry.first - float(np.median(seconds[name])))
+            row = Row(cell, name, ours, proof=entry.proof, memory=entry.call.memory(), compiling=compiling)
+            yield _timed(row, cell.flops, cell.batch, seconds, baseline, rates)
+        else:
+            yield Row(cell, name, ours, entry.proof.refused, entry.proof)
+    if AGAIN in calls:
+        yield _timed(Row(cell, AGAIN, False), cell.flops, cell.batch, seconds, baseline, rates)
+    for name in rates:
+        yield _timed(Row(cell, name, False), 2 * gemm**3, None, seconds, None, rates)
+
+
+def _prepared(contestant: Contestant, cell: Cell, prover: Prover, seed: int) -> _Entry:
+    call = call_of(contestant, cell, seed)
+    start = time.perf_counter()
+    call()
+    first = time.perf_counter() - start
+    return _Entry(contestant, call, first, prover.prove(contestant, cell, call))
+
+
+def _products(cell: Cell, contestants: Sequence[Contestant], size: int) -> dict[str, Callable[[], None]]:
+    """A matrix product for each framework."""
+    products = {}
+    for framework in sorted({contestant.program.framework for contestant in contestants}):
+        if framework == "torch":
+            from mixer_equiv.throughput.in_torch import gemm
+        else:
+            from mixer_equiv.throughput.in_jax import gemm
+        products[f"{GEMM} {framework}"] = gemm(cell, size)
+    return products
+
+
+def _timed(
+    row: Row,
+    flops: int,
+    images: int | None,
+    seconds: Mapping[str, np.ndarray],
+    baseline: str | None,
+    rates: Mapping[str, float],
+) -> Row:
+    own = seconds[row.name]
+    low, median, high = quartiles(own)
+    return dataclasses.replace(
+        row,
+        ms=(1e3 * low, 1e3 * median, 1e3 * high),
+        images_per_second=images / median if images else None,
+        gflops=flops / median / 1e9,
+        share=flops / median / max(rates.values()),
+        ratio=paired_ratio(own, seconds[baseline]) if baseline in seconds and baseline else None,
+    )
+
+
+@contextlib.contextmanager
+def _as_timed(contestants: Sequence[Contestant]) -> Iterator[None]:
+    """The precision of both frameworks as it is while something is timed, in any dtype but float64."""
+    with contextlib.ExitStack() as stack:
+        for framework in {contestant.program.framework for contestant in contestants}:
+            if framework == "torch":
+                from mixer_equiv.throughput.in_torch import precision
+
+                stack.enter_context(precision())
+            else:
+                from mixer_equiv.throughput import in_jax
+
+                stack.enter_context(in_jax.precision())
+        yield
+
+
+@contextlib.contextmanager
+def _clean(contestants: Sequence[Contestant]) -> Iterator[None]:
+    """Whatever was compiled for another cell is not used again."""
+    if any(contestant.program.compiled for contestant in contestants):
+        from mixer_equiv.throughput.in_torch import compiled_anew
+
+        with compiled_anew():
+            yield
+    else:
+        yield

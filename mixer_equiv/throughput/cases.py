@@ -1,0 +1,70 @@
+"""`Cell`: what all programs that are compared have in common, and `cells`, every combination that is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.errors import ConfigError
+
+# Bytes of a number in each.
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+DEVICES = ("cpu", "cuda")
+
+# What a case may be, and how many forward passes' worth of arithmetic it takes.
+MODES = {"inference": 1, "training": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of the axes at which programs are compared: the ratios of a table are within cells.
+
+    `dtype` is that of weights, images and activations alike, in every framework. In `mode` "inference"
+    the logits of a batch are computed; in "training" those, gradients and a step of SGD.
+    """
+
+    config: MixerConfig
+    dtype: str = "float32"
+    batch: int = 8
+    device: str = "cpu"
+    mode: str = "inference"
+
+    def __post_init__(self) -> None:
+        for field, known in (("dtype", DTYPES), ("device", DEVICES), ("mode", MODES)):
+            if getattr(self, field) not in known:
+                raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(known)}")
+        if self.batch < 1:
+            raise ConfigError(f"batch is {self.batch}; it must be at least 1")
+        if (self.dtype, self.device) == ("float16", "cpu"):
+            raise ConfigError("dtype is 'float16' on the CPU, which has no arithmetic for it; use cuda, or bfloat16")
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the matrix products of one call, two for each multiply-add.
+
+        The gradients of a product are two products more.
+        """
+        return 2 * self.config.macs * self.batch * MODES[self.mode]
+
+    @property
+    def x64(self) -> bool:
+        """Whether JAX must be told to compute in float64."""
+        return self.dtype == "float64"
+
+    @property
+    def variant(self) -> str:
+        config = self.config
+        return config.name or f"custom ({config.num_blocks} x {config.num_tokens} x {config.hidden_dim})"
+
+    def __str__(self) -> str:
+        return f"{self.variant}, {self.dtype}, batch {self.batch}, {self.device}, {self.mode}"
+
+
+def cells(
+    configs: Iterable[MixerConfig], dtypes: Iterable[str], batches: Iterable[int], device: str, modes: Iterable[str]
+) -> Iterator[Cell]:
+    """Every combination. Raises `ConfigError` for one that cannot be."""
+    for config, dtype, mode, batch in itertools.product(configs, dtypes, modes, batches):
+        yield Cell(config, dtype, batch, device, mode)

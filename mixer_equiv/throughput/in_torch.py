@@ -1,0 +1,137 @@
+"""A torch program of a cell as something to call: inference, or a training step by `torch.optim.SGD`."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixer_equiv.arrays import to_numpy, to_torch
+from mixer_equiv.convert import relabel
+from mixer_equiv.errors import ConfigError
+from mixer_equiv.layouts import LAYOUTS, LINEN
+from mixer_equiv.throughput.cases import Cell
+from mixer_equiv.throughput.machine import extra_memory
+from mixer_equiv.throughput.programs import Contestant
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class TorchCall:
+    """Calling it computes once, and returns when that is done."""
+
+    def __init__(self, contestant: Contestant, cell: Cell, params: Arrays, images: np.ndarray, cotangent: np.ndarray):
+        check_device(cell.device)
+        self.cell, self.layout = cell, LAYOUTS[contestant.program.layout]
+        dtype = getattr(torch, cell.dtype)
+        with torch.device("meta"):
+            model = contestant.program.make(cell.config, contestant.formulation)
+        state = {name: to_torch(array) for name, array in relabel(params, LINEN, self.layout, cell.config).items()}
+        model.load_state_dict({name: value.to(cell.device, dtype) for name, value in state.items()}, assign=True)
+        model.train(cell.mode == "training")
+        self.model = model
+        self.images = to_torch(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(cell.device, dtype)
+        self.cotangent = to_torch(cotangent).to(cell.device, dtype)
+        run = torch.compile(model, dynamic=False) if contestant.program.compiled else model
+        self.run: Callable[[torch.Tensor], torch.Tensor] = run
+        if cell.mode == "training":
+            model.requires_grad_(True)
+            self.optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def __call__(self) -> None:
+        self._once()
+
+    def _once(self) -> Any:
+        with precision():
+            result = {"training": self._step, "inference": self._infer}[self.cell.mode]()
+        if self.cell.device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    def _infer(self) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.run(self.images)
+
+    def _step(self) -> None:
+        with torch.enable_grad():
+            self.optimiser.zero_grad(set_to_none=True)
+            (self.run(self.images) * self.cotangent).sum().backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+
+    def logits(self) -> np.ndarray:
+        """(batch, classes), computed as when it is timed."""
+        return to_numpy("logits", self._once())
+
+    def updates(self, rate: float) -> dict[str, np.ndarray]:
+        """What a step of this rate takes from each parameter, over the rate, by canonical names; they come back."""
+        before = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        self.optimiser.param_groups[0]["lr"] = rate
+        self._once()
+        self.optimiser.param_groups[0]["lr"] = 0.0
+        moved = {}
+        with torch.no_grad():
+            for name, value in self.model.named_parameters():
+                moved[name] = to_numpy(name, ((before[name].double() - value.double()) / rate).cpu())
+                value.copy_(before[name])
+        return relabel(moved, self.layout, LINEN, self.cell.config)
+
+    def memory(self) -> int | None:
+        """Bytes that a call takes at its height, beyond weights and inputs."""
+        if self.cell.device == "cpu":
+            return extra_memory(self)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self()
+        return int(torch.cuda.max_memory_allocated() - before)
+
+
+def gemm(cell: Cell, size: int) -> Callable[[], None]:
+    """A product of two square matrices in the cell's dtype, on its device."""
+    dtype = getattr(torch, cell.dtype)
+    a, b = (torch.randn(size, size).to(cell.device, dtype) for _ in range(2))
+
+    def call() -> None:
+        with precision(), torch.inference_mode():
+            a @ b
+        if cell.device == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def check_device(device: str) -> None:
+    """Raises `ConfigError` for a device that torch does not have."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is 'cuda', and torch {torch.__version__} finds no CUDA device; use cpu")
+
+
+_BACKENDS: Any = torch.backends
+_SWITCHES = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv)
+
+
+@contextlib.contextmanager
+def precision() -> Iterator[None]:
+    """No TF32, in matrix products and convolutions: what Flax is run with too."""
+    before = [switch.fp32_precision for switch in _SWITCHES]
+    try:
+        for switch in _SWITCHES:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, value in zip(_SWITCHES, before, strict=True):
+            switch.fp32_precision = value
+
+
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+    """Nothing that was compiled before counts, in memory or on disk, so that compile times are whole."""
+    from torch._inductor import config
+
+    torch._dynamo.reset()
+    with config.patch(force_disable_caches=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
+        yield

@@ -1,0 +1,137 @@
+"""What was run on: processor, versions, threads and precision, how busy it was; and how much memory a call takes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from mixer_equiv.arrays import require
+
+PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "einops")
+_PROC = Path("/proc/self")
+
+
+class Machine:
+    """The machine, and how busy it was from the beginning to the end of a `with`."""
+
+    def __enter__(self) -> Machine:
+        self._load, self._cpu, self._start = [os.getloadavg()[0]], os.times(), datetime.datetime.now(datetime.UTC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._load.append(os.getloadavg()[0])
+        self._end, self._spent = datetime.datetime.now(datetime.UTC), os.times()
+
+    def described(self) -> dict[str, Any]:
+        """`cores_had` is the processor time of this process over the time that passed."""
+        wall = (self._end - self._start).total_seconds()
+        return {
+            "date": f"{self._start:%Y-%m-%d}",
+            "seconds": round(wall),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "load_before_and_after": [round(load, 1) for load in self._load],
+            "cores_had": round((sum(self._spent[:2]) - sum(self._cpu[:2])) / wall, 2),
+            "python": platform.python_version(),
+            **versions(PACKAGES),
+        }
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def processor() -> str:
+    """The processor's model, where the system says it, and its architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return ", ".join([*models[:1], platform.machine()])
+
+
+@contextlib.contextmanager
+def pinned(threads: int | None, frameworks: Collection[str]) -> Iterator[list[int]]:
+    """The frameworks on the same cores, one thread on each: `threads` of those allowed, by default all.
+
+    JAX makes its threads when it is first used, one for each core then allowed, so that it is used here.
+    Yields the cores.
+    """
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = sorted(before)[:threads]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    torch = require("torch", "torch", "timing torch") if "torch" in frameworks else None
+    count = torch.get_num_threads() if torch else None
+    if torch:
+        torch.set_num_threads(len(cores))
+    if "jax" in frameworks:
+        require("flax", "flax", "timing Flax")
+        require("jax", "flax", "timing JAX").devices()
+    try:
+        yield cores
+    finally:
+        if torch:
+            torch.set_num_threads(count)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, before)
+
+
+def settings(cores: list[int]) -> dict[str, Any]:
+    """Threads, cores, and the switches of precision, of the frameworks that are imported, as they are."""
+    result: dict[str, Any] = {"cores_pinned": cores}
+    if torch := sys.modules.get("torch"):
+        result |= {
+            "torch_threads": torch.get_num_threads(),
+            "tf32": {
+                "cuda.matmul": torch.backends.cuda.matmul.fp32_precision,
+                "cudnn.conv": torch.backends.cudnn.conv.fp32_precision,
+            },
+        }
+    if jax := sys.modules.get("jax"):
+        result |= {
+            "jax_threads": _threads_called("tf_XLAEigen") or None,
+            "jax_x64": bool(jax.config.jax_enable_x64),
+            "jax_matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        }
+    return result
+
+
+def _threads_called(name: str) -> int:
+    """Threads of this process by the first of their name, where the system tells."""
+    found = 0
+    for path in _PROC.glob("task/*/comm"):
+        with contextlib.suppress(OSError):
+            found += path.read_text().startswith(name)
+    return found
+
+
+def extra_memory(call: Callable[[], Any]) -> int | None:
+    """Bytes that the process is larger by at the height of a call than before it, None where the system cannot tell."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is given back, so that it counts when it is used
+    try:
+        (_PROC / "clear_refs").write_text("5")  # the high-water mark begins anew
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, KeyError):
+        return None
+
+
+def _status(field: str) -> int:
+    """Bytes that the system says this process has."""
+    lines = dict(line.split(":", 1) for line in (_PROC / "status").read_text().splitlines() if ":" in line)
+    return 1024 * int(lines[field].split()[0])

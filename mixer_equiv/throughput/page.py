@@ -1,0 +1,156 @@
+"""A `Result` as plain data, and that as a table for the terminal, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mixer_equiv.throughput.bench import Result, Row
+
+Plain = Mapping[str, Any]
+
+CELL = ("variant", "dtype", "batch", "device", "mode")
+
+
+def to_dict(result: Result) -> dict[str, Any]:
+    """Plain numbers, strings, lists and dicts, for JSON; what the other functions here take."""
+    return {
+        "baseline": result.baseline,
+        "rounds": result.rounds,
+        "machine": dict(result.machine),
+        "settings": dict(result.settings),
+        "rows": [_plain(row) for row in result.rows],
+    }
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """A row, flat, by names that are the columns of the CSV too."""
+    low, median, high = row.ms or (None, None, None)
+    ratio, proof = row.ratio, row.proof
+    return {
+        **{name: getattr(row.cell, name) for name in CELL},
+        "program": row.name,
+        "ours": row.ours,
+        "images_per_second": row.images_per_second,
+        "ms": median,
+        "ms_quartile_1": low,
+        "ms_quartile_3": high,
+        "gflops": row.gflops,
+        "share_of_peak": row.share,
+        "ratio": ratio and ratio.median,
+        "ratio_low": ratio and ratio.low,
+        "ratio_high": ratio and ratio.high,
+        "memory_bytes": row.memory,
+        "compile_seconds": row.compiling,
+        "float64_residual": proof and proof.exact,
+        "error": proof and proof.error,
+        "error_bound": proof and proof.bound,
+        "refused": row.refused,
+    }
+
+
+def _said(pattern: str, *fields: str) -> Callable[[Plain], str]:
+    """Those fields of a row in words, nothing where the first is None."""
+    return lambda row: "" if row[fields[0]] is None else pattern.format(*(row[field] for field in fields))
+
+
+COLUMNS: Mapping[str, Callable[[Plain], str]] = {
+    "program": lambda row: row["program"],
+    "images/s": _said("{:,.1f}", "images_per_second"),
+    "ms": _said("{:.2f}", "ms"),
+    "quartiles": _said("{:.2f}-{:.2f}", "ms_quartile_1", "ms_quartile_3"),
+    "GFLOP/s": _said("{:,.1f}", "gflops"),
+    "of peak": _said("{:.0%}", "share_of_peak"),
+    "ratio": _said("{:.3f} ({:.3f}-{:.3f})", "ratio", "ratio_low", "ratio_high"),
+    "memory": lambda row: "" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 1e6:,.0f} MB",
+    "compile": _said("{:.1f} s", "compile_seconds"),
+    "error": _said("{:.1e}", "error"),
+}
+
+
+# A terminal has no room for all.
+NARROW = {heading: say for heading, say in COLUMNS.items() if heading not in ("quartiles", "error")}
+
+
+def cells_of(row: Plain, columns: Mapping[str, Callable[[Plain], str]] = COLUMNS) -> list[str]:
+    """What stands under each of `columns`."""
+    if row["refused"]:
+        return [row["program"], "refused", *[""] * (len(columns) - 2)]
+    return [say(row) for say in columns.values()]
+
+
+def by_cell(rows: Iterable[Plain]) -> Iterator[tuple[str, list[Plain]]]:
+    """Rows that are compared with each other, and in words what they have in common."""
+    for cell, group in groupby(rows, lambda row: [row[name] for name in CELL]):
+        variant, dtype, batch, device, mode = cell
+        yield f"{variant}, {dtype}, batch {batch}, {device}, {mode}", list(group)
+
+
+def table(result: Plain) -> RenderableType:
+    """A table for each cell, and below them what was refused, and how all was measured."""
+    parts: list[RenderableType] = []
+    for title, rows in by_cell(result["rows"]):
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+        for heading in NARROW:
+            shown.add_column(heading, justify="left" if heading == "program" else "right", no_wrap=heading != "program")
+        for row in rows:
+            shown.add_row(*cells_of(row, NARROW), style="bold red" if row["refused"] else "bold" if row["ours"] else "")
+        parts.append(shown)
+    return Group(*parts, Text("\n".join([*refusals(result), *conditions(result)])))
+
+
+def refusals(result: Plain) -> list[str]:
+    """Why each that was refused was."""
+    return [
+        f"refused: {row['program']} in {title}: {row['refused']}"
+        for title, rows in by_cell(result["rows"])
+        for row in rows
+        if row["refused"]
+    ]
+
+
+def conditions(result: Plain) -> list[str]:
+    """How it was measured and on what, in sentences."""
+    machine, used = result["machine"], result["settings"]
+    before, after = machine["load_before_and_after"]
+    versions = [f"{name} {machine[name]}" for name in ("python", "torch", "jax", "flax", "numpy") if name in machine]
+    switches = [f"{name} {value}" for name, value in used.items() if name != "cores_pinned"]
+    return [
+        f"Ratios are speeds relative to {result['baseline']}: the median over {result['rounds']} interleaved rounds, "
+        "and its 95% interval by the bootstrap; A/A is the baseline against itself, the noise. Peak is the rate of the "
+        "best matrix product in the same cell, memory what a call takes beyond weights and inputs.",
+        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores, pinned to "
+        f"{', '.join(map(str, used['cores_pinned']))}, of which this process had {machine['cores_had']:.2f}; load "
+        f"{before} before and {after} after; {', '.join(switches)}; {', '.join(versions)}.",
+    ]
+
+
+def markdown(result: Plain) -> str:
+    """Every cell's table, and the conditions."""
+    lines: list[str] = []
+    for title, rows in by_cell(result["rows"]):
+        lines += [f"### {title}", "", *markdown_rows(list(COLUMNS), map(cells_of, rows)), ""]
+    return "\n\n".join(["\n".join(lines).rstrip(), *refusals(result), *conditions(result)]) + "\n"
+
+
+def markdown_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table of Markdown; all columns but the first are numbers."""
+    ruled = ["---", *["---:"] * (len(headings) - 1)]
+    return [f"| {' | '.join(texts)} |" for texts in (headings, ruled, *rows)]
+
+
+def to_csv(result: Plain) -> str:
+    """One line for each row, with a line of names above."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(result["rows"][0]) if result["rows"] else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result["rows"])
+    return stream.getvalue()

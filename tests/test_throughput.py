@@ -1,0 +1,367 @@
+"""What is timed is right, what is not is refused; rounds are interleaved, and ratios are what the clock says."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mixer_equiv import ConfigError, Formulation, MixerConfig
+from mixer_equiv.cli import app
+from mixer_equiv.throughput import page, plots, programs, proof
+from mixer_equiv.throughput.bench import AGAIN, Result, bench
+from mixer_equiv.throughput.cases import Cell, cells
+from mixer_equiv.throughput.clock import in_rounds, paired_ratio, quartiles
+from mixer_equiv.throughput.machine import extra_memory, pinned, settings
+from mixer_equiv.throughput.programs import PROGRAMS, Contestant, Program, contestants, parse_formulations
+
+SMALL = MixerConfig(
+    num_classes=5,
+    num_blocks=2,
+    patch_size=2,
+    image_size=(4, 6),
+    hidden_dim=12,
+    tokens_mlp_dim=7,
+    channels_mlp_dim=20,
+)
+EAGER = ("torch", "timm", "tutorial", "lucidrains")
+JITTED = ("flax", "nnx", "official")
+
+
+# The clock
+
+
+class Clock:
+    """Time that passes only by calls that take some."""
+
+    def __init__(self) -> None:
+        self.now, self.log = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, name: str, seconds: float) -> Any:
+        def call() -> None:
+            self.log.append(name)
+            self.now += seconds
+
+        return call
+
+
+def test_a_round_has_a_turn_of_everyone_in_an_order_of_its_own() -> None:
+    clock = Clock()
+    calls = {name: clock.takes(name, 1.0) for name in "abc"}
+    in_rounds(calls, 30, turn=1.0, clock=clock)
+    turns = clock.log[3::2]  # the first three calls tell how long one takes; of the others every first warms up
+    assert turns == clock.log[4::2]
+    rounds = [tuple(turns[i : i + 3]) for i in range(0, 90, 3)]
+    assert {tuple(sorted(each)) for each in rounds} == {("a", "b", "c")}
+    assert len(set(rounds)) == 6
+
+
+def test_seconds_are_those_of_one_call_however_many_fill_a_turn() -> None:
+    clock = Clock()
+    seconds = in_rounds({"slow": clock.takes("slow", 3.0), "fast": clock.takes("fast", 0.25)}, 10, 0, 1.0, clock)
+    assert np.array_equal(seconds["slow"], np.full(10, 3.0))
+    assert np.array_equal(seconds["fast"], np.full(10, 0.25))
+    assert clock.log.count("slow") == 1 + 2 * 10
+    assert clock.log.count("fast") == 1 + 5 * 10
+
+
+def test_fewer_than_ten_rounds_are_refused() -> None:
+    with pytest.raises(ValueError, match="rounds is 9"):
+        in_rounds({}, 9)
+
+
+def test_a_ratio_is_the_median_of_pairs_and_not_of_sides() -> None:
+    baseline = np.array([1.0, 10.0, 100.0] * 4)  # a machine that is busier and busier
+    ratio = paired_ratio(baseline / 2, baseline)
+    assert (ratio.low, ratio.median, ratio.high) == (2.0, 2.0, 2.0)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        ratio = paired_ratio(rng.lognormal(0, 0.1, 15), np.full(15, 1.2))
+        held += ratio.low < 1.2 < ratio.high
+    assert 0.90 < held / 300 < 0.99
+
+
+def test_quartiles_are_numpys() -> None:
+    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0)
+
+
+# The cells
+
+
+def test_a_cell_counts_two_operations_for_each_multiply_add_and_three_passes_for_a_step() -> None:
+    assert Cell(SMALL, batch=3).flops == 2 * 3 * SMALL.macs
+    assert Cell(SMALL, batch=3, mode="training").flops == 3 * Cell(SMALL, batch=3).flops
+
+
+def test_cells_are_every_combination() -> None:
+    made = list(cells([SMALL], ["float32", "bfloat16"], [1, 8], "cpu", ["inference", "training"]))
+    assert len(set(made)) == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dtype": "int8"}, "dtype is 'int8'; it must be one of float32"),
+        ({"dtype": "float16"}, "dtype is 'float16' on the CPU"),
+        ({"batch": 0}, "batch is 0"),
+        ({"device": "tpu"}, "device is 'tpu'; it must be one of cpu, cuda"),
+        ({"mode": "sleep"}, "mode is 'sleep'; it must be one of inference, training"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Cell(SMALL, **fields)
+
+
+def test_contestants_are_programs_in_the_formulations_that_they_can_have() -> None:
+    given = parse_formulations(["conv,matmul,linear", "conv, linear, linear"])
+    assert [str(each) for each in contestants(["torch", "timm"], given)] == [
+        "torch",
+        "torch (conv, matmul, linear)",
+        "timm",
+    ]
+    assert len(parse_formulations(["all"])) == 30
+
+
+@pytest.mark.parametrize("text", ["conv", "conv,linear,linear,linear", "conv,none,linear"])
+def test_what_is_no_formulation_is_an_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="formulation"):
+        parse_formulations([text])
+
+
+@pytest.mark.parametrize(("name", "formulation"), [("mlp", Formulation()), ("timm", Formulation(tokens="matmul"))])
+def test_what_is_no_contestant_is_an_error(name: str, formulation: Formulation) -> None:
+    with pytest.raises(ConfigError, match=r"program is 'mlp'|timm is written in one way"):
+        Contestant(name, formulation)
+
+
+# The proof
+
+
+@pytest.fixture(scope="module")
+def prover() -> proof.Prover:
+    return proof.Prover(3)
+
+
+def proven(prover: proof.Prover, contestant: Contestant, cell: Cell) -> proof.Proof:
+    return prover.prove(contestant, cell, proof.call_of(contestant, cell, prover.seed))
+
+
+@pytest.mark.parametrize("name", [*EAGER, *JITTED])
+def test_every_program_is_the_official_function(prover: proof.Prover, name: str) -> None:
+    for dtype, batch in (("float32", 3), ("bfloat16", 1)):
+        seen = proven(prover, Contestant(name), Cell(SMALL, dtype, batch))
+        assert seen.refused is None
+        assert seen.exact <= 1e-12
+        assert 0 < seen.error <= seen.bound
+
+
+@pytest.mark.parametrize("name", [*EAGER, "flax"])
+def test_every_training_step_is_the_official_one(prover: proof.Prover, name: str) -> None:
+    seen = proven(prover, Contestant(name), Cell(SMALL, "float32", 3, mode="training"))
+    assert seen.refused is None
+    assert seen.exact <= 1e-12
+
+
+def test_weights_are_as_before_once_a_step_was_proven() -> None:
+    for name in ("torch", "flax"):
+        call = proof.call_of(Contestant(name), Cell(SMALL, batch=2, mode="training"), 0)
+        first, again = call.updates(8.0), call.updates(8.0)
+        assert all(np.array_equal(first[key], again[key]) for key in first)
+
+
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More programs: timm as it comes, and one that is right in float64 alone."""
+
+    def erf(config: MixerConfig, formulation: Formulation) -> Any:
+        from mixer_equiv.throughput.peers_torch import timm_mixer
+
+        return timm_mixer(config)
+
+    def rough(config: MixerConfig, formulation: Formulation) -> Any:
+        model = PROGRAMS["torch"].make(config, formulation)
+        forward = model.forward
+        model.forward = lambda images: forward(images) if images.dtype == torch.float64 else forward(images) * 1.00001
+        return model
+
+    monkeypatch.setitem(PROGRAMS, "erf", Program("torch", erf, "timm"))
+    monkeypatch.setitem(PROGRAMS, "rough", Program("torch", rough, "torch"))
+
+
+@pytest.mark.usefixtures("wrong")
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_a_wrong_program_is_refused_and_not_timed(mode: str) -> None:
+    rows = small_bench([Contestant("torch"), Contestant("erf"), Contestant("rough")], mode=mode).rows
+    by_name = {row.name: row for row in rows}
+    assert by_name["torch"].refused is None
+    assert by_name["erf"].refused.startswith("another function: float64 residual")
+    assert by_name["erf"].ms is None
+    if mode == "inference":
+        assert by_name["rough"].refused.startswith("inexact: its error in float32 is")
+        assert by_name["rough"].ms is None
+
+
+def small_bench(given: list[Contestant], mode: str = "inference", **kwargs: Any) -> Result:
+    return bench([Cell(SMALL, batch=3, mode=mode)], given, threads=1, gemm=32, **kwargs)
+
+
+# The whole
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return small_bench([Contestant("torch"), Contestant("timm"), Contestant("flax")], baseline="timm")
+
+
+def test_a_result_has_every_contestant_the_noise_and_a_peak_for_each_framework(result: Result) -> None:
+    assert [row.name for row in result.rows] == ["torch", "timm", "flax", AGAIN, "GEMM jax", "GEMM torch"]
+    rows = {row.name: row for row in result.rows}
+    assert rows["timm"].ratio == paired_ratio(np.ones(10), np.ones(10))
+    assert rows[AGAIN].ratio.median != 1.0
+    assert max(rows["GEMM jax"].share, rows["GEMM torch"].share) == 1.0
+    for name in ("torch", "timm", "flax"):
+        row = rows[name]
+        low, median, high = row.ms
+        assert 0 < low <= median <= high
+        assert row.images_per_second == pytest.approx(3 / (median / 1e3))
+        assert row.gflops == pytest.approx(row.cell.flops / median / 1e6)
+        assert row.share == pytest.approx(row.gflops / max(rows["GEMM jax"].gflops, rows["GEMM torch"].gflops))
+        assert row.compiling >= 0
+    assert rows["flax"].compiling > 10 * rows["flax"].ms[1] / 1e3
+
+
+def test_settings_are_those_of_the_timing(result: Result) -> None:
+    assert result.settings["torch_threads"] == len(result.settings["cores_pinned"]) == 1
+    assert result.settings["tf32"] == {"cuda.matmul": "ieee", "cudnn.conv": "ieee"}
+    assert (result.settings["jax_x64"], result.settings["jax_matmul_precision"]) == (False, "highest")
+    assert result.machine["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_threads_are_as_before_once_something_was_timed() -> None:
+    before = torch.get_num_threads()
+    with pinned(1, ["torch"]) as cores:
+        assert settings(cores)["torch_threads"] == len(cores) == 1
+    assert torch.get_num_threads() == before
+
+
+def test_memory_is_what_a_call_takes_at_its_height() -> None:
+    def call() -> None:
+        np.ones(8_000_000).sum()
+
+    assert extra_memory(call) == pytest.approx(64e6, rel=0.1)
+    assert extra_memory(lambda: None) < 1e6
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"baseline": "flax"}, "the baseline is 'flax'; it must be one that is timed: torch"),
+        ({"rounds": 3}, "rounds is 3"),
+    ],
+)
+def test_what_cannot_be_timed_is_an_error(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_bench([Contestant("torch")], **kwargs)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(("name", "framework"), [("torch", "torch"), ("flax", "JAX")])
+def test_each_framework_says_that_it_has_no_cuda(name: str, framework: str) -> None:
+    with pytest.raises(ConfigError, match=f"device is 'cuda', and {framework} "):
+        bench([Cell(SMALL, device="cuda")], [Contestant(name)])
+
+
+# What a person sees
+
+
+def test_csv_and_json_hold_every_number(result: Result) -> None:
+    plain = json.loads(json.dumps(page.to_dict(result), allow_nan=False))
+    assert [row["program"] for row in plain["rows"]] == [row.name for row in result.rows]
+    read = list(csv.DictReader(io.StringIO(page.to_csv(plain))))
+    assert [float(row["ms"]) for row in read] == [row["ms"] for row in plain["rows"]]
+    assert {"torch", "jax", "processor", "load_before_and_after"} <= plain["machine"].keys()
+
+
+def test_markdown_names_every_program_and_why_one_was_refused(result: Result) -> None:
+    plain = page.to_dict(result)
+    plain["rows"][1] |= {"refused": "another function", "ms": None}
+    shown = page.markdown(plain)
+    assert all(f"| {row.name} |" in shown for row in result.rows)
+    assert "refused: timm in custom (2 x 6 x 12), float32, batch 3, cpu, inference: another function" in shown
+    assert "torch_threads 1" in shown
+
+
+def test_a_plot_is_an_svg_and_a_png_of_every_program(result: Result, tmp_path: Path) -> None:
+    rows = page.to_dict(result)["rows"]
+    written = plots.plot(rows, tmp_path / "speed.svg")
+    assert [path.name for path in written] == ["speed.svg", "speed.png"]
+    assert written[1].read_bytes().startswith(b"\x89PNG")
+    first = written[0].read_text()
+    assert "<svg" in first
+    plots.plot(rows, tmp_path / "speed.png")
+    assert written[0].read_text() == first
+
+
+@pytest.mark.parametrize(("name", "rows"), [("speed.pdf", None), ("speed.svg", [])])
+def test_what_cannot_be_plotted_is_an_error(result: Result, tmp_path: Path, name: str, rows: Any) -> None:
+    with pytest.raises(ConfigError, match=r"a plot is written as|there is nothing to plot"):
+        plots.plot(page.to_dict(result)["rows"] if rows is None else rows, tmp_path / name)
+
+
+TINY = dataclasses.asdict(SMALL) | {"activation": "gelu_tanh"}
+COMMAND = ["bench", "--kwargs", json.dumps(TINY), "--batch", "2", "--threads", "1", "--gemm", "32"]
+
+
+def test_the_command_writes_what_it_shows(tmp_path: Path) -> None:
+    files = {name: str(tmp_path / f"speed.{name}") for name in ("json", "csv", "markdown")}
+    options = [text for name, path in files.items() for text in (f"--{name}", path)]
+    outcome = CliRunner().invoke(app, [*COMMAND, "--program", "torch", "--program", "timm", *options])
+    assert outcome.exit_code == 0, outcome.output
+    plain = json.loads(Path(files["json"]).read_text())
+    assert plain["baseline"] == "timm"
+    assert f"{plain['rows'][0]['images_per_second']:,.1f}" in outcome.output
+    assert Path(files["csv"]).read_text() == page.to_csv(plain)
+    assert Path(files["markdown"]).read_text() == page.markdown(plain)
+
+
+@pytest.mark.usefixtures("wrong")
+def test_the_command_fails_if_what_it_times_is_wrong() -> None:
+    outcome = CliRunner().invoke(app, [*COMMAND, "--program", "torch", "--program", "erf"])
+    assert outcome.exit_code == 1
+    assert "refused: erf" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--variant", "Z/16"], "Z/16"),
+        (["--dtype", "int8"], "dtype is 'int8'"),
+        (["--program", "jax"], "program is 'jax'"),
+        (["--rounds", "2"], "rounds is 2"),
+        (["--baseline", "nobody"], "the baseline is 'nobody'"),
+    ],
+)
+def test_the_command_says_what_it_cannot_do(options: list[str], message: str) -> None:
+    outcome = CliRunner().invoke(app, [*COMMAND, *options])
+    assert outcome.exit_code == 2
+    assert message in outcome.output
+
+
+def test_programs_are_those_that_the_docs_name() -> None:
+    assert set(programs.PROGRAMS) == {*EAGER, *JITTED, "torch compiled", "timm compiled"}
