@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.metadata
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from mixer_equiv.throughput.programs import PROGRAMS, Contestant, Program, conte
 
 SMALL = MixerConfig(
     num_classes=5,
-    num_blocks=2,
+    num_blocks=1,
     patch_size=2,
     image_size=(4, 6),
     hidden_dim=12,
@@ -35,6 +37,15 @@ SMALL = MixerConfig(
 )
 EAGER = ("torch", "timm", "tutorial", "lucidrains")
 JITTED = ("flax", "nnx", "official")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On small arrays several only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # The clock
@@ -164,7 +175,7 @@ def proven(prover: proof.Prover, contestant: Contestant, cell: Cell) -> proof.Pr
 
 @pytest.mark.parametrize("name", [*EAGER, *JITTED])
 def test_every_program_is_the_official_function(prover: proof.Prover, name: str) -> None:
-    for dtype, batch in (("float32", 3), ("bfloat16", 1)):
+    for dtype, batch in (("float32", 3), ("bfloat16", 1)) if name in ("torch", "flax") else (("float32", 3),):
         seen = proven(prover, Contestant(name), Cell(SMALL, dtype, batch))
         assert seen.refused is None
         assert seen.exact <= 1e-12
@@ -250,7 +261,7 @@ def test_settings_are_those_of_the_timing(result: Result) -> None:
     assert result.settings["torch_threads"] == len(result.settings["cores_pinned"]) == 1
     assert result.settings["tf32"] == {"cuda.matmul": "ieee", "cudnn.conv": "ieee"}
     assert (result.settings["jax_x64"], result.settings["jax_matmul_precision"]) == (False, "highest")
-    assert result.machine["torch"] == torch.__version__.partition("+")[0]
+    assert result.machine["torch"] == importlib.metadata.version("torch")
 
 
 def test_threads_are_as_before_once_something_was_timed() -> None:
@@ -303,7 +314,7 @@ def test_markdown_names_every_program_and_why_one_was_refused(result: Result) ->
     plain["rows"][1] |= {"refused": "another function", "ms": None}
     shown = page.markdown(plain)
     assert all(f"| {row.name} |" in shown for row in result.rows)
-    assert "refused: timm in custom (2 x 6 x 12), float32, batch 3, cpu, inference: another function" in shown
+    assert "refused: timm in custom (1 x 6 x 12), float32, batch 3, cpu, inference: another function" in shown
     assert "torch_threads 1" in shown
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.formulation import Formulation
 from mixer_equiv.models.torch_formulations import CHANNELS, TOKENS, Mixing, embed, layer_norm, mlp
+from mixer_equiv.models.torch_fused import can_fuse, fused
 
 OFFICIAL = Formulation()
 
@@ -41,6 +42,7 @@ class MlpBlock(nn.Module):
     """Linear, activation, Linear back to the input's width, over one axis.
 
     `mlp_dim` defaults to `dim`. `mixing` are the operation that stands for a Linear, and its axis.
+    In inference on a CPU the activation is computed inside the first (`mixer_equiv.models.torch_fused`).
     """
 
     def __init__(
@@ -59,7 +61,10 @@ class MlpBlock(nn.Module):
 
     def forward(self, x: Tensor, axis: int = -1) -> Tensor:
         """(..., dim) to (..., dim), or another of the last two axes of three."""
-        return mlp(x, axis, (self.dense_0, self.dense_1), ACTIVATIONS[self.activation], self.mixing)
+        layers = self.dense_0, self.dense_1
+        if self.mixing == TOKENS["linear"] and can_fuse(x, layers, self.activation):
+            return fused(x, layers, self.activation) if axis == -1 else fused(x.mT, layers, self.activation).mT
+        return mlp(x, axis, layers, ACTIVATIONS[self.activation], self.mixing)
 
 
 class MixerBlock(nn.Module):

@@ -55,7 +55,7 @@ def plot(rows: Rows, path: Path) -> list[Path]:
             handles.values(),
             handles.keys(),
             loc="outside lower center",
-            ncols=max(2, min(5, 2 * len(panels))),
+            ncols=columns,
             frameon=False,
         )
         for file in written:

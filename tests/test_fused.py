@@ -1,0 +1,182 @@
+"""The fused MLP of the torch model is the plain one, and is taken only where nobody could tell."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixer_equiv import Formulation
+from mixer_equiv.config import ACTIVATIONS
+from mixer_equiv.models import torch as models
+from mixer_equiv.models import torch_fused
+from mixer_equiv.models.torch import MlpBlock
+
+FUSED = sorted(torch_fused.POST_OPS)
+
+
+def block(activation: str = "gelu_tanh", dtype: torch.dtype = torch.float32) -> MlpBlock:
+    torch.manual_seed(7)
+    made = MlpBlock(13, 29, activation).to(dtype).eval()
+    for value in made.parameters():
+        nn.init.normal_(value, std=0.4)
+    return made.requires_grad_(False)
+
+
+def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return 2 * torch.randn(3, 5, 13, generator=torch.Generator().manual_seed(8)).to(dtype)
+
+
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
+def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, float]:
+    """Of the fused and of the plain path, relative to float64."""
+    taken = made(x, axis)
+    with without_onednn():
+        plain = made(x, axis)
+    truth = made.double()(x.double(), axis)
+    return tuple(float((y.double() - truth).norm() / truth.norm()) for y in (taken, plain))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The activation of every call of the fused path."""
+    seen: list[str] = []
+    original = models.fused
+
+    def fused(x: Any, layers: Any, activation: str) -> Any:
+        seen.append(activation)
+        return original(x, layers, activation)
+
+    monkeypatch.setattr(models, "fused", fused)
+    return seen
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize("dtype", torch_fused.DTYPES)
+@pytest.mark.parametrize("activation", FUSED)
+def test_fused_is_as_exact_as_plain(activation: str, dtype: torch.dtype, axis: int, calls: list[str]) -> None:
+    x = images(dtype) if axis == -1 else images(dtype).mT
+    fused, plain = errors(block(activation, dtype), x, axis)
+    assert calls == [activation]
+    assert 0 < fused <= 4 * plain
+    assert fused < {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+
+
+def test_another_gelu_in_the_fused_path_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+    fused, plain = errors(block(), images(), -1)
+    assert fused > 100 * plain
+
+
+def test_an_activation_that_onednn_has_not_is_computed_all_the_same(calls: list[str]) -> None:
+    assert set(ACTIVATIONS) - set(FUSED) == {"quick_gelu"}
+    fused, plain = errors(block("quick_gelu"), images(), -1)
+    assert (fused, calls) == (plain, [])
+
+
+def test_other_formulations_are_not_fused(calls: list[str]) -> None:
+    made = models.MixerBlock(5, 13, 7, 29, formulation=Formulation(tokens="matmul")).eval().requires_grad_(False)
+    made(images())
+    assert calls == ["gelu_tanh"]  # of the channels, which are linear
+
+
+# Where it is not taken
+
+Change = Callable[[MlpBlock], Any]
+
+
+def _hooked(made: MlpBlock) -> Any:
+    made.dense_0.register_forward_hook(lambda module, given, output: None)
+
+
+def _hooked_before(made: MlpBlock) -> Any:
+    made.dense_1.register_forward_pre_hook(lambda module, given: None)
+
+
+def _hooked_everywhere(made: MlpBlock) -> Any:
+    return nn.modules.module.register_module_forward_hook(lambda module, given, output: None)
+
+
+def _trained(made: MlpBlock) -> Any:
+    made.dense_1.weight.requires_grad_(True)
+
+
+def _normed(made: MlpBlock) -> Any:
+    weight_norm(made.dense_0)
+    made.requires_grad_(False)
+
+
+def _other_class(made: MlpBlock) -> Any:
+    class Linear(nn.Linear):
+        pass
+
+    made.dense_0.__class__ = Linear
+
+
+def _other_forward(made: MlpBlock) -> Any:
+    made.dense_0.forward = made.dense_0.forward
+
+
+NOT_FUSED: dict[str, Change] = {
+    "a hook on a layer": _hooked,
+    "a hook before a layer": _hooked_before,
+    "a hook on all modules": _hooked_everywhere,
+    "a weight that is trained": _trained,
+    "a weight that is computed": _normed,
+    "a layer of another class": _other_class,
+    "a layer with a forward of its own": _other_forward,
+    "a mode of dispatch": lambda made: FlopCounterMode(display=False),
+    "a mode of functions": lambda made: torch.device("cpu"),
+    "autocast": lambda made: torch.autocast("cpu", torch.bfloat16),
+    "oneDNN switched off": lambda made: without_onednn(),
+    "float64": lambda made: made.double() and None,
+}
+
+
+@pytest.mark.parametrize("name", NOT_FUSED)
+def test_the_plain_path_is_taken_with(name: str, calls: list[str]) -> None:
+    made = block()
+    expected = made(images())
+    assert calls == ["gelu_tanh"]
+    context = NOT_FUSED[name](made)
+    try:
+        with context if hasattr(context, "__enter__") else contextlib.nullcontext():
+            output = made(images(next(made.parameters()).dtype))
+    finally:
+        if hasattr(context, "remove"):
+            context.remove()
+    assert calls == ["gelu_tanh"]
+    assert torch.allclose(output.float(), expected, rtol=0, atol=0.2 if name == "autocast" else 1e-5)
+
+
+def test_the_plain_path_is_taken_where_images_are_differentiated_or_mapped(calls: list[str]) -> None:
+    made = block()
+    x = images().requires_grad_()
+    made(x).sum().backward()
+    assert x.grad is not None
+    torch.vmap(made)(images())
+    assert calls == []
+    with torch.no_grad():
+        made(x)
+    assert calls == ["gelu_tanh"]
+
+
+def test_hooks_see_what_they_would(calls: list[str]) -> None:
+    made, seen = block(), []
+    made.dense_0.register_forward_hook(lambda module, given, output: seen.append(output.shape))
+    made(images())
+    assert seen == [(3, 5, 29)]
