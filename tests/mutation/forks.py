@@ -87,7 +87,7 @@ def clone(to: Path) -> Path:
     """A copy of the tree, in which a module can be changed."""
     for name in ("mixer_equiv", "tests", "benchmarks", "docs", "examples"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("conftest.py", "pyproject.toml", "README.md", "Makefile"):
+    for name in ("conftest.py", "mixer_equiv_pytest.py", "pyproject.toml", "README.md", "Makefile"):
         shutil.copy(ROOT / name, to)
     return to
 
