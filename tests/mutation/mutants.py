@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.toml"
 
-LAYOUTS = ("test_layouts.py", "test_register.py", "test_finding.py")
+LAYOUTS = ("test_tables.py", "test_layouts.py", "test_register.py", "test_finding.py")
 # Each module with the tests that are about it.
 MODULES: dict[str, tuple[str, ...]] = {
     "mixer_equiv/layouts/layout.py": LAYOUTS,
