@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 
 import pytest
@@ -6,6 +7,7 @@ from mixer_equiv import LAYOUTS, LayoutError
 from mixer_equiv.config import config_from_axes
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.layouts import LINEN, Layout, Row, detect, get_layout
+from mixer_equiv.layouts.detect import OPTIMIZER_STATE
 from mixer_equiv.layouts.layout import axis_groups
 
 CONFIG = DEFAULT_CONFIG
@@ -142,3 +144,155 @@ def test_an_unknown_layout_name_is_refused_with_the_known_ones():
     assert get_layout("flax") is LINEN
     names = [name for layout in LAYOUTS.values() for name in (layout.name, *layout.aliases)]
     assert len(set(names)) == len(names)
+
+
+# Depth
+
+
+def names_of(layout, blocks, prefix=""):
+    """Names of all parameters of some blocks, and of those outside as in a model of 12."""
+    return {
+        prefix + b.foreign: ()
+        for name, b in layout.bindings(12).items()
+        if not b.row.in_block or int(name.split("/")[0].removeprefix("MixerBlock_")) in blocks
+    }
+
+
+@pytest.mark.parametrize(
+    ("blocks", "depth", "absent"),
+    [
+        (range(12), 12, 0),
+        (range(1), 1, 0),
+        (range(3), 3, 0),
+        ([0, 1, 2, 3, 5], 6, 12),
+        ([0, 1, 9], 2, 0),
+        ([0, 1, 2, 11], 3, 0),
+        ([1, 2, 3], 4, 12),
+        ([0, 2], 3, 12),
+        ([0, 3], 1, 0),
+    ],
+)
+def test_the_depth_is_what_explains_most_names_up_to_the_first_gap_or_the_highest_block(blocks, depth, absent):
+    names = names_of(LINEN, blocks)
+    match = detect(names, [LINEN], names)
+    assert (match.num_blocks, match.absent) == (depth, absent)
+    assert match.found == 6 + 12 * len(set(blocks) & set(range(depth)))
+
+
+@pytest.mark.parametrize("numbers", ["{i}", "{i+7}", "{2i}", "{3i+1}", "of{L}.{i}", "{i}.of{L}", "{i}.again{i}"])
+def test_blocks_are_counted_as_their_names_say(numbers):
+    rows = (dataclasses.replace(row, foreign=row.foreign.replace("{i}", numbers)) for row in LAYOUTS["timm"].rows)
+    layout = dataclasses.replace(LAYOUTS["timm"], name="ours", rows=tuple(rows))
+    for depth in (1, 2, 12):
+        names = {f"x.{b.foreign}" for b in layout.bindings(depth).values()}
+        match = detect(names, [layout], {})
+        assert (match.num_blocks, match.prefix, match.found, match.absent) == (depth, "x.", 6 + 12 * depth, 0)
+
+
+def test_numbers_between_those_of_blocks_are_no_blocks():
+    rows = (dataclasses.replace(row, foreign=row.foreign.replace("{i}", "{3i+1}")) for row in LAYOUTS["timm"].rows)
+    layout = dataclasses.replace(LAYOUTS["timm"], rows=tuple(rows))
+    with pytest.raises(LayoutError, match="no known layout"):
+        detect({f"blocks.{n}.norm1.{end}" for n in (0, 2, 3, 5) for end in ("weight", "bias")}, [layout], {})
+
+
+def tied(**changes):
+    rows = (
+        dataclasses.replace(row, foreign=row.foreign.replace("blocks.{i}", "block")) for row in LAYOUTS["timm"].rows
+    )
+    return dataclasses.replace(LAYOUTS["timm"], name="tied", rows=tuple(rows), **changes)
+
+
+def test_tied_blocks_have_the_depth_that_their_layout_gives():
+    names = set(tied().parameters(1))
+    for depth in (1, 5):
+        assert detect(names, [tied(num_blocks=depth)], {}).num_blocks == depth
+    assert detect({f"a/{name}" for name in names}, [tied(num_blocks=5)], {}).prefix == "a/"
+
+
+def test_stacks_are_found_by_their_parts_where_shapes_are_known():
+    rows = (
+        dataclasses.replace(row, foreign=f"{row.foreign.replace('MixerBlock_{i}', 'blocks')}[{{i}}]")
+        if row.in_block
+        else row
+        for row in LINEN.rows
+    )
+    layout = dataclasses.replace(LINEN, name="scanned", rows=tuple(rows))
+    shapes = {}
+    for b in layout.bindings(12).values():
+        name, stack, _ = b.foreign.partition("[")
+        shapes[f"params/{name}"] = ((12,) if stack else ()) + b.shape(CONFIG.axis_sizes)
+    match = detect(shapes, [*LAYOUTS.values(), layout], shapes)
+    assert (match.layout, match.num_blocks, match.absent, match.prefix) == (layout, 12, 0, "params/")
+    swap = "tokens tokens_mlp"
+    rows = (
+        dataclasses.replace(r, pattern=f"{swap} -> tokens_mlp tokens") if r.pattern == swap else r for r in layout.rows
+    )
+    twin = dataclasses.replace(layout, name="twin", rows=tuple(rows))
+    for order in (1, -1):
+        assert detect(shapes, [layout, twin][::order], shapes).layout is layout
+
+
+# Several sets
+
+
+@pytest.mark.parametrize("place", ["{}/", "0.{}.", "opt/{}/0/", "{}.module."])
+def test_moments_of_optimizers_are_no_weights(place):
+    timm = LAYOUTS["timm"]
+    weights = shapes_in(timm, prefix="model/")
+    for word in sorted(OPTIMIZER_STATE):
+        prefix = place.format(word)
+        moments = shapes_in(timm, prefix=prefix)
+        assert detect({**moments, **weights}, [timm], {}).prefix == "model/"
+        with pytest.raises(LayoutError, match=f"only an optimizer's moments are here, under '{prefix}', and"):
+            detect(moments, [timm], {})
+    alike = shapes_in(timm, prefix=place.format("mut"))
+    assert detect(alike, [timm], {}).is_of_optimizer is False
+
+
+def test_a_few_names_below_moments_are_of_no_layout():
+    few = {f"mu/blocks.0.norm1.{end}": (20,) for end in ("weight", "bias")}
+    with pytest.raises(LayoutError, match="the arrays are of no known layout"):
+        detect(few, LAYOUTS.values(), few)
+
+
+@pytest.mark.parametrize(("blocks", "is_a_set"), [(range(12), True), (range(7), True), (range(4), False), ([], False)])
+def test_a_second_set_counts_from_half_of_the_first_on(blocks, is_a_set):
+    names = {**names_of(LINEN, range(12), "a/"), **names_of(LINEN, blocks, "b/")}
+    if is_a_set:
+        with pytest.raises(LayoutError, match=r"under 'a/' and 'b/'; say which with prefix= \(--prefix\)"):
+            detect(names, [LINEN], {})
+    else:
+        assert detect(names, [LINEN], {}).prefix == "a/"
+
+
+@pytest.mark.parametrize(("lost", "is_a_set"), [(["head/bias"], True), (["head/bias", "head/kernel"], False)])
+def test_just_half_of_the_first_is_a_second_set(lost, is_a_set):
+    """Of 150 names 76 and one that is absent, which counts against them, as those of a head do not."""
+    names = {**names_of(LINEN, range(12), "a/"), **names_of(LINEN, range(6), "b/")}
+    for name in ("stem/bias", *lost):
+        del names[f"b/{name}"]
+    with pytest.raises(LayoutError, match="two sets") if is_a_set else contextlib.nullcontext():
+        assert detect(names, [LINEN], {}).prefix == "a/"
+
+
+# What is said of names of no layout
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(1, "found a0."), (4, "found a0, a1, a2, a3."), (5, "found a0, a1, a2, a3 and 1 more."), (7, "a3 and 3 more.")],
+)
+def test_four_of_the_names_are_shown_and_the_others_counted(count, shown):
+    with pytest.raises(LayoutError, match=f"of no known layout: .*{shown} Known layouts") as caught:
+        detect([f"a{i}" for i in range(count)][::-1], LAYOUTS.values(), {})
+    assert "nearest" not in str(caught.value)
+
+
+def test_the_nearest_layout_is_the_one_with_most_names():
+    names = {"blocks.0.norm1.weight", "MixerBlock_0/LayerNorm_0/scale", "MixerBlock_0/LayerNorm_0/bias"}
+    for order in (1, -1):
+        with pytest.raises(
+            LayoutError, match=r"The nearest is linen, of whose 1-block names 2 are here and 14 are not\."
+        ):
+            detect(names, [LINEN, LAYOUTS["timm"]][::order], {})
