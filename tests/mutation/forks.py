@@ -18,8 +18,11 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.mutation.mutants import MODULES, ROOT, Mutant
 
@@ -58,13 +61,19 @@ class Order:
 
 
 class Timed:
-    """Writes how long each test took, and which failed."""
+    """Writes how many seconds of the processor each test took, however busy the machine is, and which failed."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.seconds, self.failed = path, {}, []
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Generator[None, Any, Any]:
+        before = time.process_time()
+        result = yield
+        self.seconds[item.nodeid] = time.process_time() - before
+        return result
+
     def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         if report.failed:
             self.failed.append(report.nodeid)
 
@@ -124,7 +133,6 @@ class Fork:
             for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "conftest")]:
                 del sys.modules[name]
             sys.dont_write_bytecode = not self.keep_bytecode
-            import pytest
 
             paths = [f"tests/{name}" for name in self.tests]
             plugins = [self.order, Timed(self.record)]
