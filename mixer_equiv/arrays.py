@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from mixer_equiv.errors import ConversionError, MissingDependencyError
+from mixer_equiv.streams import copied
 
 if TYPE_CHECKING:
     import torch
@@ -89,12 +90,14 @@ def to_numpy(name: str, array: Any) -> np.ndarray:
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """`array` as a torch tensor of the same bits and dtype, sharing its memory if that may be written.
+    """`array` as a torch tensor of the same bits and dtype, in its strides, sharing its memory where it can.
 
+    What may not be written is copied, and what does not begin at a multiple of its itemsize, as many
+    arrays of a mapped npz: NumPy reads that in place, but compiled code may take it for aligned.
     Raises `MissingDependencyError` without torch.
     """
     torch = require("torch", "torch", "a torch tensor")
-    array = array if array.flags.writeable else array.copy()
+    array = array if array.flags.writeable and array.flags.aligned else copied(array)
     if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -38,5 +38,5 @@ def _rounded(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
     """The array as `dtype`, and whether all that was finite is so still."""
     with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs turn quiet
         result = array.astype(dtype)
-    infinite = np.isinf(result)
-    return result, not (infinite.any() and np.any(infinite & np.isfinite(array)))
+        infinite = np.isinf(result)
+        return result, not (infinite.any() and np.any(infinite & np.isfinite(array)))

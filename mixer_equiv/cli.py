@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import glob
 import io
@@ -31,6 +32,7 @@ from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleErro
 from mixer_equiv.inspection import describe_layout, layouts_table, markdown_table
 from mixer_equiv.inspection import inspect as inspect_checkpoint
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
+from mixer_equiv.lazy import each
 
 if TYPE_CHECKING:
     from mixer_equiv.equivalence.compare import Policy
@@ -122,8 +124,10 @@ def convert(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the CRCs of an npz.")] = False,
+    fsync: Annotated[bool, typer.Option("--fsync", help="Wait until the disk has DST.")] = False,
 ) -> None:
-    """Convert a checkpoint from one layout and file format to another, bit for bit."""
+    """Convert a checkpoint from one layout and file format to another, bit for bit, array by array."""
     with _reported(), _progress(3) as step:
         started = time.perf_counter()
         if drop_head and num_classes is not None:
@@ -134,7 +138,13 @@ def convert(
             parse_size(max_shard_size)
         checkpoints.check_target(target, force=force, max_shard_size=max_shard_size)
         step(f"reading {source.name}")
-        reading = {"layout": from_, "prefix": prefix, "trained_with": _parse_conventions(trained_with), "lazy": True}
+        reading = {
+            "layout": from_,
+            "prefix": prefix,
+            "trained_with": _parse_conventions(trained_with),
+            "lazy": True,
+            "verify": not no_verify,
+        }
         found, larger = _load_resized(source, _parse_size(image_size), reading)
         step("converting")
         changed = surgery.drop_head(found) if drop_head else found
@@ -149,10 +159,12 @@ def convert(
             converted = converted.astype(dtype)
         names = checkpoints.renamed(converted.whole, prefixes)
         written = target
-        if not dry_run:
+        if dry_run:
+            collections.deque(each(converted.whole), maxlen=0)  # for what is found only when arrays are made
+        else:
             step(f"writing {target.name}")
             written = checkpoints.save(
-                converted, target, force=force, max_shard_size=max_shard_size, rename_prefix=prefixes
+                converted, target, force=force, max_shard_size=max_shard_size, rename_prefix=prefixes, fsync=fsync
             )
         elapsed = time.perf_counter() - started
     with _reported():

@@ -126,7 +126,12 @@ class _Walker:
         held = sum(math.prod(chunk.shape) for chunk in chunks)
         if math.prod(shape) != held or len({chunk.dtype for chunk in chunks}) != 1:
             raise ValueError(f"an array declares {shape} and has {held} numbers in {len(chunks)} chunks")
-        return LazyArray(self.path, shape, chunks[0].dtype, partial(_joined, chunks, shape))
+        mapped = partial(_mapped, chunks[0], shape) if len(chunks) == 1 else None
+        return LazyArray(self.path, shape, chunks[0].dtype, partial(_joined, chunks, shape), mapped)
+
+
+def _mapped(chunk: LazyArray, shape: tuple[int, ...]) -> np.ndarray:
+    return chunk.mapped().reshape(shape) if chunk.mapped else chunk.read().reshape(shape)
 
 
 def _joined(chunks: list[LazyArray], shape: tuple[int, ...]) -> np.ndarray:

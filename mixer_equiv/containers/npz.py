@@ -36,27 +36,28 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
             if not info.filename.endswith(".npy"):
                 raise CheckpointError(f"{path} holds {info.filename!r}, which is not an array")
             name = info.filename.removesuffix(".npy")
-            with archive.open(info) as member:
-                shape, fortran_order, dtype = _header(f"{name} in {path}", member, info.file_size)
-                length = member.tell()
-            if info.compress_type == zipfile.ZIP_STORED:
-                start, checksum = _stored(stream, info, length)
-                arrays[name] = file.array(shape, dtype, start, fortran_order=fortran_order, checksum=checksum)
-            else:
-                arrays[name] = LazyArray(path, shape, dtype, partial(_member, path, info.filename))
+            with archive.open(info) as member:  # which checks the local header
+                if info.compress_type != zipfile.ZIP_STORED:
+                    shape, _, dtype = _header(f"{name} in {path}", member, info.file_size)
+                    arrays[name] = LazyArray(path, shape, dtype, partial(_member, path, info.filename))
+                    continue
+            start = _start(stream, info)
+            shape, fortran_order, dtype = _header(f"{name} in {path}", stream, start + info.file_size)
+            numbers = stream.tell()
+            stream.seek(start)
+            checksum = Checksum(info.filename, zlib.crc32(stream.read(numbers - start)), info.CRC)
+            arrays[name] = file.array(shape, dtype, numbers, fortran_order=fortran_order, checksum=checksum)
         comment = archive.comment.decode("utf-8", "replace")
     return arrays, comment if comment.startswith("{") else None
 
 
-def _stored(stream: BinaryIO, info: zipfile.ZipInfo, length: int) -> tuple[int, Checksum]:
-    """Where the numbers of a member that is not compressed begin, `length` bytes into it, and its CRC.
+def _start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """Go to where a member's bytes begin: after its local header, whose extra field may be longer than the directory's.
 
-    The lengths of name and extra field are those of the local header; the directory's may differ.
+    zipfile would read a small member at once, and with it check the CRC.
     """
     stream.seek(info.header_offset + 26)
-    start = info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))
-    stream.seek(start)
-    return start + length, Checksum(info.filename, zlib.crc32(stream.read(length)), info.CRC)
+    return stream.seek(info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4))))
 
 
 def _member(path: Path, name: str) -> np.ndarray:
@@ -65,7 +66,7 @@ def _member(path: Path, name: str) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def _header(what: str, member: Any, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(what: str, member: Any, end: int) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order, dtype; pickles, and sizes that the file does not have, are refused before anything is allocated."""
     version = np.lib.format.read_magic(member)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -77,8 +78,8 @@ def _header(what: str, member: Any, size: int) -> tuple[tuple[int, ...], bool, n
     declared = dtype.itemsize
     for side in shape:
         declared *= side
-    if declared != size - member.tell():
-        raise CheckpointError(f"{what} declares {declared} bytes ({shape} of {dtype}) and holds {size - member.tell()}")
+    if declared != end - member.tell():
+        raise CheckpointError(f"{what} declares {declared} bytes ({shape} of {dtype}) and holds {end - member.tell()}")
     return shape, fortran_order, dtype
 
 
