@@ -5,10 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help verify test nightly rates mutation check format train picture layouts clean
+.PHONY: help verify test nightly bench bench-full rates mutation check format train picture layouts clean
 
 help:
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mixer_equiv needs Python 3.11 or newer; \
@@ -25,6 +25,12 @@ test: $(INSTALLED)  ## the whole suite
 
 nightly: $(INSTALLED)  ## the suite with 2000 examples a property, and what is too slow for every run
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n auto --maxprocesses=4 -m 'nightly or not nightly'
+
+bench: $(INSTALLED)  ## Mixers timed side by side, each proven right first: a quick table (under ten minutes)
+	@$(BIN)/python -m benchmarks.speed quick
+
+bench-full: $(INSTALLED)  ## all tables of speed, written to benchmarks/results/ and the README (an hour or two)
+	@$(BIN)/python -m benchmarks.speed --write
 
 rates: $(INSTALLED)  ## cases verified in a second, beside a tutorial's check (about ten minutes)
 	@$(BIN)/python -m benchmarks.rates --write

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import speed
 from docs.layouts import with_table
 from mixer_equiv import LAYOUTS, MixerConfig
 from mixer_equiv.cli import EXIT_STATUS, app
@@ -69,6 +70,11 @@ def test_the_layouts_table_is_the_registry_s():
 
 def test_a_table_that_is_out_of_date_is_seen():
     assert with_table(README.replace("| both ways |", "| no |", 1)) == README
+
+
+def test_the_table_of_speed_is_that_of_the_recorded_results():
+    assert speed.with_table(README) == README
+    assert "<!-- python -m benchmarks.speed -->" in README
 
 
 def test_the_formats_table_has_every_suffix():

@@ -87,7 +87,7 @@ def bench(
     rows: list[Row] = []
     with pinned(threads, {contestant.program.framework for contestant in contestants}) as cores, Machine() as machine:
         for cell in cells:
-            with _clean(contestants):
+            with clean(contestants):
                 rows += _rows(cell, contestants, baseline, rounds, seed, gemm, prover, on_step)
         with _as_timed(contestants):
             used = settings(cores)
@@ -197,7 +197,7 @@ def _as_timed(contestants: Sequence[Contestant]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _clean(contestants: Sequence[Contestant]) -> Iterator[None]:
+def clean(contestants: Sequence[Contestant]) -> Iterator[None]:
     """Whatever was compiled for another cell is not used again."""
     if any(contestant.program.compiled for contestant in contestants):
         from mixer_equiv.throughput.in_torch import compiled_anew

@@ -1,0 +1,18 @@
+"""`--device` for `pytest benchmarks/`."""
+
+from __future__ import annotations
+
+import pytest
+
+from mixer_equiv.throughput.cases import DEVICES
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=DEVICES, default="cpu", help="where Mixers are timed")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """What `--device` says."""
+    name: str = request.config.getoption("--device")
+    return name

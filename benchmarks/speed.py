@@ -1,0 +1,119 @@
+"""The tables of speed in the README: `python -m benchmarks.speed [--write] [--threads N] [SECTION ...]`.
+
+Each section is one run of what `mixer-equiv bench` runs. With `--write` the results go to
+benchmarks/results/speed_SECTION.json, .csv, .md, .svg and .png, and the README's table is written anew. The
+exit status is 1 if a program was refused, because it does not compute the official function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mixer_equiv import MixerConfig
+from mixer_equiv.containers import replacing
+from mixer_equiv.throughput import page, plots
+from mixer_equiv.throughput.bench import bench
+from mixer_equiv.throughput.cases import DEVICES, cells
+from mixer_equiv.throughput.programs import PROGRAMS, contestants, parse_formulations
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+MARKED = re.compile(r"(<!-- python -m benchmarks\.speed -->\n).*?(<!-- end -->\n)", re.DOTALL)
+HEADINGS = ("cell", *(name for name in PROGRAMS))
+
+UNCOMPILED = tuple(name for name, program in PROGRAMS.items() if not program.compiled)
+WRITINGS = ("conv,matmul,linear", "conv,conv1d,linear", "conv,shared_conv,linear", "conv,linear,conv1d")
+
+# Variants, dtypes, batches, modes, programs and formulations of each.
+SECTIONS: Mapping[str, tuple[Sequence[str], ...] | tuple[Any, ...]] = {
+    "quick": (["S/32"], ["float32"], [1, 8], ["inference"], tuple(PROGRAMS), WRITINGS[:1]),
+    "inference": (["S/32", "B/16"], ["float32", "bfloat16"], [1, 8, 32], ["inference"], tuple(PROGRAMS), ()),
+    "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], tuple(PROGRAMS), ()),
+    "formulations": (["S/32"], ["float32"], [8], ["inference"], ("torch", "flax"), WRITINGS),
+    "depthwise": (["S/32"], ["float32"], [1], ["inference"], ("torch",), ("conv,depthwise_conv,linear",)),
+}
+
+
+def run(section: str, device: str, threads: int | None) -> dict[str, Any]:
+    """The result of a section, as plain data."""
+    variants, dtypes, batches, modes, programs, writings = SECTIONS[section]
+    console = Console(stderr=True)
+    result = bench(
+        cells([MixerConfig.from_name(name) for name in variants], dtypes, batches, device, modes),
+        list(contestants(programs, parse_formulations(writings))),
+        baseline="timm" if "timm" in programs else programs[0],
+        threads=threads,
+        on_step=lambda step: console.print(step, style="dim"),
+    )
+    return page.to_dict(result)
+
+
+def write(section: str, result: Mapping[str, Any]) -> None:
+    texts = {
+        "json": json.dumps(result, indent=2) + "\n",
+        "csv": page.to_csv(result),
+        "md": f"# Speed: {section}\n\nWritten by `python -m benchmarks.speed --write`.\n\n{page.markdown(result)}",
+    }
+    for suffix, text in texts.items():
+        with replacing(RESULTS / f"speed_{section}.{suffix}") as temporary:
+            temporary.write_text(text)
+    plots.plot(result["rows"], RESULTS / f"speed_{section}.svg")
+
+
+def with_table(readme: str) -> str:
+    """The README's text with its table of ratios as the recorded results have it."""
+    found = [RESULTS / f"speed_{section}.json" for section in SECTIONS]
+    results = [json.loads(path.read_text()) for path in found if path.exists()]
+    return MARKED.sub(lambda marks: f"{marks[1]}{readme_table(results)}{marks[2]}", readme)
+
+
+def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Images a second relative to timm's, a row for each cell, a column for each program in its first formulation."""
+    rows = []
+    for result in results:
+        for title, group in page.by_cell(result["rows"]):
+            by_program = {row["program"]: row for row in group if row["ratio"]}
+            if result["baseline"] == "timm" and "timm" in by_program:
+                absolute = by_program["timm"]["images_per_second"]
+                rows.append([title, *(_ratio(by_program.get(name), absolute) for name in PROGRAMS)])
+    said = "\n\n".join(page.conditions(results[0])) if results else ""
+    return "\n".join([*page.markdown_rows(HEADINGS, rows), "", said, ""])
+
+
+def _ratio(row: Mapping[str, Any] | None, absolute: float) -> str:
+    if row is None:
+        return ""
+    return f"1 ({absolute:,.0f} images/s)" if row["program"] == "timm" else f"{row['ratio']:.2f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/ and the README's table")
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--threads", type=int, help="cores for both frameworks; all")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.sections) - set(SECTIONS))
+    if unknown:
+        parser.error(f"there is no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    refused = []
+    for section in options.sections or [name for name in SECTIONS if name != "quick"]:
+        result = run(section, options.device, options.threads)
+        Console().print(page.table(result))
+        refused += page.refusals(result)
+        if options.write:
+            write(section, result)
+            README.write_text(with_table(README.read_text()))
+    return int(bool(refused))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
