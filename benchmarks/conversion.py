@@ -1,0 +1,291 @@
+"""A published npz to safetensors, beside `cp` and the script users write: `python -m benchmarks.conversion`.
+
+Whole processes are timed, in turns, on files in the page cache. Every converted file is compared with
+the script's, number by number. Then, in processes of their own, how long it takes until a torch model
+has the weights of a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import record
+
+VARIANTS = ("B/16", "L/16", "H/14")
+ROUNDS = 9
+START_UP = 0.4  # seconds that a conversion may take beside twice the time of `cp`
+TIMES_CP, TIMES_FASTER, MEMORY = 2.0, 3.0, 200e6
+
+MAKE = """
+import sys
+import numpy as np
+from mixer_equiv import MixerConfig
+from mixer_equiv.layouts import LINEN
+
+config, rng = MixerConfig.from_name(sys.argv[1]), np.random.default_rng(0)
+shapes = {name: binding.shape(config.axis_sizes) for name, binding in LINEN.bindings(config.num_blocks).items()}
+np.savez(sys.argv[2], **{name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()})
+"""
+
+# What users write: it works, for just this layout.
+SCRIPT = r"""
+import re, sys
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+arrays = np.load(sys.argv[1])
+state = {}
+for name in arrays.files:
+    tensor = torch.from_numpy(arrays[name])
+    if name.endswith("kernel"):
+        tensor = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
+    name = re.sub(r"MixerBlock_(\d+)/", r"blocks.\1.", name).replace("/", ".")
+    name = name.replace("Dense_", "dense_").replace("LayerNorm_", "layer_norm_")
+    name = name.replace("kernel", "weight").replace("scale", "weight")
+    state[name] = tensor.contiguous()
+save_file(state, sys.argv[2])
+"""
+
+COMPARE = """
+import sys
+import numpy as np
+from safetensors import safe_open
+
+with safe_open(sys.argv[1], "np") as a, safe_open(sys.argv[2], "np") as b:
+    assert set(a.keys()) == set(b.keys()), set(a.keys()) ^ set(b.keys())
+    for name in a.keys():
+        x, y = a.get_tensor(name), b.get_tensor(name)
+        assert (x.dtype, x.shape) == (y.dtype, y.shape), name
+        assert x.tobytes() == y.tobytes(), name
+"""
+
+LOAD = """
+import json, sys, time, warnings
+import numpy as np
+import torch
+from mixer_equiv import convert, load
+from mixer_equiv.models.torch import MlpMixer
+
+source, how = sys.argv[1:]
+config = load(source, lazy=True).config
+with torch.device("meta"):
+    model = MlpMixer(config)
+start = time.perf_counter()
+if how == "np.load":
+    with np.load(source) as file:
+        arrays = dict(file)
+else:
+    mapped = how != "read"
+    state = convert(load(source, mmap=mapped), to="torch", copy=not mapped)
+    model.load_state_dict(state, strict=True, assign=True)
+seconds = time.perf_counter() - start
+shared = 0.0
+if how == "mapped":
+    tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    views = sum(a.nbytes for n, a in state.arrays.items() if np.shares_memory(a, tensors[n]))
+    shared = views / sum(a.nbytes for a in state.arrays.values())
+print(json.dumps({"seconds": seconds, "shared": shared}))
+"""
+
+
+class Run:
+    """Wall and processor seconds of a process, and the most memory it had."""
+
+    def __init__(self, command: Sequence[str | Path]) -> None:
+        start = time.perf_counter()
+        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, env=_environment())
+        _, status, usage = os.wait4(process.pid, 0)
+        self.seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, command
+        self.cpu = usage.ru_utime + usage.ru_stime
+        self.memory = usage.ru_maxrss * 1024
+
+
+def _environment() -> dict[str, str]:
+    """As ours, with compiled modules kept, as they are wherever Python may."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def python(script: str, *arguments: Any) -> list[str | Path]:
+    """A command that runs a script."""
+    return [sys.executable, "-c", script, *arguments]
+
+
+def sides(source: Path, folder: Path) -> dict[str, list[str | Path]]:
+    """The commands that are timed, by name; each writes `folder`/NAME."""
+    ours: list[str | Path] = [sys.executable, "-m", "mixer_equiv", "convert", source]
+    return {
+        "cp": ["cp", source, folder / "cp"],
+        "mixer-equiv": [*ours, folder / "mixer-equiv.safetensors"],
+        "script": python(SCRIPT, source, folder / "script"),
+        "--no-verify": [*ours, folder / "no-verify.safetensors", "--no-verify"],
+        "--fsync": [*ours, folder / "fsync.safetensors", "--fsync"],
+    }
+
+
+def in_turns(
+    commands: Mapping[str, Sequence[str | Path]], rounds: int, clean: Callable[[], None]
+) -> dict[str, list[Run]]:
+    """`rounds` runs of each command after one that does not count; who begins changes from round to round."""
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    names = list(commands)
+    for number in range(-1, rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            clean()
+            runs[name].append(Run(commands[name]))
+    return {name: each[1:] for name, each in runs.items()}
+
+
+def measure(variant: str, folder: Path, rounds: int, names: Sequence[str]) -> dict[str, Any]:
+    """The numbers of one size, once the converted file is seen to be right."""
+    source, targets = folder / "source.npz", folder / "targets"
+    targets.mkdir(exist_ok=True)
+    Run(python(MAKE, variant, source))
+    commands = {name: command for name, command in sides(source, targets).items() if name in names}
+
+    def clean() -> None:
+        for path in targets.iterdir():
+            path.unlink()
+
+    for name in ("mixer-equiv", "script"):
+        Run(commands[name])
+    Run(python(COMPARE, targets / "mixer-equiv.safetensors", targets / "script"))
+    clean()
+    result = summary(in_turns(commands, rounds, clean), source.stat().st_size)
+    clean()
+    return {**result, "rounds": rounds, "loading": loading(source, targets, rounds)}
+
+
+def summary(runs: Mapping[str, Sequence[Run]], size: int) -> dict[str, Any]:
+    """Medians and quartiles of seconds, medians of processor seconds and memory, and the ratios, paired by round."""
+    paired = {
+        "over_cp": [
+            (ours.seconds - START_UP) / cp.seconds for ours, cp in zip(runs["mixer-equiv"], runs["cp"], strict=True)
+        ],
+        "script_over_ours": [s.seconds / o.seconds for s, o in zip(runs["script"], runs["mixer-equiv"], strict=True)],
+    }
+    return {
+        "bytes": size,
+        "seconds": {name: quartiles([run.seconds for run in each]) for name, each in runs.items()},
+        "cpu_seconds": {name: round(statistics.median(run.cpu for run in each), 3) for name, each in runs.items()},
+        "memory_MB": {name: round(statistics.median(run.memory for run in each) / 1e6) for name, each in runs.items()},
+        **{name: quartiles(values) for name, values in paired.items()},
+    }
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """First quartile, median, third."""
+    return [round(float(q), 3) for q in np.quantile(values, (0.25, 0.5, 0.75))]
+
+
+def loading(source: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds until all arrays are read by `np.load`, and until a torch model has the weights, by our ways."""
+    Run([sys.executable, "-m", "mixer_equiv", "convert", source, folder / "mapped.safetensors"])
+    ways = {
+        "np.load, all arrays": (source, "np.load"),
+        "npz, read and converted": (source, "read"),
+        "npz, mapped": (source, "mapped"),
+        "safetensors, mapped": (folder / "mapped.safetensors", "mapped"),
+    }
+    told: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, arguments in ways.items():
+            output = subprocess.run(
+                python(LOAD, *arguments), stdout=subprocess.PIPE, check=True, env=_environment()
+            ).stdout
+            told[name].append(json.loads(output))
+    return {
+        name: {"seconds": quartiles([each["seconds"] for each in runs]), "shared": round(runs[0]["shared"], 3)}
+        for name, runs in told.items()
+    }
+
+
+def targets(result: Mapping[str, Any]) -> dict[str, bool]:
+    """Which targets a run meets, on L/16."""
+    large = result["sizes"]["L/16"]
+    return {
+        f"at most {TIMES_CP} times cp and {START_UP} s": large["over_cp"][1] <= TIMES_CP,
+        f"at least {TIMES_FASTER} times as fast as the script": large["script_over_ours"][1] >= TIMES_FASTER,
+        f"at most {MEMORY / 1e6:.0f} MB": large["memory_MB"]["mixer-equiv"] <= MEMORY / 1e6,
+    }
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The numbers for a person, in Markdown."""
+    lines = [
+        "# Conversion of a published npz to safetensors",
+        "",
+        "Written by `python -m benchmarks.conversion --write`.",
+    ]
+    lines += ["Whole processes, page cache warm; medians, with quartiles in brackets.", ""]
+    lines += [
+        "| | MB | command | seconds | processor seconds | peak memory, MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for variant, size in result["sizes"].items():
+        for name, (low, middle, high) in size["seconds"].items():
+            seconds, cpu = f"{middle:.2f} ({low:.2f} to {high:.2f})", size["cpu_seconds"][name]
+            cells = f"{size['bytes'] / 1e6:.0f} | {name} | {seconds} | {cpu:.2f} | {size['memory_MB'][name]}"
+            lines.append(f"| {variant} | {cells} |")
+    lines += ["", f"| | (mixer-equiv - {START_UP} s) / cp | script / mixer-equiv |", "| --- | --- | --- |"]
+    for variant, size in result["sizes"].items():
+        lines.append(f"| {variant} | {_range(size['over_cp'])} | {_range(size['script_over_ours'])} |")
+    lines += ["", "Until a torch model has the weights (imports and the model's own making apart):", ""]
+    lines += ["| | way | seconds | bytes shared with the file |", "| --- | --- | --- | --- |"]
+    for variant, size in result["sizes"].items():
+        for name, each in size["loading"].items():
+            lines.append(f"| {variant} | {name} | {each['seconds'][1]:.3f} | {each['shared']:.0%} |")
+    lines += ["", *(f"- {name}: {'met' if met else 'not met'}" for name, met in targets(result).items()), ""]
+    machine = result["machine"]
+    before, after = machine["load_before_and_after"]
+    lines.append(
+        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores; load {before} before and {after} after, "
+        f"{' and '.join(str(size['rounds']) for size in result['sizes'].values())} rounds. Python {machine['python']}, numpy {machine['numpy']}, torch {machine['torch']}."
+    )
+    return "\n".join([*lines, ""])
+
+
+def _range(values: Sequence[float]) -> str:
+    low, middle, high = values
+    return f"**{middle:.2f}** ({low:.2f} to {high:.2f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="sizes, L/16 among them")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--folder", type=Path, help="where to put the files; a temporary folder if not given")
+    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/conversion.json and .md")
+    options = parser.parse_args(arguments)
+    extra = {"L/16": ("--no-verify", "--fsync")}
+    with record.Machine() as machine, tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        sizes = {}
+        for variant in options.variants:
+            names = ("cp", "mixer-equiv", "script", *extra.get(variant, ()))
+            rounds = options.rounds if variant == "L/16" else options.rounds // 2 + 1
+            sizes[variant] = measure(variant, Path(folder), rounds, names)
+    described = {name: value for name, value in machine.described().items() if name != "cores_had"}
+    result = {"sizes": sizes, "machine": described}
+    print(page(result))
+    if options.write:
+        (record.RESULTS / "conversion.json").write_text(json.dumps(result, indent=2) + "\n")
+        (record.RESULTS / "conversion.md").write_text(page(result))
+
+
+if __name__ == "__main__":
+    main()
