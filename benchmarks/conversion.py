@@ -219,7 +219,7 @@ def targets(result: Mapping[str, Any]) -> dict[str, bool]:
     """Which targets a run meets, on L/16."""
     large = result["sizes"]["L/16"]
     return {
-        f"at most {TIMES_CP} times cp and {START_UP} s": large["over_cp"][1] <= TIMES_CP,
+        f"at most {TIMES_CP} times cp, and {START_UP} s": large["over_cp"][1] <= TIMES_CP,
         f"at least {TIMES_FASTER} times as fast as the script": large["script_over_ours"][1] >= TIMES_FASTER,
         f"at most {MEMORY / 1e6:.0f} MB": large["memory_MB"]["mixer-equiv"] <= MEMORY / 1e6,
     }
@@ -253,9 +253,10 @@ def page(result: Mapping[str, Any]) -> str:
     lines += ["", *(f"- {name}: {'met' if met else 'not met'}" for name, met in targets(result).items()), ""]
     machine = result["machine"]
     before, after = machine["load_before_and_after"]
+    rounds = " and ".join(str(size["rounds"]) for size in result["sizes"].values())
     lines.append(
         f"{machine['date']}: {machine['processor']}, {machine['cores']} cores; load {before} before and {after} after, "
-        f"{' and '.join(str(size['rounds']) for size in result['sizes'].values())} rounds. Python {machine['python']}, numpy {machine['numpy']}, torch {machine['torch']}."
+        f"{rounds} rounds. Python {machine['python']}, numpy {machine['numpy']}, torch {machine['torch']}."
     )
     return "\n".join([*lines, ""])
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import deep, planted, rates, record, tutorial
+from benchmarks import conversion, deep, planted, rates, record, tutorial
 from benchmarks.deep import Finding, Verification, compare
 from benchmarks.programs import LINEAR_STEM, Results, Ways, run_flax, run_torch
 from benchmarks.stacks import Stack, draw, hand_over
-from mixer_equiv import MixerConfig
+from mixer_equiv import MixerConfig, convert, load, save
 from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.programs import run_reference
+from mixer_equiv.equivalence.weights import random_params
 
 SMALL = tutorial.CONFIGS[0]
 
@@ -182,3 +183,44 @@ def test_the_recorded_results_are_of_all_shapes_and_fast_enough() -> None:
     assert max(result["largest_residual"].values()) <= deep.POLICY.residual
     assert set(result["undone"]) == set(rates.ABLATIONS)
     assert (record.RESULTS / "rates.md").read_text() == record.page(result)
+
+
+def _conversion(over_cp: float, faster: float, memory: float) -> dict[str, Any]:
+    size = {"over_cp": [0, over_cp, 9], "script_over_ours": [0, faster, 9], "memory_MB": {"mixer-equiv": memory}}
+    return {"sizes": {"L/16": size}}
+
+
+@pytest.mark.parametrize(
+    ("run", "met"),
+    [
+        (_conversion(2.0, 3.0, 200), [True, True, True]),
+        (_conversion(2.1, 3.0, 200), [False, True, True]),
+        (_conversion(2.0, 2.9, 200), [True, False, True]),
+        (_conversion(2.0, 3.0, 201), [True, True, False]),
+    ],
+)
+def test_targets_of_conversion_are_met_or_not(run: dict[str, Any], met: list[bool]) -> None:
+    assert list(conversion.targets(run).values()) == met
+
+
+def test_a_command_that_fails_stops_the_benchmark_of_conversion() -> None:
+    assert conversion.Run(conversion.python("bytearray(30_000_000)")).memory > 30e6
+    with pytest.raises(AssertionError):
+        conversion.Run(conversion.python("raise SystemExit(3)"))
+
+
+@pytest.mark.parametrize("fault", [None, "name", "value"])
+def test_a_wrongly_converted_file_stops_the_benchmark(tmp_path: Any, fault: str | None) -> None:
+    config = SMALL.replace(num_blocks=2)
+    np.savez(tmp_path / "x.npz", **{n: a.astype(np.float32) for n, a in random_params(config, 0).items()})
+    conversion.Run(conversion.python(conversion.SCRIPT, tmp_path / "x.npz", tmp_path / "script"))
+    state = convert(load(tmp_path / "x.npz", config=config), to="torch")
+    if fault == "value":
+        state.arrays["blocks.1.channel_mixing.dense_1.weight"][1, 2] += 1e-6
+    save(state, tmp_path / "ours.safetensors", rename_prefix={"head.": "fc."} if fault == "name" else None)
+    command = conversion.python(conversion.COMPARE, tmp_path / "ours.safetensors", tmp_path / "script")
+    if fault is None:
+        conversion.Run(command)
+    else:
+        with pytest.raises(AssertionError):
+            conversion.Run(command)
