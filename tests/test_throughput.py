@@ -17,9 +17,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import speed
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.cli import app
-from mixer_equiv.throughput import page, plots, programs, proof
+from mixer_equiv.throughput import clock, page, plots, programs, proof
 from mixer_equiv.throughput.bench import AGAIN, Result, bench
 from mixer_equiv.throughput.cases import Cell, cells
 from mixer_equiv.throughput.clock import in_rounds, paired_ratio, quartiles
@@ -40,11 +41,13 @@ JITTED = ("flax", "nnx", "official")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On small arrays several only wait for each other."""
+def quick() -> Iterator[None]:
+    """One thread, since on small arrays several only wait for each other, and turns that are single calls."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "TURN", 0.0)
+        yield
     torch.set_num_threads(before)
 
 
@@ -69,23 +72,23 @@ class Clock:
 
 
 def test_a_round_has_a_turn_of_everyone_in_an_order_of_its_own() -> None:
-    clock = Clock()
-    calls = {name: clock.takes(name, 1.0) for name in "abc"}
-    in_rounds(calls, 30, turn=1.0, clock=clock)
-    turns = clock.log[3::2]  # the first three calls tell how long one takes; of the others every first warms up
-    assert turns == clock.log[4::2]
+    time = Clock()
+    calls = {name: time.takes(name, 1.0) for name in "abc"}
+    in_rounds(calls, 30, turn=1.0, clock=time)
+    turns = time.log[3::2]  # the first three calls tell how long one takes; of the others every first warms up
+    assert turns == time.log[4::2]
     rounds = [tuple(turns[i : i + 3]) for i in range(0, 90, 3)]
     assert {tuple(sorted(each)) for each in rounds} == {("a", "b", "c")}
     assert len(set(rounds)) == 6
 
 
 def test_seconds_are_those_of_one_call_however_many_fill_a_turn() -> None:
-    clock = Clock()
-    seconds = in_rounds({"slow": clock.takes("slow", 3.0), "fast": clock.takes("fast", 0.25)}, 10, 0, 1.0, clock)
+    time = Clock()
+    seconds = in_rounds({"slow": time.takes("slow", 3.0), "fast": time.takes("fast", 0.25)}, 10, 0, 1.0, time)
     assert np.array_equal(seconds["slow"], np.full(10, 3.0))
     assert np.array_equal(seconds["fast"], np.full(10, 0.25))
-    assert clock.log.count("slow") == 1 + 2 * 10
-    assert clock.log.count("fast") == 1 + 5 * 10
+    assert time.log.count("slow") == 1 + 2 * 10
+    assert time.log.count("fast") == 1 + 5 * 10
 
 
 def test_fewer_than_ten_rounds_are_refused() -> None:
@@ -229,7 +232,7 @@ def test_a_wrong_program_is_refused_and_not_timed(mode: str) -> None:
 
 
 def small_bench(given: list[Contestant], mode: str = "inference", **kwargs: Any) -> Result:
-    return bench([Cell(SMALL, batch=3, mode=mode)], given, threads=1, gemm=32, **kwargs)
+    return bench([Cell(SMALL, batch=3, mode=mode)], given, **{"threads": 1, "gemm": 32, **kwargs})
 
 
 # The whole
@@ -284,6 +287,7 @@ def test_memory_is_what_a_call_takes_at_its_height() -> None:
     [
         ({"baseline": "flax"}, "the baseline is 'flax'; it must be one that is timed: torch"),
         ({"rounds": 3}, "rounds is 3"),
+        ({"threads": 0}, "threads is 0"),
     ],
 )
 def test_what_cannot_be_timed_is_an_error(kwargs: dict[str, Any], message: str) -> None:
@@ -333,6 +337,22 @@ def test_a_plot_is_an_svg_and_a_png_of_every_program(result: Result, tmp_path: P
 def test_what_cannot_be_plotted_is_an_error(result: Result, tmp_path: Path, name: str, rows: Any) -> None:
     with pytest.raises(ConfigError, match=r"a plot is written as|there is nothing to plot"):
         plots.plot(page.to_dict(result)["rows"] if rows is None else rows, tmp_path / name)
+
+
+def test_the_readmes_table_has_every_ratio(result: Result) -> None:
+    plain = page.to_dict(result)
+    ratio = next(row.ratio for row in result.rows if row.name == "flax")
+    assert ratio is not None
+    (row,) = [line for line in speed.readme_table([plain]).splitlines() if "batch 3" in line]
+    assert row.split(" | ")[speed.HEADINGS.index("flax")] == f"{ratio.median:.2f}"
+
+
+def test_make_bench_fails_if_a_call_is_wrong(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = page.to_dict(result)
+    monkeypatch.setattr(speed, "run", lambda section, device, threads: plain)
+    assert speed.main(["quick"]) == 0
+    plain["rows"][0] |= {"refused": "another function"}
+    assert speed.main(["quick"]) == 1
 
 
 TINY = dataclasses.asdict(SMALL) | {"activation": "gelu_tanh"}

@@ -75,7 +75,7 @@ def bench(
     Ratios are to `baseline`, a contestant as it is printed, the first by default, which is also timed
     twice (the row "A/A"): how far that ratio is from 1 is the noise. `threads` of the cores are used, by both
     frameworks; JAX has as many as when it was first used. `gemm` is the side of the square matrices.
-    Raises `ConfigError` for a baseline that is not timed, too few rounds, or a device that is not there.
+    Raises `ConfigError` for a baseline that is not timed, too few rounds or threads, or a device that is not there.
     """
     names = [str(contestant) for contestant in contestants]
     baseline = names[0] if baseline is None and names else baseline
@@ -83,6 +83,8 @@ def bench(
         raise ConfigError(f"the baseline is {baseline!r}; it must be one that is timed: {', '.join(names)}")
     if rounds < LEAST_ROUNDS:
         raise ConfigError(f"rounds is {rounds}; a median and its interval need at least {LEAST_ROUNDS}")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}; it must be at least 1")
     prover = Prover(seed)
     rows: list[Row] = []
     with pinned(threads, {contestant.program.framework for contestant in contestants}) as cores, Machine() as machine:

@@ -29,17 +29,18 @@ def in_rounds(
     calls: Mapping[str, Callable[[], object]],
     rounds: int,
     seed: int = 0,
-    turn: float = TURN,
+    turn: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
     """Seconds of one call, (rounds,) for each of `calls`, which return only when all they do is done.
 
     In each round every one has a turn, in an order drawn anew, so that what else happens on the machine
     meets all alike. A turn is one call that is not timed, to bring its code, weights and threads back,
-    and as many timed ones as fill `turn` seconds. Raises `ValueError` for fewer than ten rounds.
+    and as many timed ones as fill `turn` seconds, `TURN` by default. Raises `ValueError` for fewer than ten rounds.
     """
     if rounds < LEAST_ROUNDS:
         raise ValueError(f"rounds is {rounds}; a median and its interval need at least {LEAST_ROUNDS}")
+    turn = TURN if turn is None else turn
     names, rng = list(calls), np.random.default_rng(seed)
     repeats = {name: max(1, round(turn / max(_seconds(calls[name], 1, clock), 1e-9))) for name in names}
     seconds = {name: np.empty(rounds) for name in names}

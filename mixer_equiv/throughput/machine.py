@@ -70,7 +70,7 @@ def pinned(threads: int | None, frameworks: Collection[str]) -> Iterator[list[in
     Yields the cores.
     """
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = sorted(before)[:threads]
+    cores = sorted(before)[-(threads or len(before)) :]  # interrupts are mostly the first one's
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     torch = require("torch", "torch", "timing torch") if "torch" in frameworks else None
