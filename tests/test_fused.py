@@ -185,3 +185,12 @@ def test_hooks_see_what_they_would(calls: list[str]) -> None:
     made.dense_0.register_forward_hook(lambda module, given, output: seen.append(output.shape))
     made(images())
     assert seen == [(3, 5, 29)]
+
+
+def test_what_is_compiled_is_the_plain_path_in_one_graph(calls: list[str]) -> None:
+    made = block()
+    compiled = torch.compile(made, backend="eager", fullgraph=True)
+    expected = made(images())
+    assert calls == ["gelu_tanh"]
+    assert torch.allclose(compiled(images()), expected, rtol=0, atol=1e-5)
+    assert calls == ["gelu_tanh"]
