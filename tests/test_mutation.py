@@ -53,6 +53,11 @@ def test_what_runs_is_a_change(old: str, new: str) -> None:
     assert meaning(SOURCE.replace(old, new)) != meaning(SOURCE)
 
 
+@pytest.mark.parametrize("old", ["*, y", "double(x"])
+def test_what_is_no_python_is_no_mutant(old: str) -> None:
+    assert meaning(SOURCE.replace(old, old.replace("*", ">>").replace("(", "(("))) is None
+
+
 def test_a_mutant_is_known_by_its_lines_wherever_they_stand() -> None:
     changed = SOURCE.replace("x * size", "x + size")
     name = changed_lines("m.py", SOURCE, changed)

@@ -59,7 +59,7 @@ def places(module: str, source: str) -> list[Place]:
 
 
 def sample(sources: Mapping[str, str], count: int, seed: int) -> list[Mutant]:
-    """`count` mutants of modules, or all for 0, drawn evenly from all of them; each once."""
+    """`count` mutants of modules, or all for 0, drawn evenly from all of them; each once, and none that is no Python."""
     everywhere = [place for module, source in sources.items() for place in places(module, source)]
     random.Random(seed).shuffle(everywhere)
     meant = {module: meaning(source) for module, source in sources.items()}
@@ -68,7 +68,7 @@ def sample(sources: Mapping[str, str], count: int, seed: int) -> list[Mutant]:
         if count and len(found) == count:
             break
         code = mutated(sources[place.module], place)
-        if code is not None and meaning(code) != meant[place.module]:
+        if code is not None and meaning(code) not in (None, meant[place.module]):
             mutant = Mutant(place.module, code, changed_lines(place.module, sources[place.module], code))
             found.setdefault(mutant.name, mutant)
     return sorted(found.values(), key=lambda mutant: list(sources).index(mutant.module))
