@@ -309,10 +309,22 @@ WRONG = {
         {**OURS, "rows": "stem/kernal a hidden"},
         "row stem/kernal: no canonical parameter is called so; the nearest is stem/kernel",
     ),
+    "unknown parameter near the end of the table": (
+        {**OURS, "rows": "head/bais a classes"},
+        "row head/bais: no canonical parameter is called so; the nearest is head/bias",
+    ),
     "twice": ({**OURS, "rows": "head/bias a\nhead/bias b"}, "row head/bias: it is there twice"),
     "axes before": (
         {**OURS, "rows": "head/kernel a classes hidden"},
         "row head/kernel: its axes before the arrow are 'classes hidden'; they must be 'hidden classes'",
+    ),
+    "other axes before": (
+        {**OURS, "rows": "head/kernel a tokens hidden"},
+        "row head/kernel: its axes before the arrow are 'tokens hidden'; they must be 'hidden classes'",
+    ),
+    "axes after, of a lesser name": (
+        {**OURS, "rows": "head/kernel a hidden classes -> channels classes"},
+        r"row head/kernel: its axes 'channels classes' are not those of 'hidden classes' in some order",
     ),
     "axes after": (
         {**OURS, "rows": "head/kernel a hidden classes -> classes tokens"},
@@ -345,6 +357,31 @@ WRONG = {
         },
         r"row MixerBlock_\{i\}/LayerNorm_1/bias: a.\{i\+1\} is in some block what MixerBlock_\{i\}/LayerNorm_0/bias is",
     ),
+    "one name in two blocks, the other way round": (
+        {
+            **OURS,
+            "rows": "MixerBlock_{i}/LayerNorm_0/bias a.{i+1} hidden\nMixerBlock_{i}/LayerNorm_1/bias a.{i} hidden",
+        },
+        r"row MixerBlock_\{i\}/LayerNorm_1/bias: a.\{i\} is in some block what MixerBlock_\{i\}/LayerNorm_0/bias is",
+    ),
+    "an array of the depth below another": (
+        {"name": "x", "base": "linen", "rows": "stem/kernel of{L}\nstem/bias of{L}/bias\nhead/bias of12x"},
+        r"row stem/bias: of\{L\}/bias lies below of12, which is an array",
+    ),
+    "an array in a block below one that all have": (
+        {
+            "name": "x",
+            "base": "linen",
+            "rows": "MixerBlock_{i}/LayerNorm_0/bias a\nMixerBlock_{i}/LayerNorm_1/bias a/{i+5}",
+        },
+        r"row MixerBlock_\{i\}/LayerNorm_1/bias: a/\{i\+5\} lies below a, which is an array",
+    ),
+    "shared with axes of a greater name": (
+        {**OURS, "rows": "head/bias same classes\npre_head_layer_norm/bias same hidden"},
+        "row pre_head_layer_norm/bias: same is also head/bias, with other axes .hidden and classes.",
+    ),
+    "no depth": ({**OURS, "num_blocks": 0}, "num_blocks is 0; it must be a whole number of at least 1"),
+    "a depth that names show": ({**OURS, "num_blocks": 3}, r"num_blocks is 3, but names with \{i\} show the depth"),
     "shared with other axes": (
         {**OURS, "rows": "head/bias norm.bias"},
         "row head/bias: norm.bias is also pre_head_layer_norm/bias, with other axes .classes and hidden.",
@@ -402,6 +439,35 @@ def test_blocks_all_tied_need_a_depth():
     del layout["num_blocks"]
     with pytest.raises(LayoutError, match="all blocks are tied and names do not show how many: give num_blocks"):
         register_layout(layout)
+
+
+def test_one_block_tied_to_none_is_a_depth():
+    assert register_layout({**port_layout(tied_blocks=True), "num_blocks": 1}).num_blocks == 1
+
+
+def test_rows_of_all_single_blocks_stand_for_the_row_of_the_blocks():
+    layout = port_layout(tied_blocks=True)
+    own = "MixerBlock_{i}/LayerNorm_0/bias"
+    rows = [line for line in layout["rows"] if not line.startswith(own)]
+    single = [f"{own.replace('{i}', str(i))}  bias_of_{'abc'[i]}  hidden" for i in range(3)]
+    for given in (single, single[::-1]):
+        registered = register_layout({**layout, "num_blocks": 3, "rows": [*given, *rows]}, replace=True)
+        assert [row.foreign for row in registered.rows if "bias_of" in row.foreign] == [
+            "bias_of_a", "bias_of_b", "bias_of_c"
+        ]  # fmt: skip
+    with pytest.raises(LayoutError, match=r"row MixerBlock_\{i\}/LayerNorm_0/bias: it is missing"):
+        register_layout({**layout, "num_blocks": 3, "rows": [*single[:2], *rows]}, replace=True)
+    more = f"{own.replace('{i}', '3')}  bias_of_d  hidden"
+    register_layout({**layout, "num_blocks": 3, "rows": [*single, more, *rows]}, replace=True)
+
+
+@pytest.mark.parametrize("block", [0, 3])
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_row_of_one_block_outweighs_that_of_all(block, order):
+    rows = ["MixerBlock_{i}/LayerNorm_0/bias  b.{i}  hidden", f"MixerBlock_{block}/LayerNorm_0/bias  odd  hidden"]
+    bound = register_layout({**OURS, "rows": rows[::order]}).bindings(5)
+    names = [bound[f"MixerBlock_{i}/LayerNorm_0/bias"].foreign for i in range(5)]
+    assert names == [*(f"b.{i}" for i in range(block)), "odd", *(f"b.{i}" for i in range(block + 1, 5))]
 
 
 def test_a_layout_that_is_not_registered_is_checked_where_it_is_used():

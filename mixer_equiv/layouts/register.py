@@ -94,9 +94,9 @@ def validated(layout: Layout) -> Layout:
 
 
 def _block_of(row: Row) -> int:
-    """The block that a row is for alone, 0 for one that is for all or none."""
+    """The block that a row is for alone; one that is for all or none comes before these, which outweigh it."""
     own = re.match(r"MixerBlock_(\d+)/", row.canonical)
-    return int(own[1]) if own else 0
+    return int(own[1]) if own else -1
 
 
 def _field_problems(layout: Layout) -> Iterator[str]:

@@ -59,7 +59,7 @@ def places(module: str, source: str) -> list[Place]:
 
 
 def sample(sources: Mapping[str, str], count: int, seed: int) -> list[Mutant]:
-    """`count` mutants of modules, or all for 0, drawn evenly from all of them; each once, and none that is no Python."""
+    """`count` mutants of modules, or all for 0, drawn evenly; each once, and none that is no Python."""
     everywhere = [place for module, source in sources.items() for place in places(module, source)]
     random.Random(seed).shuffle(everywhere)
     meant = {module: meaning(source) for module, source in sources.items()}
