@@ -20,7 +20,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "mixer_equiv/layouts/detect.py": LAYOUTS,
     "mixer_equiv/layouts/register.py": LAYOUTS,
     "mixer_equiv/layouts/__init__.py": LAYOUTS,
-    "mixer_equiv/convert.py": ("test_convert.py", "test_register.py", "test_layouts.py", "test_formulations.py"),
+    "mixer_equiv/convert.py": ("test_relabel.py", "test_register.py", "test_convert.py"),
     "mixer_equiv/config.py": ("test_config.py", "test_layouts.py"),
     "mixer_equiv/equivalence/compare.py": ("test_compare.py",),
 }
