@@ -361,7 +361,7 @@ from mixer_equiv.layouts import LINEN
 
 folder, lazy, suffix = Path(sys.argv[1]), sys.argv[2] == "lazy", sys.argv[3]
 source = folder / "source.npz"
-save(convert(load(source, lazy=lazy), to="torch"), folder / f"target{suffix}", force=True)
+save(convert(load(source, lazy=lazy), to="torch"), folder / f"{sys.argv[2]}{suffix}", force=True)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(json.dumps(int(status["VmHWM"].split()[0]) * 1024))
 """
