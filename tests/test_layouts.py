@@ -296,3 +296,13 @@ def test_the_nearest_layout_is_the_one_with_most_names():
             LayoutError, match=r"The nearest is linen, of whose 1-block names 2 are here and 14 are not\."
         ):
             detect(names, [LINEN, LAYOUTS["timm"]][::order], {})
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [([6, 7, 8], "9-block names 42 are here and 72 are not"), ([11], "1-block names 0 are here and 18 are not")],
+)
+def test_a_depth_of_over_four_times_the_blocks_is_not_tried(blocks, said):
+    names = names_of(LINEN, blocks)
+    with pytest.raises(LayoutError, match=f"The nearest is linen, of whose {said}"):
+        detect(names, [LINEN], {})
