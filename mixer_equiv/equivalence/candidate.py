@@ -80,22 +80,21 @@ class Candidate:
 
         Two images at a time, or one where that alone gives a Mixer.
         """
-        best = self._find_once(image, seed, BATCHES[0], thorough=False)
-        if not best.is_settled:
-            other = self._find_once(image, seed, BATCHES[1], thorough=False)
-            best = other if other.is_settled or len(other.known) > len(best.known) else best
-        if not best.is_settled:
-            best = self._find_once(image, seed, best.batch)
+        best = self._best(image, seed)
+        images, draw = self._images(image, seed, best.batch), generic(seed)
+        plain = self.rerun(images, draw, False, 0)
+        if not self._same_in_training(images, draw, best.output, plain):
+            best = best.noting(IN_TRAINING)
         runs = RUNS if best.draws else 1
-        if self._runs_differ(image, seed, best.batch, runs):
+        if any(not _alike(plain, self.rerun(images, draw, False, other)) for other in range(1, runs + 1)):
             reason = f"two runs of {self.name} on the same images differ, in eval mode: is dropout always on?"
             # What was taken for a number of its own may be chance; where it departs is not.
             unknown = tuple(deviation for deviation in best.deviations if deviation.kind == "unknown")
             return dataclasses.replace(best, deviations=unknown).but(reason)
         if best.draws:
-            notice = f"it draws random numbers in eval mode, which moved no output in {runs} runs"
-            best = dataclasses.replace(best, notices=(*best.notices, notice))
-        if best.is_whole and not self._takes_images_apart(image, seed, best):
+            best = best.noting(f"it draws random numbers in eval mode, which moved no output in {runs} runs")
+        more = np.concatenate([images, self._images(image, seed + 1, MORE)])
+        if best.is_whole and not self._takes_images_apart(more, draw, best, plain[best.output]):
             reason = f"what {self.name} computes for an image depends on the other images of its batch"
             return best.but(reason)
         if not best.is_whole or best.is_by_convention:
@@ -106,23 +105,23 @@ class Candidate:
             return best.but(reason)
         return best
 
+    def _best(self, image: tuple[int, int, int], seed: int) -> Found:
+        best = self._find_once(image, seed, BATCHES[0], thorough=False)
+        if not best.is_settled:
+            other = self._find_once(image, seed, BATCHES[1], thorough=False)
+            best = other if other.is_settled or len(other.known) > len(best.known) else best
+        return best if best.is_settled else self._find_once(image, seed, best.batch)
+
     def _find_once(self, image: tuple[int, int, int], seed: int, batch: int, *, thorough: bool = True) -> Found:
         images = self._images(image, seed, batch)
         trace = self.trace(images, generic(seed))
         found = find_mixer(trace, images, self.name, self.framework, thorough=thorough)
-        notices = [*self.notices, *trace.notices]
-        output = found.output if found.is_whole else next(iter(trace.outputs))
-        expected = trace.values[trace.outputs[output]].array
-        if not self._same_in_training(images, generic(seed), output, expected):
-            notices.append(IN_TRAINING)
-        return dataclasses.replace(found, notices=(*found.notices, *notices))
+        return found.noting(*self.notices, *trace.notices)
 
-    def _takes_images_apart(self, image: tuple[int, int, int], seed: int, found: Found) -> bool:
-        """Whether images give the same outputs among more images, if the model takes so many at all."""
-        images = np.concatenate([self._images(image, seed, found.batch), self._images(image, seed + 1, MORE)])
-        alone = self.rerun(images[: found.batch], generic(seed), False, 0)[found.output]
+    def _takes_images_apart(self, images: np.ndarray, draw: Draw, found: Found, alone: np.ndarray) -> bool:
+        """Whether the first of these images give the same as they do `alone`, if the model takes so many at all."""
         try:
-            among = self.rerun(images, generic(seed), False, 0).get(found.output)
+            among = self.rerun(images, draw, False, 0).get(found.output)
         except MixerEquivError:
             return True
         if among is None or among.size * found.batch != alone.size * len(images):
@@ -133,25 +132,21 @@ class Candidate:
         channels, height, width = image
         return np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
 
-    def _same_in_training(self, images: np.ndarray, draw: Draw, output: str, expected: np.ndarray) -> bool:
+    def _same_in_training(self, images: np.ndarray, draw: Draw, output: str, plain: Mapping[str, np.ndarray]) -> bool:
+        """Whether train mode gives what eval mode does, at this output or else the first."""
         if not self.has_modes:
             return True
+        output = output if output in plain else next(iter(plain))
         try:
             made = self.rerun(images, draw, True, 0).get(output)
         except MixerEquivError:  # it takes more there, such as labels
             return False
+        expected = plain[output]
         return (
             made is not None
             and made.shape == expected.shape
             and np.allclose(made, expected, 1e-9, 1e-9, equal_nan=True)
         )
-
-    def _runs_differ(self, image: tuple[int, int, int], seed: int, batch: int, runs: int) -> bool:
-        """Whether any of so many more runs on the same images, in eval mode, gives other outputs."""
-        images = self._images(image, seed, batch)
-        first = self.rerun(images, generic(seed), False, 0)
-        others = (self.rerun(images, generic(seed), False, generator) for generator in range(1, runs + 1))
-        return any(not _alike(first, other) for other in others)
 
     def drawn(self, found: Found) -> dict[str, np.ndarray]:
         """Canonical weights that it has with random parameters of its own, where these are not official ones."""

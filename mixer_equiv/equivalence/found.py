@@ -110,6 +110,10 @@ class Found:
             self, config=None, layout=None, sources=None, residual=None, reasons=(*self.reasons, reason)
         )
 
+    def noting(self, *notices: str) -> Found:
+        """The same, with more that a user should know."""
+        return dataclasses.replace(self, notices=(*self.notices, *notices))
+
     @property
     def image_hw(self) -> tuple[int, int]:
         assert self.config is not None
