@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import sys
 import warnings
@@ -110,8 +111,6 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
     """Any `flax.linen.Module` that takes images (batch, height, width, channels)."""
     jax = require("jax", "flax", "verifying a Flax module")
     meta = require("flax.core.meta", "flax", "verifying a Flax module")
-    from mixer_equiv.equivalence.record_jax import gradients, record
-
     channels, height, width = image
     own: dict[str, Any] = {}
     if module.scope is not None:  # bound to variables, which are its own weights
@@ -133,47 +132,55 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
     def apply(params: Mapping[str, Any], batch: Any) -> Any:
         return module.apply({**others, "params": unflatten(params)}, batch, **filled)
 
+    candidate = _jax_candidate(name, lambda training, seed: apply, shapes, own, notices)
+    return dataclasses.replace(candidate, has_modes=False)
+
+
+def _jax_candidate(
+    name: str,
+    applied: Callable[[bool, int], Callable[[Mapping[str, Any], Any], Any]],
+    shapes: Mapping[str, tuple[int, ...]],
+    own: Mapping[str, Any],
+    notices: tuple[str, ...],
+) -> Candidate:
+    """A function of parameters by name and images, as `applied` gives it for a mode and a seed of its keys."""
+    from mixer_equiv.equivalence.record_jax import gradients, record
+
+    function = applied(False, 0)
+
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
         with _told(name):
-            return record(apply, shapes, images, draw, dtype, every=every)
+            return record(function, shapes, images, draw, dtype, every=every)
 
     def differentiate(
         images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
     ) -> Mapping[str, np.ndarray]:
         with _told(name):
-            return gradients(apply, shapes, images, draw, output, cotangent, dtype)
+            return gradients(function, shapes, images, draw, output, cotangent, dtype)
 
     def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
-        with _told(name):
-            return _outputs(record(apply, shapes, images, draw, every=False, seed=seed))
+        with _told(name), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what JAX says of statistics in float32 beside float64
+            trace = record(applied(training, seed), shapes, images, draw, every=False, seed=seed)
+        return {path: trace.values[number].array for path, number in trace.outputs.items()}
 
-    return Candidate(name, "flax", run, own, lambda arrays: None, differentiate, rerun, notices, has_modes=False)
-
-
-def _outputs(trace: Trace) -> dict[str, np.ndarray]:
-    return {path: trace.values[number].array for path, number in trace.outputs.items()}
+    return Candidate(name, "flax", run, own, lambda arrays: None, differentiate, rerun, notices)
 
 
 def nnx_candidate(module: Any, name: str) -> Candidate:
     """Any `flax.nnx.Module` that takes images (batch, height, width, channels)."""
     jax = require("jax", "flax", "verifying an nnx module")
     nnx = require("flax.nnx", "flax", "verifying an nnx module")
-    from mixer_equiv.equivalence.record_jax import gradients, record
-
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     own = dict(flatten(nnx.to_pure_dict(params)))
     shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
 
-    def applied(given: Mapping[str, Any], batch: Any, *, training: bool = False, seed: int = 0) -> Any:
+    def apply(given: Mapping[str, Any], batch: Any, *, training: bool, seed: int) -> Any:
         state = params.copy() if hasattr(params, "copy") else params
         nnx.replace_by_pure_dict(state, _as_pure(given))
         made = nnx.merge(graph, state, jax.tree.map(partial(_reseeded, seed=seed), rest))
         (made.train if training else made.eval)()
         return made(batch, **filled)
-
-    def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
-        with _told(name):
-            return record(applied, shapes, images, draw, dtype, every=every)
 
     def _as_pure(given: Mapping[str, Any]) -> Any:
         return jax_tree(nnx.to_pure_dict(params), given)
@@ -186,20 +193,11 @@ def nnx_candidate(module: Any, name: str) -> Candidate:
         nnx.replace_by_pure_dict(state, _as_pure(given))
         nnx.update(module, state)
 
-    def differentiate(
-        images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
-    ) -> Mapping[str, np.ndarray]:
-        with _told(name):
-            return gradients(applied, shapes, images, draw, output, cotangent, dtype)
-
-    def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
-        with _told(name), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what JAX says of statistics in float32 beside float64
-            again = partial(applied, training=training, seed=seed)
-            return _outputs(record(again, shapes, images, draw, every=False, seed=seed))
-
     filled, notices = _arguments(module.__call__)
-    return Candidate(name, "flax", run, own, put, differentiate, rerun, notices)
+    candidate = _jax_candidate(
+        name, lambda training, seed: partial(apply, training=training, seed=seed), shapes, own, notices
+    )
+    return dataclasses.replace(candidate, put=put)
 
 
 def _reseeded(leaf: Any, seed: int) -> Any:
