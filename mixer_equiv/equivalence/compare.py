@@ -37,6 +37,10 @@ class Policy:
     variation: float = 1e-4
     float32_ratio: float = 4.0
 
+    def is_rounding(self, float64: float, float32: float) -> bool:
+        """Whether float32 makes a residual so much larger that it is rounding, and no other function."""
+        return float64 <= self.scaling * min(float32, 1.0)
+
     def rate(self, float64: float, float32: float) -> Rating:
         """What the residuals in both precisions say.
 
@@ -45,7 +49,7 @@ class Policy:
         """
         if float64 <= self.residual:
             return "same"
-        if float64 <= self.scaling * min(float32, 1.0):
+        if self.is_rounding(float64, float32):
             return "rounding"
         return "undecidable" if float32 > self.lost and float64 < self.lost * float32 else "apart"
 

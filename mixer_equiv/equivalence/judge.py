@@ -94,7 +94,7 @@ def with_gradients(judgement: Judgement, gradients: Gradients | None, policy: Po
     """
     if gradients is None or gradients.residual <= gradients.threshold:
         return judgement
-    if gradients.float32 is not None and gradients.residual <= policy.scaling * min(gradients.float32, 1.0):
+    if gradients.float32 is not None and policy.is_rounding(gradients.residual, gradients.float32):
         note = f"the gradients' {gradients.residual:.1e} is rounding, since in float32 it is {gradients.float32:.1e}"
         return dataclasses.replace(judgement, warnings=(*judgement.warnings, note))
     if judgement.verdict == "equivalent" and not judgement.warnings:
