@@ -34,17 +34,14 @@ def pytest_report_header() -> str:
 def full_precision() -> Iterator[None]:
     """While the tests of a module run: x64 on in JAX, no TF32, matrix products in the precision of their operands.
 
-    torch uses one thread: on small arrays several only wait for each other.
+    torch uses one thread.
     """
     import torch
 
-    from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision
+    from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision, torch_threads
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with jax_full_precision(), torch_full_precision(), torch.enable_grad():
+    with torch_threads(1), jax_full_precision(), torch_full_precision(), torch.enable_grad():
         yield
-    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

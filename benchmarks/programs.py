@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from benchmarks.stacks import Arrays, Stack, relabelled
 from mixer_equiv import Formulation
 from mixer_equiv.arrays import flatten, unflatten
-from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision
+from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision, torch_threads
 from mixer_equiv.layouts import LINEN, TORCH
 from mixer_equiv.models.flax import OFFICIAL
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
@@ -120,21 +119,11 @@ def run_torch(stack: Stack, state: Arrays, ways: Ways) -> Results:
         torch.tensor(stack.images.transpose(0, 1, 4, 2, 3)),
         torch.tensor(stack.cotangents),
     )
-    with _threads(ways.threads), torch_full_precision(), torch.enable_grad():
+    with torch_threads(ways.threads), torch_full_precision(), torch.enable_grad():
         gradients, outputs = _TORCH[ways.torch](grad(scalar, has_aux=True), arguments)
     by_torch = {name: gradient.numpy() for name, gradient in gradients.items()}
     result = Results(outputs.detach().numpy(), relabelled(by_torch, TORCH, LINEN, stack.config))
     return result.of_dtype(stack.images.dtype)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _loop(function: Callable[..., Any], arguments: Any) -> Any:

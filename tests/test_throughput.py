@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from benchmarks import speed
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.cli import app
+from mixer_equiv.equivalence.precision import torch_threads
 from mixer_equiv.throughput import clock, page, plots, programs, proof
 from mixer_equiv.throughput.bench import AGAIN, Result, bench
 from mixer_equiv.throughput.cases import Cell, cells
@@ -42,13 +43,10 @@ JITTED = ("flax", "nnx", "official")
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """One thread, since on small arrays several only wait for each other, and turns that are single calls."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    """One thread, and turns that are single calls."""
+    with torch_threads(1), pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock, "TURN", 0.0)
         yield
-    torch.set_num_threads(before)
 
 
 # The clock

@@ -74,6 +74,16 @@ def torch_full_precision() -> Iterator[None]:
     """No TF32 in matrix products and convolutions, no autocast, no gradients; new tensors on the device asked for."""
     import torch
 
+    kind = torch.device(device()).type
+    with no_tf32(), torch.no_grad(), torch.autocast(kind, enabled=False), torch.device(device()):
+        yield
+
+
+@contextlib.contextmanager
+def no_tf32() -> Iterator[None]:
+    """torch's matrix products and convolutions in the precision of their operands."""
+    import torch
+
     backends: Any = torch.backends
     switches = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
     with _TORCH_SWITCHES:
@@ -81,9 +91,20 @@ def torch_full_precision() -> Iterator[None]:
         try:
             for switch in switches:
                 switch.fp32_precision = "ieee"
-            kind = torch.device(device()).type
-            with torch.no_grad(), torch.autocast(kind, enabled=False), torch.device(device()):
-                yield
+            yield
         finally:
             for switch, value in zip(switches, before, strict=True):
                 switch.fp32_precision = value
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch's operations: on small arrays several only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

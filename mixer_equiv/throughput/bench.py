@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mixer_equiv.equivalence.precision import no_tf32
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.throughput.cases import Cell
 from mixer_equiv.throughput.clock import LEAST_ROUNDS, Ratio, in_rounds, paired_ratio, quartiles
@@ -188,9 +189,7 @@ def _as_timed(contestants: Sequence[Contestant]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for framework in {contestant.program.framework for contestant in contestants}:
             if framework == "torch":
-                from mixer_equiv.throughput.in_torch import precision
-
-                stack.enter_context(precision())
+                stack.enter_context(no_tf32())
             else:
                 from mixer_equiv.throughput import in_jax
 

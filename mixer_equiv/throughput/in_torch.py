@@ -12,6 +12,7 @@ import torch
 
 from mixer_equiv.arrays import to_numpy, to_torch
 from mixer_equiv.convert import relabel
+from mixer_equiv.equivalence.precision import no_tf32
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LAYOUTS, LINEN
 from mixer_equiv.throughput.cases import Cell
@@ -46,7 +47,7 @@ class TorchCall:
         self._once()
 
     def _once(self) -> Any:
-        with precision():
+        with no_tf32():
             result = {"training": self._step, "inference": self._infer}[self.cell.mode]()
         if self.cell.device == "cuda":
             torch.cuda.synchronize()
@@ -95,7 +96,7 @@ def gemm(cell: Cell, size: int) -> Callable[[], None]:
     a, b = (torch.randn(size, size).to(cell.device, dtype) for _ in range(2))
 
     def call() -> None:
-        with precision(), torch.inference_mode():
+        with no_tf32(), torch.inference_mode():
             a @ b
         if cell.device == "cuda":
             torch.cuda.synchronize()
@@ -107,23 +108,6 @@ def check_device(device: str) -> None:
     """Raises `ConfigError` for a device that torch does not have."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is 'cuda', and torch {torch.__version__} finds no CUDA device; use cpu")
-
-
-_BACKENDS: Any = torch.backends
-_SWITCHES = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv)
-
-
-@contextlib.contextmanager
-def precision() -> Iterator[None]:
-    """No TF32, in matrix products and convolutions: what Flax is run with too."""
-    before = [switch.fp32_precision for switch in _SWITCHES]
-    try:
-        for switch in _SWITCHES:
-            switch.fp32_precision = "ieee"
-        yield
-    finally:
-        for switch, value in zip(_SWITCHES, before, strict=True):
-            switch.fp32_precision = value
 
 
 @contextlib.contextmanager

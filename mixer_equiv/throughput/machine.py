@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays import require
+from mixer_equiv.equivalence.precision import torch_threads
 
 PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "einops")
 _PROC = Path("/proc/self")
@@ -73,18 +74,15 @@ def pinned(threads: int | None, frameworks: Collection[str]) -> Iterator[list[in
     cores = sorted(before)[-(threads or len(before)) :]  # interrupts are mostly the first one's
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    torch = require("torch", "torch", "timing torch") if "torch" in frameworks else None
-    count = torch.get_num_threads() if torch else None
-    if torch:
-        torch.set_num_threads(len(cores))
+    if "torch" in frameworks:
+        require("torch", "torch", "timing torch")
     if "jax" in frameworks:
         require("flax", "flax", "timing Flax")
         require("jax", "flax", "timing JAX").devices()
     try:
-        yield cores
+        with torch_threads(len(cores)) if "torch" in frameworks else contextlib.nullcontext():
+            yield cores
     finally:
-        if torch:
-            torch.set_num_threads(count)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, before)
 
