@@ -69,11 +69,6 @@ FLAX_PROGRAMS = tuple(Program("flax", formulation) for formulation in FORMULATIO
 NNX_PROGRAM = Program("nnx")
 
 
-def cotangent_of(config: MixerConfig, count: int, seed: int) -> np.ndarray:
-    """What outputs (count, width) are multiplied by: random, so that no output counts as another does."""
-    return np.random.default_rng([seed, 7]).standard_normal((count, config.num_classes or config.hidden_dim))
-
-
 def _cast(params: Arrays, dtype: np.dtype) -> dict[str, np.ndarray]:
     return {name: array.astype(dtype, copy=False) for name, array in params.items()}
 

@@ -22,6 +22,7 @@ from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.convert import relabel
 from mixer_equiv.draws import draw_images, draw_params
 from mixer_equiv.equivalence.compare import differing, gradient_residuals, residual
+from mixer_equiv.equivalence.gradients import random_cotangent
 from mixer_equiv.equivalence.subject import UNOBSERVABLE
 from mixer_equiv.equivalence.training import OPTIMISERS, Optimiser, steps_in_optax, steps_in_torch
 from mixer_equiv.formulation import FORMULATIONS
@@ -29,7 +30,7 @@ from mixer_equiv.layouts import LAYOUTS, LINEN, TORCH, Layout
 from mixer_equiv.layouts.formulations import natural
 from mixer_equiv.strategies import DTYPES, FEW_CONFIGS, configs, layouts, params
 from tests.mixers import COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX
-from tests.programs import FLAX_PROGRAMS, TORCH_PROGRAMS, Arrays, Program, cotangent_of
+from tests.programs import FLAX_PROGRAMS, TORCH_PROGRAMS, Arrays, Program
 from tests.structures import JeonsworldMixer, LucidrainsMixer, MmpretrainMixer, TutorialMixer, as_official, timm_mixer
 
 pytestmark = [
@@ -138,7 +139,7 @@ def own_gradients(layout: str, config: MixerConfig, state: Arrays, images: np.nd
 def commutes_with_gradients(convert: Converter, config: MixerConfig, seed: int, style: str, layout: str) -> None:
     """Gradients of the port are the official gradients, converted."""
     params, images = draw_params(config, seed, style), draw_images(config, seed + 1)
-    cotangent = cotangent_of(config, len(images), seed)
+    cotangent = random_cotangent(config, len(images), seed)
     _, official = FLAX_PROGRAMS[0].gradients(config, params, images, cotangent)
     state = converted(params, LINEN, LAYOUTS[layout], config)
     theirs = own_gradients(layout, config, state, images, cotangent)
@@ -152,7 +153,7 @@ def commutes_with_steps(
 ) -> None:
     """Five steps in torch on converted weights are the converted weights after five steps in Flax."""
     params, images = draw_params(config, seed), draw_images(config, seed + 1)
-    cotangent = cotangent_of(config, len(images), seed)
+    cotangent = random_cotangent(config, len(images), seed)
     cotangent /= cotangent.size
     start = converted(params, LINEN, TORCH, config)
     there = steps_in_torch(start, by_torch(programs[0], config, images, cotangent), 5, of_torch)

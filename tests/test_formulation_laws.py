@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from mixer_equiv import Formulation, MixerConfig
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
+from mixer_equiv.equivalence.gradients import random_cotangent
 from mixer_equiv.models import flax_formulations, torch_formulations
 from mixer_equiv.strategies import FEW_CONFIGS
 from tests.mixers import ANY_CONFIG, COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
@@ -28,7 +29,6 @@ from tests.programs import (
     REFERENCE,
     TORCH_PROGRAMS,
     Program,
-    cotangent_of,
     derivatives,
 )
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("full_precision")
 def assert_one_function(programs: tuple[Program, ...], mixer: Mixer) -> None:
     """Every two agree on outputs, the reference among them, and all have the gradients of the first."""
     config, params, images = mixer.config, mixer.params, mixer.images
-    cotangent = cotangent_of(config, len(images), mixer.seed)
+    cotangent = random_cotangent(config, len(images), mixer.seed)
     made = [program.gradients(config, params, images, cotangent) for program in programs]
     outputs = np.stack([REFERENCE(config, params, images), *(outputs for outputs, _ in made)])
     assert furthest_pair(outputs) <= POLICY.residual
@@ -84,7 +84,7 @@ def test_formulations_are_one_function_whatever_the_sizes(mixer: Mixer, others: 
 def assert_gradients_of_the_reference(mixer: Mixer) -> None:
     """Along a random direction of each parameter, relative to what `gradient_residuals` takes."""
     config, params, images = mixer.config, mixer.params, mixer.images
-    cotangent = cotangent_of(config, len(images), mixer.seed)
+    cotangent = random_cotangent(config, len(images), mixer.seed)
     _, gradients = mixer.program.gradients(config, params, images, cotangent)
     directions = {name: unit(mixer.rng.standard_normal(array.shape)) for name, array in params.items()}
     slopes = derivatives(config, params, images, cotangent, directions)
