@@ -1,8 +1,9 @@
-"""The errors this package raises; every one is a `MixerEquivError`."""
+"""The errors this package raises; every one is a `MixerEquivError`. And `some`, for what they say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -75,3 +76,9 @@ class NotEquivalentError(MixerEquivError, AssertionError):
 
 class ConventionWarning(UserWarning):
     """The target code computes something else than what the weights were trained with."""
+
+
+def some(texts: Collection[str], shown: int = 4, joint: str = ", ") -> str:
+    """The first few in a row, and how many more there are, for messages."""
+    more = f" and {len(texts) - shown} more" if len(texts) > shown else ""
+    return joint.join(itertools.islice(texts, shown)) + more

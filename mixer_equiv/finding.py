@@ -12,7 +12,7 @@ from typing import Any
 from mixer_equiv import strict
 from mixer_equiv.arrays import flatten, is_array
 from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
-from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError
+from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError, some
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout
 from mixer_equiv.lazy import LazyArrays, split
 
@@ -122,8 +122,7 @@ def _strip(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> tuple[d
         notes.append(f"the prefix {prefix!r} was stripped from every name")
     beside = beside + [name for name in leaves if name not in inside]
     if beside:
-        more = f" and {len(beside) - 4} more" if len(beside) > 4 else ""
-        notes.append(f"left out beside {prefix!r}: {', '.join(beside[:4])}{more}")
+        notes.append(f"left out beside {prefix!r}: {some(beside)}")
     return own, notes
 
 

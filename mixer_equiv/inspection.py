@@ -15,6 +15,7 @@ from rich.text import Text
 
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import describe_conventions
+from mixer_equiv.errors import some
 from mixer_equiv.layouts import Binding, Layout
 from mixer_equiv.lazy import Spec
 
@@ -54,7 +55,7 @@ class Inspection:
         for flag in ("NaN", "inf"):
             names = [array.name for array in self.arrays if flag in array.flags]
             if names:
-                sentences.append(f"{flag} in {_count(len(names), 'array')}: {_some(names)}")
+                sentences.append(f"{flag} in {_count(len(names), 'array')}: {some(names, 3)}")
         head = [array for array in self.arrays if array.canonical == "head/kernel"]
         if head and "all zero" in head[0].flags:
             sentences.append(
@@ -63,7 +64,7 @@ class Inspection:
         kernels = [a for a in self.arrays if a.canonical.endswith("kernel") and not a.canonical.startswith("head")]
         dead = [array.name for array in kernels if {"all zero", "constant"} & set(array.flags)]
         if dead:
-            sentences.append(f"zero or constant in {_count(len(dead), 'kernel')}: {_some(dead)}")
+            sentences.append(f"zero or constant in {_count(len(dead), 'kernel')}: {some(dead, 3)}")
         return sentences
 
     def to_dict(self) -> dict[str, Any]:
@@ -233,7 +234,3 @@ def _over(reduce: Callable[[list[float]], Any], numbers: list[float | None]) -> 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -17,7 +17,7 @@ import numpy as np
 
 from mixer_equiv.containers import safetensors
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, batches, flush, remove
-from mixer_equiv.errors import CheckpointError, MixerEquivError
+from mixer_equiv.errors import CheckpointError, MixerEquivError, some
 from mixer_equiv.lazy import as_lazy, specs
 
 SUFFIX = ".safetensors.index.json"
@@ -31,8 +31,6 @@ _UNITS = {
 }
 
 DEFAULT_SHARD_SIZE = 5 * _UNITS["GB"]
-
-_SHOWN = 4
 
 
 def parse_size(size: str | int | None) -> int:
@@ -64,19 +62,14 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
     shards = {shard: safetensors.read(path.parent / shard)[0] for shard in _present(path, set(weight_map.values()))}
     absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
     if absent:
-        raise CheckpointError(f"{path} names arrays that their shards do not hold: {_some(absent)}; {_AGAIN}")
+        raise CheckpointError(f"{path} names arrays that their shards do not hold: {some(absent)}; {_AGAIN}")
     extra = [f"{name} in {shard}" for shard in shards for name in shards[shard] if weight_map.get(name) != shard]
     if extra:
-        raise CheckpointError(f"{path} does not name arrays that its shards hold: {_some(extra)}; {_AGAIN}")
+        raise CheckpointError(f"{path} does not name arrays that its shards hold: {some(extra)}; {_AGAIN}")
     return {name: shards[shard][name] for name, shard in weight_map.items()}, metadata
 
 
 _AGAIN = "the index is of other files, so get all of them again"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _only_checkpoint(folder: Path) -> Path:
@@ -90,7 +83,7 @@ def _only_checkpoint(folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
     if shards:
-        raise CheckpointError(f"{folder} holds shards ({_some([s.name for s in shards])}) without their index; get it")
+        raise CheckpointError(f"{folder} holds shards ({some([s.name for s in shards])}) without their index; get it")
     raise CheckpointError(f"{folder} holds no safetensors file; give the path of a checkpoint")
 
 
@@ -118,10 +111,10 @@ def _present(index: Path, shards: set[str]) -> list[str]:
     """The shards' names, once all are safetensors files beside the index."""
     outside = sorted(shard for shard in shards if not _is_plain(shard))
     if outside:
-        raise CheckpointError(f"{index} names files outside its folder: {_some(outside)}; shards must stand beside it")
+        raise CheckpointError(f"{index} names files outside its folder: {some(outside)}; shards must stand beside it")
     other = sorted(shard for shard in shards if not shard.endswith(".safetensors"))
     if other:
-        raise CheckpointError(f"{index} names shards that are not safetensors: {_some(other)}; no others are read")
+        raise CheckpointError(f"{index} names shards that are not safetensors: {some(other)}; no others are read")
     missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
     if missing:
         raise CheckpointError(f"{index} names shards that are missing: {', '.join(missing)}; put them beside it")
@@ -210,7 +203,7 @@ class _Target:
         alike = self.index.parent.glob(f"{glob.escape(self.stem)}-*-of-*.safetensors")
         found = sorted(str(path) for path in {*ours, *alike} if os.path.lexists(path))
         if found and not force:
-            raise CheckpointError(f"{_some(found)} exist{'s'[len(found) > 1 :]}; pass force=True (--force) to replace")
+            raise CheckpointError(f"{some(found)} exist{'s'[len(found) > 1 :]}; pass force=True (--force) to replace")
         old = sorted(path for path in {*ours, *self._old_shards()} if os.path.lexists(path))
         folders = [str(path) for path in old if path.is_dir()]
         if folders:

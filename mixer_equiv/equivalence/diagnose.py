@@ -16,6 +16,7 @@ from mixer_equiv.equivalence.moves import Deviation
 from mixer_equiv.equivalence.official import deviations_of, official_steps
 from mixer_equiv.equivalence.programs import Taps
 from mixer_equiv.equivalence.subject import Subject
+from mixer_equiv.errors import some
 from mixer_equiv.layouts import OFFICIAL
 from mixer_equiv.report import Cause, Side
 
@@ -124,8 +125,7 @@ def constraint_causes(side: Subject) -> list[Cause]:
     for kind, words in CONSTRAINTS.items():
         all_of_kind = [text for text in constraints if any(word in text for word in words)]
         if all_of_kind:
-            more = f" and {len(all_of_kind) - 2} more" if len(all_of_kind) > 2 else ""
-            said = f"{'; '.join(all_of_kind[:2])}{more}"
+            said = some(all_of_kind, 2, "; ")
             count = f"{len(all_of_kind)} parameter{'s'[: len(all_of_kind) > 1]}"
             causes.append(Cause(kind, "constraint", "free", said, count, f"in {side.name}; {_ONE_WAY}"))
     return causes

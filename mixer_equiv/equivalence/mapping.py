@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mixer_equiv.equivalence.moves import Deviation
 from mixer_equiv.equivalence.naming import layout_found
 from mixer_equiv.equivalence.searching import best_match
 from mixer_equiv.equivalence.trace import Trace, Value
+from mixer_equiv.errors import some
 from mixer_equiv.layouts import LINEN, OFFICIAL
 from mixer_equiv.operations import Parameter
 
@@ -194,15 +195,13 @@ def _lacking(found: Match, deviations: tuple[Deviation, ...], config: MixerConfi
     unknown = {deviation.step for deviation in deviations if deviation.kind == "unknown"}
     untold = [name for name in without if name.rpartition("/")[0] in unknown]
     if untold:
-        reasons.append(f"it does something else at {_some(sorted(unknown))}, by which {_some(untold)} cannot be told")
+        reasons.append(
+            f"it does something else at {some(sorted(unknown), 2)}, by which {some(untold, 2)} cannot be told"
+        )
     lacking = [name for name in without if name not in untold]
     if lacking:
-        reasons.append(f"no parameter of it is {_some(lacking)}")
+        reasons.append(f"no parameter of it is {some(lacking, 2)}")
     return reasons
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 _BEYOND = {"mlp_head": "its head has several layers, and the official one is a single Dense"}

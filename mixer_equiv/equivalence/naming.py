@@ -12,8 +12,9 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.fitting import Use
 from mixer_equiv.equivalence.matching import Match
 from mixer_equiv.equivalence.trace import Trace, Value
+from mixer_equiv.errors import some
 from mixer_equiv.layouts import ABSENT, LINEN, Conventions, Layout, Row
-from mixer_equiv.layouts.layout import fill
+from mixer_equiv.layouts.register import sharing_problems
 
 
 def layout_found(
@@ -33,8 +34,10 @@ def layout_found(
             computed.append(f"{canonical} is computed from {', '.join(sorted(use.operand.leaves))}")
     used = {foreign.partition("[")[0] for foreign, _ in names.values()}
     hidden = [own for own in trace.hidden if own in used]
-    notices = [f"not in the state_dict, so that loading leaves them as they are: {_some(hidden)}"] if hidden else []
-    unnamed = f"no layout, since parameters are not its own: {_some(computed)}" if computed else ""
+    notices = (
+        [f"not in the state_dict, so that loading leaves them as they are: {some(hidden, 2, '; ')}"] if hidden else []
+    )
+    unnamed = f"no layout, since parameters are not its own: {some(computed, 2, '; ')}" if computed else ""
     rows = tuple(_rows(names, config.num_blocks))
     computes = Conventions(config.activation, config.layer_norm_eps)
     layout = Layout(
@@ -49,10 +52,6 @@ def layout_found(
     if layout.is_tied:
         layout = dataclasses.replace(layout, num_blocks=config.num_blocks)
     return (None if computed else layout), layout.constraints, notices, unnamed
-
-
-def _some(texts: list[str]) -> str:
-    return "; ".join(texts[:2]) + (f" and {len(texts) - 2} more" if len(texts) > 2 else "")
 
 
 def _name_of(operand: Value, trace: Trace) -> str | None:
@@ -120,21 +119,12 @@ def _rows(names: Mapping[str, tuple[str, str]], depth: int) -> list[Row]:
             if rule is None or len({own for _, own in every.values()}) > 1:
                 return [Row(name, *own) for name, own in names.items()]
             rows.append(Row(f"MixerBlock_{{i}}/{block[2]}", rule, pattern))
-    if _collides(rows, depth):
-        return [Row(name, *own) for name, own in names.items()]
     rules = {row.foreign for row in rows if row.in_block}
-    return [
+    ruled = [
         row if row.in_block else dataclasses.replace(row, foreign=_after(row.foreign, rules, depth)) for row in rows
     ]
-
-
-def _collides(rows: Iterable[Row], depth: int) -> bool:
-    """Whether the rules of two rows give one name in some block and not in all, as where one block shares a norm."""
-    holders: dict[str, set[str]] = {}
-    for row in rows:
-        for i in range(depth if row.in_block else 1):
-            holders.setdefault(fill(row.foreign, i, depth), set()).add(row.foreign)
-    return any(len(held) > 1 for name, held in holders.items() if name != ABSENT)
+    # As where one block shares a norm with another: rules from few blocks say more than they know.
+    return [Row(name, *own) for name, own in names.items()] if any(sharing_problems(ruled)) else ruled
 
 
 def _after(name: str, rules: Iterable[str], depth: int) -> str:

@@ -20,7 +20,7 @@ from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.diagnose import told
 from mixer_equiv.equivalence.found import Found
 from mixer_equiv.equivalence.precision import on_device
-from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, LayoutError, MixerEquivError
+from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, LayoutError, MixerEquivError, some
 from mixer_equiv.layouts import Layout
 
 Image = tuple[int, int, int]
@@ -132,12 +132,11 @@ def _put_otherwise(result: Checkpoint, candidate: Candidate) -> list[str]:
         )
     asked = {name.partition("[")[0] for name in result.layout.parameters(result.config.num_blocks)}
     if candidate.computed:
-        names = ", ".join(candidate.computed[:3]) + (", ..." if len(candidate.computed) > 3 else "")
-        messages.append(f"{candidate.name} computes {names} from other parameters, and has them but for rounding")
+        computed = some(candidate.computed, 3)
+        messages.append(f"{candidate.name} computes {computed} from other parameters, and has them but for rounding")
     untouched = [name for name in candidate.own if name not in result.whole and name not in asked]
     if untouched:
-        more = f" and {len(untouched) - 3} more" if len(untouched) > 3 else ""
-        messages.append(f"parameters of {candidate.name} that stay as they were: {', '.join(untouched[:3])}{more}")
+        messages.append(f"parameters of {candidate.name} that stay as they were: {some(untouched, 3)}")
     return messages
 
 

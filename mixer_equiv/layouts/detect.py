@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from mixer_equiv.errors import LayoutError
+from mixer_equiv.errors import LayoutError, some
 from mixer_equiv.layouts.layout import Layout, Row, Shape
 from mixer_equiv.lazy import Spec, split
 
@@ -168,8 +168,7 @@ def _shapes_agree(match: Match, shapes: Mapping[str, Shape]) -> bool:
 
 
 def _unknown(names: Collection[str], layouts: Iterable[Layout], matches: list[Match]) -> str:
-    shown = ", ".join(sorted(names)[:4]) or "no arrays"
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    shown = some(sorted(names)) or "no arrays"
     known = "; ".join(f"{layout.name}: {next(iter(layout.parameters(1)))}" for layout in layouts)
     nearest = max(matches, key=lambda match: match.score, default=None)
     near = (
@@ -178,4 +177,4 @@ def _unknown(names: Collection[str], layouts: Iterable[Layout], matches: list[Ma
         if nearest
         else ""
     )
-    return f"the arrays are of no known layout: found {shown}{more}.{near} Known layouts and a name of each: {known}"
+    return f"the arrays are of no known layout: found {shown}.{near} Known layouts and a name of each: {known}"

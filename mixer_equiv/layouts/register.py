@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -156,7 +156,7 @@ def _row_problems(rows: tuple[Row, ...], num_blocks: int | None) -> Iterator[str
         if canonical not in seen and not (every and seen.keys() >= set(every)):
             yield f"row {canonical}: it is missing; a bias or scale that the code does not have is called '{ABSENT}'"
     named = tuple(row for row in rows if row.foreign)
-    yield from _sharing_problems(named)
+    yield from sharing_problems(named)
     names = {fill(row.foreign, 0, 12) for row in named if not row.is_absent}
     for row in named:
         above = next((str(p) for p in PurePosixPath(fill(row.foreign, 0, 12)).parents if str(p) in names), None)
@@ -188,7 +188,7 @@ def _problems_of(row: Row) -> Iterator[str]:
         yield "a kernel cannot be absent: no values of it change nothing"
 
 
-def _sharing_problems(rows: tuple[Row, ...]) -> Iterator[str]:
+def sharing_problems(rows: Sequence[Row]) -> Iterator[str]:
     """Rows of one name must have it in common for the whole array, and in every block."""
     holders: dict[str, Row] = {}
     for row, i in itertools.product(rows, range(12)):
