@@ -159,9 +159,9 @@ def test_an_undeclared_deviation_is_found_at_its_stage_and_no_cause_is_claimed(m
 @pytest.fixture
 def uncached():
     """Programs compiled for this test alone, because it changes what they compute."""
-    programs._jitted_flax.cache_clear()
+    programs._jitted_child.cache_clear()
     yield
-    programs._jitted_flax.cache_clear()
+    programs._jitted_child.cache_clear()
 
 
 SQUARE = DEFAULT_CONFIG.replace(

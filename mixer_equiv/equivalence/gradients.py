@@ -7,7 +7,6 @@ layout has once for several official parameters has the sum of their gradients.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import gradient_residuals
 from mixer_equiv.equivalence.precision import device, jax_full_precision, torch_full_precision
+from mixer_equiv.equivalence.programs import apply_in_parts
 from mixer_equiv.equivalence.subject import Subject
 from mixer_equiv.layouts import LINEN, TORCH, Layout
 from mixer_equiv.report import Gradients
@@ -96,25 +96,16 @@ def _gradients(side: Subject, images: np.ndarray, cotangent: np.ndarray) -> Arra
 
 def _flax(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
     """Canonical gradients of the Flax model, which also stand for those of nnx and of the reference."""
-    with jax_full_precision():
-        weights = unflatten({name: np.asarray(array, images.dtype) for name, array in params.items()})
-        tree = _differentiated_flax(config)(weights, images, cotangent)
-        return {name: np.asarray(leaf) for name, leaf in flatten(tree)}
-
-
-@lru_cache(maxsize=8)
-def _differentiated_flax(config: MixerConfig) -> Any:
     jax = require("jax", "flax", "gradients of the Flax model")
     require("flax", "flax", "gradients of the Flax model")
     from mixer_equiv.models.flax import MlpMixer
 
-    model = MlpMixer(config)
+    def scalar(weights: Any) -> Any:
+        return (apply_in_parts(MlpMixer(config), weights, images) * cotangent).sum()
 
-    def scalar(weights: Any, images: Any, cotangent: Any) -> Any:
-        output: Any = model.apply({"params": weights}, images)
-        return (output * cotangent).sum()
-
-    return jax.jit(jax.grad(scalar))
+    with jax_full_precision():
+        weights = unflatten({name: np.asarray(array, images.dtype) for name, array in params.items()})
+        return {name: np.asarray(leaf) for name, leaf in flatten(jax.grad(scalar)(weights))}
 
 
 def _torch(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:

@@ -22,22 +22,40 @@ Run = Callable[[MixerConfig, Arrays, np.ndarray], Taps]
 
 
 def run_flax(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
-    """Taps of the Flax model, jitted, in the dtype of `images` (batch, height, width, channels)."""
-    with jax_full_precision():
-        taps = _jitted_flax(config)(unflatten(_cast(params, images.dtype)), images)
-        # jit returns a dict sorted by key; the order of computation is the program's own.
-        return _of_dtype({name: np.asarray(taps[name]) for name in stage_names(config)}, images.dtype)
-
-
-@lru_cache(maxsize=8)
-def _jitted_flax(config: MixerConfig) -> Callable[..., Taps]:
-    """Kept, because compiling takes far longer than running, and many seeds share a config."""
-    jax = require("jax", "flax", "running the Flax model")
+    """Taps of the Flax model, its parts jitted, in the dtype of `images` (batch, height, width, channels)."""
     require("flax", "flax", "running the Flax model")
     from mixer_equiv.models.flax import MlpMixer
 
-    model = MlpMixer(config)
-    return jax.jit(lambda params, images: model.apply({"params": params}, images, taps=True))
+    with jax_full_precision():
+        taps = apply_in_parts(MlpMixer(config), unflatten(_cast(params, images.dtype)), images, taps=True)
+        return _of_dtype({name: np.asarray(tap) for name, tap in taps.items()}, images.dtype)
+
+
+def apply_in_parts(model: Any, params: Any, images: Any, **kwargs: Any) -> Any:
+    """`model.apply` of a Flax module whose children are compiled one by one, those that are alike once.
+
+    Compiling takes far longer than running, and blocks are alike: a deep network costs what one block does.
+    """
+    nn = require("flax.linen", "flax", "running the Flax model")
+
+    def compiled(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        child = context.module
+        if context.method_name != "__call__" or not isinstance(child.parent, type(model)):
+            return run(*args, **kwargs)
+        alone = child.clone(parent=None, name=None)
+        return _jitted_child(alone, tuple(kwargs.items()))(child.variables, *args)
+
+    with nn.intercept_methods(compiled):
+        return model.apply({"params": params}, images, **kwargs)
+
+
+@lru_cache(maxsize=64)
+def _jitted_child(module: Any, kwargs: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """Kept, because many seeds share a config."""
+    import jax
+
+    jitted: Callable[..., Any] = jax.jit(lambda variables, *args: module.apply(variables, *args, **dict(kwargs)))
+    return jitted
 
 
 def run_nnx(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:

@@ -8,9 +8,11 @@ sees every operation that is carried out. The module, and what it refers to, sta
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
+import sys
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +28,37 @@ from mixer_equiv.equivalence.trace import Trace, Value, narrowing
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 
+Passing = ParamSpec("Passing")
+Result = TypeVar("Result")
+
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
+def _uncompiled(run: Callable[Passing, Result]) -> Callable[Passing, Result]:
+    """A function that runs a module: what torch.compile made is run as it was written.
+
+    torch._dynamo, which takes a second to import, is there as soon as anything was compiled; where
+    it comes in during the run, the module compiles parts of itself, and is run anew.
+    """
+
+    @functools.wraps(run)
+    def uncompiled(*args: Passing.args, **kwargs: Passing.kwargs) -> Result:
+        if "torch._dynamo" not in sys.modules:
+            try:
+                result = run(*args, **kwargs)
+            except Exception:
+                if "torch._dynamo" not in sys.modules:
+                    raise
+            else:
+                if "torch._dynamo" not in sys.modules:
+                    return result
+        with torch.compiler.set_stance("force_eager"):
+            return run(*args, **kwargs)
+
+    return uncompiled
+
+
+@_uncompiled
 def record(
     module: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -50,8 +80,7 @@ def record(
     if names is None:
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
     tape = _Tape(draw, names, dtype)
-    eager = torch.compiler.set_stance("force_eager")
-    with _as_found(module) as generators, torch_full_precision(), _default_dtype(dtype), eager:
+    with _as_found(module) as generators, torch_full_precision(), _default_dtype(dtype):
         given = arguments[0].to(device(), dtype)
         entry = tape.enter(given)
         with _Functions(tape), _Operations(tape):
@@ -69,6 +98,7 @@ def record(
     return Trace(values, entry, outputs, shapes, tuple(tape.hidden), scalars, notices, draws)
 
 
+@_uncompiled
 def gradients(
     module: Callable[..., Any],
     argument: Tensor,
@@ -84,8 +114,7 @@ def gradients(
     Those of unused parameters are 0.
     """
     tape = _Tape(draw, names, dtype, differentiable=True)
-    eager = torch.compiler.set_stance("force_eager")
-    with _as_found(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype), eager:
+    with _as_found(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
         given = argument.to(device(), dtype)
         tape.enter(given)
         # Inside, because a checkpointed part is run once more on the way back.
@@ -105,6 +134,7 @@ def gradients(
     }
 
 
+@_uncompiled
 def outputs(
     module: Callable[..., Any],
     argument: Tensor,
@@ -117,8 +147,7 @@ def outputs(
 ) -> dict[str, np.ndarray]:
     """The outputs of one pass in float64, with parameters drawn as for `record`, and torch's generators so seeded."""
     tape = _Tape(draw, names, torch.float64, differentiable=True)
-    eager = torch.compiler.set_stance("force_eager")
-    with _as_found(module, training, seed), torch_full_precision(), _default_dtype(torch.float64), eager:
+    with _as_found(module, training, seed), torch_full_precision(), _default_dtype(torch.float64):
         given = argument.to(device(), torch.float64)
         tape.enter(given)
         with _Functions(tape), _Operations(tape):
@@ -344,6 +373,10 @@ def _widened(arguments: Any, tape: _Tape) -> Any:
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's classes have no types
     """Carries every operation out on the stand-ins, and writes down what comes of it."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch wraps the method below in what imports torch._dynamo
 
     def __init__(self, tape: _Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
