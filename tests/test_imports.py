@@ -205,6 +205,42 @@ def test_float64_survives_where_jax_has_x64_off(published: Path) -> None:
     assert (outcome["x64"], outcome["dtype_after"]) == (False, "float32")
 
 
+# torch's compiler, which takes a second to import
+
+COMPILING = """
+import json, sys, torch
+from mixer_equiv import verify
+from tests.structures.ports import PortMixer
+from tests.test_foreign import IMAGE, SMALL
+
+class Compiling(PortMixer):
+    def forward(self, images):
+        self.fast = torch.compile(super().forward)
+        return self.fast(images)
+
+compiler = "torch._dynamo"
+plain = verify(PortMixer(SMALL), image=IMAGE, gradients=False)
+before = compiler in sys.modules
+compiling = verify(Compiling(SMALL), image=IMAGE)
+import torch._dynamo.utils
+print(json.dumps({
+    "verdicts": [plain.verdict, compiling.verdict],
+    "imported": [before, compiler in sys.modules],
+    "compiled": sum(torch._dynamo.utils.counters["frames"].values()),
+    "finders": sum("mixer_equiv" in str(type(finder).__module__) for finder in sys.meta_path),
+}))
+"""
+
+
+def test_torchs_compiler_is_not_imported_but_by_models_that_compile_themselves_and_then_compiles_nothing() -> None:
+    assert printed(COMPILING) == {
+        "verdicts": ["equivalent", "equivalent"],
+        "imported": [False, True],
+        "compiled": 0,
+        "finders": 0,
+    }
+
+
 # The direction of imports
 
 PACKAGE = Path(mixer_equiv.__file__).parent

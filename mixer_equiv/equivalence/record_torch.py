@@ -11,6 +11,7 @@ import contextlib
 import functools
 import re
 import sys
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,27 +32,42 @@ Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 Passing = ParamSpec("Passing")
 Result = TypeVar("Result")
 
+_COMPILER = "torch._dynamo"
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
-def _uncompiled(run: Callable[Passing, Result]) -> Callable[Passing, Result]:
-    """A function that runs a module: what torch.compile made is run as it was written.
+class _Compiles(BaseException):
+    """What runs is about to import torch's compiler."""
 
-    torch._dynamo, which takes a second to import, is there as soon as anything was compiled; where
-    it comes in during the run, the module compiles parts of itself, and is run anew.
+
+class _NoCompiler:
+    """A finder of modules that stops this thread where it is about to import torch's compiler."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == _COMPILER and threading.get_ident() == self.thread:
+            raise _Compiles
+
+
+def _uncompiled(run: Callable[Passing, Result]) -> Callable[Passing, Result]:
+    """A function that runs a module: what torch.compile made, or is about to make, is run as it is written.
+
+    The compiler takes a second to import. Where it is not there yet, nothing is compiled yet.
     """
 
     @functools.wraps(run)
     def uncompiled(*args: Passing.args, **kwargs: Passing.kwargs) -> Result:
-        if "torch._dynamo" not in sys.modules:
+        if _COMPILER not in sys.modules:
+            finder = _NoCompiler()
+            sys.meta_path.insert(0, finder)
             try:
-                result = run(*args, **kwargs)
-            except Exception:
-                if "torch._dynamo" not in sys.modules:
-                    raise
-            else:
-                if "torch._dynamo" not in sys.modules:
-                    return result
+                return run(*args, **kwargs)
+            except _Compiles:
+                pass
+            finally:
+                sys.meta_path.remove(finder)
         with torch.compiler.set_stance("force_eager"):
             return run(*args, **kwargs)
 
