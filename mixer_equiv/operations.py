@@ -148,11 +148,11 @@ class _Place:
 
 
 class Recorder:
-    """The operations of this module, writing down what is done instead of doing it."""
+    """The operations of this module, writing down what is done instead of doing it; the first ones are `within`."""
 
-    def __init__(self) -> None:
+    def __init__(self, within: str) -> None:
         self.steps: list[Step] = []
-        self._within = ""
+        self._within = within
 
     def __getattr__(self, operation: str) -> Callable[..., _Place]:
         if operation not in OPERATIONS:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange, repeat
 
-from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.config import MixerConfig, Size, as_pair, fitting_image_sizes
 from mixer_equiv.convert import relabel_lazily
 from mixer_equiv.errors import ConfigError
@@ -20,19 +20,24 @@ from mixer_equiv.layouts import LINEN
 from mixer_equiv.lazy import Deferred, LazyArrays, as_lazy, settled
 
 
-def drop_head(checkpoint: Checkpoint) -> Checkpoint:
-    """The same weights without `head/kernel` and `head/bias`: the model gives the pooled features."""
+def drop_head(checkpoint: Mapping[str, Any]) -> Checkpoint:
+    """The same weights without `head/kernel` and `head/bias`: the model gives the pooled features.
+
+    `checkpoint` is a `Checkpoint` or arrays by name, as for the others here.
+    """
+    checkpoint = as_checkpoint(checkpoint)
     weights = {name: array for name, array in _canonical(checkpoint).items() if not name.startswith("head/")}
     return _with(checkpoint, weights, checkpoint.config.replace(num_classes=0), "the head was dropped")
 
 
-def new_head(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
+def new_head(checkpoint: Mapping[str, Any], num_classes: int) -> Checkpoint:
     """The same weights with the head of a fresh official model: zeros, of shapes (hidden, classes) and (classes).
 
     Its dtype is that of the LayerNorm before it. Raises `ConfigError` for less than one class.
     """
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; a head has at least 1 (drop_head, --drop-head, takes it off)")
+    checkpoint = as_checkpoint(checkpoint)
     config = checkpoint.config.replace(num_classes=num_classes)
     _check_memory(config)
     weights = _canonical(checkpoint)
@@ -42,7 +47,7 @@ def new_head(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
     return _with(checkpoint, weights, config, f"the head is a new one of zeros, for {num_classes} classes")
 
 
-def enlarge(checkpoint: Checkpoint, image_size: Size) -> Checkpoint:
+def enlarge(checkpoint: Mapping[str, Any], image_size: Size) -> Checkpoint:
     """The same weights for images K times as high and wide, by the rule of Tolstikhin et al. 2021, appendix C.
 
     The image is seen as K by K sub-images of the size so far. There are K^2 times as many tokens,
@@ -52,6 +57,7 @@ def enlarge(checkpoint: Checkpoint, image_size: Size) -> Checkpoint:
     whole image. `image_size` is in pixels; raises `ConfigError` unless it is an integer K times
     the size that the weights have, the same K both ways.
     """
+    checkpoint = as_checkpoint(checkpoint)
     factor = factor_to(checkpoint, image_size)
     height, width = as_pair("image_size", image_size)
     small = checkpoint.config.resized((height // factor, width // factor))

@@ -23,6 +23,7 @@ from mixer_equiv import (
     InexpressibleError,
     LayoutError,
     MixerConfig,
+    MixerEquivError,
     layout_of,
     port,
     verify,
@@ -77,7 +78,8 @@ DIFFERENT: dict[str, tuple[Callable[[Forward, Tensor], Any], str]] = {
     "a branch on NumPy's numbers": (lambda f, x: f(x) * (2 if np.random.rand() < 0.2 else 1), "two runs of Odd"),
     "NumPy's new generators": (lambda f, x: f(x) + np.random.default_rng().random(), "two runs of Odd"),
     "a number of its own input": (lambda f, x: f(x) * float(x.sum()), "depends on the other images of its batch"),
-    "only four images": (lambda f, x: f(x[:4]), "depends on the other images of its batch"),
+    "only four images": (lambda f, x: f(x[:4]), "returns (4, 7) for 5 images, and no row for each"),
+    "all logits in one row": (lambda f, x: f(x).flatten(), "returns (28,) for 4 images, and no row for each"),
     "another order of many": (lambda f, x: f(x) if len(x) < 3 else f(x).flip(0), "depends on the other images"),
     "state": (counting(), "two runs of Odd on the same images differ"),
 }
@@ -241,6 +243,104 @@ def test_inference_mode_changes_nothing() -> None:
 
 def test_a_head_of_one_class_is_found() -> None:
     assert verify(PortMixer(CONFIG.replace(num_classes=1)), image=IMAGE).verdict == "equivalent"
+
+
+def test_rows_of_another_shape_are_said() -> None:
+    report = verify(Odd(lambda f, x: f(x)[:, None]), image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert "it returns (2, 1, 7), which is read as (2, 7)" in report.warnings
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_a_model_does_not_keep_are_not_compared(mode: Any) -> None:
+    report = verify(Odd(lambda f, x: mode()(f)(x)), image=IMAGE)
+    assert (report.verdict, report.gradients) == ("equivalent", None)
+    assert any("gradients are not compared" in warning for warning in report.warnings)
+
+
+def _said_nothing(forward: Forward, x: Tensor) -> Tensor:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("doing", "message"),
+    [
+        (lambda f, x: torch.vmap(lambda one: f(one[None])[0])(x), "torch.vmap and torch.func .* cannot be followed"),
+        (_said_nothing, r"nothing said, at test_odd.py:\d+, raise AssertionError"),
+    ],
+)
+def test_what_a_model_raises_is_told_with_a_way_to_it(doing: Any, message: str) -> None:
+    with pytest.raises(MixerEquivError, match=message):
+        verify(Odd(doing), image=IMAGE)
+
+
+def test_a_builder_that_makes_nothing_is_refused() -> None:
+    def build(config: MixerConfig) -> None:
+        TorchMixer(config)
+
+    for call in (lambda: verify(build, config=CONFIG), lambda: verify(TorchMixer(CONFIG), build, config=CONFIG)):
+        with pytest.raises(MixerEquivError, match="build made None; expected a model: does it return"):
+            call()
+
+
+def test_a_config_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="config is a dict; it must be a MixerConfig"):
+        verify(TorchMixer, config=CONFIG.to_dict())  # type: ignore[arg-type]
+
+
+class Changed(PortMixer):
+    """The official function with one thing more, by `kind`."""
+
+    def __init__(self, kind: str, config: MixerConfig = CONFIG) -> None:
+        super().__init__(config)
+        self.kind = kind
+        self.scale, self.bias = (nn.Parameter(torch.ones(config.hidden_dim)) for _ in "ab")
+        if kind == "three layers":
+            narrow, wide = config.hidden_dim, config.channels_mlp_dim
+            layers = [nn.Linear(narrow, wide), nn.Linear(wide, wide), nn.Linear(wide, narrow)]
+            act = nn.GELU("tanh")
+            self.blocks[1].mix_channels = nn.Sequential(layers[0], act, layers[1], act, layers[2])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)
+        x = x * self.scale + self.bias if self.kind == "affine" else x
+        for i, block in enumerate(self.blocks):
+            x = block(x, None)
+            x = x * 0.5 if self.kind == "constant" and i == 0 else x
+        return self.classifier(self.final_norm(x).mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause", "found", "place"),
+    [
+        ("affine", "extra_affine", "a scale and a bias", "before MixerBlock_0/LayerNorm_0"),
+        ("constant", "constant", "* 0.5", "before MixerBlock_1/LayerNorm_0"),
+        ("three layers", "unknown", "another value, of add", "MixerBlock_1/channel_mixing/add"),
+    ],
+)
+def test_what_is_more_is_named_where_it_is(kind: str, cause: str, found: str, place: str) -> None:
+    report = verify(Changed(kind), image=IMAGE)
+    assert report.verdict in ("different", "inexpressible")
+    assert [(c.name, c.found) for c in report.causes] == [(cause, found)]
+    assert report.causes[0].evidence.startswith(f"in Changed: {place}")
+
+
+def test_blocks_of_other_widths_are_named_and_nothing_is_said_to_make_them_one() -> None:
+    model = PortMixer(CONFIG)
+    model.blocks[1] = PortMixer(CONFIG.replace(channels_mlp_dim=CONFIG.channels_mlp_dim + 1)).blocks[1]
+    report = verify(model, image=IMAGE)
+    assert (report.verdict, report.residual_without_causes) == ("different", None)
+    kernel = "MixerBlock_{}/channel_mixing/Dense_0/kernel"
+    width = CONFIG.channels_mlp_dim
+    said = f"channels_mlp is {width} in {kernel.format(0)} and {width + 1} in {kernel.format(1)}, and should be one"
+    assert report.reasons == (said,)
+
+
+def test_a_stem_that_is_not_found_says_what_it_was_given() -> None:
+    report = verify(nn.Sequential(nn.Conv2d(3, 5, 4, 2), nn.Flatten(), nn.Linear(75, 5)), image=(3, 12, 9))
+    assert report.verdict == "inexpressible"
+    assert report.first_divergence == "stem"
+    assert "which was given images (2, 3, 12, 9)" in report.reasons[0]
 
 
 class Plain(nn.Module):
@@ -521,6 +621,56 @@ def test_flax_models_that_are_random_are_so_for_the_right_reason(model: Any) -> 
     assert any("two runs" in reason for reason in report.reasons)
 
 
+class Training(flax.linen.Module):
+    """Drops out by default."""
+
+    @flax.linen.compact
+    def __call__(self, images: Any, train: bool = True) -> Any:
+        return flax.linen.Dropout(0.5, deterministic=not train)(FlaxMixer(CONFIG)(images))
+
+
+def test_a_mode_of_training_by_default_is_not_used() -> None:
+    report = verify(Training(), image=IMAGE, gradients=False)
+    assert report.verdict == "equivalent"
+    assert "it was called with train=False" in report.warnings
+
+
+class Stacked(nnx.Module):
+    """Blocks with dropout, made and run as one stack with a key for each."""
+
+    def __init__(self) -> None:
+        @nnx.split_rngs(splits=CONFIG.num_blocks)
+        @nnx.vmap
+        def blocks(rngs: nnx.Rngs) -> Any:
+            return DroppingBlock(rngs)
+
+        rngs = nnx.Rngs(0)
+        self.body = NnxMixer(CONFIG.replace(num_blocks=1), rngs=rngs)
+        self.blocks = blocks(rngs)
+
+    def __call__(self, images: Any) -> Any:
+        body = self.body
+        x = body.stem(images)
+        x = x.reshape(len(x), -1, x.shape[-1])
+        x = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.blocks)
+        return body.head(body.pre_head_layer_norm(x).mean(axis=1))
+
+
+class DroppingBlock(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.block = NnxMixer(CONFIG.replace(num_blocks=1), rngs=rngs).MixerBlock_0
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.dropout(self.block(x))
+
+
+def test_stacked_blocks_with_a_key_each_are_followed() -> None:
+    report = verify(Stacked(), image=IMAGE, gradients=False)
+    assert report.verdict == "equivalent"
+    assert any("in train mode it computes something else" in warning for warning in report.warnings)
+
+
 class Bits(flax.linen.Module):
     @flax.linen.compact
     def __call__(self, images: Any) -> Any:
@@ -591,7 +741,7 @@ def test_collections_beside_the_parameters_are_left_as_init_makes_them() -> None
     assert "the collections counters are left as init makes them" in report.warnings
     report = verify(Batched(), image=IMAGE)
     assert report.verdict == "different"
-    assert [cause.name for cause in report.causes] == ["extra_scale"]
+    assert [cause.name for cause in report.causes] == ["extra_affine"]
     assert "the collections batch_stats are left as init makes them" in report.warnings
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -74,7 +76,7 @@ def torch_candidate(module: Any, name: str) -> Candidate:
     return Candidate(name, "torch", run, own, put, differentiate, rerun, notices, computed=tuple(computed))
 
 
-# What arguments without a default are given, by name: what says that nothing is trained.
+# What arguments are given, by name, that have no default or the other truth value: what says that nothing is trained.
 _FILLED = {
     **dict.fromkeys(("train", "training", "is_training", "is_train"), False),
     **dict.fromkeys(("deterministic", "eval", "inference"), True),
@@ -88,8 +90,12 @@ def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[str
     except (TypeError, ValueError):
         return {}, ()
     empty = inspect.Parameter.empty
-    filled = {p.name: _FILLED[p.name] for p in others if p.default is empty and p.name in _FILLED}
-    options = [f"{p.name}={p.default!r}" for p in others if p.default is not empty]
+    filled = {
+        p.name: _FILLED[p.name]
+        for p in others
+        if p.name in _FILLED and (p.default is empty or (p.default is not _FILLED[p.name] and type(p.default) is bool))
+    }
+    options = [f"{p.name}={p.default!r}" for p in others if p.default is not empty and p.name not in filled]
     notices = [f"it was called with {', '.join(f'{n}={value}' for n, value in filled.items())}"] if filled else []
     notices += [f"it also takes {', '.join(options)}, left as given here"] if options else []
     return filled, tuple(notices)
@@ -104,7 +110,15 @@ def _told(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         what = " ".join(str(error).split())
-        raise MixerEquivError(f"{name} raised {type(error).__name__} when it was run: {what}") from error
+        if "functorch transform" in what:
+            what = f"torch.vmap and torch.func inside a model cannot be followed ({what})"
+        where = "" if what else f"nothing said, at {_last_line(error)}"
+        raise MixerEquivError(f"{name} raised {type(error).__name__} when it was run: {what or where}") from error
+
+
+def _last_line(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{os.path.basename(frame.filename)}:{frame.lineno}, {frame.line}"
 
 
 def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Candidate:
@@ -204,8 +218,10 @@ def _reseeded(leaf: Any, seed: int) -> Any:
     """Another key for one of JAX's, and anything else as it is; 0 stands for the keys that there are."""
     import jax
 
-    is_key = seed and hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.fold_in(leaf, seed) if is_key else leaf
+    if not (seed and hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)):
+        return leaf
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, seed))(leaf.reshape(-1))  # of stacked blocks, several
+    return keys.reshape(leaf.shape)
 
 
 def jax_tree(like: Any, given: Mapping[str, Any], prefix: str = "") -> Any:

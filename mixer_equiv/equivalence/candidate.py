@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -93,11 +94,8 @@ class Candidate:
             return dataclasses.replace(best, deviations=unknown).but(reason)
         if best.draws:
             best = best.noting(f"it draws random numbers in eval mode, which moved no output in {runs} runs")
-        more = np.concatenate([images, self._images(image, seed + 1, MORE)])
-        if best.is_whole and not self._takes_images_apart(more, draw, best, plain[best.output]):
-            reason = f"what {self.name} computes for an image depends on the other images of its batch"
-            return best.but(reason)
-        if not best.is_whole or best.is_by_convention:
+        best = self._by_image(best, np.concatenate([images, self._images(image, seed + 1, MORE)]), draw, plain)
+        if best.config is None or not best.is_whole or best.is_by_convention:
             return best  # running it on other weights, beside a model of its config, is the second opinion
         again = self._find_once(image, seed + 1, best.batch)
         if (again.layout, again.deviations, again.config) != (best.layout, best.deviations, best.config):
@@ -118,15 +116,23 @@ class Candidate:
         found = find_mixer(trace, images, self.name, self.framework, thorough=thorough)
         return found.noting(*self.notices, *trace.notices)
 
-    def _takes_images_apart(self, images: np.ndarray, draw: Draw, found: Found, alone: np.ndarray) -> bool:
-        """Whether the first of these images give the same as they do `alone`, if the model takes so many at all."""
-        try:
-            among = self.rerun(images, draw, False, 0).get(found.output)
-        except MixerEquivError:
-            return True
-        if among is None or among.size * found.batch != alone.size * len(images):
-            return False
-        return np.allclose(among.reshape(-1)[: alone.size], alone.reshape(-1), 1e-9, 1e-9)
+    def _by_image(self, found: Found, more: np.ndarray, draw: Draw, plain: Mapping[str, np.ndarray]) -> Found:
+        """What was found, or why the output is not a row for each image, whatever the others; `plain` is of the first.
+
+        A model may not take so many images.
+        """
+        if not found.is_whole:
+            return found
+        alone = plain[found.output]
+        with contextlib.suppress(MixerEquivError):
+            among = self.rerun(more, draw, False, 0).get(found.output, np.empty(0))
+            if among.shape[:1] != more.shape[:1]:
+                return found.but(f"{self.name} returns {among.shape} for {len(more)} images, and no row for each")
+            first = among.reshape(len(more), -1)[: found.batch]
+            if first.size != alone.size or not np.allclose(first.reshape(-1), alone.reshape(-1), 1e-9, 1e-9):
+                return found.but(f"what {self.name} computes for an image depends on the other images of its batch")
+        row = found.batch, alone.size // found.batch
+        return found if alone.shape == row else found.noting(f"it returns {alone.shape}, which is read as {row}")
 
     def _images(self, image: tuple[int, int, int], seed: int, batch: int) -> np.ndarray:
         channels, height, width = image

@@ -111,11 +111,17 @@ def _grouped(deviations: list[Deviation], side: Subject, others: Mapping[str, De
         if name == "post_norm":
             count = whole
         of_all = f" of {whole}" if whole else ""
-        where = "everywhere" if count == whole else members[0].step
+        where = "everywhere" if count == whole else _place_of(members[0])
         named = [parameter for member in members for parameter in member.parameters]
         with_what = f", with {', '.join(named)}" if named and fault.verdict == "inexpressible" else ""
         evidence = f"in {side.name}: {where}{with_what}"
-        yield Cause(name, "code", str(expected), found, f"{count}{of_all} {fault.noun}", evidence)
+        noun = fault.noun if whole or count > 1 else fault.noun.removesuffix("s")
+        yield Cause(name, "code", str(expected), found, f"{count}{of_all} {noun}", evidence)
+
+
+def _place_of(deviation: Deviation) -> str:
+    """Where it is: one operation more is before the step that takes its result, but for the head, which is the end."""
+    return f"before {deviation.step}" if deviation.kind == "insert" and deviation.step != "head" else deviation.step
 
 
 def constraint_causes(side: Subject) -> list[Cause]:

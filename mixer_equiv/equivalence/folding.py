@@ -69,7 +69,7 @@ def _second_layer(found: Match, deviation: Deviation) -> tuple[Match, str] | Non
 
 def _affine_after_mean(found: Match, deviation: Deviation) -> tuple[Match, str] | None:
     before = _before(found, deviation)
-    if deviation.what not in ("scale", "bias") or before is None or before.operation != "mean":
+    if deviation.what not in ("scale", "bias", "affine") or before is None or before.operation != "mean":
         return None
     norm = found.program.steps[before.inputs[0] - 1]
     names = [parameter.name for parameter in norm.parameters]

@@ -53,6 +53,12 @@ def judge(evidence: Evidence, policy: Policy, port_causes: tuple[Cause, ...]) ->
             f"the {evidence.last} hardly move with the image (by {evidence.variation:.1e} of their size), as with a "
             "head that was never trained, so that comparing them compares nothing; verify with random weights"
         )
+        if evidence.a.side.config.hidden_dim < 3:
+            hidden = evidence.a.side.config.hidden_dim
+            reason = (
+                f"hidden_dim is {hidden}, of which a LayerNorm leaves nothing but signs: the "
+                f"{evidence.last} hardly move with the image; verify with a hidden_dim of at least 3"
+            )
         return Judgement("nothing_compared", (reason,))
     if evidence.aligned is None:
         return Judgement("equivalent", warnings=tuple(warnings))

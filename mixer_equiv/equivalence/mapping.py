@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -106,7 +105,11 @@ def _why_not(found: Match, trace: Trace) -> Iterator[str]:
         return
     done = [step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters]
     if not done:
-        yield "no patch embedding: no parameter, as a kernel over patches of any size, gives a value of the model"
+        given = trace.values[trace.input].array.shape
+        yield (
+            "no patch embedding: no parameter, as a kernel over patches of any size that divides the image, gives a "
+            f"value of the model, which was given images {given}; buffers are no parameters"
+        )
     elif found.missing == "output":
         shapes, expected = [output.array.shape for output in outputs], found.values[-1].shape
         if expected in shapes:
@@ -135,18 +138,18 @@ _OPERATIONS = {
 
 def _sizes(found: Match) -> tuple[dict[str, int], list[str]]:
     """The size of every axis, and where parameters disagree on it."""
-    votes: dict[str, Counter[int]] = {}
+    holders: dict[str, dict[int, list[str]]] = {}
     for parameter, use in _used(found):
         sizes = use.sizes if use.then is None else (*use.sizes[:-1], use.then[0].sizes[-1])
         for axis, size in zip(parameter.axes, sizes, strict=False):
             if len(parameter.axes) == len(use.sizes):
-                votes.setdefault(axis, Counter())[size] += 1
+                holders.setdefault(axis, {}).setdefault(size, []).append(parameter.name)
     conflicts = [
-        f"{axis} is {' in some parameters and '.join(map(str, seen))} in others"
-        for axis, seen in votes.items()
-        if len(seen) > 1
+        f"{axis} is {' and '.join(f'{size} in {names[0]}' for size, names in by_size.items())}, and should be one"
+        for axis, by_size in holders.items()
+        if len(by_size) > 1
     ]
-    return {axis: seen.most_common(1)[0][0] for axis, seen in votes.items()}, conflicts
+    return {axis: max(by_size, key=lambda size: len(by_size[size])) for axis, by_size in holders.items()}, conflicts
 
 
 def _used(found: Match) -> Iterator[tuple[Parameter, Use]]:

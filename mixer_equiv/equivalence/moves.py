@@ -109,13 +109,16 @@ class Moves:
             yield from self._after_insertion(step, inputs, state)
         if budget >= COST_OF["unknown"]:
             for array, value in self._continued(step, inputs, state):
-                deviation = Deviation(step.name, "unknown", step.operation, step.operation, value.operation)
+                expected, found = f"that of {step.operation}", f"another value, of {value.operation}"
+                deviation = Deviation(step.name, "unknown", step.operation, expected, found)
                 yield Move(array, value, nothing, (deviation,), COST_OF["unknown"], sure=False)
 
     def _as_said(self, step: Step, inputs: tuple[Array, ...], state: State) -> Iterator[Move]:
         """The step as the program has it."""
         x = inputs[0]
         names = [parameter.name for parameter in step.parameters]
+        if not _are_of_one_shape(inputs):
+            return
         if step.operation == "cut":
             yield from (Move(operations.cut(x, patch), sure=False) for patch in self._patches(x.shape))
         elif step.operation == "linear":
@@ -156,6 +159,8 @@ class Moves:
     def _variants(self, step: Step, inputs: tuple[Array, ...], state: State) -> Iterator[Move]:
         """Other things that code does where this operation is meant."""
         cost = COST_OF["variant"]
+        if not _are_of_one_shape(inputs):
+            return
         if step.operation == "layer_norm":
             (eps,) = step.settings
             for changes, norm in norms(eps, self.trace.scalars):
@@ -206,7 +211,9 @@ class Moves:
                 yield fit.array, fit.value, "layer_norm", f"eps {eps:g}", (fit.first, fit.second)
         for fit in self.fits.affine(x, position):
             uses = fit.first, fit.second
-            if names_of(*uses):
+            if fit.first.operand and fit.second.operand:
+                yield fit.array, fit.value, "affine", "a scale and a bias", uses
+            elif names_of(*uses):
                 yield fit.array, fit.value, "scale" if fit.first.operand else "bias", "a parameter", uses
         for array, value, operand in self.fits.added(x, position) if x.ndim > 2 else ():
             yield array, value, "embedding", "a parameter", (Use(operand),)
@@ -222,7 +229,7 @@ class Moves:
 
     def _continued(self, step: Step, inputs: tuple[Array, ...], state: State) -> Iterator[tuple[Array, Value]]:
         """Values of the trace that may stand where the step's result should, soonest first."""
-        x = inputs[-1]
+        x = inputs[0]
         shapes = {"mean": (x.shape[0], *x.shape[2:]), "swap": (*x.shape[:-2], x.shape[-1], x.shape[-2])}
         shape = shapes.get(step.operation, x.shape)
         if step.operation in ("cut", "linear"):
@@ -259,6 +266,11 @@ class Moves:
 
 def names_of(*uses: Use) -> tuple[str, ...]:
     return tuple(name for use in uses if use.operand is not None for name in sorted(use.operand.leaves))
+
+
+def _are_of_one_shape(arrays: tuple[Array, ...]) -> bool:
+    """Not so, where a branch ends in a layer of another width."""
+    return len({array.shape for array in arrays}) == 1
 
 
 def _divisors(number: int) -> list[int]:

@@ -37,7 +37,7 @@ def layout_found(
     notices = (
         [f"not in the state_dict, so that loading leaves them as they are: {some(hidden, 2, '; ')}"] if hidden else []
     )
-    unnamed = f"no layout, since parameters are not its own: {some(computed, 2, '; ')}" if computed else ""
+    unnamed = f"parameters are not its own, so that no layout has them: {some(computed, 2, '; ')}" if computed else ""
     rows = tuple(_rows(names, config.num_blocks))
     computes = Conventions(config.activation, config.layer_norm_eps)
     layout = Layout(

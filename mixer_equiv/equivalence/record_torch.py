@@ -26,6 +26,7 @@ from mixer_equiv.equivalence.precision import device, torch_full_precision
 from mixer_equiv.equivalence.randomness import Generators, seeded
 from mixer_equiv.equivalence.restoring import kept
 from mixer_equiv.equivalence.trace import Trace, Value, narrowing
+from mixer_equiv.errors import MixerEquivError
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 
@@ -127,7 +128,7 @@ def gradients(
 ) -> dict[str, np.ndarray]:
     """Gradients of the sum of an output times `cotangent` by the parameters, drawn as for `record`.
 
-    Those of unused parameters are 0.
+    Those of unused parameters are 0. Raises `MixerEquivError` if all are unused, or no gradient is kept.
     """
     tape = _Tape(draw, names, dtype, differentiable=True)
     with _as_found(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
@@ -141,7 +142,7 @@ def gradients(
                 outputs[output].reshape(cotangent.shape) * tape.let_in(torch.from_numpy(cotangent).to(device(), dtype))
             ).sum()
             if not scalar.requires_grad:
-                return {name: np.zeros(tuple(parameter.shape)) for name, parameter in names.items()}
+                raise MixerEquivError("no gradient reaches any parameter, as under torch.no_grad")
             made = torch.autograd.grad(scalar, list(drawn.values()), allow_unused=True)
     found = {name: gradient for name, gradient in zip(drawn, made, strict=True) if gradient is not None}
     return {
@@ -206,7 +207,8 @@ class _Recorded:
             self.tensor, self.is_kept = self.tensor.clone(), True
 
     def finished(self, wanted: bool) -> Value:
-        array = self.tensor.detach().to("cpu", torch.float64).numpy() if wanted else np.empty(0)
+        real = self.tensor.real if self.tensor.is_complex() else self.tensor
+        array = real.detach().to("cpu", torch.float64).numpy() if wanted else np.empty(0)
         return Value(
             self.number, array, self.operation, self.inputs, self.is_data, self.leaves, self.name, self.is_view
         )

@@ -45,7 +45,14 @@ def model_at(source: Any, kwargs: Mapping[str, Any], config: MixerConfig | None 
     Raises `MixerEquivError` where there is none at a place, it cannot be made with these arguments, or a class
     needs some and has none; what a class or function with arguments itself raises is left to it.
     """
-    given = () if config is None else (config,)
+    made = _made_or_found(source, kwargs, () if config is None else (config,))
+    if made is None:
+        name = source if isinstance(source, str) else getattr(source, "__name__", repr(source))
+        raise MixerEquivError(f"{name} made None; expected a model: does it return what it makes?")
+    return made
+
+
+def _made_or_found(source: Any, kwargs: Mapping[str, Any], given: tuple[MixerConfig, ...]) -> Any:
     if not isinstance(source, str):
         try:
             return source(*given, **kwargs)

@@ -58,7 +58,7 @@ def report_of(
         first_divergence=over[0] if over and apart else None,
         causes=judgement.causes,
         residual_without_causes=judgement.residual_without_causes,
-        reasons=judgement.reasons,
+        reasons=tuple(dict.fromkeys(judgement.reasons)),
         mapping={name: binding.foreign for name, binding in bindings.items() if not binding.is_absent},
         mapping_of=named.name,
         unobservable=tuple(UNOBSERVABLE.format(i=i) for i in range(a.config.num_blocks)),
@@ -87,13 +87,18 @@ def not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
     return Report(
         verdict="nothing_compared" if found.is_blind else "inexpressible" if beyond else "different",
         threshold=policy.residual,
-        first_divergence=found.deviations[0].step if found.deviations else found.missing,
+        first_divergence=_stage_of(found.deviations[0].step if found.deviations else found.missing),
         causes=tuple(causes),
-        residual_without_causes=without(causes, found.residual),
+        residual_without_causes=without(causes, found.residual) if causes else None,
         reasons=found.reasons,
         warnings=tuple(notes),
         environment=environment(),
     )
+
+
+def _stage_of(step: str | None) -> str | None:
+    """The patches are seen by what their product with a kernel gives."""
+    return step and step.removesuffix("/cut")
 
 
 # Steps with parameters that must be found before something is called a Mixer that differs.

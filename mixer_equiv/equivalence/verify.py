@@ -90,6 +90,8 @@ def verify(
             raise ConfigError(f"{name} is {count!r}; it must be a whole number of at least 0")
     if dtype not in LOW_PRECISION:
         raise ConfigError(f"dtype is {dtype!r}, the low precision to show; it must be {', '.join(LOW_PRECISION)}")
+    if config is not None and not isinstance(config, MixerConfig):
+        raise ConfigError(f"config is a {type(config).__name__}; it must be a MixerConfig")
     image = None if image is None else as_image(image)
     asked = _Asked(gradients, train_steps, dtype, fail_fast, seed, policy or Policy(), on_step)
     with on_device(device):

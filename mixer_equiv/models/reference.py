@@ -35,7 +35,7 @@ class MlpMixer:
 
     def program(self, parameters: Mapping[str, Parameter]) -> Program:
         """The steps that the model takes, whatever the sizes; its conventions and depth are the config's."""
-        return Recorder().program(self.run, parameters)
+        return Recorder("stem").program(self.run, parameters)
 
     def run(self, ops: Any, weights: Mapping[str, Any], images: Any) -> dict[str, Any]:
         """Every stage, by the operations `ops`."""
