@@ -59,6 +59,7 @@ def test_every_code_fault_of_the_catalogue_is_planted_or_beyond_it() -> None:
         "extra_scale",
         "extra_bias",
         "extra_affine",
+        "reshape",
         "extra_activation",
         "extra_layer_norm",
         "constant",

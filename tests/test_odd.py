@@ -303,6 +303,8 @@ class Changed(PortMixer):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embed(images)
+        if self.kind == "reshape":
+            x = x.mT.reshape(x.shape)
         x = x * self.scale + self.bias if self.kind == "affine" else x
         for i, block in enumerate(self.blocks):
             x = block(x, None)
@@ -314,6 +316,7 @@ class Changed(PortMixer):
     ("kind", "cause", "found", "place"),
     [
         ("affine", "extra_affine", "a scale and a bias", "before MixerBlock_0/LayerNorm_0"),
+        ("reshape", "reshape", "reshaped", "before MixerBlock_0/LayerNorm_0"),
         ("constant", "constant", "* 0.5", "before MixerBlock_1/LayerNorm_0"),
         ("three layers", "unknown", "another value, of add", "MixerBlock_1/channel_mixing/add"),
     ],

@@ -33,6 +33,7 @@ CODE = {
     "pooling": Fault("mean", "pooling"),
     "output": Fault("", "output"),
     "transpose": Fault("swap", "transposes"),
+    "reshape": Fault("", "places"),
     "position_embedding": Fault("", "embedding", "inexpressible"),
     "mlp_head": Fault("", "head", "inexpressible"),
     "extra_layer": Fault("", "places", "inexpressible"),

@@ -194,8 +194,13 @@ class Moves:
     def _after_insertion(self, step: Step, inputs: tuple[Array, ...], state: State) -> Iterator[Move]:
         """The step as the program has it, once one of its inputs was changed by one more operation."""
         for i, x in enumerate(inputs):
-            for array, value, what, found, uses in list(self.inserted(x, state.position)):
-                deviation = Deviation(step.name, "insert", what, None, found, names_of(*uses), uses)
+            changed = list(self.inserted(x, state.position))
+            if step.operation == "layer_norm" and (seen := state.seen[step.inputs[i]]) is not None and x.ndim == 3:
+                array = self.fits.once("reshaped", partial(_reshaped, x), x)
+                changed.append((array, seen, "reshape", "reshaped", ()))
+            for array, value, what, found, uses in changed:
+                expected = "transposed" if what == "reshape" else None
+                deviation = Deviation(step.name, "insert", what, expected, found, names_of(*uses), uses)
                 replaced = {step.inputs[i]: (array, value)}
                 for move in self._as_said(step, (*inputs[:i], array, *inputs[i + 1 :]), state):
                     if move.sure:
@@ -266,6 +271,11 @@ class Moves:
 
 def names_of(*uses: Use) -> tuple[str, ...]:
     return tuple(name for use in uses if use.operand is not None for name in sorted(use.operand.leaves))
+
+
+def _reshaped(x: Array) -> Array:
+    """(batch, tokens, channels) whose memory, as (batch, channels, tokens), is read as if it were in this order."""
+    return operations.swap(x).reshape(x.shape)
 
 
 def _are_of_one_shape(arrays: tuple[Array, ...]) -> bool:
