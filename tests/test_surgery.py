@@ -272,6 +272,15 @@ def test_what_was_given_stays_as_it_was(change):
     assert not differing(before.arrays, checkpoint("timm").arrays)
 
 
+@pytest.mark.parametrize("change", [drop_head, lambda held: new_head(held, 3), lambda held: enlarge(held, (16, 12))])
+def test_arrays_by_name_are_changed_as_checkpoints_are(change):
+    config = CONFIG.replace(image_size=(8, 6), patch_size=(2, 3))
+    state = TorchMixer(config).state_dict()
+    ours, theirs = change(Checkpoint.from_arrays(state)), change(state)
+    assert not differing(ours.arrays, theirs.arrays)
+    assert ours.config == theirs.config
+
+
 def test_a_new_head_has_the_dtype_of_the_norm_before_it():
     params = random_params(CONFIG, 0)
     params["pre_head_layer_norm/scale"] = params["pre_head_layer_norm/scale"].astype(np.float32)
