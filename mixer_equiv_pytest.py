@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 TITLE = "mixer_equiv: the failing example, as code that runs by itself"
+UNFINISHED = "mixer_equiv: the failing example, as code that runs once what is to be filled in is"
 
 MARKER = (
     "mixer_equiv(**options): what assert_equivalent takes in this test where the call does not say it: seed=3, "
@@ -56,8 +57,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     options = _options(item)
     if not options:
         return (yield)
-    from mixer_equiv.equivalence.asserting import defaults
+    from mixer_equiv.equivalence.asserting import OPTIONS, defaults
 
+    unknown = ", ".join(options.keys() - set(OPTIONS))
+    if unknown:
+        pytest.fail(f"the marker mixer_equiv was given {unknown}; it takes {', '.join(OPTIONS)}", pytrace=False)
     with defaults(**options):
         return (yield)
 
@@ -78,10 +82,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     """Show snippets below the traceback, from where they can be copied, and not in it."""
     snippets = list(_taken(call.excinfo.value)) if call.excinfo is not None else []
     report = yield
+    text = "\n\n".join(snippets)
+    title = UNFINISHED if "# to be filled in:" in text else TITLE
     if snippets and hasattr(report.longrepr, "addsection"):
-        report.longrepr.addsection(TITLE, "\n\n".join(snippets), sep="-")
+        report.longrepr.addsection(title, text, sep="-")
     elif snippets:
-        report.sections.append((TITLE, "\n\n".join(snippets)))
+        report.sections.append((title, text))
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 from mixer_equiv.errors import ConfigError
 
@@ -45,6 +46,13 @@ class Formulation:
 
     def __str__(self) -> str:
         return f"{self.patch}, {self.tokens}, {self.channels}"
+
+
+def as_formulation(value: Any) -> Formulation:
+    """`value`, if it is one. Raises `ConfigError` for anything else, such as a name."""
+    if isinstance(value, Formulation):
+        return value
+    raise ConfigError(f"formulation is {value!r}; it must be a Formulation, such as Formulation(channels='conv1d')")
 
 
 FORMULATIONS = tuple(Formulation(*names) for names in itertools.product(PATCH, TOKENS, CHANNELS))

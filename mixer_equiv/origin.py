@@ -14,6 +14,7 @@ from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
+_OURS = __name__.partition(".")[0]
 _INSTALLED = {"site-packages", "dist-packages"}
 _LIBRARY = Path(os.__file__).resolve().parent
 
@@ -38,17 +39,31 @@ def public_module(module: ModuleType, name: str) -> str:
 
 
 def folder_of(module: ModuleType) -> str | None:
-    """The folder on the path in which a module lies, from the working directory; None if it is installed."""
+    """The folder on the path in which a module lies; None if it is installed."""
     file = getattr(module, "__file__", None)
-    if file is None or module.__name__.partition(".")[0] == __name__.partition(".")[0]:
+    if file is None or module.__name__.partition(".")[0] == _OURS:
         return None
     path, parts = Path(file).resolve(), module.__name__.split(".")
     inner = [*parts, "__init__.py"] if path.name == "__init__.py" else [*parts[:-1], f"{parts[-1]}.py"]
     root = Path(*path.parts[: -len(inner)])
-    if root.joinpath(*inner) != path or root == _LIBRARY or root.name in _INSTALLED:
-        return None
-    here = Path.cwd()
-    return str(root.relative_to(here) if root.is_relative_to(here) else root)
+    return str(root) if root.joinpath(*inner) == path and _is_ones_own(root) else None
+
+
+def folders_in_use() -> list[str]:
+    """The folders on the path, in its order, that modules were imported from and that are not of what is installed."""
+    files = {
+        str(Path(file).absolute())
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] != _OURS and isinstance(file := getattr(module, "__file__", None), str)
+    }
+    folders = [Path(entry).resolve() for entry in sys.path]
+    own = [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir() and _is_ones_own(folder)]
+    apart = [file for file in files if not _INSTALLED.intersection(Path(file).parts)]
+    return [folder for folder in own if any(file.startswith(folder + os.sep) for file in apart)]
+
+
+def _is_ones_own(folder: Path) -> bool:
+    return folder != _LIBRARY and _LIBRARY not in folder.parents and folder.name not in _INSTALLED
 
 
 def source_of(function: FunctionType) -> str | None:

@@ -12,6 +12,7 @@ import builtins
 import dataclasses
 import math
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -24,11 +25,16 @@ from mixer_equiv import origin
 
 WIDTH = 100
 MOST_ELEMENTS = 600  # of an array that is written out
+UNWRITTEN = "to be filled in:"  # in the code, before what there is no code for
 SIDES = {"a": "mine", "b": "other"}  # what is given by place, and called so where it has no name
 
 
 class _UnwrittenError(Exception):
     """There is no code for a value, and why."""
+
+
+class _HeldError(_UnwrittenError):
+    """Because only the test has it; by what name, is not said yet."""
 
 
 def written(function: str, arguments: Mapping[str, Any], frame: FrameType) -> str:
@@ -67,7 +73,7 @@ class _Script:
             froms.setdefault(module, []).append(name)
         lines = [*sorted(plain), *(f"from {module} import {', '.join(names)}" for module, names in froms.items())]
         if self.folders:
-            lines = ["import sys", "", *(f"sys.path.insert(0, {folder!r})" for folder in self.folders), "", *lines]
+            lines = ["import sys", "", f"sys.path[:0] = {_joined('[', list(map(repr, self.folders)), ']')}", "", *lines]
         return "\n".join([*lines, "", *self.lines, ""])
 
     def argument(self, name: str, value: Any, node: ast.expr | None, scope: Mapping[str, Any]) -> str:
@@ -85,7 +91,7 @@ class _Script:
                 text = draft.expression(ast.unparse(node), scope)
         except _UnwrittenError as error:
             draft = self._copy()
-            draft.lines.append(f"{name} = ...  # to be filled in: {error}")
+            draft.lines.append(f"{name} = ...  # {UNWRITTEN} {error}")
             text = name
         if len(text) > WIDTH // 2 and name not in draft.bound:
             text = draft.bind(name, value, text)
@@ -102,7 +108,8 @@ class _Script:
         for holds, write in _WRITERS:
             if holds(value):
                 return write(self, value, name)
-        raise _UnwrittenError(f"a {type(value).__qualname__} that only the test has")
+        what = f"the class {value.__qualname__}" if isinstance(value, type) else f"a {type(value).__qualname__}"
+        raise _HeldError(f"{what} that only the test has")
 
     def expression(self, text: str, scope: Mapping[str, Any]) -> str:
         """`text`, once its names are defined as they are in `scope`."""
@@ -132,8 +139,10 @@ class _Script:
         try:
             text = draft.value(value, name)
             draft.bind(name, value, text)
-        except _UnwrittenError:
+        except _UnwrittenError as error:
             module = origin.holder_of(scope, name)
+            if module is None and isinstance(error, _HeldError):
+                raise _UnwrittenError(f"{name}, {error}") from error
             if module is None:
                 raise
             draft = self._copy()
@@ -142,8 +151,8 @@ class _Script:
 
     def _import(self, module: ModuleType, name: str, ours: str, value: Any) -> None:
         folder = origin.folder_of(module)
-        if folder is not None and folder not in self.folders:
-            self.folders.append(folder)
+        if folder is not None:  # and what it imports may lie in others
+            self.folders = list(dict.fromkeys([folder, *origin.folders_in_use(), *self.folders]))
         self.imports.add((origin.public_module(module, name) if name else module.__name__, name, ours))
         self.bind(ours, value, ours)
 
@@ -174,6 +183,12 @@ class _Script:
         self._import(np, "", "np", np)
         return f"np.array({self.value(array.reshape(-1).tolist())}, {array.dtype.name!r}).reshape({array.shape})"
 
+    def tensor(self, tensor: Any, _: str) -> str:
+        torch = sys.modules["torch"]
+        self._import(torch, "", "torch", torch)
+        values = self.value(tensor.reshape(-1).tolist())
+        return f"torch.tensor({values}, dtype={tensor.dtype}).reshape({tuple(tensor.shape)})"
+
     def sequence(self, values: Any, _: str) -> str:
         left, right = _BRACKETS[type(values)]
         items = [self.value(item) for item in values]
@@ -198,6 +213,13 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size <= MOST_ELEMENTS
 
 
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or type(value) is not torch.Tensor or value.requires_grad or value.is_complex():
+        return False
+    return bool(value.device.type == "cpu" and value.numel() <= MOST_ELEMENTS)
+
+
 # What is written how, the first that holds.
 _WRITERS: tuple[tuple[Callable[[Any], bool], Callable[[_Script, Any, str], str]], ...] = (
     (lambda value: value is None or type(value) in (bool, int, str), lambda script, value, name: repr(value)),
@@ -207,6 +229,7 @@ _WRITERS: tuple[tuple[Callable[[Any], bool], Callable[[_Script, Any, str], str]]
     (lambda value: type(value) in _BRACKETS, _Script.sequence),
     (lambda value: type(value) is dict, _Script.mapping),
     (_is_array, _Script.array),
+    (_is_tensor, _Script.tensor),
     (_is_record, _Script.record),
     (lambda value: origin.home_of(value) is not None, _Script.importable),
     (lambda value: isinstance(value, FunctionType), _Script.function),

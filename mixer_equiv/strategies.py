@@ -7,11 +7,13 @@
         ...
 
 Hypothesis draws the structure and seeds, and NumPy makes the arrays, so that examples are cheap and
-shrink to small configs and seed 0. A failing example is printed as the calls that make it again.
+shrink to small configs and seed 0. A failing example is printed as the calls that make it again, where these
+are shorter than its numbers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,23 @@ from hypothesis import strategies as st
 
 from mixer_equiv.config import ACTIVATIONS, MixerConfig
 from mixer_equiv.draws import STYLES, draw_images, draw_params
+from mixer_equiv.errors import ConfigError
 from mixer_equiv.formulation import CHANNELS, PATCH, TOKENS, Formulation
-from mixer_equiv.layouts import LAYOUTS, Layout
+from mixer_equiv.layouts import LAYOUTS, Layout, get_layout
 
-__all__ = ["DTYPES", "FEW_CONFIGS", "STYLES", "configs", "few_configs", "formulations", "images", "layouts", "params"]
+__all__ = [
+    "DTYPES",
+    "FEW_CONFIGS",
+    "STYLES",
+    "configs",
+    "draw_images",
+    "draw_params",
+    "few_configs",
+    "formulations",
+    "images",
+    "layouts",
+    "params",
+]
 
 _SEEDS = st.integers(0, 2**32 - 1)
 
@@ -49,35 +64,53 @@ def few_configs() -> st.SearchStrategy[MixerConfig]:
     return st.sampled_from(FEW_CONFIGS)
 
 
-@st.composite
 def configs(
-    draw: st.DrawFn,
-    /,
     *,
     max_blocks: int = 12,
     min_dim: int = 1,
     max_dim: int = 7,
     min_hidden_dim: int | None = None,
     **fields: Any,
-) -> MixerConfig:
+) -> st.SearchStrategy[MixerConfig]:
     """Small Mixers of every kind: any patch, rectangular images, 1 to 5 channels, with or without a head.
 
     `min_dim` and `max_dim` bound the dims and classes, and `min_dim` the tokens; `hidden_dim` is at least
     `min_hidden_dim`, since a LayerNorm of one or two channels leaves nothing but signs, and of a few may be
     ill-conditioned. `fields` fix some fields of the config; what is drawn fits them. Shrinks to one block of
-    ones, or of what is the least.
+    ones, or of what is the least. Raises `ConfigError` for fields that a config does not have, and for bounds that they
+    do not keep.
     """
-    dim = st.integers(min_dim, max_dim)
     least = min_dim if min_hidden_dim is None else min_hidden_dim
+    unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(MixerConfig)})
+    if unknown:
+        raise ConfigError(f"a MixerConfig has no {', '.join(unknown)}")
+    if min_hidden_dim is not None and fields.get("hidden_dim", least) < least:
+        raise ConfigError(f"hidden_dim is {fields['hidden_dim']}, and min_hidden_dim {least}")
+    most = _most_patches(fields, 0) * _most_patches(fields, 1)
+    if most < min_dim:
+        raise ConfigError(f"min_dim is {min_dim}, which bounds the tokens too, and there are at most {most}")
+    return _configs(fields, st.integers(min_dim, max_dim), (least, max(least, max_dim)), max_blocks, min_dim)
+
+
+@st.composite
+def _configs(
+    draw: st.DrawFn,
+    /,
+    fields: dict[str, Any],
+    dim: st.SearchStrategy[int],
+    hidden: tuple[int, int],
+    max_blocks: int,
+    min_tokens: int,
+) -> MixerConfig:
     height, width = (draw(_side_sizes(fields, side)) for side in (0, 1))
-    assume(height[1] // height[0] * (width[1] // width[0]) >= min_dim)
+    assume(height[1] // height[0] * (width[1] // width[0]) >= min_tokens)
     drawn = {
         "num_classes": draw(st.just(0) | dim),
         "num_blocks": draw(st.integers(1, max_blocks)),
         "patch_size": (height[0], width[0]),
         "image_size": (height[1], width[1]),
         "in_channels": draw(st.integers(1, 5)),
-        "hidden_dim": draw(st.integers(least, max(least, max_dim))),
+        "hidden_dim": draw(st.integers(*hidden)),
         "tokens_mlp_dim": draw(dim),
         "channels_mlp_dim": draw(dim),
         "activation": draw(st.sampled_from(ACTIVATIONS)),
@@ -86,37 +119,67 @@ def configs(
     return MixerConfig(**{**drawn, **fields})
 
 
-def _side_sizes(fields: dict[str, Any], side: int) -> st.SearchStrategy[tuple[int, int]]:
-    """Patch and image size along the height (0) or width (1), as far as `fields` leave them open."""
+_MOST_PATCHES = 4  # along one side, where the image's size is open
+
+
+def _fixed(fields: dict[str, Any], side: int) -> tuple[int | None, int | None]:
+    """Patch and image size along the height (0) or width (1), None for what is open."""
     patch, image = (fields.get(name) for name in ("patch_size", "image_size"))
     patch, image = (size if size is None or isinstance(size, int) else size[side] for size in (patch, image))
+    return patch, image
+
+
+def _most_patches(fields: dict[str, Any], side: int) -> int:
+    patch, image = _fixed(fields, side)
+    return _MOST_PATCHES if image is None else image // (patch or 1)
+
+
+def _side_sizes(fields: dict[str, Any], side: int) -> st.SearchStrategy[tuple[int, int]]:
+    """Patch and image size along the height (0) or width (1), as far as `fields` leave them open."""
+    patch, image = _fixed(fields, side)
     if image is not None:
         divisors = [size for size in range(1, image + 1) if image % size == 0]
         return st.sampled_from(divisors if patch is None else [patch]).map(lambda size: (size, image))
     patches = st.integers(1, 3) if patch is None else st.just(patch)
-    return st.tuples(patches, st.integers(1, 4)).map(lambda pair: (pair[0], pair[0] * pair[1]))
+    return st.tuples(patches, st.integers(1, _MOST_PATCHES)).map(lambda pair: (pair[0], pair[0] * pair[1]))
 
 
 def params(config: MixerConfig, style: str = "normal", dtype: Any = np.float64) -> st.SearchStrategy[dict[str, Any]]:
     """Flat canonical weights for `config`, by name, in one of the `STYLES` that `draw_params` describes.
 
     Nest them with `flax.traverse_util.unflatten_dict(weights, sep="/")` for a Flax model, or let `convert`
-    take them to any layout.
+    take them to any layout. Raises `ConfigError` for what is no config, style, or dtype of `DTYPES`.
     """
-    return st.builds(draw_params, st.just(config), seed=_SEEDS, style=st.just(style), dtype=_name(dtype))
+    kept = _checked("params", config, style, dtype)
+    return st.builds(draw_params, st.just(config), seed=_SEEDS, **kept)
 
 
 def images(
     config: MixerConfig, style: str = "normal", count: int = 3, dtype: Any = np.float64
 ) -> st.SearchStrategy[np.ndarray]:
-    """`count` images (count, height, width, channels) for `config`, in one of the `STYLES`."""
-    kept = {"style": st.just(style), "count": st.just(count), "dtype": _name(dtype)}
-    return st.builds(draw_images, st.just(config), seed=_SEEDS, **kept)
+    """`count` images (count, height, width, channels) for `config`, in one of the `STYLES`.
+
+    Raises `ConfigError` for what is no config, style, count, or dtype of `DTYPES`.
+    """
+    kept = _checked("images", config, style, dtype)
+    if type(count) is not int or count < 0:
+        raise ConfigError(f"count is {count!r}; it must be a whole number of at least 0")
+    return st.builds(draw_images, st.just(config), seed=_SEEDS, count=st.just(count), **kept)
 
 
-def _name(dtype: Any) -> st.SearchStrategy[str]:
-    """The dtype as examples print it so that they can be run again."""
-    return st.just(str(np.dtype(dtype)))
+def _checked(function: str, config: Any, style: str, dtype: Any) -> dict[str, st.SearchStrategy[str]]:
+    """Style and dtype as strategies, of what examples print so that they can be run again."""
+    if not isinstance(config, MixerConfig):
+        raise ConfigError(
+            f"{function} takes a MixerConfig, and found a {type(config).__name__}; draw one first, by "
+            f"data.draw(configs()) or configs().flatmap({function})"
+        )
+    if style not in STYLES:
+        raise ConfigError(f"style is {style!r}; it must be one of {', '.join(STYLES)}")
+    name = getattr(dtype, "__name__", None) or str(dtype)
+    if name not in DTYPES:
+        raise ConfigError(f"dtype is {name}; it must be one of {', '.join(DTYPES)}")
+    return {"style": st.just(style), "dtype": st.just(name)}
 
 
 def formulations(**fields: str) -> st.SearchStrategy[Formulation]:
@@ -129,4 +192,4 @@ def formulations(**fields: str) -> st.SearchStrategy[Formulation]:
 def layouts(*, writable: bool = False) -> st.SearchStrategy[Layout]:
     """Any registered layout, or any that can be written."""
     names = sorted(name for name, layout in LAYOUTS.items() if not (writable and layout.read_only))
-    return st.sampled_from(names).map(LAYOUTS.__getitem__)
+    return st.sampled_from(names).map(get_layout)

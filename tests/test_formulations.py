@@ -120,6 +120,20 @@ def test_verify_takes_a_model_of_any_formulation(formulation: Formulation) -> No
     assert report.gradients.residual <= 1e-12
 
 
+@pytest.mark.parametrize("model", [TorchMixer, FlaxMixer])
+@pytest.mark.parametrize("value", ["conv1d", ("conv", "linear", "linear"), {"tokens": "linear"}, None])
+def test_what_is_no_formulation_is_refused(model: Any, value: Any) -> None:
+    with pytest.raises(ConfigError, match="it must be a Formulation, such as"):
+        model(CONFIG, value)
+
+
+@pytest.mark.filterwarnings(r"ignore:var_mean\(\)")  # torch's, of a variance over no numbers
+@pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
+def test_no_images_give_no_logits(formulation: Formulation) -> None:
+    images = torch.zeros(0, CONFIG.in_channels, *CONFIG.image_hw)
+    assert TorchMixer(CONFIG, formulation)(images).shape == (0, CONFIG.num_classes)
+
+
 @pytest.mark.parametrize("field", ["patch", "tokens", "channels"])
 def test_unknown_names_are_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=f"formulation {field} is 'fft'; it must be one of"):

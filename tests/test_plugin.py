@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 
 import mixer_equiv
@@ -21,7 +22,7 @@ from mixer_equiv import MixerConfig, NotEquivalentError, Policy, assert_equivale
 from mixer_equiv.equivalence.asserting import defaults
 from mixer_equiv.snippet import written
 from mixer_equiv.strategies import configs
-from mixer_equiv_pytest import TITLE
+from mixer_equiv_pytest import TITLE, UNFINISHED
 from tests.structures import OwnMixer
 
 CONFIG = MixerConfig(
@@ -47,7 +48,7 @@ version = "1"
 [tool.pytest.ini_options]
 addopts = "--strict-markers --strict-config"
 filterwarnings = ["error"]
-pythonpath = ["."]
+pythonpath = ["src"]
 """
 
 MIXER = """
@@ -113,7 +114,7 @@ def test_with_gradients(assert_equivalent):
 
 
 def test_by_its_place(assert_equivalent):
-    assert_equivalent("theirs/mixer.py:mixer", "reference", config=CONFIG, gradients=False)
+    assert_equivalent("src/theirs/mixer.py:mixer", "reference", config=CONFIG, gradients=False)
 
 
 @pytest.mark.mixer_equiv(under=["layer_norm_eps"], gradients=False)
@@ -150,12 +151,34 @@ def test_eps(assert_equivalent):
     assert_equivalent(TheirMixer(6, 2, (2, 3), 7, 4, 8, 1, 5, eps), "reference", image=(2, 4, 9))
 
 
+class InThisFile(TheirMixer):
+    pass
+
+
+def test_class(assert_equivalent):
+    assert_equivalent(InThisFile(6, 2, (2, 3), 7, 4, 8, 1, 5, 1e-5), "reference", image=(2, 4, 9))
+
+
+@pytest.fixture
+def model():
+    return TheirMixer(6, 2, (2, 3), 7, 4, 8, 1, 5, 1e-5)
+
+
+def test_fixture(assert_equivalent, model):
+    assert_equivalent(model, "reference", image=(2, 4, 9))
+
+
 def test_order(assert_equivalent):
     assert_equivalent(mixer, "reference", config=CONFIG, kwargs={{"scrambled": True}})
 
 
 @pytest.mark.mixer_equiv(3)
 def test_marker(assert_equivalent):
+    assert_equivalent(mixer, "reference", config=CONFIG)
+
+
+@pytest.mark.mixer_equiv(sed=3)
+def test_unknown(assert_equivalent):
     assert_equivalent(mixer, "reference", config=CONFIG)
 """
 
@@ -198,8 +221,8 @@ class TestOwn:
 
 FILES = {
     "pyproject.toml": PYPROJECT,
-    "theirs/__init__.py": "",
-    "theirs/mixer.py": MIXER,
+    "src/theirs/__init__.py": "",
+    "src/theirs/mixer.py": MIXER,
     "tests/test_right.py": RIGHT,
     "tests/test_wrong.py": WRONG,
     "tests/test_imported.py": IMPORTED,
@@ -230,9 +253,9 @@ def outcome(project: Path, *arguments: str) -> tuple[str, list[str]]:
     return run.stdout, re.findall(r"^FAILED \S+::(\w+)", run.stdout, re.MULTILINE)
 
 
-def snippets(output: str) -> list[str]:
+def snippets(output: str, title: str = TITLE) -> list[str]:
     """The code below each failure, each piece to its end."""
-    return re.findall(rf"^-+ {TITLE} -+\n(.*?^print\(report\)\n)", output, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^-+ {title} -+\n(.*?^print\(report\)\n)", output, re.DOTALL | re.MULTILINE)
 
 
 def test_the_plugin_is_installed() -> None:
@@ -247,9 +270,14 @@ def test_a_right_mixer_passes(project: Path) -> None:
 
 def test_a_wrong_mixer_fails_with_code_that_shows_it_by_itself(project: Path) -> None:
     output, failed = outcome(project, "tests/test_wrong.py", "--mixer-equiv-seed", "7")
-    assert failed == ["test_erf", "test_eps", "test_order", "test_marker"], output
+    assert failed == [f"test_{name}" for name in ["erf", "eps", "class", "fixture", "order", "marker", "unknown"]], (
+        output
+    )
     assert "the marker mixer_equiv takes options by name, and was given (3,)" in output
-    erf, eps, order = snippets(output)  # of Hypothesis's examples the last alone
+    assert "the marker mixer_equiv was given sed; it takes under, weights, config, kwargs, " in output
+    erf, eps, made, order = snippets(output)  # of Hypothesis's examples the last alone
+    (unfinished,) = snippets(output, UNFINISHED)
+    assert "mine = ...  # to be filled in: model, a TheirMixer that only the test has" in unfinished
     assert "hidden_dim=5,\n" in erf
     assert "num_blocks=1,\n" in erf
     assert "mine = lambda c: mixer(c, approximate='none')" in erf
@@ -260,10 +288,10 @@ def test_a_wrong_mixer_fails_with_code_that_shows_it_by_itself(project: Path) ->
     assert "seed=3" in eps
     assert "kwargs={'scrambled': True}" in order
     assert "/asserting.py" not in output
-    for test, code in (("test_erf", erf), ("test_eps", eps)):
+    for test, code in (("test_erf", erf), ("test_eps", eps), ("test_class", made)):
         shown = re.search(HEADLINE, output[output.index(f"_ {test} _") :])
         (project.parent / "snippet.py").write_text(code)
-        run = python(project, str(project.parent / "snippet.py"))
+        run = python(project.parent, "snippet.py")
         assert shown
         assert shown[0] in run.stdout, run.stdout + run.stderr
 
@@ -339,6 +367,14 @@ def test_values_and_what_can_be_imported_are_written_as_they_are(called: Any) ->
     assert called(code_of(Path("weights.npz"), THING)) == (("weights.npz", THING), {})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_small_tensors_are_written_bit_for_bit(called: Any, dtype: torch.dtype) -> None:
+    images = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    _, options = called(code_of("torch", images=images, labels=torch.tensor(2)))
+    assert (options["images"].dtype, options["labels"].shape) == (dtype, ())
+    assert torch.equal(options["images"], images)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
 def test_small_arrays_are_written_bit_for_bit(called: Any, dtype: str) -> None:
     images = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(dtype)
@@ -373,9 +409,16 @@ def test_what_only_the_test_has_is_left_to_be_filled_in(called: Any) -> None:
     model = Thing(1)
     model.arguments = (2,)
     code = code_of(model, lambda c: model, config=CONFIG)
-    assert "mine = ...  # to be filled in: a Thing that only the test has\n" in code
-    assert "other = ...  # to be filled in: a Thing that only the test has\n" in code
+    assert "mine = ...  # to be filled in: model, a Thing that only the test has\n" in code
+    assert "other = ...  # to be filled in: model, a Thing that only the test has\n" in code
     assert called(code) == ((..., ...), {"config": CONFIG})
+
+    class Local:
+        pass
+
+    code = code_of(Local, lambda c: Local())
+    assert "mine = ...  # to be filled in: Local, the class test_what_only_the_test_has_is" in code
+    assert "other = ...  # to be filled in: Local, the class test_what_only_the_test_has_is" in code
 
 
 def test_two_lambdas_in_a_line_are_not_taken_for_each_other(called: Any) -> None:

@@ -244,3 +244,41 @@ def test_a_seed_gives_the_same_bits_and_another_one_others(draw: Any, style: str
 def test_an_unknown_style_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="style is 'spiky'; it must be one of normal, heavy_tailed, sparse"):
         draw_params(CONFIG, 0, "spiky")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: configs(image_size=(1, 1), min_dim=3),
+            "min_dim is 3, which .* at most 1",
+        ),
+        (lambda: configs(min_dim=17, max_dim=20), "there are at most 16"),
+        (lambda: configs(patch_size=2, image_size=(4, 2), min_dim=3), "there are at most 2"),
+        (lambda: configs(hidden_dim=2, min_hidden_dim=3), "hidden_dim is 2, and min_hidden_dim 3"),
+        (lambda: configs(depth=3), "a MixerConfig has no depth"),
+        (lambda: params(configs()), r"params takes a MixerConfig, and found a \w+; draw one first, by data.draw"),
+        (lambda: images(None), "images takes a MixerConfig, and found a NoneType"),
+        (lambda: params(CONFIG, dtype="int8"), "dtype is int8; it must be one of float16, bfloat16, float32, float64"),
+        (lambda: images(CONFIG, style="odd"), "style is 'odd'; it must be one of normal"),
+        (lambda: images(CONFIG, count=-1), "count is -1; it must be a whole number of at least 0"),
+        (lambda: images(CONFIG, count=2.5), "count is 2.5"),
+    ],
+)
+def test_what_fits_nothing_is_refused_at_once(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_layouts_are_printed_by_their_names() -> None:
+    @settings(database=None, derandomize=True, max_examples=1)
+    @given(layouts())
+    def fails(layout: Any) -> None:
+        raise AssertionError
+
+    with pytest.raises(AssertionError) as caught:
+        fails()
+    assert "get_layout('jankrepl')" in re.sub(r"\s|,(?=\s*\))", "", "".join(caught.value.__notes__))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
@@ -61,6 +62,10 @@ def _snippet(a: Any, b: Any, options: Mapping[str, Any], frame: FrameType) -> st
     """The call of `verify` that was made for a call in `frame`."""
     sides = {"a": a} if b is None else {"a": a, "b": b}
     return written("verify", {**sides, **options}, frame)
+
+
+# What `assert_equivalent` takes beside the two sides.
+OPTIONS = ("under", *list(inspect.signature(verify).parameters)[2:])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.formulation import Formulation
+from mixer_equiv.formulation import Formulation, as_formulation
 from mixer_equiv.models.flax_formulations import CHANNELS, TOKENS, Dense, Mixing, Stem
 
 OFFICIAL = Formulation()
@@ -98,6 +98,10 @@ class MlpMixer(nn.Module):
     config: MixerConfig
     formulation: Formulation = OFFICIAL
     use_fast_variance: bool = True
+
+    def __post_init__(self) -> None:
+        as_formulation(self.formulation)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, taps: bool = False) -> Any:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.formulation import Formulation
+from mixer_equiv.formulation import Formulation, as_formulation
 from mixer_equiv.models.torch_formulations import CHANNELS, TOKENS, Mixing, embed, layer_norm, mlp
 from mixer_equiv.models.torch_fused import can_fuse, fused
 
@@ -107,7 +107,7 @@ class MlpMixer(nn.Module):
 
     def __init__(self, config: MixerConfig, formulation: Formulation = OFFICIAL) -> None:
         super().__init__()
-        self.config, self.formulation = config, formulation
+        self.config, self.formulation = config, as_formulation(formulation)
         self.stem = nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, stride=config.patch_hw)
         self.blocks = nn.ModuleList(
             MixerBlock(

@@ -32,7 +32,7 @@ def _depthwise(x: Tensor, layer: nn.Linear) -> Tensor:
     """(batch, channels, in) to (batch, channels, out): the same filters for every channel, written out."""
     batch, channels, _ = x.shape
     filters, biases = layer.weight[:, None].repeat(channels, 1, 1), layer.bias.repeat(channels)
-    return F.conv1d(x, filters, biases, groups=channels).reshape(batch, channels, -1)
+    return F.conv1d(x, filters, biases, groups=channels).reshape(batch, channels, layer.out_features)
 
 
 def _shared(x: Tensor, layer: nn.Linear) -> Tensor:
