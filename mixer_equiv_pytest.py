@@ -59,7 +59,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         return (yield)
     from mixer_equiv.equivalence.asserting import OPTIONS, defaults
 
-    unknown = ", ".join(options.keys() - set(OPTIONS))
+    unknown = ", ".join(name for name in options if name not in OPTIONS)
     if unknown:
         pytest.fail(f"the marker mixer_equiv was given {unknown}; it takes {', '.join(OPTIONS)}", pytrace=False)
     with defaults(**options):

@@ -51,15 +51,18 @@ def folder_of(module: ModuleType) -> str | None:
 
 def folders_in_use() -> list[str]:
     """The folders on the path, in its order, that modules were imported from and that are not of what is installed."""
-    files = {
-        str(Path(file).absolute())
-        for name, module in list(sys.modules.items())
-        if name.partition(".")[0] != _OURS and isinstance(file := getattr(module, "__file__", None), str)
-    }
-    folders = [Path(entry).resolve() for entry in sys.path]
-    own = [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir() and _is_ones_own(folder)]
-    apart = [file for file in files if not _INSTALLED.intersection(Path(file).parts)]
-    return [folder for folder in own if any(file.startswith(folder + os.sep) for file in apart)]
+    entries = {entry: Path(entry).resolve() for entry in map(os.path.abspath, sys.path)}
+    own = {entry: str(folder) for entry, folder in entries.items() if folder.is_dir() and _is_ones_own(folder)}
+    starts = tuple(os.path.join(entry, "") for entry in own)  # as files are called, also where the entry is a link
+    used = {folder_of(module) for module in list(sys.modules.values()) if _file_of(module).startswith(starts)}
+    return [folder for folder in dict.fromkeys(own.values()) if folder in used]
+
+
+def _file_of(module: ModuleType) -> str:
+    """The file of a module that is not of what is installed, or ""."""
+    file = getattr(module, "__file__", None)
+    installed = not isinstance(file, str) or _INSTALLED.intersection(file.split(os.sep))
+    return "" if installed or file is None else file
 
 
 def _is_ones_own(folder: Path) -> bool:

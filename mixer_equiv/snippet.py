@@ -84,11 +84,11 @@ class _Script:
         try:
             try:
                 text = draft.value(value, name)
-            except _UnwrittenError:
+            except _UnwrittenError as error:
                 if node is None:
                     raise
                 draft = self._copy()
-                text = draft.expression(ast.unparse(node), scope)
+                text = draft.given(node, scope, error)
         except _UnwrittenError as error:
             draft = self._copy()
             draft.lines.append(f"{name} = ...  # {UNWRITTEN} {error}")
@@ -110,6 +110,16 @@ class _Script:
                 return write(self, value, name)
         what = f"the class {value.__qualname__}" if isinstance(value, type) else f"a {type(value).__qualname__}"
         raise _HeldError(f"{what} that only the test has")
+
+    def given(self, node: ast.expr, scope: Mapping[str, Any], error: _UnwrittenError) -> str:
+        """What an argument was given as, since there is no code for its value, as `error` says."""
+        text = ast.unparse(node)
+        try:
+            return self.expression(text, scope)
+        except _UnwrittenError as inner:
+            if isinstance(node, ast.Attribute) and isinstance(error, _HeldError):  # such as self.model
+                raise _UnwrittenError(f"{text}, {error}") from inner
+            raise
 
     def expression(self, text: str, scope: Mapping[str, Any]) -> str:
         """`text`, once its names are defined as they are in `scope`."""
@@ -214,10 +224,13 @@ def _is_array(value: Any) -> bool:
 
 
 def _is_tensor(value: Any) -> bool:
+    """Whether `value` is a small torch tensor of numbers that Python has, each in its place, and no gradient."""
     torch = sys.modules.get("torch")
-    if torch is None or type(value) is not torch.Tensor or value.requires_grad or value.is_complex():
+    if torch is None or type(value) is not torch.Tensor or value.requires_grad or value.layout != torch.strided:
         return False
-    return bool(value.device.type == "cpu" and value.numel() <= MOST_ELEMENTS)
+    plain = value.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool)
+    whole = value.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return bool((plain or whole) and value.device.type == "cpu" and value.numel() <= MOST_ELEMENTS)
 
 
 # What is written how, the first that holds.

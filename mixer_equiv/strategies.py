@@ -176,7 +176,10 @@ def _checked(function: str, config: Any, style: str, dtype: Any) -> dict[str, st
         )
     if style not in STYLES:
         raise ConfigError(f"style is {style!r}; it must be one of {', '.join(STYLES)}")
-    name = getattr(dtype, "__name__", None) or str(dtype)
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
     if name not in DTYPES:
         raise ConfigError(f"dtype is {name}; it must be one of {', '.join(DTYPES)}")
     return {"style": st.just(style), "dtype": st.just(name)}

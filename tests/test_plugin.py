@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hypothesis import given
 import mixer_equiv
 from mixer_equiv import MixerConfig, NotEquivalentError, Policy, assert_equivalent, verify
 from mixer_equiv.equivalence.asserting import defaults
+from mixer_equiv.origin import folders_in_use
 from mixer_equiv.snippet import written
 from mixer_equiv.strategies import configs
 from mixer_equiv_pytest import TITLE, UNFINISHED
@@ -126,8 +128,18 @@ class TestPort:
         assert report.gradients is None
 """
 
+CONFTEST = """
+def in_conftest(config):
+    from theirs.mixer import mixer
+
+    return mixer(config, eps=1e-5)
+"""
+
 WRONG = f"""
+import functools
+
 import pytest
+from conftest import in_conftest
 from hypothesis import Phase, given, settings
 from mixer_equiv import MixerConfig
 from mixer_equiv.strategies import configs
@@ -157,6 +169,18 @@ class InThisFile(TheirMixer):
 
 def test_class(assert_equivalent):
     assert_equivalent(InThisFile(6, 2, (2, 3), 7, 4, 8, 1, 5, 1e-5), "reference", image=(2, 4, 9))
+
+
+def test_conftest(assert_equivalent):
+    assert_equivalent(in_conftest, "reference", config=CONFIG)
+
+
+PARTIAL = functools.partial(mixer, eps=1e-5)
+
+
+@pytest.mark.mixer_equiv(config=CONFIG)
+def test_partial(assert_equivalent):
+    assert_equivalent(PARTIAL, "reference")
 
 
 @pytest.fixture
@@ -223,6 +247,7 @@ FILES = {
     "pyproject.toml": PYPROJECT,
     "src/theirs/__init__.py": "",
     "src/theirs/mixer.py": MIXER,
+    "tests/conftest.py": CONFTEST,
     "tests/test_right.py": RIGHT,
     "tests/test_wrong.py": WRONG,
     "tests/test_imported.py": IMPORTED,
@@ -270,12 +295,11 @@ def test_a_right_mixer_passes(project: Path) -> None:
 
 def test_a_wrong_mixer_fails_with_code_that_shows_it_by_itself(project: Path) -> None:
     output, failed = outcome(project, "tests/test_wrong.py", "--mixer-equiv-seed", "7")
-    assert failed == [f"test_{name}" for name in ["erf", "eps", "class", "fixture", "order", "marker", "unknown"]], (
-        output
-    )
+    tests = "erf", "eps", "class", "conftest", "partial", "fixture", "order", "marker", "unknown"
+    assert failed == [f"test_{name}" for name in tests], output
     assert "the marker mixer_equiv takes options by name, and was given (3,)" in output
     assert "the marker mixer_equiv was given sed; it takes under, weights, config, kwargs, " in output
-    erf, eps, made, order = snippets(output)  # of Hypothesis's examples the last alone
+    erf, eps, made, conftest, partial, order = snippets(output)  # of Hypothesis's examples the last alone
     (unfinished,) = snippets(output, UNFINISHED)
     assert "mine = ...  # to be filled in: model, a TheirMixer that only the test has" in unfinished
     assert "hidden_dim=5,\n" in erf
@@ -288,12 +312,27 @@ def test_a_wrong_mixer_fails_with_code_that_shows_it_by_itself(project: Path) ->
     assert "seed=3" in eps
     assert "kwargs={'scrambled': True}" in order
     assert "/asserting.py" not in output
-    for test, code in (("test_erf", erf), ("test_eps", eps), ("test_class", made)):
-        shown = re.search(HEADLINE, output[output.index(f"_ {test} _") :])
+    for test, code in (("erf", erf), ("eps", eps), ("class", made), ("conftest", conftest), ("partial", partial)):
+        shown = re.search(HEADLINE, output[output.index(f"_ test_{test} _") :])
         (project.parent / "snippet.py").write_text(code)
         run = python(project.parent, "snippet.py")
         assert shown
         assert shown[0] in run.stdout, run.stdout + run.stderr
+
+
+def test_folders_are_those_that_modules_are_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bin", "real/site-packages", "unused"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    for entry in ("unused", "link/site-packages", "link", "bin", "."):
+        monkeypatch.syspath_prepend(tmp_path / entry)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "bin/runner"), raising=False)
+    before = folders_in_use()
+    for folder, name in (("link", "by_a_link"), ("link/site-packages", "installed_by_them")):
+        module = ModuleType(name)
+        module.__file__ = str(tmp_path / folder / f"{name}.py")
+        monkeypatch.setitem(sys.modules, name, module)
+    assert folders_in_use() == [str((tmp_path / "real").resolve()), *before]
 
 
 @pytest.mark.parametrize("arguments", [("-n1",), ("-p", "no:mixer_equiv")], ids=" ".join)
@@ -375,6 +414,20 @@ def test_small_tensors_are_written_bit_for_bit(called: Any, dtype: torch.dtype) 
     assert torch.equal(options["images"], images)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.eye(2).to_sparse(),
+        torch.ones(2).to(torch.float8_e4m3fn),
+        torch.ones(2, requires_grad=True),
+        torch.ones(900),
+    ],
+    ids=["sparse", "float8", "with a gradient", "large"],
+)
+def test_other_tensors_are_left_to_be_filled_in(odd: torch.Tensor) -> None:
+    assert "images = ...  # to be filled in: odd, a Tensor that only the test has\n" in code_of("torch", images=odd)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
 def test_small_arrays_are_written_bit_for_bit(called: Any, dtype: str) -> None:
     images = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(dtype)
@@ -412,6 +465,12 @@ def test_what_only_the_test_has_is_left_to_be_filled_in(called: Any) -> None:
     assert "mine = ...  # to be filled in: model, a Thing that only the test has\n" in code
     assert "other = ...  # to be filled in: model, a Thing that only the test has\n" in code
     assert called(code) == ((..., ...), {"config": CONFIG})
+
+    self = Thing()
+    self.model = model
+    code = code_of(self.model, lambda c: self.model)
+    assert "mine = ...  # to be filled in: self.model, a Thing that only the test has\n" in code
+    assert "other = ...  # to be filled in: self, a Thing that only the test has\n" in code
 
     class Local:
         pass

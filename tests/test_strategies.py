@@ -263,6 +263,7 @@ def test_an_unknown_style_is_refused_with_the_known_ones() -> None:
         (lambda: params(configs()), r"params takes a MixerConfig, and found a \w+; draw one first, by data.draw"),
         (lambda: images(None), "images takes a MixerConfig, and found a NoneType"),
         (lambda: params(CONFIG, dtype="int8"), "dtype is int8; it must be one of float16, bfloat16, float32, float64"),
+        (lambda: params(CONFIG, dtype="strange"), "dtype is strange; it must be"),
         (lambda: images(CONFIG, style="odd"), "style is 'odd'; it must be one of normal"),
         (lambda: images(CONFIG, count=-1), "count is -1; it must be a whole number of at least 0"),
         (lambda: images(CONFIG, count=2.5), "count is 2.5"),
@@ -271,6 +272,13 @@ def test_an_unknown_style_is_refused_with_the_known_ones() -> None:
 def test_what_fits_nothing_is_refused_at_once(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(float, "float64"), ("f4", "float32"), (np.dtype("float16"), "float16"), (None, "float64")]
+)
+def test_a_dtype_may_be_written_as_numpy_takes_it(dtype: Any, name: str) -> None:
+    assert find(images(ONES, dtype=dtype), lambda batch: True, settings=QUIET).dtype == name
 
 
 def test_layouts_are_printed_by_their_names() -> None:
