@@ -14,6 +14,7 @@ are shorter than its numbers.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,12 @@ def configs(
     do not keep.
     """
     least = min_dim if min_hidden_dim is None else min_hidden_dim
-    unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(MixerConfig)})
-    if unknown:
-        raise ConfigError(f"a MixerConfig has no {', '.join(unknown)}")
+    bounds = {"max_blocks": max_blocks, "min_dim": min_dim, "max_dim": max_dim, "min_hidden_dim": least}
+    for name, bound in bounds.items():
+        _whole(name, bound, 1)
+    if min_dim > max_dim:
+        raise ConfigError(f"min_dim is {min_dim}, and max_dim {max_dim}")
+    fields = _normalised(fields)
     if min_hidden_dim is not None and fields.get("hidden_dim", least) < least:
         raise ConfigError(f"hidden_dim is {fields['hidden_dim']}, and min_hidden_dim {least}")
     most = _most_patches(fields, 0) * _most_patches(fields, 1)
@@ -119,14 +123,28 @@ def _configs(
     return MixerConfig(**{**drawn, **fields})
 
 
+def _normalised(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields as a config has them. Raises `ConfigError` for those that none has."""
+    unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(MixerConfig)})
+    if unknown:
+        raise ConfigError(f"a MixerConfig has no {', '.join(unknown)}")
+    ones = dict.fromkeys(("num_blocks", *_FIELDS), 1)
+    config = MixerConfig(**{**ones, "image_size": fields.get("patch_size", 1), **fields})
+    return {name: getattr(config, name) for name in fields}
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+
+
 _MOST_PATCHES = 4  # along one side, where the image's size is open
 
 
 def _fixed(fields: dict[str, Any], side: int) -> tuple[int | None, int | None]:
     """Patch and image size along the height (0) or width (1), None for what is open."""
     patch, image = (fields.get(name) for name in ("patch_size", "image_size"))
-    patch, image = (size if size is None or isinstance(size, int) else size[side] for size in (patch, image))
-    return patch, image
+    return patch and patch[side], image and image[side]
 
 
 def _most_patches(fields: dict[str, Any], side: int) -> int:
@@ -162,9 +180,8 @@ def images(
     Raises `ConfigError` for what is no config, style, count, or dtype of `DTYPES`.
     """
     kept = _checked("images", config, style, dtype)
-    if type(count) is not int or count < 0:
-        raise ConfigError(f"count is {count!r}; it must be a whole number of at least 0")
-    return st.builds(draw_images, st.just(config), seed=_SEEDS, count=st.just(count), **kept)
+    _whole("count", count, 0)
+    return st.builds(draw_images, st.just(config), seed=_SEEDS, count=st.just(int(count)), **kept)
 
 
 def _checked(function: str, config: Any, style: str, dtype: Any) -> dict[str, st.SearchStrategy[str]]:

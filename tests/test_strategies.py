@@ -259,6 +259,13 @@ def test_an_unknown_style_is_refused_with_the_known_ones() -> None:
         (lambda: configs(min_dim=17, max_dim=20), "there are at most 16"),
         (lambda: configs(patch_size=2, image_size=(4, 2), min_dim=3), "there are at most 2"),
         (lambda: configs(hidden_dim=2, min_hidden_dim=3), "hidden_dim is 2, and min_hidden_dim 3"),
+        (lambda: configs(hidden_dim="x", min_hidden_dim=3), "hidden_dim is 'x'; it must be a whole number"),
+        (lambda: configs(image_size="x"), "image_size is 'x'; it must be an int or a"),
+        (lambda: configs(patch_size=0), "patch_size is 0; it must be a whole number"),
+        (lambda: configs(patch_size=3, image_size=4), "image_size 4x4 is not divisible"),
+        (lambda: configs(min_dim=8), "min_dim is 8, and max_dim 7"),
+        (lambda: configs(min_dim=2.5), "min_dim is 2.5; it must be a whole number of at least 1"),
+        (lambda: configs(max_blocks=0), "max_blocks is 0; it must be a whole number of at least 1"),
         (lambda: configs(depth=3), "a MixerConfig has no depth"),
         (lambda: params(configs()), r"params takes a MixerConfig, and found a \w+; draw one first, by data.draw"),
         (lambda: images(None), "images takes a MixerConfig, and found a NoneType"),
@@ -272,6 +279,12 @@ def test_an_unknown_style_is_refused_with_the_known_ones() -> None:
 def test_what_fits_nothing_is_refused_at_once(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_sizes_may_be_numbers_of_numpy() -> None:
+    config = find(configs(image_size=np.int64(4), patch_size=(np.int64(2), 1)), lambda config: True, settings=QUIET)
+    assert (config.image_size, config.patch_size) == ((4, 4), (2, 1))
+    assert len(find(images(ONES, count=np.int64(2)), lambda batch: True, settings=QUIET)) == 2
 
 
 @pytest.mark.parametrize(
