@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from benchmarks.residuals import CONFIGS, draws
 from mixer_equiv import Checkpoint, MixerConfig, save, verify
 from mixer_equiv.cli import app
-from tests.structures import OwnMixer
+from mixer_equiv.strategies import configs
+from tests.structures import OwnMixer, PortMixer
 
 COUNTS = [pytest.param(2, id="few"), pytest.param(2000, id="2000", marks=pytest.mark.nightly)]
 
@@ -42,6 +45,41 @@ def test_a_right_model_of_somebody_else_is_never_called_different(count: int) ->
         if (report.verdict, report.causes, report.reasons) != ("equivalent", (), ()):
             alarms.append((seed, str(report)))
     assert alarms == []
+
+
+# Where a GELU saw nothing but large negative sums of its only unit, of which the models round the result otherwise.
+ONE_UNIT = MixerConfig(
+    num_classes=3,
+    num_blocks=2,
+    patch_size=(1, 2),
+    image_size=2,
+    in_channels=3,
+    hidden_dim=5,
+    tokens_mlp_dim=1,
+    channels_mlp_dim=1,
+)
+SATURATED = {
+    50: ONE_UNIT,
+    10: ONE_UNIT.replace(num_blocks=1, image_size=(3, 6), in_channels=2, hidden_dim=6, tokens_mlp_dim=2, num_classes=5),
+    1: ONE_UNIT.replace(patch_size=(2, 1), image_size=(2, 3), in_channels=2, num_classes=2),
+}
+
+
+@pytest.mark.parametrize("seed", SATURATED)
+def test_right_models_of_one_unit_are_found(seed: int) -> None:
+    config = SATURATED[seed]
+    image = config.in_channels, *config.image_hw
+    assert verify(PortMixer(config), "reference", image=image, seed=seed, gradients=False).equivalent
+
+
+@settings(max_examples=10)
+@given(
+    configs(min_dim=2, max_blocks=3, min_hidden_dim=3, activation="gelu_tanh", layer_norm_eps=1e-6), st.integers(0, 99)
+)
+def test_right_models_of_any_small_size_are_found(config: MixerConfig, seed: int) -> None:
+    config = config.replace(num_classes=config.num_classes or 2)
+    image = config.in_channels, *config.image_hw
+    assert verify(PortMixer(config), "reference", image=image, seed=seed, gradients=False).equivalent
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], pytest.param(CONFIGS[3], marks=pytest.mark.nightly)])

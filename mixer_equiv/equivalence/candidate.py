@@ -269,7 +269,9 @@ def generic(seed: int) -> Draw:
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.default_rng([seed, *name.encode()])
         if len([size for size in shape if size > 1]) < 2:
-            return rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape)
+            # With more axes it may be a kernel of one column, of which a GELU must not see large sums alone.
+            size = 1.0 if len(shape) < 2 else float(np.sqrt(np.prod(shape)))
+            return rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape) / size
         fan = max(shape[0], int(np.prod(shape[1:])))
         return rng.standard_normal(shape) / np.sqrt(fan)
 
