@@ -72,6 +72,7 @@ def test_thresholds_are_the_policy_s_own() -> None:
     assert Policy(residual=1e-6).rate(1e-6, 0.0) == "same"
     assert Policy(scaling=1e-2).rate(1e-5, 1e-3) == "rounding"
     assert Policy(lost=0.5).rate(1e-3, 0.4) == "apart"
+    assert Policy(lost=0.1).rate(0.05, 0.2) == "apart"
     assert Policy(lost=0.3).rate(0.1, 0.4) == "undecidable"
 
 

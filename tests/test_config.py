@@ -10,6 +10,7 @@ from mixer_equiv.config import (
     AXES,
     PATCH,
     VARIANTS,
+    as_image,
     as_pair,
     check_conventions,
     config_from_axes,
@@ -361,3 +362,23 @@ def test_a_patch_s_numbers_are_known_only_if_every_axis_is_seen_once():
 def test_axes_joined_have_one_name_whatever_their_order():
     assert joint_axis(("channels", "pw", "ph")) == joint_axis(["ph", "channels", "pw"]) == "ph pw channels"
     assert joint_axis(["classes"]) == "classes"
+
+
+def test_an_image_is_three_counts():
+    assert as_image((3, 224, 192)) == (3, 224, 192)
+    assert as_image([1, 2, 3]) == (1, 2, 3)
+    for image in ((3, 224), (1, 3, 224, 224), 224, "abc", (3, 0, 4)):
+        with pytest.raises(ConfigError, match="must"):
+            as_image(image)
+
+
+def test_a_variant_is_named_by_its_patch_of_any_size():
+    config = MixerConfig.from_name("B/16", image_size=4800)
+    assert config.replace(patch_size=(int("300"), int("300"))).name == "B/300"
+    assert config.replace(patch_size=(300, 200)).name is None
+
+
+def test_what_is_optional_is_given_by_name():
+    with pytest.raises(TypeError, match="positional argument"):
+        config_from_axes(MixerConfig(**FIELDS).axis_sizes, 2, 8)
+    assert config_from_axes(sizes=MixerConfig(**FIELDS).axis_sizes, num_blocks=2).num_blocks == 2

@@ -1,6 +1,8 @@
 import copy
 import dataclasses
+import inspect
 import itertools
+import sys
 import warnings
 
 import jax
@@ -505,3 +507,14 @@ def test_fixed_fields_of_drawn_configs_are_kept(data):
     assert all(config == config.replace(**{name: value}) for name, value in fields.items())
     params = data.draw(strategies.params(config, style="special", dtype=np.float32))
     assert sum(array.size for array in params.values()) == config.num_parameters
+
+
+@pytest.mark.parametrize("function", [convert, flax_to_torch, torch_to_flax])
+def test_what_is_converted_is_first_and_the_rest_goes_by_name(function):
+    first, *others = inspect.signature(function).parameters.values()
+    assert first.kind == first.POSITIONAL_OR_KEYWORD
+    assert {other.kind for other in others} == {first.KEYWORD_ONLY}
+
+
+def test_torch_is_imported_for_its_types_alone():
+    assert "torch" not in vars(sys.modules["mixer_equiv.convert"])

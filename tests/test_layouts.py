@@ -210,6 +210,53 @@ def test_tied_blocks_have_the_depth_that_their_layout_gives():
     assert detect({f"a/{name}" for name in names}, [tied(num_blocks=5)], {}).prefix == "a/"
 
 
+def test_a_tied_layout_without_a_depth_is_found_as_one_block():
+    assert detect(set(tied().parameters(1)), [tied()], {}).num_blocks == 1
+
+
+def test_constraints_do_not_depend_on_the_order_of_rows():
+    rows = [
+        dataclasses.replace(row, foreign="one.weight" if row.canonical.endswith("scale") else "one.bias")
+        if "LayerNorm" in row.canonical
+        else row
+        for row in tied().rows
+    ]
+    layouts = (dataclasses.replace(LINEN, name="x", rows=tuple(order)) for order in (rows, rows[::-1]))
+    held, back = ({line for line in layout.constraints if "all blocks" in line} for layout in layouts)
+    assert len(held) == len(back)
+    assert sum("LayerNorm" in line for line in held) == 2
+
+
+def test_only_the_sign_for_it_says_that_a_parameter_is_absent():
+    row = LINEN.rows[0]
+    assert dataclasses.replace(row, foreign="-").is_absent
+    assert not any(dataclasses.replace(row, foreign=name).is_absent for name in ("(a)", "--", "", "a"))
+
+
+# Half of the parameters of one block, of which as many are found as are absent.
+HALF = {name for name in LINEN.parameters(1) if "mixing" in name or name.startswith("stem")} - {"stem/bias"}
+
+
+def test_weights_of_which_half_is_absent_are_found_all_the_same():
+    half = set(sorted(HALF)[:8])
+    found = detect(half, [LINEN], {})
+    assert (found.num_blocks, found.found, found.absent, found.score) == (1, 8, 8, 0)
+    moments = {f"opt_state/mu/{name}" for name in LINEN.parameters(1)}
+    assert detect(half | moments, [LINEN], {}).prefix == ""
+    with pytest.raises(LayoutError, match="only an optimizer's moments are here, under 'opt_state/mu/'"):
+        detect({f"opt_state/mu/{name}" for name in half}, [LINEN], {})
+
+
+def test_a_layout_with_a_tied_norm_is_found_at_a_depth_of_one():
+    rows = tuple(
+        dataclasses.replace(row, foreign="norm.weight") if row.canonical == "MixerBlock_{i}/LayerNorm_0/scale" else row
+        for row in LAYOUTS["torch"].rows
+    )
+    layout = dataclasses.replace(LAYOUTS["torch"], name="one tied", rows=rows)
+    for depth in (1, 2, 12):
+        assert detect(set(layout.parameters(depth)), [layout], {}).num_blocks == depth
+
+
 def test_stacks_are_found_by_their_parts_where_shapes_are_known():
     rows = (
         dataclasses.replace(row, foreign=f"{row.foreign.replace('MixerBlock_{i}', 'blocks')}[{{i}}]")

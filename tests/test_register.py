@@ -376,6 +376,14 @@ WRONG = {
         },
         r"row MixerBlock_\{i\}/LayerNorm_1/bias: a/\{i\+5\} lies below a, which is an array",
     ),
+    "an array in a block below another of the block": (
+        {
+            "name": "x",
+            "base": "linen",
+            "rows": "MixerBlock_{i}/LayerNorm_0/bias a{i}\nMixerBlock_{i}/LayerNorm_1/bias a{i}/b",
+        },
+        r"row MixerBlock_\{i\}/LayerNorm_1/bias: a\{i\}/b lies below a0, which is an array",
+    ),
     "shared with axes of a greater name": (
         {**OURS, "rows": "head/bias same classes\npre_head_layer_norm/bias same hidden"},
         "row pre_head_layer_norm/bias: same is also head/bias, with other axes .hidden and classes.",
