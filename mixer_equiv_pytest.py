@@ -82,11 +82,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     """Show snippets below the traceback, from where they can be copied, and not in it."""
     snippets = list(_taken(call.excinfo.value)) if call.excinfo is not None else []
     report = yield
+    if not snippets:
+        return report
+    from mixer_equiv.snippet import UNWRITTEN
+
     text = "\n\n".join(snippets)
-    title = UNFINISHED if "# to be filled in:" in text else TITLE
-    if snippets and hasattr(report.longrepr, "addsection"):
+    title = UNFINISHED if f"# {UNWRITTEN}" in text else TITLE
+    if hasattr(report.longrepr, "addsection"):
         report.longrepr.addsection(title, text, sep="-")
-    elif snippets:
+    else:
         report.sections.append((title, text))
     return report
 

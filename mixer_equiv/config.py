@@ -51,7 +51,7 @@ class MixerConfig:
         for name in ("patch_size", "image_size"):
             object.__setattr__(self, name, as_pair(name, getattr(self, name)))
         for name in (*_VARIANT_FIELDS, "in_channels", "num_classes"):
-            object.__setattr__(self, name, _as_count(name, getattr(self, name)))
+            object.__setattr__(self, name, as_count(name, getattr(self, name), 0 if name == "num_classes" else 1))
         check_conventions(self.activation, self.layer_norm_eps)
         object.__setattr__(self, "layer_norm_eps", float(self.layer_norm_eps))
         (height, width), (ph, pw) = self.image_hw, self.patch_hw
@@ -268,18 +268,18 @@ def as_pair(name: str, size: Any) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, numbers.Integral) else size
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ConfigError(f"{name} is {size!r}; it must be an int or a (height, width) pair")
-    return _as_count(name, pair[0]), _as_count(name, pair[1])
+    return as_count(name, pair[0]), as_count(name, pair[1])
 
 
 def as_image(image: Any) -> tuple[int, int, int]:
     """(channels, height, width) of an image. Raises `ConfigError` for anything else than three such counts."""
     if not isinstance(image, tuple | list) or len(image) != 3:
         raise ConfigError(f"image is {image!r}; it must be (channels, height, width), such as (3, 224, 224)")
-    return (_as_count("in_channels", image[0]), *as_pair("image_size", tuple(image[1:])))
+    return (as_count("in_channels", image[0]), *as_pair("image_size", tuple(image[1:])))
 
 
-def _as_count(name: str, value: Any) -> int:
-    at_least = 0 if name == "num_classes" else 1
+def as_count(name: str, value: Any, at_least: int = 1) -> int:
+    """`value` as Python's int. Raises `ConfigError`, which calls it `name`, for what is none, or is less."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {at_least}")
     return int(value)

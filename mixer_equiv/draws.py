@@ -69,9 +69,14 @@ def draw_images(
     return images.astype(dtype, copy=False)
 
 
-def _generator(seed: int, style: str) -> Rng:
+def check_style(style: str) -> None:
+    """Raise `ConfigError` for what is none of the `STYLES`."""
     if style not in STYLES:
         raise ConfigError(f"style is {style!r}; it must be one of {', '.join(STYLES)}")
+
+
+def _generator(seed: int, style: str) -> Rng:
+    check_style(style)
     return np.random.default_rng(seed)
 
 

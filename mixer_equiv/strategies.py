@@ -14,15 +14,14 @@ are shorter than its numbers.
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from typing import Any
 
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from mixer_equiv.config import ACTIVATIONS, MixerConfig
-from mixer_equiv.draws import STYLES, draw_images, draw_params
+from mixer_equiv.config import ACTIVATIONS, MixerConfig, as_count
+from mixer_equiv.draws import STYLES, check_style, draw_images, draw_params
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.formulation import CHANNELS, PATCH, TOKENS, Formulation
 from mixer_equiv.layouts import LAYOUTS, Layout, get_layout
@@ -84,7 +83,7 @@ def configs(
     least = min_dim if min_hidden_dim is None else min_hidden_dim
     bounds = {"max_blocks": max_blocks, "min_dim": min_dim, "max_dim": max_dim, "min_hidden_dim": least}
     for name, bound in bounds.items():
-        _whole(name, bound, 1)
+        as_count(name, bound)
     if min_dim > max_dim:
         raise ConfigError(f"min_dim is {min_dim}, and max_dim {max_dim}")
     fields = _normalised(fields)
@@ -133,11 +132,6 @@ def _normalised(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in fields}
 
 
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-
-
 _MOST_PATCHES = 4  # along one side, where the image's size is open
 
 
@@ -180,8 +174,8 @@ def images(
     Raises `ConfigError` for what is no config, style, count, or dtype of `DTYPES`.
     """
     kept = _checked("images", config, style, dtype)
-    _whole("count", count, 0)
-    return st.builds(draw_images, st.just(config), seed=_SEEDS, count=st.just(int(count)), **kept)
+    count = as_count("count", count, 0)
+    return st.builds(draw_images, st.just(config), seed=_SEEDS, count=st.just(count), **kept)
 
 
 def _checked(function: str, config: Any, style: str, dtype: Any) -> dict[str, st.SearchStrategy[str]]:
@@ -191,8 +185,7 @@ def _checked(function: str, config: Any, style: str, dtype: Any) -> dict[str, st
             f"{function} takes a MixerConfig, and found a {type(config).__name__}; draw one first, by "
             f"data.draw(configs()) or configs().flatmap({function})"
         )
-    if style not in STYLES:
-        raise ConfigError(f"style is {style!r}; it must be one of {', '.join(STYLES)}")
+    check_style(style)
     try:
         name = np.dtype(dtype).name
     except TypeError:

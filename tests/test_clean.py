@@ -14,6 +14,7 @@ from benchmarks.residuals import CONFIGS, draws
 from mixer_equiv import Checkpoint, MixerConfig, save, verify
 from mixer_equiv.cli import app
 from mixer_equiv.strategies import configs
+from tests.mixers import NIGHTLY
 from tests.structures import OwnMixer, PortMixer
 
 COUNTS = [pytest.param(2, id="few"), pytest.param(2000, id="2000", marks=pytest.mark.nightly)]
@@ -65,21 +66,22 @@ SATURATED = {
 }
 
 
+def is_found(config: MixerConfig, seed: int) -> bool:
+    image = config.in_channels, *config.image_hw
+    return verify(PortMixer(config), "reference", image=image, seed=seed, gradients=False).equivalent
+
+
 @pytest.mark.parametrize("seed", SATURATED)
 def test_right_models_of_one_unit_are_found(seed: int) -> None:
-    config = SATURATED[seed]
-    image = config.in_channels, *config.image_hw
-    assert verify(PortMixer(config), "reference", image=image, seed=seed, gradients=False).equivalent
+    assert is_found(SATURATED[seed], seed)
 
 
-@settings(max_examples=10)
+@settings(max_examples=200 if NIGHTLY else 10)
 @given(
     configs(min_dim=2, max_blocks=3, min_hidden_dim=3, activation="gelu_tanh", layer_norm_eps=1e-6), st.integers(0, 99)
 )
 def test_right_models_of_any_small_size_are_found(config: MixerConfig, seed: int) -> None:
-    config = config.replace(num_classes=config.num_classes or 2)
-    image = config.in_channels, *config.image_hw
-    assert verify(PortMixer(config), "reference", image=image, seed=seed, gradients=False).equivalent
+    assert is_found(config.replace(num_classes=config.num_classes or 2), seed)
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], pytest.param(CONFIGS[3], marks=pytest.mark.nightly)])

@@ -49,22 +49,25 @@ def judge(evidence: Evidence, policy: Policy, port_causes: tuple[Cause, ...]) ->
     warnings = [f"the residual {float64:.1e} is rounding, since {conditioning}"] if rating == "rounding" else []
     shown = residual(evidence.a.float64[evidence.last], evidence.b.float64[evidence.last]) > policy.residual
     if evidence.variation < policy.variation and not (evidence.aligned and shown):
-        reason = (
-            f"the {evidence.last} hardly move with the image (by {evidence.variation:.1e} of their size), as with a "
-            "head that was never trained, so that comparing them compares nothing; verify with random weights"
-        )
-        if evidence.a.side.config.hidden_dim < 3:
-            hidden = evidence.a.side.config.hidden_dim
-            reason = (
-                f"hidden_dim is {hidden}, of which a LayerNorm leaves nothing but signs: the "
-                f"{evidence.last} hardly move with the image; verify with a hidden_dim of at least 3"
-            )
-        return Judgement("nothing_compared", (reason,))
+        return Judgement("nothing_compared", (_unmoved(evidence),))
     if evidence.aligned is None:
         return Judgement("equivalent", warnings=tuple(warnings))
     if not shown:
         warnings.append("the sides are declared to differ as named, and these weights and images do not show it")
     return Judgement("equivalent_under", (), causes, tuple(warnings), float64)
+
+
+def _unmoved(evidence: Evidence) -> str:
+    hidden = evidence.a.side.config.hidden_dim
+    if hidden < 3:
+        return (
+            f"hidden_dim is {hidden}, of which a LayerNorm leaves nothing but signs: the {evidence.last} hardly move "
+            "with the image; verify with a hidden_dim of at least 3"
+        )
+    return (
+        f"the {evidence.last} hardly move with the image (by {evidence.variation:.1e} of their size), as with a head "
+        "that was never trained, so that comparing them compares nothing; verify with random weights"
+    )
 
 
 def explained(judgement: Judgement, a: Subject, b: Subject, port_causes: tuple[Cause, ...] = ()) -> Judgement:
