@@ -9,7 +9,7 @@ import numpy as np
 
 from mixer_equiv import strict
 from mixer_equiv.errors import ConversionError
-from mixer_equiv.lazy import Deferred, LazyArrays, as_lazy
+from mixer_equiv.lazy import Deferred, LazyArrays, as_lazy, gathered
 
 
 def cast(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> Mapping[str, np.ndarray]:
@@ -22,7 +22,7 @@ def cast(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> Mapping[str, np.n
     made = LazyArrays(
         {name: Deferred(spec.shape, dtype, partial(_cast, given, name, dtype)) for name, spec in given.specs.items()}
     )
-    return made if given is arrays else dict(made)
+    return made if given is arrays else gathered(made)
 
 
 def _cast(arrays: LazyArrays, name: str, dtype: np.dtype) -> np.ndarray:

@@ -21,7 +21,7 @@ from mixer_equiv.config import MixerConfig, Size
 from mixer_equiv.errors import CheckpointError, ConversionError, InexpressibleError
 from mixer_equiv.finding import Statements, find
 from mixer_equiv.layouts import Binding, Conventions, Layout, get_layout
-from mixer_equiv.lazy import Spec, as_lazy, joined, specs
+from mixer_equiv.lazy import Spec, as_lazy, gathered, joined, specs
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -135,7 +135,7 @@ class Checkpoint(Mapping[str, Any]):
         said = Statements(layout, config, image_size, trained_with, prefix, metadata or {}, called)
         found = find(arrays, said, source)
         return cls(
-            found.arrays if lazy else dict(found.arrays),
+            found.arrays if lazy else gathered(found.arrays),
             found.layout,
             found.config,
             found.trained_with,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 
 from mixer_equiv.arrays import is_array, stored_dtype, to_numpy
 from mixer_equiv.errors import ConversionError
-from mixer_equiv.streams import ahead, contiguous, copied
+from mixer_equiv.streams import PIECE, ahead, batches, contiguous, copied, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,15 @@ def settled(lazy: LazyArrays, like: Mapping[str, Any], *, copy: bool = True) -> 
     """`lazy` itself if `like` is lazy, else its arrays: new ones in C order, or without `copy` as they come."""
     if isinstance(like, LazyArrays):
         return lazy
-    return {name: copied(lazy.strided(name)) if copy else lazy.strided(name) for name in lazy}
+    return gathered(lazy, (lambda name: copied(lazy.strided(name))) if copy else lazy.strided)
+
+
+def gathered(lazy: LazyArrays, make: Callable[[str], np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """All of the arrays, or what `make` gives for their names, where they are large several at a time."""
+    make = make or lazy.__getitem__
+    groups = batches({name: spec.nbytes for name, spec in lazy.specs.items()}, PIECE)
+    made = spread(groups, lambda names: [make(name) for name in names])
+    return dict(zip(lazy, itertools.chain.from_iterable(made), strict=True))
 
 
 def specs(arrays: Mapping[str, np.ndarray]) -> Mapping[str, Spec]:
@@ -121,15 +131,17 @@ class _Stack:
         self.name, self.leaf, self.parts = name, leaf, parts
         self._whole: np.ndarray | None = None
         self._left = parts
+        self._lock = threading.Lock()
 
     def read(self, place: tuple[int, ...]) -> np.ndarray:
         """What stands at a place of it."""
-        whole = to_numpy(self.name, self.leaf) if self._whole is None else self._whole
-        self._left -= 1
-        if not self._left:
-            self._whole, self._left = None, self.parts
-        else:
-            self._whole = whole
+        with self._lock:
+            whole = to_numpy(self.name, self.leaf) if self._whole is None else self._whole
+            self._left -= 1
+            if not self._left:
+                self._whole, self._left = None, self.parts
+            else:
+                self._whole = whole
         return whole[place]
 
 

@@ -1,9 +1,9 @@
-"""Arrays as streams of bytes, in pieces that stay in the cache, and the next one made in a thread meanwhile."""
+"""Arrays as streams of bytes, in pieces that stay in the cache, and several of them at work at a time."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,6 +14,9 @@ Value = TypeVar("Value")
 
 # Bytes that are handed on at once.
 PIECE = 2**20
+
+# How many arrays are at work at a time, where their order is all the same.
+THREADS = 2
 
 # Sides of the square that a transpose moves at once, and numbers left free after each row of the buffer between.
 TILE, FREE = 256, 16
@@ -64,6 +67,30 @@ def ahead(keys: Iterable[Key], make: Callable[[Key], Value]) -> Iterator[tuple[K
                 yield _first(waiting)
         while waiting:
             yield _first(waiting)
+
+
+def batches(sizes: Mapping[Key, int], limit: int) -> list[list[Key]]:
+    """Keys in their order, each list as long as its sizes add up to `limit` at most; what is larger stands alone."""
+    filled: list[list[Key]] = []
+    room = 0
+    for key, size in sizes.items():
+        if not filled or size > room:
+            filled.append([])
+            room = limit
+        filled[-1].append(key)
+        room -= size
+    return filled
+
+
+def spread(keys: Sequence[Key], work: Callable[[Key], Value]) -> list[Value]:
+    """What `work` makes of each key, `THREADS` of them at a time.
+
+    What it raises for the first of them that fails is raised here, and no more are begun then.
+    """
+    if len(keys) < 2:
+        return [work(key) for key in keys]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(work, keys))
 
 
 def _first(waiting: deque[tuple[Key, Future[Value]]]) -> tuple[Key, Value]:

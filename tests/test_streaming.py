@@ -6,7 +6,9 @@ import json
 import os
 import struct
 import threading
+import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,28 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
+from zlib_ng import zlib_ng
 
-from mixer_equiv import Checkpoint, CheckpointError, ConversionError, convert, drop_head, enlarge, load, new_head, save
+from mixer_equiv import (
+    Checkpoint,
+    CheckpointError,
+    ConversionError,
+    convert,
+    drop_head,
+    enlarge,
+    load,
+    new_head,
+    save,
+)
 from mixer_equiv.arrays import to_torch
 from mixer_equiv.cli import app
-from mixer_equiv.containers import SUFFIXES, container, container_for, read
+from mixer_equiv.containers import SUFFIXES, container, container_for, npz, read, stored
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS
-from mixer_equiv.lazy import LazyArrays, as_lazy, each
+from mixer_equiv.lazy import Deferred, LazyArrays, as_lazy, each, gathered, split
 from mixer_equiv.models.torch import MlpMixer
-from mixer_equiv.streams import PIECE, TILE, ahead, contiguous, copied, pieces
+from mixer_equiv.streams import PIECE, THREADS, TILE, ahead, batches, contiguous, copied, pieces, spread
 from tests.test_checkpoint import changed, snapshot
 from tests.test_imports import printed
 
@@ -41,6 +54,13 @@ WRITABLE = [name for name, layout in LAYOUTS.items() if not layout.read_only]
 def published(tmp_path: Path) -> Path:
     np.savez(tmp_path / "published.npz", **{name: array.astype(np.float32) for name, array in PARAMS.items()})
     return tmp_path / "published.npz"
+
+
+@pytest.fixture(autouse=True)
+def small_arrays_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that each array is a task of its own, as only large ones are otherwise."""
+    for module in ("lazy", "containers.safetensors"):
+        monkeypatch.setattr(f"mixer_equiv.{module}.PIECE", 1)
 
 
 def command(*arguments: Any, status: int = 0) -> str:
@@ -113,6 +133,46 @@ def test_what_fails_ahead_fails_where_it_is_taken() -> None:
     assert next(stream) == (1, 1)
     with pytest.raises(ZeroDivisionError):
         next(stream)
+
+
+def test_several_are_at_work_at_a_time_and_come_in_their_order() -> None:
+    together = threading.Barrier(THREADS, timeout=5)
+
+    def work(key: int) -> int:
+        together.wait()
+        return 10 * key
+
+    assert spread(range(3 * THREADS), work) == [10 * key for key in range(3 * THREADS)]
+
+
+def test_the_first_that_fails_is_raised_and_no_more_are_begun() -> None:
+    begun: list[int] = []
+
+    def work(key: int) -> float:
+        begun.append(key)
+        return 1 / (key - 2)
+
+    with pytest.raises(ZeroDivisionError):
+        spread(range(10**5), work)
+    assert len(begun) < 10**5
+
+
+def test_keys_are_put_together_up_to_a_limit() -> None:
+    assert batches({"a": 4, "b": 6, "c": 1, "d": 11, "e": 0}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_a_stack_is_read_once_by_all_threads_together() -> None:
+    stack, read = RNG.normal(size=(40, 3)), []
+
+    def make() -> np.ndarray:
+        read.append(None)
+        time.sleep(0.01)
+        return stack
+
+    parts = split({"kernels": Deferred(stack.shape, stack.dtype, make)}, lambda name: 1)
+    rows = gathered(LazyArrays(parts))
+    assert len(read) == 1
+    np.testing.assert_array_equal(np.stack([rows[f"kernels[{i}]"] for i in range(40)]), stack)
 
 
 # The same bytes
@@ -232,6 +292,16 @@ def test_a_flipped_bit_is_found_and_the_target_kept(published: Path, suffix: str
         before = snapshot(published.parent)
     assert "Bad CRC-32" in command("convert", published, target, "--force", status=2)
     assert snapshot(published.parent) == before
+
+
+@pytest.mark.parametrize("library", [zlib, zlib_ng], ids=["zlib", "zlib-ng"])
+def test_crcs_are_checked_by_either_library(published: Path, monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
+    for module in (npz, stored):
+        monkeypatch.setattr(module, "crc32", library.crc32)
+    assert changed(load(published).arrays, load(published, verify=False).arrays) == []
+    _damaged(published, BROKEN)
+    with pytest.raises(CheckpointError, match=MESSAGE):
+        load(published)
 
 
 def test_a_flipped_bit_is_found_when_nothing_is_written(published: Path) -> None:

@@ -10,14 +10,13 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from mixer_equiv.errors import CheckpointError, MixerEquivError
 
 Framework = Literal["flax", "torch"]
-Key = TypeVar("Key")
 
 # Where a file's metadata holds ours, as JSON.
 METADATA_KEY = "mixer_equiv"
@@ -126,19 +125,6 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def batches(sizes: Mapping[Key, int], limit: int) -> list[list[Key]]:
-    """Keys in their order, each list as long as its sizes add up to `limit` at most; what is larger stands alone."""
-    filled: list[list[Key]] = []
-    room = 0
-    for key, size in sizes.items():
-        if not filled or size > room:
-            filled.append([])
-            room = limit
-        filled[-1].append(key)
-        room -= size
-    return filled
 
 
 def zip_names(path: Path) -> list[str]:

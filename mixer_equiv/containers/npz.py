@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.lib.format import dtype_to_descr
 
 from mixer_equiv.containers.container import Container, Framework, LazyArray, zip_names
-from mixer_equiv.containers.stored import Checksum, File
+from mixer_equiv.containers.stored import Checksum, File, crc32
 from mixer_equiv.errors import CheckpointError
 from mixer_equiv.lazy import each
 from mixer_equiv.streams import pieces
@@ -45,7 +44,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
             shape, fortran_order, dtype = _header(f"{name} in {path}", stream, start + info.file_size)
             numbers = stream.tell()
             stream.seek(start)
-            checksum = Checksum(info.filename, zlib.crc32(stream.read(numbers - start)), info.CRC)
+            checksum = Checksum(info.filename, crc32(stream.read(numbers - start)), info.CRC)
             arrays[name] = file.array(shape, dtype, numbers, fortran_order=fortran_order, checksum=checksum)
         comment = archive.comment.decode("utf-8", "replace")
     return arrays, comment if comment.startswith("{") else None

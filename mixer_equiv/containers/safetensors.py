@@ -13,8 +13,8 @@ import numpy as np
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework
 from mixer_equiv.containers.stored import File
 from mixer_equiv.errors import CheckpointError
-from mixer_equiv.lazy import as_lazy, each, specs
-from mixer_equiv.streams import pieces
+from mixer_equiv.lazy import as_lazy
+from mixer_equiv.streams import PIECE, batches, pieces, spread
 
 # The format's own names of dtypes, in the order in which the library sorts arrays by them, the last first.
 _DTYPES = {
@@ -70,8 +70,12 @@ def read(path: Path) -> tuple[Mapping[str, Any], str | None]:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
-    """What `safetensors.numpy.save_file` writes, array by array, and in its order: by dtype, then by name."""
-    found = specs(arrays)
+    """What `safetensors.numpy.save_file` writes, and in its order: by dtype, then by name.
+
+    Where each array goes is known before any is made, so that several are made and written at a time.
+    """
+    lazy = as_lazy(arrays)
+    found = lazy.specs
     names = sorted(found, key=lambda name: (_RANKS[_NAMES[found[name].dtype]], name))
     header: dict[str, Any] = {"__metadata__": {"format": _FORMATS[framework], METADATA_KEY: metadata}}
     end = 0
@@ -83,9 +87,15 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework
     text += b" " * (-len(text) % 8)
     with path.open("xb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for _, array in each(as_lazy(arrays).renamed({name: name for name in names})):
-            for piece in pieces(array):
-                stream.write(piece)
+
+    def put(together: list[str]) -> None:
+        with path.open("r+b") as stream:
+            stream.seek(8 + len(text) + header[together[0]]["data_offsets"][0])
+            for name in together:
+                for piece in pieces(lazy.strided(name)):
+                    stream.write(piece)
+
+    spread(batches({name: found[name].nbytes for name in names}, PIECE), put)
 
 
 SAFETENSORS = Container("safetensors", (".safetensors",), _recognise, read, write)

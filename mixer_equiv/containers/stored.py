@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import zipfile
-import zlib
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +12,13 @@ import numpy as np
 
 from mixer_equiv.containers.container import LazyArray
 from mixer_equiv.streams import PIECE
+
+try:
+    from zlib_ng.zlib_ng import crc32  # over ten times as fast
+except ImportError:  # on processors that it has no wheels for
+    from zlib import crc32
+
+__all__ = ["Checksum", "File", "crc32"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +74,7 @@ class _Stored:
             for at in range(0, self._size, PIECE):
                 piece = flat.data[at : at + PIECE]
                 _read_into(stream, piece)
-                crc = zlib.crc32(piece, crc) if self.checksum else 0
+                crc = crc32(piece, crc) if self.checksum else 0
         if self.checksum and crc != self.checksum.whole:
             raise zipfile.BadZipFile(f"Bad CRC-32 for file {self.checksum.member!r}")
         return self._formed(flat)

@@ -93,8 +93,9 @@ _ANY = np.dtype(np.float32)
 def _matches(layout: Layout, names: Collection[str]) -> list[Match]:
     """The layout behind every prefix where any of its block parameters is found."""
     blocks: dict[str, set[int]] = {}
+    patterns = _block_patterns(layout.rows)
     for name in names:
-        for ending, pattern, factor, offset in _block_patterns(layout.rows):
+        for ending, pattern, factor, offset in patterns:
             if name.endswith(ending) and (match := pattern.fullmatch(name)):
                 block, rest = divmod(int(match["index"] or 0) - offset, factor)
                 if block >= 0 and not rest:
