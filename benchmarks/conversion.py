@@ -18,9 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import record
+from mixer_equiv.throughput import plots
 
 VARIANTS = ("B/16", "L/16", "H/14")
 ROUNDS = 9
@@ -112,16 +115,16 @@ print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + u
 
 
 class Run:
-    """Wall and processor seconds of a process, and the most memory it had."""
+    """Wall and processor seconds of a process, and the most memory it had; its exit status is to be `status`."""
 
-    def __init__(self, command: Sequence[str | Path]) -> None:
+    def __init__(self, command: Sequence[str | Path], status: int = 0) -> None:
         measured = [sys.executable, "-S", "-c", MEASURE, *map(str, command)]
-        output = subprocess.run(measured, stdout=subprocess.PIPE, check=True, env=_environment()).stdout
+        output = subprocess.run(measured, stdout=subprocess.PIPE, check=True, env=environment()).stdout
         code, self.seconds, self.cpu, self.memory = json.loads(output)
-        assert code == 0, command
+        assert code == status, command
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """As ours, with compiled modules kept, as they are wherever Python may."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
@@ -144,16 +147,22 @@ def sides(source: Path, folder: Path) -> dict[str, list[str | Path]]:
 
 
 def in_turns(
-    commands: Mapping[str, Sequence[str | Path]], rounds: int, clean: Callable[[], None]
+    commands: Mapping[str, Sequence[str | Path]],
+    rounds: int,
+    clean: Callable[[], None],
+    statuses: Mapping[str, int] | None = None,
 ) -> dict[str, list[Run]]:
-    """`rounds` runs of each command after one that does not count; who begins changes from round to round."""
+    """`rounds` runs of each command after one that does not count; who begins changes from round to round.
+
+    `statuses` are exit statuses other than 0 that are right.
+    """
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     names = list(commands)
     for number in range(-1, rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             clean()
-            runs[name].append(Run(commands[name]))
+            runs[name].append(Run(commands[name], (statuses or {}).get(name, 0)))
     return {name: each[1:] for name, each in runs.items()}
 
 
@@ -212,7 +221,7 @@ def loading(source: Path, folder: Path, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, arguments in ways.items():
             output = subprocess.run(
-                python(LOAD, *arguments), stdout=subprocess.PIPE, check=True, env=_environment()
+                python(LOAD, *arguments), stdout=subprocess.PIPE, check=True, env=environment()
             ).stdout
             told[name].append(json.loads(output))
     return {
@@ -267,6 +276,31 @@ def page(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Seconds and peak memory against the size of the file, a line for each command that every size was run with."""
+    sizes = sorted(result["sizes"].values(), key=lambda size: size["bytes"])
+    names = [name for name in sizes[0]["seconds"] if all(name in size["seconds"] for size in sizes)]
+    with matplotlib.rc_context(plots.LOOK):
+        figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+        times, memories = figure.subplots(1, 2)
+        for name, colour, marker in zip(names, plots.COLOURS, plots.MARKERS, strict=False):
+            style = {"color": colour, "marker": marker, "markersize": 4, "label": name}
+            megabytes = [size["bytes"] / 1e6 for size in sizes]
+            low, middle, high = zip(*(size["seconds"][name] for size in sizes), strict=True)
+            times.plot(megabytes, middle, **style)
+            times.fill_between(megabytes, low, high, color=colour, alpha=0.15, linewidth=0)
+            memories.plot(megabytes, [size["memory_MB"][name] for size in sizes], **style)
+        times.set_ylabel("seconds, medians and quartiles")
+        memories.set_ylabel("peak memory, MB")
+        for axis in (times, memories):
+            axis.set_xlabel("size of the npz, MB")
+            axis.set_xlim(left=0)
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.25)
+        times.legend(frameon=False)
+        plots.save(figure, path)
+
+
 def _range(values: Sequence[float]) -> str:
     low, middle, high = values
     return f"**{middle:.2f}** ({low:.2f} to {high:.2f})"
@@ -277,7 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", default=VARIANTS, help="sizes, L/16 among them")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--folder", type=Path, help="where to put the files; a temporary folder if not given")
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/conversion.json and .md")
+    parser.add_argument(
+        "--write", action="store_true", help="also write benchmarks/results/conversion.{json,md,svg,png}"
+    )
     options = parser.parse_args(arguments)
     extra = {"L/16": ("--no-verify", "--fsync")}
     with record.Machine() as machine, tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -292,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.write:
         (record.RESULTS / "conversion.json").write_text(json.dumps(result, indent=2) + "\n")
         (record.RESULTS / "conversion.md").write_text(page(result))
+        plot(result, record.RESULTS / "conversion.svg")
 
 
 if __name__ == "__main__":

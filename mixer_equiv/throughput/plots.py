@@ -35,10 +35,7 @@ def plot(rows: Rows, path: Path) -> list[Path]:
         raise ConfigError("there is nothing to plot: no program was timed")
     matplotlib = require("matplotlib", "bench", "a plot")
     figures = require("matplotlib.figure", "bench", "a plot")
-    written = [path.with_suffix(suffix) for suffix in SUFFIXES]
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "mixer-equiv", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    ):
+    with matplotlib.rc_context(LOOK):
         figure = figures.Figure(figsize=(max(6.4, 4.6 * len(panels)), 7.2), layout="constrained")
         axes = figure.subplots(2, len(panels), squeeze=False)
         styles = _styles(rows)
@@ -58,8 +55,14 @@ def plot(rows: Rows, path: Path) -> list[Path]:
             ncols=columns,
             frameon=False,
         )
-        for file in written:
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        return save(figure, path)
+
+
+def save(figure: Any, path: Path) -> list[Path]:
+    """Write a matplotlib figure as `path` with each of `SUFFIXES`; the same picture is the same bytes."""
+    written = [path.with_suffix(suffix) for suffix in SUFFIXES]
+    for file in written:
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
     return written
 
 

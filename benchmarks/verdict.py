@@ -1,0 +1,137 @@
+"""From a cold start to the answer of each command: `python -m benchmarks.verdict [--write]`.
+
+Whole processes are timed, in turns. One more run of each, which does not count, tells how its time divides
+into imports (Python's own `-X importtime`), compiling (what JAX logs of tracing, lowering and XLA) and the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+from benchmarks.conversion import environment, in_turns, quartiles
+from mixer_equiv.digits import CHECKPOINT
+
+ROUNDS = 5
+OURS = (sys.executable, "-m", "mixer_equiv")
+
+# A Mixer of somebody else, about as large as the digits'.
+FOREIGN = """
+import dataclasses
+from mixer_equiv.digits import CONFIG
+from mixer_equiv.throughput.peers_torch import TutorialMixer, as_official
+
+def model():
+    return as_official(TutorialMixer(dataclasses.replace(CONFIG, hidden_dim=64, channels_mlp_dim=128)))
+"""
+
+_IMPORT = re.compile(r"^import time:\s+(\d+) \|", re.MULTILINE)
+_COMPILE = re.compile(r"Finished (?:tracing \+ transforming|jaxpr to MLIR|XLA compilation).* in ([\d.e-]+) sec")
+
+
+def commands(folder: Path) -> dict[str, list[str | Path]]:
+    """What is timed, by what is printed for it."""
+    (folder / "foreign.py").write_text(FOREIGN)
+    digits, target = CHECKPOINT, folder / "digits.safetensors"
+    return {
+        "--help": [*OURS, "--help"],
+        "inspect, digits": [*OURS, "inspect", digits],
+        "convert, digits": [*OURS, "convert", digits, target, "--force"],
+        "verify, digits": [*OURS, "verify"],
+        "verify, the tutorial's Mixer of width 64": [*OURS, "verify", f"{folder / 'foreign.py'}:model"],
+        "verify timm:mixer_b16_224": [*OURS, "verify", "timm:mixer_b16_224"],
+    }
+
+
+# What is equivalent once a convention is changed: timm's has the erf GELU.
+STATUSES = {"verify timm:mixer_b16_224": 1}
+
+
+def divided(command: Sequence[str | Path], status: int) -> dict[str, float]:
+    """Seconds of one run in all, of its imports, and of its compiling; looking on makes it a little slower."""
+    told = {**environment(), "JAX_LOG_COMPILES": "1"}
+    start = time.perf_counter()
+    process = subprocess.run(
+        [command[0], "-X", "importtime", *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=told
+    )
+    seconds = time.perf_counter() - start
+    log = process.stderr.decode()
+    assert process.returncode == status, log[-2000:]
+    imports = sum(map(int, _IMPORT.findall(log))) / 1e6
+    compiling = sum(map(float, _COMPILE.findall(log)))
+    return {"seconds": seconds, "imports": imports, "compiling": compiling, "rest": seconds - imports - compiling}
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Each command's quartiles of seconds, its processor seconds and memory, and how one run divides."""
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = commands(Path(folder))
+        runs = in_turns(chosen, rounds, lambda: None, STATUSES)
+        return {
+            name: {
+                "seconds": quartiles([run.seconds for run in each]),
+                "cpu_seconds": round(statistics.median(run.cpu for run in each), 2),
+                "memory_MB": round(statistics.median(run.memory for run in each) / 1e6),
+                "divided": {
+                    part: round(seconds, 2) for part, seconds in divided(chosen[name], STATUSES.get(name, 0)).items()
+                },
+            }
+            for name, each in runs.items()
+        }
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The numbers for a person, in Markdown."""
+    machine = result["machine"]
+    before, after = machine["load_before_and_after"]
+    lines = [
+        "# From a cold start to the answer",
+        "",
+        "Written by `python -m benchmarks.verdict --write`. Whole processes; medians, with quartiles in brackets. How",
+        "the time divides is of one run more, which was looked on.",
+        "",
+        "| command | seconds | processor seconds | peak memory, MB | imports | compiling | rest |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, each in result["commands"].items():
+        (low, middle, high), parts = each["seconds"], each["divided"]
+        shown = " | ".join(f"{parts[part]:.2f}" for part in ("imports", "compiling", "rest"))
+        seconds = f"**{middle:.2f}** ({low:.2f} to {high:.2f})"
+        lines.append(f"| {name} | {seconds} | {each['cpu_seconds']} | {each['memory_MB']} | {shown} |")
+    lines += [
+        "",
+        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores; load {before} before and {after} after, "
+        f"{result['rounds']} rounds. Python {machine['python']}, numpy {machine['numpy']}, torch {machine['torch']}, "
+        f"jax {machine['jax']}, flax {machine['flax']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/verdict.json and .md")
+    options = parser.parse_args(arguments)
+    with record.Machine() as machine:
+        measured = measure(options.rounds)
+    described = {name: value for name, value in machine.described().items() if name != "cores_had"}
+    result = {"commands": measured, "rounds": options.rounds, "machine": described}
+    print(page(result))
+    if options.write:
+        (record.RESULTS / "verdict.json").write_text(json.dumps(result, indent=2) + "\n")
+        (record.RESULTS / "verdict.md").write_text(page(result))
+
+
+if __name__ == "__main__":
+    main()
