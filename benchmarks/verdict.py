@@ -48,7 +48,7 @@ def commands(folder: Path) -> dict[str, list[str | Path]]:
         "inspect, digits": [*OURS, "inspect", digits],
         "convert, digits": [*OURS, "convert", digits, target, "--force"],
         "verify, digits": [*OURS, "verify"],
-        "verify, the tutorial's Mixer of width 64": [*OURS, "verify", f"{folder / 'foreign.py'}:model"],
+        "verify, a tutorial's Mixer, 64 wide": [*OURS, "verify", f"{folder / 'foreign.py'}:model", "--image", "1x8x8"],
         "verify timm:mixer_b16_224": [*OURS, "verify", "timm:mixer_b16_224"],
     }
 
