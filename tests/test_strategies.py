@@ -281,6 +281,23 @@ def test_what_fits_nothing_is_refused_at_once(make: Any, message: str) -> None:
         make()
 
 
+@pytest.mark.parametrize(
+    ("fields", "patch", "image"),
+    [
+        ({"image_size": (6, 5)}, (3, 5), (6, 5)),
+        ({"image_size": (6, 5)}, (6, 1), (6, 5)),
+        ({"patch_size": (3, 2)}, (3, 2), (3, 8)),
+        ({"patch_size": (3, 2), "image_size": (3, 8)}, (3, 2), (3, 8)),
+    ],
+    ids=str,
+)
+def test_each_side_is_as_open_as_its_own_fields_leave_it(
+    fields: dict[str, Any], patch: tuple[int, int], image: tuple[int, int]
+) -> None:
+    found = find(configs(**fields), lambda config: (config.patch_hw, config.image_hw) == (patch, image), settings=QUIET)
+    assert (found.patch_hw, found.image_hw) == (patch, image)
+
+
 def test_sizes_may_be_numbers_of_numpy() -> None:
     config = find(configs(image_size=np.int64(4), patch_size=(np.int64(2), 1)), lambda config: True, settings=QUIET)
     assert (config.image_size, config.patch_size) == ((4, 4), (2, 1))
