@@ -53,7 +53,17 @@ def assert_equivalent() -> Callable[..., Any]:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fixtures are made with the options of the test that first asks for them."""
+    return (yield from _with_options(item))
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from _with_options(item))
+
+
+def _with_options(item: pytest.Item) -> Generator[None, Any, Any]:
     options = _options(item)
     if not options:
         return (yield)

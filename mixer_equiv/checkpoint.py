@@ -168,9 +168,12 @@ def as_checkpoint(
     if not isinstance(params, Checkpoint):
         return Checkpoint.from_arrays(params, layout=layout, config=config)
     wanted = params.layout if layout is None else get_layout(layout)
-    if config is None and wanted is params.layout:
+    if config is None and wanted == params.layout:
         return params
-    return Checkpoint.from_arrays(params.whole, layout=wanted, config=config, source=params.source)
+    if config is None and params.config_is_stated:
+        config = params.config
+    metadata = {"layout": params.layout.name}
+    return Checkpoint.from_arrays(params.whole, layout=wanted, config=config, source=params.source, metadata=metadata)
 
 
 def load(

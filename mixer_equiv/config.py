@@ -67,7 +67,7 @@ class MixerConfig:
 
         Raises `ConfigError` for a name that is not one of S, B, L, H, a slash and a patch size.
         """
-        match = re.fullmatch(r"(?:Mixer-)?([A-Za-z])[/_](\d+)", name)
+        match = re.fullmatch(r"(?:Mixer-)?([A-Za-z])[/_](\d+)", name) if isinstance(name, str) else None
         if not match or match[1].upper() not in VARIANTS:
             raise ConfigError(
                 f"no Mixer is called {name!r}; a name is one of {', '.join(VARIANTS)}, a slash and a patch size: 'B/16'"

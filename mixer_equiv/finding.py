@@ -13,7 +13,7 @@ from mixer_equiv import strict
 from mixer_equiv.arrays import flatten, is_array
 from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError, some
-from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout
+from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout, layout_called
 from mixer_equiv.lazy import LazyArrays, split
 
 
@@ -53,6 +53,9 @@ def find(arrays: Mapping[str, Any], said: Statements, source: str) -> Found:
     shapes = {name: tuple(leaf.shape) for name, leaf in chosen.items() if is_array(leaf)}
     match = _detect(shapes, said.layout, source, said.metadata.get("layout"))
     own, notes = _strip(chosen, match.prefix, [name for name in leaves if name not in chosen])
+    written = said.metadata.get("layout")
+    if said.layout is not None and written not in (None, match.layout.name):
+        notes.append(f"it says of itself that its layout is {written}; it was read as {match.layout.name}, as told")
     tidied = _tidy(match, split(own, match.layout.depth_of_stack), notes)
     stated, trained_with = _conventions(said, match.layout, source, notes)
     computed = trained_with or match.layout.computes
@@ -82,17 +85,18 @@ def _detect(
     `written` is the layout's name in the file's metadata; it settles what names leave open.
     """
     known = list(LAYOUTS.values())
-    if layout is None and written in LAYOUTS:
+    own = layout_called(written)
+    if layout is None and own is not None:
         with contextlib.suppress(LayoutError):
-            return detect(shapes, [LAYOUTS[written]], shapes)
+            return detect(shapes, [own], shapes)
     try:
         match = detect(shapes, known if layout is None else [get_layout(layout)], shapes)
-        if layout is not None or written is None or written in LAYOUTS or not match.absent:
+        if layout is not None or written is None or own is not None or not match.absent:
             return match
         message = f"not all of its names are of {match.layout.name}, the nearest known layout"
     except LayoutError as error:
         message = str(error)
-    if layout is None and written not in (None, *LAYOUTS):
+    if layout is None and written is not None and own is None:
         message += f"; it was written in the layout {written!r}: register that first (--layout FILE)"
     if layout is not None:
         with contextlib.suppress(LayoutError):

@@ -17,7 +17,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from hypothesis import assume
 from hypothesis import strategies as st
 
 from mixer_equiv.config import ACTIVATIONS, MixerConfig, as_count
@@ -74,8 +73,8 @@ def configs(
 ) -> st.SearchStrategy[MixerConfig]:
     """Small Mixers of every kind: any patch, rectangular images, 1 to 5 channels, with or without a head.
 
-    `min_dim` and `max_dim` bound the dims and classes, and `min_dim` the tokens; `hidden_dim` is at least
-    `min_hidden_dim`, since a LayerNorm of one or two channels leaves nothing but signs, and of a few may be
+    `min_dim` and `max_dim` bound the dims and classes that are drawn, and `min_dim` the tokens; `hidden_dim` is at
+    least `min_hidden_dim`, since a LayerNorm of one or two channels leaves nothing but signs, and of a few may be
     ill-conditioned. `fields` fix some fields of the config; what is drawn fits them. Shrinks to one block of
     ones, or of what is the least. Raises `ConfigError` for fields that a config does not have, and for bounds that they
     do not keep.
@@ -105,8 +104,10 @@ def _configs(
     max_blocks: int,
     min_tokens: int,
 ) -> MixerConfig:
-    height, width = (draw(_side_sizes(fields, side)) for side in (0, 1))
-    assume(height[1] // height[0] * (width[1] // width[0]) >= min_tokens)
+    heights, widths = (_side_sizes(fields, side) for side in (0, 1))
+    widest = max(map(_patches, widths))
+    height = draw(st.sampled_from([size for size in heights if _patches(size) * widest >= min_tokens]))
+    width = draw(st.sampled_from([size for size in widths if _patches(size) * _patches(height) >= min_tokens]))
     drawn = {
         "num_classes": draw(st.just(0) | dim),
         "num_blocks": draw(st.integers(1, max_blocks)),
@@ -146,14 +147,17 @@ def _most_patches(fields: dict[str, Any], side: int) -> int:
     return _MOST_PATCHES if image is None else image // (patch or 1)
 
 
-def _side_sizes(fields: dict[str, Any], side: int) -> st.SearchStrategy[tuple[int, int]]:
-    """Patch and image size along the height (0) or width (1), as far as `fields` leave them open."""
+def _side_sizes(fields: dict[str, Any], side: int) -> list[tuple[int, int]]:
+    """Patch and image size along the height (0) or width (1), all that `fields` leave open, the simplest first."""
     patch, image = _fixed(fields, side)
     if image is not None:
-        divisors = [size for size in range(1, image + 1) if image % size == 0]
-        return st.sampled_from(divisors if patch is None else [patch]).map(lambda size: (size, image))
-    patches = st.integers(1, 3) if patch is None else st.just(patch)
-    return st.tuples(patches, st.integers(1, _MOST_PATCHES)).map(lambda pair: (pair[0], pair[0] * pair[1]))
+        return [(size, image) for size in range(1, image + 1) if size == (patch or size) and image % size == 0]
+    patches = (1, 2, 3) if patch is None else (patch,)
+    return [(size, size * count) for size in patches for count in range(1, _MOST_PATCHES + 1)]
+
+
+def _patches(size: tuple[int, int]) -> int:
+    return size[1] // size[0]
 
 
 def params(config: MixerConfig, style: str = "normal", dtype: Any = np.float64) -> st.SearchStrategy[dict[str, Any]]:
@@ -198,6 +202,9 @@ def _checked(function: str, config: Any, style: str, dtype: Any) -> dict[str, st
 def formulations(**fields: str) -> st.SearchStrategy[Formulation]:
     """Any formulation, or those with some of `patch`, `tokens`, `channels` fixed. Shrinks to the official one."""
     known = {"patch": PATCH, "tokens": TOKENS, "channels": CHANNELS}
+    unknown = sorted(fields.keys() - known.keys())
+    if unknown:
+        raise ConfigError(f"a Formulation has no {', '.join(unknown)}; it has {', '.join(known)}")
     drawn = {field: st.sampled_from(names) for field, names in known.items()}
     return st.builds(Formulation, **{**drawn, **{field: st.just(name) for field, name in fields.items()}})
 

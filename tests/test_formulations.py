@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from flax import nnx
 
-from mixer_equiv import Checkpoint, ConfigError, Formulation, LayoutError, MixerConfig, convert, verify
+from mixer_equiv import Checkpoint, ConfigError, Formulation, LayoutError, MixerConfig, convert, load, save, verify
 from mixer_equiv.arrays import flatten, unflatten
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
@@ -22,9 +24,10 @@ from mixer_equiv.equivalence.record_torch import record
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.formulation import CHANNELS, CONVOLUTIONAL, FORMULATIONS, PATCH, TOKENS
-from mixer_equiv.layouts import LINEN, TORCH
+from mixer_equiv.layouts import LINEN, TORCH, get_layout
 from mixer_equiv.layouts.formulations import natural
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
+from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 
 CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
@@ -132,6 +135,15 @@ def test_what_is_no_formulation_is_refused(model: Any, value: Any) -> None:
 def test_no_images_give_no_logits(formulation: Formulation) -> None:
     images = torch.zeros(0, CONFIG.in_channels, *CONFIG.image_hw)
     assert TorchMixer(CONFIG, formulation)(images).shape == (0, CONFIG.num_classes)
+    flax = FlaxMixer(CONFIG, formulation)
+    given = images.permute(0, 2, 3, 1).numpy()
+    weights = unflatten({name: array.astype(np.float32) for name, array in random_params(CONFIG, 0).items()})
+    assert flax.apply({"params": weights}, given).shape == (0, CONFIG.num_classes)
+
+
+def test_no_images_give_no_logits_in_nnx() -> None:
+    given = np.zeros((0, *CONFIG.image_hw, CONFIG.in_channels), np.float32)
+    assert NnxMixer(CONFIG, rngs=nnx.Rngs(0))(given).shape == (0, CONFIG.num_classes)
 
 
 @pytest.mark.parametrize("field", ["patch", "tokens", "channels"])
@@ -197,6 +209,45 @@ def test_natural_shapes_give_the_official_values() -> None:
             y = torch.nn.functional.conv1d(y, *dense)
             y = torch.nn.functional.gelu(y, approximate="tanh") if i == 0 else y
         assert residual((x + y).numpy(), reference["MixerBlock_0/token_mixing"]) <= 1e-14
+
+
+NATURAL = natural(Formulation("linear", "conv1d", "conv1d"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
+def test_natural_shapes_are_known_by_their_name_in_files_too(tmp_path: Path, suffix: str) -> None:
+    assert get_layout(NATURAL.name) == NATURAL
+    params = random_params(CONFIG, 3)
+    path = save(convert(params, to=NATURAL.name, config=CONFIG), tmp_path / f"natural{suffix}")
+    found = load(path)
+    assert (found.layout, found.config, found.notes) == (NATURAL, CONFIG, ())
+    back = convert(found, to="linen").arrays
+    assert all(np.array_equal(back[name], array) for name, array in params.items())
+
+
+def test_a_checkpoint_of_an_equal_layout_is_taken_with_its_config() -> None:
+    params = random_params(CONFIG, 3)
+    state = convert(params, to=NATURAL, config=CONFIG)
+    again = natural(Formulation("linear", "conv1d", "conv1d"))
+    assert again is not state.layout
+    back = convert(state, to="linen", from_=again)
+    assert (back.config, back.notes) == (CONFIG, ())
+    assert all(np.array_equal(back.arrays[name], array) for name, array in params.items())
+
+
+def test_that_a_file_says_another_layout_than_one_is_told_is_noted(tmp_path: Path) -> None:
+    other = natural(Formulation("linear_channels_first", "conv1d", "conv1d"))
+    state = convert(random_params(CONFIG, 3), to=NATURAL, config=CONFIG)
+    path = save(state, tmp_path / "natural.safetensors")
+    for found in (load(path, layout=other), convert(state, to="linen", from_=other)):
+        (note,) = found.notes
+        assert note == f"it says of itself that its layout is {NATURAL.name}; it was read as {other.name}, as told"
+        assert found.config == CONFIG
+
+
+def test_what_is_no_formulation_has_no_natural_shapes() -> None:
+    with pytest.raises(ConfigError, match="formulation is 'conv1d'; it must be a Formulation"):
+        natural("conv1d")  # type: ignore[arg-type]
 
 
 def test_a_repeated_filter_has_no_natural_shape() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen
@@ -141,6 +142,47 @@ def test_lower_precision_inside_is_said() -> None:
     report = verify(Odd(lambda f, x: f(x.float()).to(torch.bfloat16)), image=IMAGE)
     assert report.verdict == "equivalent"
     assert [w.split(",")[0] for w in report.warnings] == ["it asks for float32 itself", "it asks for bfloat16 itself"]
+
+
+class InDtype(flax.linen.Module):
+    """As most Flax code is written: every layer is given the dtype to compute in."""
+
+    config: MixerConfig
+    dtype: Any
+    gelu: Any = flax.linen.gelu
+
+    @flax.linen.compact
+    def __call__(self, x: Any) -> Any:
+        config, dtype = self.config, self.dtype
+        dense, norm = partial(flax.linen.Dense, dtype=dtype), partial(flax.linen.LayerNorm, dtype=dtype)
+
+        def mlp(x: Any, dim: int) -> Any:
+            return dense(x.shape[-1])(self.gelu(dense(dim)(x)))
+
+        x = flax.linen.Conv(config.hidden_dim, config.patch_hw, config.patch_hw, dtype=dtype)(x)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        for _ in range(config.num_blocks):
+            x = x + mlp(norm()(x).mT, config.tokens_mlp_dim).mT
+            x = x + mlp(norm()(x), config.channels_mlp_dim)
+        return dense(config.num_classes)(norm()(x).mean(axis=1))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu"])
+def test_flax_models_in_a_dtype_of_their_own_are_verified_in_float64(dtype: Any, activation: str) -> None:
+    config = CONFIG.replace(activation=activation)
+    gelu = partial(flax.linen.gelu, approximate=activation == "gelu_tanh")
+    report = verify(InDtype(config, dtype, gelu), "reference", config=config)
+    assert (report.verdict, report.causes) == ("equivalent", ())
+    assert any(w.startswith(f"it asks for {np.dtype(dtype).name} itself") for w in report.warnings)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_rounded_constant_of_a_flax_model_is_found_in_any_dtype(dtype: Any) -> None:
+    def rounded(x: Any) -> Any:
+        return 0.5 * x * (1 + jnp.tanh(0.79 * (x + 0.044715 * x**3)))
+
+    assert verify(InDtype(CONFIG, dtype, rounded), "reference", config=CONFIG).verdict == "different"
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,8 @@ def mixer(c, **kwargs):
 """
 
 RIGHT = f"""
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given, settings
 from mixer_equiv import MixerConfig
@@ -126,6 +128,23 @@ class TestPort:
         report = assert_equivalent(mixer, "reference", config=CONFIG, kwargs={{"eps": 1e-5}})
         assert report.verdict == "equivalent_under"
         assert report.gradients is None
+
+    @pytest.fixture
+    def made_before(self, assert_equivalent):
+        return assert_equivalent(mixer, "reference", config=CONFIG, kwargs={{"eps": 1e-5}})
+
+    def test_in_a_fixture(self, made_before):
+        assert made_before.gradients is None
+
+    def test_in_a_thread(self, assert_equivalent):
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(assert_equivalent, mixer, "reference", config=CONFIG, kwargs={{"eps": 1e-5}})
+        assert asked.result().gradients is None
+
+    @pytest.mark.mixer_equiv(under=None)
+    def test_undone(self, assert_equivalent):
+        with pytest.raises(AssertionError, match="^not equivalent\\n"):
+            assert_equivalent(mixer, "reference", config=CONFIG, kwargs={{"eps": 1e-5}})
 """
 
 CONFTEST = """
@@ -272,10 +291,10 @@ def python(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def outcome(project: Path, *arguments: str) -> tuple[str, list[str]]:
-    """What pytest prints, and the tests that failed."""
+    """What pytest prints, and the tests that failed, or whose setup did."""
     run = python(project, "-m", "pytest", *arguments)
     assert run.returncode in (0, 1), run.stdout + run.stderr
-    return run.stdout, re.findall(r"^FAILED \S+::(\w+)", run.stdout, re.MULTILINE)
+    return run.stdout, re.findall(r"^(?:FAILED|ERROR) \S+::(\w+)", run.stdout, re.MULTILINE)
 
 
 def snippets(output: str, title: str = TITLE) -> list[str]:
@@ -290,7 +309,7 @@ def test_the_plugin_is_installed() -> None:
 
 def test_a_right_mixer_passes(project: Path) -> None:
     output, failed = outcome(project, "tests/test_right.py")
-    assert (failed, "4 passed" in output) == ([], True), output
+    assert (failed, "7 passed" in output) == ([], True), output
 
 
 def test_a_wrong_mixer_fails_with_code_that_shows_it_by_itself(project: Path) -> None:

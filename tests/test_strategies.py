@@ -281,6 +281,21 @@ def test_what_fits_nothing_is_refused_at_once(make: Any, message: str) -> None:
         make()
 
 
+@pytest.mark.parametrize("least", [13, 16])
+def test_grids_of_enough_tokens_alone_are_drawn(least: int) -> None:
+    @settings(QUIET, max_examples=50)
+    @given(configs(min_dim=least, max_dim=16))
+    def enough(config: MixerConfig) -> None:
+        assert config.num_tokens >= least
+
+    enough()
+
+
+def test_a_formulation_has_no_other_fields() -> None:
+    with pytest.raises(ConfigError, match="a Formulation has no token; it has patch, tokens, channels"):
+        formulations(token="conv1d")
+
+
 @pytest.mark.parametrize(
     ("fields", "patch", "image"),
     [

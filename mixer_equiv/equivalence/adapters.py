@@ -247,8 +247,9 @@ def candidate_of(model: Any, image: tuple[int, int, int]) -> Candidate:
 
 
 VERIFIED = (
-    "verify takes a checkpoint, the path of one, arrays by name, a model of torch, Flax linen or nnx, one of ours "
-    "(flax, nnx, torch, reference; with a variant: 'flax:B/16'), or the place of a model: path/to/file.py:Name, "
+    "verify takes a checkpoint, the path of one, arrays by name, a model of torch, Flax linen or nnx, a class or "
+    "function that makes one (of other objects the method, such as factory.__call__), one of ours (flax, nnx, torch, "
+    "reference; with a variant: 'flax:B/16'), or the place of a model: path/to/file.py:Name, "
     "package.module:Name, timm:NAME"
 )
 

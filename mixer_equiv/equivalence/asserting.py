@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
@@ -21,7 +20,7 @@ from mixer_equiv.errors import ConfigError, ConversionError, NotEquivalentError
 from mixer_equiv.report import Report
 from mixer_equiv.snippet import written
 
-_DEFAULTS: ContextVar[Mapping[str, Any]] = ContextVar("mixer_equiv_defaults")
+_DEFAULTS: dict[str, Any] = {}
 
 
 def assert_equivalent(a: Any, b: Any = None, *, under: str | Collection[str] | None = None, **options: Any) -> Report:
@@ -33,9 +32,9 @@ def assert_equivalent(a: Any, b: Any = None, *, under: str | Collection[str] | N
     for the name of no such cause; and as `verify`.
     """
     __tracebackhide__ = True
-    options = {**_DEFAULTS.get({}), **options}
-    usual = options.pop("under", ())
-    allowed = _causes(usual if under is None else under)
+    options = {**_DEFAULTS, **options}
+    usual = options.pop("under", None)
+    allowed = _causes((usual or ()) if under is None else under)
     report = verify(a, b, **options)
     named = {cause.name for cause in report.causes}
     explained = report.verdict == "equivalent_under" and named <= allowed
@@ -70,12 +69,14 @@ OPTIONS = ("under", *list(inspect.signature(verify).parameters)[2:])
 
 @contextlib.contextmanager
 def defaults(**options: Any) -> Iterator[None]:
-    """Inside, what `assert_equivalent` is not told is taken from these."""
-    token = _DEFAULTS.set({**_DEFAULTS.get({}), **options})
+    """Inside, what `assert_equivalent` is not told, in whatever thread, is taken from these."""
+    before = dict(_DEFAULTS)
+    _DEFAULTS.update(options)
     try:
         yield
     finally:
-        _DEFAULTS.reset(token)
+        _DEFAULTS.clear()
+        _DEFAULTS.update(before)
 
 
 @dataclasses.dataclass(frozen=True)

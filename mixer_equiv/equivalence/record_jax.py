@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -88,6 +89,21 @@ def _interpreted(
     return tape, entry, dict(zip(paths, values, strict=True))
 
 
+# What activations are made of. jax.nn.gelu rounds the roots to the dtype of its input, and JAX all Python's floats.
+_MEANT = (math.sqrt(2 / math.pi), math.sqrt(0.5), 0.044715, 1.702)
+
+
+def _meant(rounded: Any) -> Any:
+    """The number that code has, from what JAX keeps where that code asks for a narrower float than the pass's.
+
+    That is one of `_MEANT`, or the shortest decimal of which this is the rounding.
+    """
+    held = np.asarray(rounded)
+    value = float(held.reshape(()))
+    known = [number for number in _MEANT if held.dtype.type(number) == abs(value)]
+    return np.full(held.shape, math.copysign(known[0], value) if known else float(str(held.reshape(())[()])))
+
+
 # Equations that only call another jaxpr, and the name under which they hold it.
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _VIEWS = frozenset({"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"})
@@ -125,8 +141,10 @@ class _Tape:
         return value
 
     def constant(self, array: Any) -> int:
-        if jnp.issubdtype(jnp.asarray(array).dtype, jnp.floating):
-            array = jnp.asarray(array, self.dtype)
+        given = jnp.asarray(array)
+        if jnp.issubdtype(given.dtype, jnp.floating):
+            narrower = given.size == 1 and given.dtype.itemsize < self.dtype.itemsize
+            array = jnp.asarray(_meant(given) if narrower else given, self.dtype)
             if array.size == 1:
                 self.scalars.append(float(array.reshape(())))
         return self.add(array, "constant", ())

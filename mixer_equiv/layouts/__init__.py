@@ -9,6 +9,7 @@ from typing import Any
 
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts.detect import Match, detect
+from mixer_equiv.layouts.formulations import natural_called
 from mixer_equiv.layouts.jankrepl import JANKREPL
 from mixer_equiv.layouts.jeonsworld import JEONSWORLD
 from mixer_equiv.layouts.layout import ABSENT, ADVICE, NEUTRAL, OFFICIAL, Binding, Conventions, Layout, Row
@@ -41,6 +42,7 @@ __all__ = [
     "Row",
     "detect",
     "get_layout",
+    "layout_called",
     "register_layout",
 ]
 
@@ -55,7 +57,17 @@ def get_layout(name: str | Layout) -> Layout:
     for layout in LAYOUTS.values():
         if name in (layout.name, *layout.aliases):
             return layout
-    raise LayoutError(f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}")
+    if (natural := natural_called(name)) is not None:
+        return natural
+    raise LayoutError(
+        f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}, and that of modules of torch in a "
+        "formulation, such as torch-linear-conv1d-conv1d"
+    )
+
+
+def layout_called(name: str | None) -> Layout | None:
+    """The layout of just this name, None if there is none."""
+    return None if name is None else LAYOUTS.get(name) or natural_called(name)
 
 
 def register_layout(layout: Layout | Mapping[str, Any] | str | os.PathLike[str], *, replace: bool = False) -> Layout:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from mixer_equiv.errors import LayoutError
-from mixer_equiv.formulation import Formulation
+from mixer_equiv.formulation import FORMULATIONS, Formulation, as_formulation
 from mixer_equiv.layouts.layout import Layout, Row
 from mixer_equiv.layouts.torch import TORCH
 
@@ -26,20 +26,31 @@ _KERNEL = {"linear": "{b} {a}", "matmul": "{b} {a}", "conv1d": "{b} {a} 1", "sha
 def natural(formulation: Formulation) -> Layout:
     """The layout of a torch Mixer whose modules hold their weights in this formulation's shapes.
 
-    Raises `LayoutError` for "depthwise_conv", which holds every filter once for each channel.
+    By its name, such as "torch-linear-conv1d-conv1d", it is known wherever a layout's name is taken, and in files.
+    Raises `LayoutError` for "depthwise_conv", which holds every filter once for each channel, and `ConfigError`
+    for what is no `Formulation`.
     """
-    if formulation.tokens not in _KERNEL:
+    if as_formulation(formulation).tokens not in _KERNEL:
         raise LayoutError(
             f"{formulation.tokens} has every filter once for each channel, so that no parameter is one of its own; "
             "take shared_conv, which shares the filter, or conv1d"
         )
     return dataclasses.replace(
         TORCH,
-        name=f"torch-{formulation.patch}-{formulation.tokens}-{formulation.channels}",
+        name=_name(formulation),
         aliases=(),
         summary=f"modules of torch, formulated as {formulation}",
         rows=tuple(_shaped(row, formulation) for row in TORCH.rows),
     )
+
+
+def natural_called(name: str) -> Layout | None:
+    """The natural layout of this name, None if it is that of none."""
+    return next((natural(f) for f in FORMULATIONS if f.tokens in _KERNEL and _name(f) == name), None)
+
+
+def _name(formulation: Formulation) -> str:
+    return f"torch-{formulation.patch}-{formulation.tokens}-{formulation.channels}"
 
 
 def _shaped(row: Row, formulation: Formulation) -> Row:

@@ -115,7 +115,7 @@ class MlpMixer(nn.Module):
 
         if formulation.patch == "conv":
             x = nn.Conv(config.hidden_dim, config.patch_hw, strides=config.patch_hw, name="stem")(images)
-            x = x.reshape(x.shape[0], -1, x.shape[-1])
+            x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[-1])
         else:
             x = Stem(config.hidden_dim, config.patch_hw, formulation.patch, name="stem")(images)
         x = jnp.swapaxes(x, 1, 2) if first else x

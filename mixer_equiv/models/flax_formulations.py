@@ -34,7 +34,7 @@ def _depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """(batch, channels, in) to (batch, channels, out): the same filters for every channel, written out."""
     batch, channels, _ = x.shape
     filters = jnp.tile(kernel.T[:, None], (channels, 1, 1))
-    return _conv(x, filters, groups=channels).reshape(batch, channels, -1) + bias
+    return _conv(x, filters, groups=channels).reshape(batch, channels, bias.size) + bias
 
 
 def _shared(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:

@@ -121,7 +121,7 @@ class MlpMixer(nnx.Module):
     def _stages(self, images: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """Name and value of each tap, in the order of computation."""
         x = self.stem(images)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[-1])
         yield "stem", x
         for i in range(self.config.num_blocks):
             name = f"MixerBlock_{i}"
