@@ -16,6 +16,7 @@ from flax import nnx
 
 from mixer_equiv import Checkpoint, ConfigError, Formulation, LayoutError, MixerConfig, convert, load, save, verify
 from mixer_equiv.arrays import flatten, unflatten
+from mixer_equiv.checkpoint import as_checkpoint
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
 from mixer_equiv.equivalence.precision import jax_full_precision
@@ -230,6 +231,7 @@ def test_a_checkpoint_of_an_equal_layout_is_taken_with_its_config() -> None:
     state = convert(params, to=NATURAL, config=CONFIG)
     again = natural(Formulation("linear", "conv1d", "conv1d"))
     assert again is not state.layout
+    assert as_checkpoint(state, layout=again) is state
     back = convert(state, to="linen", from_=again)
     assert (back.config, back.notes) == (CONFIG, ())
     assert all(np.array_equal(back.arrays[name], array) for name, array in params.items())
