@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks import speed
@@ -309,6 +310,17 @@ def test_csv_and_json_hold_every_number(result: Result) -> None:
     read = list(csv.DictReader(io.StringIO(page.to_csv(plain))))
     assert [float(row["ms"]) for row in read] == [row["ms"] for row in plain["rows"]]
     assert {"torch", "jax", "processor", "load_before_and_after"} <= plain["machine"].keys()
+
+
+def test_a_terminal_of_80_columns_shows_every_name_and_number_whole(result: Result) -> None:
+    plain = page.to_dict(result)
+    rows = [{**plain["rows"][0], "program": name, "images_per_second": 12345.67} for name in PROGRAMS]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(page.table({**plain, "rows": rows}))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert all(re.search(rf"^ ?{name} +12,345\.7 ", shown, re.MULTILINE) for name in PROGRAMS)
+    assert all(heading in shown for heading in page.NARROW)
 
 
 def test_markdown_names_every_program_and_why_one_was_refused(result: Result) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixer_equiv.throughput.bench import Result, Row
+from mixer_equiv.throughput.programs import PROGRAMS
 
 Plain = Mapping[str, Any]
 
@@ -76,8 +77,8 @@ COLUMNS: Mapping[str, Callable[[Plain], str]] = {
 }
 
 
-# A terminal has no room for all.
-NARROW = {heading: say for heading, say in COLUMNS.items() if heading not in ("quartiles", "error")}
+# A terminal of 80 columns has no room for all.
+NARROW = {heading: say for heading, say in COLUMNS.items() if heading not in ("quartiles", "GFLOP/s", "error")}
 
 
 def cells_of(row: Plain, columns: Mapping[str, Callable[[Plain], str]] = COLUMNS) -> list[str]:
@@ -98,9 +99,10 @@ def table(result: Plain) -> RenderableType:
     """A table for each cell, and below them what was refused, and how all was measured."""
     parts: list[RenderableType] = []
     for title, rows in by_cell(result["rows"]):
-        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-        for heading in NARROW:
-            shown.add_column(heading, justify="left" if heading == "program" else "right", no_wrap=heading != "program")
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
+        shown.add_column("program", min_width=max(map(len, PROGRAMS)))
+        for heading in list(NARROW)[1:]:
+            shown.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
             shown.add_row(*cells_of(row, NARROW), style="bold red" if row["refused"] else "bold" if row["ours"] else "")
         parts.append(shown)
