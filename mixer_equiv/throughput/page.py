@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from mixer_equiv.throughput.bench import Result, Row
-from mixer_equiv.throughput.programs import PROGRAMS
 
 Plain = Mapping[str, Any]
 
@@ -100,7 +99,8 @@ def table(result: Plain) -> RenderableType:
     parts: list[RenderableType] = []
     for title, rows in by_cell(result["rows"]):
         shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
-        shown.add_column("program", min_width=max(map(len, PROGRAMS)))
+        words = [word for row in rows for word in (row["program"].partition(" (")[0], *row["program"].split())]
+        shown.add_column("program", min_width=max(map(len, words)))
         for heading in list(NARROW)[1:]:
             shown.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
