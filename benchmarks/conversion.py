@@ -259,21 +259,15 @@ def page(result: Mapping[str, Any]) -> str:
             lines.append(f"| {variant} | {cells} |")
     lines += ["", f"| | (mixer-equiv - {START_UP} s) / cp | script / mixer-equiv |", "| --- | --- | --- |"]
     for variant, size in result["sizes"].items():
-        lines.append(f"| {variant} | {_range(size['over_cp'])} | {_range(size['script_over_ours'])} |")
+        lines.append(f"| {variant} | {ranged(size['over_cp'])} | {ranged(size['script_over_ours'])} |")
     lines += ["", "Until a torch model has the weights (imports and the model's own making apart):", ""]
     lines += ["| | way | seconds | bytes shared with the file |", "| --- | --- | --- | --- |"]
     for variant, size in result["sizes"].items():
         for name, each in size["loading"].items():
             lines.append(f"| {variant} | {name} | {each['seconds'][1]:.3f} | {each['shared']:.0%} |")
     lines += ["", *(f"- {name}: {'met' if met else 'not met'}" for name, met in targets(result).items()), ""]
-    machine = result["machine"]
-    before, after = machine["load_before_and_after"]
     rounds = " and ".join(str(size["rounds"]) for size in result["sizes"].values())
-    lines.append(
-        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores; load {before} before and {after} after, "
-        f"{rounds} rounds. Python {machine['python']}, numpy {machine['numpy']}, torch {machine['torch']}."
-    )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, record.conditions(result["machine"], rounds), ""])
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
@@ -301,7 +295,8 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         plots.save(figure, path)
 
 
-def _range(values: Sequence[float]) -> str:
+def ranged(values: Sequence[float]) -> str:
+    """A median, and its quartiles in brackets."""
     low, middle, high = values
     return f"**{middle:.2f}** ({low:.2f} to {high:.2f})"
 
@@ -326,8 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = {"sizes": sizes, "machine": described}
     print(page(result))
     if options.write:
-        (record.RESULTS / "conversion.json").write_text(json.dumps(result, indent=2) + "\n")
-        (record.RESULTS / "conversion.md").write_text(page(result))
+        record.write(result, "conversion", page(result))
         plot(result, record.RESULTS / "conversion.svg")
 
 

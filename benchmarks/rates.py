@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = record.summary(rates.seconds, rates.seen, undone, options.draws, machine.described())
     print(record.page(result))
     if options.write:
-        record.write(result, "rates")
+        record.write(result, "rates", record.page(result))
     assert result["times_the_tutorial"] >= TIMES, f"{result['times_the_tutorial']:.1f} times the tutorial's rate"
 
 

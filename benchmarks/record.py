@@ -1,4 +1,5 @@
-"""What a run of `benchmarks.rates` was, in numbers and as a page: the machine without its name, versions, results."""
+"""What a run of `benchmarks.rates` was, in numbers and as a page; and what all records have: the machine without its
+name, versions, files."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from benchmarks.deep import Verification
 from benchmarks.programs import CHEAP
 from mixer_equiv.throughput.machine import PACKAGES, Machine
 
-__all__ = ["RESULTS", "Machine", "page", "summary", "write"]
+__all__ = ["RESULTS", "Machine", "conditions", "page", "summary", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -104,22 +105,26 @@ def page(result: Mapping[str, Any]) -> str:
             *(f"| {name} | {ratio:.2f} |" for name, ratio in result["undone"].items()),
             "",
         ]
+    return "\n".join([*lines, conditions(machine), ""])
+
+
+def conditions(machine: Mapping[str, Any], rounds: str = "") -> str:
+    """On what it was measured, in words: `machine` as `Machine.described` has it, with or without `cores_had`."""
+    had = f", of which this process had {machine['cores_had']:.2f}" if "cores_had" in machine else ""
     said = ", ".join(f"{name} {machine[name]}" for name in ("python", *PACKAGES))
     before, after = machine["load_before_and_after"]
-    lines += [
-        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores, of which this process had "
-        f"{machine['cores_had']:.2f}; load {before} before and {after} after. {said}.",
-        "",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores{had}; load {before} before and {after} "
+        f"after{rounds and f', {rounds} rounds'}. {said}."
+    )
 
 
 def _quartiles(values: Sequence[float]) -> str:
     return " / ".join(f"{value:.2f}" for value in values)
 
 
-def write(result: Mapping[str, Any], name: str) -> None:
-    """`results/NAME.json` and `results/NAME.md`."""
+def write(result: Mapping[str, Any], name: str, text: str) -> None:
+    """`results/NAME.json`, and `text` as `results/NAME.md`."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / f"{name}.md").write_text(page(result))
+    (RESULTS / f"{name}.md").write_text(text)

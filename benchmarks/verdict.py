@@ -7,7 +7,6 @@ into imports (Python's own `-X importtime`), compiling (what JAX logs of tracing
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from benchmarks.conversion import environment, in_turns, quartiles
+from benchmarks.conversion import environment, in_turns, quartiles, ranged
 from mixer_equiv.digits import CHECKPOINT
 
 ROUNDS = 5
@@ -92,8 +91,6 @@ def measure(rounds: int) -> dict[str, Any]:
 
 def page(result: Mapping[str, Any]) -> str:
     """The numbers for a person, in Markdown."""
-    machine = result["machine"]
-    before, after = machine["load_before_and_after"]
     lines = [
         "# From a cold start to the answer",
         "",
@@ -104,18 +101,9 @@ def page(result: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, each in result["commands"].items():
-        (low, middle, high), parts = each["seconds"], each["divided"]
-        shown = " | ".join(f"{parts[part]:.2f}" for part in ("imports", "compiling", "rest"))
-        seconds = f"**{middle:.2f}** ({low:.2f} to {high:.2f})"
-        lines.append(f"| {name} | {seconds} | {each['cpu_seconds']} | {each['memory_MB']} | {shown} |")
-    lines += [
-        "",
-        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores; load {before} before and {after} after, "
-        f"{result['rounds']} rounds. Python {machine['python']}, numpy {machine['numpy']}, torch {machine['torch']}, "
-        f"jax {machine['jax']}, flax {machine['flax']}.",
-        "",
-    ]
-    return "\n".join(lines)
+        shown = " | ".join(f"{each['divided'][part]:.2f}" for part in ("imports", "compiling", "rest"))
+        lines.append(f"| {name} | {ranged(each['seconds'])} | {each['cpu_seconds']} | {each['memory_MB']} | {shown} |")
+    return "\n".join([*lines, "", record.conditions(result["machine"], str(result["rounds"])), ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = {"commands": measured, "rounds": options.rounds, "machine": described}
     print(page(result))
     if options.write:
-        (record.RESULTS / "verdict.json").write_text(json.dumps(result, indent=2) + "\n")
-        (record.RESULTS / "verdict.md").write_text(page(result))
+        record.write(result, "verdict", page(result))
 
 
 if __name__ == "__main__":

@@ -21,17 +21,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 from zlib_ng import zlib_ng
 
-from mixer_equiv import (
-    Checkpoint,
-    CheckpointError,
-    ConversionError,
-    convert,
-    drop_head,
-    enlarge,
-    load,
-    new_head,
-    save,
-)
+from mixer_equiv import Checkpoint, CheckpointError, ConversionError, convert, drop_head, enlarge, load, new_head, save
 from mixer_equiv.arrays import to_torch
 from mixer_equiv.cli import app
 from mixer_equiv.containers import SUFFIXES, container, container_for, npz, read, stored
