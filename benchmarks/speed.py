@@ -22,20 +22,19 @@ from mixer_equiv.containers import replacing
 from mixer_equiv.throughput import page, plots
 from mixer_equiv.throughput.bench import bench
 from mixer_equiv.throughput.cases import DEVICES, cells
-from mixer_equiv.throughput.programs import PROGRAMS, contestants, parse_formulations
+from mixer_equiv.throughput.programs import PROGRAMS, contestants, parse_formulations, running_in
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 MARKED = re.compile(r"(<!-- python -m benchmarks\.speed -->\n).*?(<!-- end -->\n)", re.DOTALL)
-HEADINGS = ("cell", *(name for name in PROGRAMS))
 
 WRITINGS = ("conv,matmul,linear", "conv,conv1d,linear", "conv,shared_conv,linear", "conv,linear,conv1d")
 
-# Variants, dtypes, batches, modes, programs and formulations of each.
+# Variants, dtypes, batches, modes, programs (all that run, where none is named) and formulations of each.
 SECTIONS: Mapping[str, tuple[Any, ...]] = {
-    "quick": (["S/32"], ["float32"], [1, 8], ["inference"], tuple(PROGRAMS), ()),
-    "inference": (["S/32", "B/16"], ["float32", "bfloat16"], [1, 8, 32], ["inference"], tuple(PROGRAMS), ()),
-    "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], tuple(PROGRAMS), ()),
+    "quick": (["S/32"], ["float32"], [1, 8], ["inference"], (), ()),
+    "inference": (["S/32", "B/16"], ["float32", "bfloat16"], [1, 8, 32], ["inference"], (), ()),
+    "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], (), ()),
     "formulations": (["S/32"], ["float32"], [8], ["inference"], ("torch", "flax"), WRITINGS),
     "depthwise": (["S/32"], ["float32"], [1], ["inference"], ("torch",), ("conv,depthwise_conv,linear",)),
 }
@@ -44,9 +43,11 @@ SECTIONS: Mapping[str, tuple[Any, ...]] = {
 def run(section: str, device: str, threads: int | None) -> dict[str, Any]:
     """The result of a section, as plain data."""
     variants, dtypes, batches, modes, programs, writings = SECTIONS[section]
+    given = list(cells([MixerConfig.from_name(name) for name in variants], dtypes, batches, device, modes))
+    programs = programs or running_in(given)
     console = Console(stderr=True)
     result = bench(
-        cells([MixerConfig.from_name(name) for name in variants], dtypes, batches, device, modes),
+        given,
         list(contestants(programs, parse_formulations(writings))),
         baseline="timm" if "timm" in programs else programs[0],
         threads=threads,
@@ -76,23 +77,21 @@ def with_table(readme: str) -> str:
 
 def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Images a second relative to timm's, a row for each cell, a column for each program in its first formulation."""
-    rows = []
-    for result in results:
-        for title, group in page.by_cell(result["rows"]):
-            by_program = {row["program"]: row for row in group if row["ratio"]}
-            if result["baseline"] == "timm" and "timm" in by_program:
-                absolute = by_program["timm"]["images_per_second"]
-                rows.append([title, *(_ratio(by_program.get(name), absolute) for name in PROGRAMS)])
-    if not rows:
+    timed = [result for result in results if result["baseline"] == "timm"]
+    if not timed:
         return "No results are recorded: `make bench-full` does.\n"
-    said = "\n\n".join(page.conditions(results[0])) if results else ""
-    return "\n".join([*page.markdown_rows(HEADINGS, rows), "", said, ""])
+    seen = {row["program"] for result in timed for row in result["rows"] if row["ratio"]}
+    columns, rows = [name for name in PROGRAMS if name in seen], []
+    for title, group in (cell for result in timed for cell in page.by_cell(result["rows"])):
+        by_program = {row["program"]: row for row in group if row["ratio"]}
+        rows.append([title, *(_ratio(by_program.get(name)) for name in columns)])
+    return "\n".join([*page.markdown_rows(["cell", *columns], rows), "", "\n\n".join(page.conditions(timed[0])), ""])
 
 
-def _ratio(row: Mapping[str, Any] | None, absolute: float) -> str:
+def _ratio(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
-    return f"1 ({absolute:,.0f} images/s)" if row["program"] == "timm" else f"{row['ratio']:.2f}"
+    return f"1 ({row['images_per_second']:,.0f} images/s)" if row["program"] == "timm" else f"{row['ratio']:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -397,7 +397,7 @@ def bench(
         configs = [MixerConfig.from_name(name, **fields) for name in variant or ["S/32"]]
         cells = list(cases.cells(configs, dtype or ["float32"], batch or [1, 8], device, mode or ["inference"]))
         contestants = list(
-            programs.contestants(program or list(programs.PROGRAMS), programs.parse_formulations(formulation or []))
+            programs.contestants(program or programs.running_in(cells), programs.parse_formulations(formulation or []))
         )
         with _progress(len(cells) * (len(contestants) + 1)) as step, contextlib.redirect_stdout(sys.stderr):
             result = throughput.bench(

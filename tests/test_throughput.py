@@ -38,7 +38,8 @@ SMALL = MixerConfig(
     tokens_mlp_dim=7,
     channels_mlp_dim=20,
 )
-EAGER = ("torch", "timm", "tutorial", "lucidrains")
+EAGER = ("torch", "torch packed", "timm", "tutorial", "lucidrains")
+COMPILED = ("torch compiled", "torch graphed", "timm compiled", "timm graphed")
 JITTED = ("flax", "nnx", "official")
 
 
@@ -177,14 +178,16 @@ def proven(prover: proof.Prover, contestant: Contestant, cell: Cell) -> proof.Pr
 
 @pytest.mark.parametrize("name", [*EAGER, *JITTED])
 def test_every_program_is_the_official_function(prover: proof.Prover, name: str) -> None:
-    for dtype, batch in (("float32", 3), ("bfloat16", 1)) if name in ("torch", "flax") else (("float32", 3),):
+    for dtype, batch in (
+        (("float32", 3), ("bfloat16", 1)) if name in ("torch", "torch packed", "flax") else (("float32", 3),)
+    ):
         seen = proven(prover, Contestant(name), Cell(SMALL, dtype, batch))
         assert seen.refused is None
         assert seen.exact <= 1e-12
         assert 0 < seen.error <= seen.bound
 
 
-@pytest.mark.parametrize("name", [*EAGER, "flax"])
+@pytest.mark.parametrize("name", ["torch", "timm", "tutorial", "lucidrains", "flax"])
 def test_every_training_step_is_the_official_one(prover: proof.Prover, name: str) -> None:
     seen = proven(prover, Contestant(name), Cell(SMALL, "float32", 3, mode="training"))
     assert seen.refused is None
@@ -281,6 +284,27 @@ def test_memory_is_what_a_call_takes_at_its_height() -> None:
     assert extra_memory(lambda: None) < 1e6
 
 
+def test_a_program_is_timed_in_the_cells_that_it_runs_in() -> None:
+    both = [Cell(SMALL, batch=2, mode=mode) for mode in ("inference", "training")]
+    rows = bench(both, [Contestant("torch"), Contestant("torch packed")], threads=1, gemm=32).rows
+    assert [row.name for row in rows] == [
+        *("torch", "torch packed", AGAIN, "GEMM torch", "GEMM packed"),
+        *("torch", AGAIN, "GEMM torch"),
+    ]
+    with pytest.raises(ConfigError, match=r"torch packed runs in none of these: custom .*, training"):
+        bench(both[1:], [Contestant("torch"), Contestant("torch packed")])
+
+
+def test_programs_that_run_are_those_of_the_cells() -> None:
+    def left_out(**fields: Any) -> set[str]:
+        return set(PROGRAMS) - set(programs.running_in([Cell(SMALL, **fields)]))
+
+    graphed = {"torch graphed", "timm graphed"}
+    assert left_out() == left_out(dtype="bfloat16") == graphed
+    assert left_out(mode="training") == left_out(dtype="float64") == {*graphed, "torch packed"}
+    assert left_out(device="cuda", dtype="float16") == {"torch packed"}
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -344,6 +368,15 @@ def test_a_plot_is_an_svg_and_a_png_of_every_program(result: Result, tmp_path: P
     assert written[0].read_text() == first
 
 
+def test_batches_that_are_several_are_plotted_as_lines_and_single_ones_as_bars(result: Result, tmp_path: Path) -> None:
+    rows = page.to_dict(result)["rows"]
+    shown = {
+        name: plots.plot(given, tmp_path / f"{name}.svg")[0].read_text()
+        for name, given in (("bars", rows), ("lines", [*rows, *({**row, "batch": 8} for row in rows)]))
+    }
+    assert ("matplotlib.axis_4" in shown["lines"], "matplotlib.axis_4" in shown["bars"]) == (True, False)
+
+
 @pytest.mark.parametrize(("name", "rows"), [("speed.pdf", None), ("speed.svg", [])])
 def test_what_cannot_be_plotted_is_an_error(result: Result, tmp_path: Path, name: str, rows: Any) -> None:
     with pytest.raises(ConfigError, match=r"a plot is written as|there is nothing to plot"):
@@ -354,8 +387,9 @@ def test_the_readmes_table_has_every_ratio(result: Result) -> None:
     plain = page.to_dict(result)
     ratio = next(row.ratio for row in result.rows if row.name == "flax")
     assert ratio is not None
-    (row,) = [line for line in speed.readme_table([plain]).splitlines() if "batch 3" in line]
-    assert row.split(" | ")[speed.HEADINGS.index("flax")] == f"{ratio.median:.2f}"
+    shown = speed.readme_table([plain, {**plain, "baseline": "torch"}]).splitlines()
+    (row,) = [line for line in shown if "batch 3" in line]
+    assert row.split(" | ")[shown[0].split(" | ").index("flax")] == f"{ratio.median:.2f}"
 
 
 def test_make_bench_fails_if_a_call_is_wrong(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,4 +440,4 @@ def test_the_command_says_what_it_cannot_do(options: list[str], message: str) ->
 
 
 def test_programs_are_those_that_the_docs_name() -> None:
-    assert set(programs.PROGRAMS) == {*EAGER, *JITTED, "torch compiled", "timm compiled"}
+    assert set(programs.PROGRAMS) == {*EAGER, *JITTED, *COMPILED}

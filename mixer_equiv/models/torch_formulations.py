@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from mixer_equiv.config import MixerConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 
 # From x and a layer to x with `in` made `out` on one of its last two axes.
 Mixing = Callable[[Tensor, nn.Linear], Tensor]
@@ -74,10 +85,19 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, axis: int) -> Tensor:
     return (x - mean) * torch.rsqrt(variance + norm.eps) * norm.weight[:, None] + norm.bias[:, None]
 
 
-_FLATTENED = {
+# Of images to tokens, and of the stem's weight to that of a Linear over them.
+FLATTENED = {
     "linear": ("b c (h ph) (w pw) -> b (h w) (ph pw c)", "d c ph pw -> d (ph pw c)"),
     "linear_channels_first": ("b c (h ph) (w pw) -> b (h w) (c ph pw)", "d c ph pw -> d (c ph pw)"),
 }
+
+
+def check_images(images: Tensor, config: MixerConfig) -> None:
+    """Raises `ValueError` for what is not (batch, channels, height, width) of the config's sizes."""
+    expected = (config.in_channels, *config.image_hw)
+    if images.shape[1:] != expected:
+        sizes = ", ".join(map(str, expected))
+        raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (batch, {sizes})")
 
 
 def embed(images: Tensor, stem: nn.Conv2d, patch: str, *, channels_first: bool) -> Tensor:
@@ -85,7 +105,7 @@ def embed(images: Tensor, stem: nn.Conv2d, patch: str, *, channels_first: bool) 
     if patch == "conv":
         x = stem(images).flatten(2)
         return x if channels_first else x.transpose(1, 2)
-    of_images, of_weight = _FLATTENED[patch]
+    of_images, of_weight = FLATTENED[patch]
     ph, pw = stem.weight.shape[2:]
     x = F.linear(rearrange(images, of_images, ph=ph, pw=pw), rearrange(stem.weight, of_weight), stem.bias)
     return x.transpose(1, 2) if channels_first else x

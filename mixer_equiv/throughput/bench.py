@@ -71,17 +71,22 @@ def bench(
     gemm: int = 2048,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Result:
-    """Time every contestant in every cell.
+    """Time every contestant in every cell that it runs in.
 
     Ratios are to `baseline`, a contestant as it is printed, the first by default, which is also timed
     twice (the row "A/A"): how far that ratio is from 1 is the noise. `threads` of the cores are used, by both
     frameworks; JAX has as many as when it was first used. `gemm` is the side of the square matrices.
-    Raises `ConfigError` for a baseline that is not timed, too few rounds or threads, or a device that is not there.
+    Raises `ConfigError` for a baseline that is not timed, a contestant that runs in none of the cells, too few rounds
+    or threads, or a device that is not there.
     """
+    cells = list(cells)
     names = [str(contestant) for contestant in contestants]
     baseline = names[0] if baseline is None and names else baseline
     if baseline not in names:
         raise ConfigError(f"the baseline is {baseline!r}; it must be one that is timed: {', '.join(names)}")
+    for each in contestants:
+        if not any(each.program.runs_in(cell) for cell in cells):
+            raise ConfigError(f"{each} runs in none of these: {'; '.join(map(str, cells)) or 'no cells'}")
     if rounds < LEAST_ROUNDS:
         raise ConfigError(f"rounds is {rounds}; a median and its interval need at least {LEAST_ROUNDS}")
     if threads is not None and threads < 1:
@@ -91,7 +96,8 @@ def bench(
     with pinned(threads, {contestant.program.framework for contestant in contestants}) as cores, Machine() as machine:
         for cell in cells:
             with clean(contestants):
-                rows += _rows(cell, contestants, baseline, rounds, seed, gemm, prover, on_step)
+                present = [each for each in contestants if each.program.runs_in(cell)]
+                rows += _rows(cell, present, baseline, rounds, seed, gemm, prover, on_step)
         with _as_timed(contestants):
             used = settings(cores)
     return Result(tuple(rows), baseline, rounds, machine.described(), used)
@@ -152,14 +158,19 @@ def _prepared(contestant: Contestant, cell: Cell, prover: Prover, seed: int) -> 
 
 
 def _products(cell: Cell, contestants: Sequence[Contestant], size: int) -> dict[str, Callable[[], None]]:
-    """A matrix product for each framework."""
+    """A matrix product for each framework, and one by a packed matrix where that is how a contestant runs."""
+    frameworks = {contestant.program.framework for contestant in contestants}
     products = {}
-    for framework in sorted({contestant.program.framework for contestant in contestants}):
-        if framework == "torch":
-            from mixer_equiv.throughput.in_torch import gemm
-        else:
-            from mixer_equiv.throughput.in_jax import gemm
-        products[f"{GEMM} {framework}"] = gemm(cell, size)
+    if "jax" in frameworks:
+        from mixer_equiv.throughput import in_jax
+
+        products[f"{GEMM} jax"] = in_jax.gemm(cell, size)
+    if "torch" in frameworks:
+        from mixer_equiv.throughput import in_torch
+
+        products[f"{GEMM} torch"] = in_torch.gemm(cell, size)
+        if any(contestant.program.way == "packed" for contestant in contestants):
+            products[f"{GEMM} packed"] = in_torch.packed_gemm(cell, size)
     return products
 
 

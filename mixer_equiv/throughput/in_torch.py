@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,21 @@ from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.precision import no_tf32
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LAYOUTS, LINEN
+from mixer_equiv.models.torch_packed import Packed
 from mixer_equiv.throughput.cases import Cell
 from mixer_equiv.throughput.machine import extra_memory
-from mixer_equiv.throughput.programs import Contestant
+from mixer_equiv.throughput.programs import Contestant, Way
 
 Arrays = Mapping[str, np.ndarray]
+
+
+# Of a model in its dtype, on its device, what is called with images.
+WAYS: Mapping[Way, Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "plain": lambda model: model,
+    "compiled": partial(torch.compile, dynamic=False),
+    "graphed": partial(torch.compile, dynamic=False, mode="reduce-overhead"),
+    "packed": lambda model: model.packed(),
+}
 
 
 class TorchCall:
@@ -37,8 +48,7 @@ class TorchCall:
         self.model = model
         self.images = to_torch(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(cell.device, dtype)
         self.cotangent = to_torch(cotangent).to(cell.device, dtype)
-        run = torch.compile(model, dynamic=False) if contestant.program.compiled else model
-        self.run: Callable[[torch.Tensor], torch.Tensor] = run
+        self.run = WAYS[contestant.program.way](model)
         if cell.mode == "training":
             model.requires_grad_(True)
             self.optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -92,12 +102,21 @@ class TorchCall:
 
 def gemm(cell: Cell, size: int) -> Callable[[], None]:
     """A product of two square matrices in the cell's dtype, on its device."""
-    dtype = getattr(torch, cell.dtype)
-    a, b = (torch.randn(size, size).to(cell.device, dtype) for _ in range(2))
+    a, b = (torch.randn(size, size).to(cell.device, getattr(torch, cell.dtype)) for _ in range(2))
+    return _product(cell, lambda: a @ b)
 
+
+def packed_gemm(cell: Cell, size: int) -> Callable[[], None]:
+    """The same by a matrix that is packed, as `PackedMixer` has them."""
+    a, b = (torch.randn(size, size).to(getattr(torch, cell.dtype)) for _ in range(2))
+    packed = Packed(b)
+    return _product(cell, lambda: packed(a))
+
+
+def _product(cell: Cell, multiply: Callable[[], torch.Tensor]) -> Callable[[], None]:
     def call() -> None:
         with no_tf32(), torch.inference_mode():
-            a @ b
+            multiply()
         if cell.device == "cuda":
             torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""Pictures of a result: images per second against the batch, and shares of the peak."""
+"""Pictures of a result: images per second and shares of the peak, against the batch where there are several."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mixer_equiv.errors import ConfigError
 
 SUFFIXES = (".svg", ".png")
 COLOURS = ("#0b5394", "#cc4125", "#38761d", "#8e44ad", "#b45f06", "#17808a", "#666666", "#a61c5a")
+BARS = {True: "#7fa9d6", False: "#b5b5b5"}
 MARKERS = "osD^v<>P"
 LOOK = {
     "svg.hashsalt": "mixer-equiv",  # the same picture is the same file
@@ -21,6 +22,7 @@ LOOK = {
 }
 
 Rows = Sequence[Mapping[str, Any]]
+Lines = Mapping[str, Rows]
 
 
 def plot(rows: Rows, path: Path) -> list[Path]:
@@ -36,26 +38,48 @@ def plot(rows: Rows, path: Path) -> list[Path]:
     matplotlib = require("matplotlib", "bench", "a plot")
     figures = require("matplotlib.figure", "bench", "a plot")
     with matplotlib.rc_context(LOOK):
-        figure = figures.Figure(figsize=(max(6.4, 4.6 * len(panels)), 7.2), layout="constrained")
-        axes = figure.subplots(2, len(panels), squeeze=False)
-        styles = _styles(rows)
-        for (above, below), (title, lines) in zip(axes.T, panels.items(), strict=True):
-            above.set_title(title)
-            _draw(above, lines, "images_per_second", styles)
-            _draw(below, lines, "share_of_peak", styles)
-            above.set_ylabel("images per second")
-            below.set_ylabel("share of the matrix product's rate")
-            below.set_xlabel("batch")
-        columns = max(2, min(5, 2 * len(panels)))
-        handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            ncols=columns,
-            frameon=False,
+        several = any(len(rows) > 1 for lines in panels.values() for rows in lines.values())
+        return save(_lines(figures, panels, _styles(rows)) if several else _bars(figures, panels), path)
+
+
+def _lines(figures: Any, panels: Mapping[str, Lines], styles: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Against the batch."""
+    figure = figures.Figure(figsize=(max(6.4, 4.6 * len(panels)), 7.2), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False)
+    for (above, below), (title, lines) in zip(axes.T, panels.items(), strict=True):
+        above.set_title(title)
+        _draw(above, lines, "images_per_second", styles)
+        _draw(below, lines, "share_of_peak", styles)
+        above.set_ylabel("images per second")
+        below.set_ylabel("share of the matrix product's rate")
+        below.set_xlabel("batch")
+    handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    columns = max(2, min(5, 2 * len(panels)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def _bars(figures: Any, panels: Mapping[str, Lines]) -> Any:
+    """Of a single batch each, with quartiles; its share of the peak is written behind."""
+    longest = max(map(len, panels.values()))
+    figure = figures.Figure(figsize=(7.2, (0.6 + 0.32 * longest) * len(panels) + 0.4), layout="constrained")
+    for axis, (title, lines) in zip(figure.subplots(len(panels), squeeze=False).flat, panels.items(), strict=True):
+        rows = [row for (row,) in lines.values()][::-1]
+        rates = [row["images_per_second"] for row in rows]
+        quartiles = [[row["batch"] / row[f"ms_quartile_{n}"] * 1e3 for row in rows] for n in (3, 1)]
+        spread = [[abs(rate - at) for rate, at in zip(rates, side, strict=True)] for side in quartiles]
+        colours = [BARS[row["ours"]] for row in rows]
+        axis.barh(
+            range(len(rows)), rates, xerr=spread, color=colours, height=0.7, error_kw={"elinewidth": 1, "capsize": 2}
         )
-        return save(figure, path)
+        for i, (row, end) in enumerate(zip(rows, quartiles[1], strict=True)):
+            text = f" {row['images_per_second']:,.1f} ({row['share_of_peak']:.0%})"
+            axis.text(max(end, rates[i]), i, text, va="center")
+        axis.set_yticks(range(len(rows)), [row["program"] for row in rows])
+        axis.set_title(f"{title}, batch {rows[0]['batch']}")
+        axis.set_xlim(0, 1.2 * max(quartiles[1]))
+    axis.set_xlabel("images per second (share of the matrix product's rate); ours in blue")
+    return figure
 
 
 def save(figure: Any, path: Path) -> list[Path]:
@@ -66,7 +90,7 @@ def save(figure: Any, path: Path) -> list[Path]:
     return written
 
 
-def _panels(rows: Rows) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+def _panels(rows: Rows) -> Mapping[str, Lines]:
     """Rows by program, for each variant, dtype, device and mode."""
     panels: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -89,7 +113,7 @@ def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
     }
 
 
-def _draw(axis: Any, lines: Mapping[str, Rows], field: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw(axis: Any, lines: Lines, field: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
     for program, rows in lines.items():
         points = sorted((row["batch"], row[field]) for row in rows)
         axis.plot(*zip(*points, strict=True), label=program, markersize=4, **styles[program])

@@ -9,8 +9,12 @@ from typing import Any, Literal
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.formulation import FORMULATIONS, Formulation
+from mixer_equiv.throughput.cases import Cell
 
 OFFICIAL = Formulation()
+
+# A torch module as it is; through `torch.compile`; through that, with CUDA graphs; its weights packed by oneDNN.
+Way = Literal["plain", "compiled", "graphed", "packed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,15 +22,28 @@ class Program:
     """How a Mixer is made: a torch module, or a function of (params, images) in JAX that is jitted.
 
     `layout` is that of its parameters. `formulated` are programs that can be written in any `Formulation`;
-    `compiled` ones go through `torch.compile`; `ours` are models of this package.
+    `ours` are models of this package; `way` is how a torch module is run, and nothing for JAX.
     """
 
     framework: Literal["torch", "jax"]
     make: Callable[[MixerConfig, Formulation], Any]
     layout: str
     formulated: bool = False
-    compiled: bool = False
+    way: Way = "plain"
     ours: bool = False
+
+    @property
+    def compiled(self) -> bool:
+        return self.way in ("compiled", "graphed")
+
+    def runs_in(self, cell: Cell) -> bool:
+        """Whether there is such a way to run it in this cell."""
+        return {
+            "plain": True,
+            "compiled": True,
+            "graphed": (cell.device, cell.mode) == ("cuda", "inference"),
+            "packed": (cell.device, cell.mode) == ("cpu", "inference") and cell.dtype in ("float32", "bfloat16"),
+        }[self.way]
 
 
 def _torch(config: MixerConfig, formulation: Formulation) -> Any:
@@ -85,11 +102,14 @@ def _nnx(config: MixerConfig, formulation: Formulation) -> Any:
 
 PROGRAMS: dict[str, Program] = {
     "torch": Program("torch", _torch, "torch", formulated=True, ours=True),
-    "torch compiled": Program("torch", _torch, "torch", formulated=True, compiled=True, ours=True),
+    "torch packed": Program("torch", _torch, "torch", way="packed", ours=True),
+    "torch compiled": Program("torch", _torch, "torch", formulated=True, way="compiled", ours=True),
+    "torch graphed": Program("torch", _torch, "torch", formulated=True, way="graphed", ours=True),
     "flax": Program("jax", _flax, "linen", formulated=True, ours=True),
     "nnx": Program("jax", _nnx, "linen", ours=True),
     "timm": Program("torch", _timm, "timm"),
-    "timm compiled": Program("torch", _timm, "timm", compiled=True),
+    "timm compiled": Program("torch", _timm, "timm", way="compiled"),
+    "timm graphed": Program("torch", _timm, "timm", way="graphed"),
     "tutorial": Program("torch", _tutorial, "jankrepl"),
     "lucidrains": Program("torch", _lucidrains, "lucidrains"),
     "official": Program("jax", _official, "linen"),
@@ -115,11 +135,17 @@ class Contestant:
 
     @property
     def eager(self) -> Contestant:
-        """The same model without `torch.compile`: what decides, in float64, whether it is the right function."""
-        return dataclasses.replace(self, name=self.name.removesuffix(" compiled"))
+        """The same model run as it is: what decides, in float64, whether it is the right function."""
+        return dataclasses.replace(self, name=self.name.removesuffix(f" {self.program.way}"))
 
     def __str__(self) -> str:
         return self.name if self.formulation == OFFICIAL else f"{self.name} ({self.formulation})"
+
+
+def running_in(cells: Iterable[Cell]) -> list[str]:
+    """The names of the programs that run in some of these cells."""
+    given = list(cells)
+    return [name for name, program in PROGRAMS.items() if any(map(program.runs_in, given))]
 
 
 def contestants(names: Iterable[str], formulations: Iterable[Formulation]) -> Iterator[Contestant]:

@@ -1,0 +1,153 @@
+"""The packed Mixer computes what the model does, on weights of its own, and says what it cannot take."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mixer_equiv import ConfigError, Formulation, MixerConfig
+from mixer_equiv.config import ACTIVATIONS
+from mixer_equiv.models import torch_fused, torch_packed
+from mixer_equiv.models.torch import MlpMixer
+
+CONFIG = MixerConfig(
+    num_classes=5,
+    num_blocks=11,
+    patch_size=(2, 3),
+    image_size=(6, 9),
+    hidden_dim=13,
+    tokens_mlp_dim=7,
+    channels_mlp_dim=20,
+    in_channels=4,
+)
+LARGE = CONFIG.replace(num_blocks=2, hidden_dim=96, tokens_mlp_dim=64, channels_mlp_dim=256)
+EPSILON = {torch.float32: 1e-6, torch.bfloat16: 3e-2}
+
+
+def mixer(config: MixerConfig = CONFIG, dtype: torch.dtype = torch.float32, **kwargs: Any) -> MlpMixer:
+    torch.manual_seed(7)
+    made = MlpMixer(config, **kwargs)
+    for value in made.parameters():
+        nn.init.normal_(value, std=0.4)
+    return made.to(dtype).eval()
+
+
+def images(config: MixerConfig = CONFIG, dtype: torch.dtype = torch.float32, batch: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(8)
+    return torch.randn(batch, config.in_channels, *config.image_hw, generator=generator).to(dtype)
+
+
+def errors(model: MlpMixer, x: torch.Tensor) -> tuple[float, float]:
+    """Of the packed and of the plain model, relative to float64."""
+    with torch.no_grad():
+        packed, plain = model.packed()(x), model(x)
+        truth = model.double()(x.double())
+    assert packed.dtype == x.dtype
+    return tuple(float((y.double() - truth).norm() / truth.norm()) for y in (packed, plain))
+
+
+@pytest.mark.parametrize("num_classes", [0, 5])
+@pytest.mark.parametrize("dtype", torch_fused.DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_packed_is_as_exact_as_the_model(activation: str, dtype: torch.dtype, num_classes: int) -> None:
+    config = CONFIG.replace(activation=activation, num_classes=num_classes)
+    packed, plain = errors(mixer(config, dtype), images(config, dtype))
+    assert 0 < packed <= 4 * plain
+    assert packed < EPSILON[dtype]
+
+
+@pytest.mark.parametrize("batch", [0, 1, 40])
+@pytest.mark.parametrize("config", [CONFIG, LARGE], ids=["odd", "large"])
+def test_one_packed_model_takes_batches_of_any_size(config: MixerConfig, batch: int) -> None:
+    model, x = mixer(config), images(config, batch=batch)
+    expected = model(x)
+    assert model.packed()(x).shape == expected.shape
+    assert torch.allclose(model.packed()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("formulation", [Formulation("linear", "conv1d", "linear"), Formulation(channels="conv1d")])
+def test_a_model_of_any_formulation_is_packed(formulation: Formulation) -> None:
+    assert torch.equal(mixer(formulation=formulation).packed()(images()), mixer().packed()(images()))
+
+
+def test_images_may_lie_in_memory_as_they_please() -> None:
+    packed, x = mixer().packed(), images()
+    assert torch.equal(packed(x.to(memory_format=torch.channels_last)), packed(x))
+
+
+@pytest.mark.parametrize("config", [CONFIG, LARGE], ids=["odd", "large"])
+def test_what_becomes_of_the_model_does_not_reach_the_packed_one(config: MixerConfig) -> None:
+    model, x = mixer(config), images(config)
+    packed = model.packed()
+    before = packed(x)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.fill_(float("nan"))
+    assert torch.equal(packed(x), before)
+
+
+def test_another_gelu_in_the_packed_model_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+    packed, _ = errors(mixer(), images())
+    assert packed > 100 * EPSILON[torch.float32]
+
+
+# The second token-mixing bias shifts all channels of a token alike, which every LayerNorm takes out again.
+SEEN = [
+    name
+    for name, _ in mixer().named_parameters()
+    if (".1." in name or "blocks" not in name) and "token_mixing.dense_1.bias" not in name
+]
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_every_parameter_counts(name: str) -> None:
+    model = mixer()
+    before = model.packed()(images())
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] += 1
+    assert not torch.allclose(model.packed()(images()), before, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(model.packed()(images()), model(images()), rtol=1e-4, atol=1e-4)
+
+
+def test_no_gradients_are_kept() -> None:
+    assert not mixer().packed()(images()).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda model: model.double(), "float64 on cpu"),
+        (lambda model: model.to("meta"), "float32 on meta"),
+        (lambda model: model.head.bfloat16() and model, "bfloat16 on cpu and float32 on cpu"),
+    ],
+)
+def test_what_cannot_be_packed_is_an_error(change: Any, found: str) -> None:
+    with pytest.raises(ConfigError, match=f"the model is {found}; weights are packed in float32 or bfloat16 on cpu"):
+        change(mixer()).packed()
+
+
+def test_a_torch_without_onednn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_packed, "_REORDER", None)
+    with pytest.raises(ConfigError, match=r"oneDNN, which torch .* is built without"):
+        mixer().packed()
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            images(CONFIG.replace(image_size=(6, 6))),
+            "images have shape (3, 4, 6, 6); this model takes (batch, 4, 6, 9)",
+        ),
+        (images(dtype=torch.bfloat16), "images are bfloat16; these packed weights take float32, and have no gradients"),
+        (images().requires_grad_(), "images are float32 and need gradients; these packed weights take float32"),
+    ],
+)
+def test_what_it_cannot_take_is_an_error(x: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mixer().packed()(x)
