@@ -1,0 +1,130 @@
+"""What a packed torch Mixer's time is made of on a CPU: `python -m benchmarks.limits [--write]`.
+
+Beside the whole model, in interleaved rounds: all its matrix products alone, on weights that are each read from
+memory; the same products by one block's weights over and over, which stay in a cache; reading all weights once and
+adding them up; and as much arithmetic as in its products in square ones, the peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import record
+from mixer_equiv import MixerConfig
+from mixer_equiv.models.torch_packed import Packed
+from mixer_equiv.throughput.cases import Cell
+from mixer_equiv.throughput.clock import in_rounds, quartiles
+from mixer_equiv.throughput.in_torch import packed_gemm
+from mixer_equiv.throughput.machine import pinned
+from mixer_equiv.throughput.programs import Contestant
+from mixer_equiv.throughput.proof import Prover, call_of
+
+CELLS = [Cell(MixerConfig.from_name(name), batch=batch) for name in ("S/32", "B/16") for batch in (1, 8)]
+SIDE = 2048
+PARTS = {
+    "model": "whole model",
+    "products": "its products",
+    "cached": "products, weights in cache",
+    "reading": "reading the weights",
+    "peak": "arithmetic at the peak",
+}
+
+
+def shapes(config: MixerConfig, batch: int) -> list[tuple[int, int, int]]:
+    """Of a block's products: rows, and the weight's (out, in)."""
+    tokens, channels = config.num_tokens, config.hidden_dim
+    by_tokens, by_channels = batch * channels, batch * tokens
+    return [
+        (by_tokens, config.tokens_mlp_dim, tokens),
+        (by_tokens, tokens, config.tokens_mlp_dim),
+        (by_channels, config.channels_mlp_dim, channels),
+        (by_channels, channels, config.channels_mlp_dim),
+    ]
+
+
+def calls(cell: Cell) -> dict[str, Callable[[], object]]:
+    """What is timed, by `PARTS`; the products are those of the blocks and the stem. Raises if the model is wrong."""
+    config, batch = cell.config, cell.batch
+    whole, prover = call_of(Contestant("torch packed"), cell, 0), Prover()
+    assert prover.prove(Contestant("torch packed"), cell, whole).refused is None
+    patch = config.in_channels * config.patch_hw[0] * config.patch_hw[1]
+    stem = (batch * config.num_tokens, config.hidden_dim, patch)
+    drawn = [stem, *(shape for _ in range(config.num_blocks) for shape in shapes(config, batch))]
+    inputs = {(rows, width): torch.randn(rows, width) for rows, _, width in drawn}
+    weights = [torch.randn(out, width) for _, out, width in drawn]
+    layers = [(inputs[rows, width], Packed(weight)) for (rows, _, width), weight in zip(drawn, weights, strict=True)]
+    first = [layers[0], *layers[1:5] * config.num_blocks]
+    flat = torch.cat([weight.flatten() for weight in weights])
+
+    def products(given: Iterable[tuple[torch.Tensor, Packed]]) -> Callable[[], object]:
+        def run() -> None:
+            with torch.inference_mode():
+                for x, layer in given:
+                    layer(x)
+
+        return run
+
+    return {
+        "model": whole,
+        "products": products(layers),
+        "cached": products(first),
+        "reading": flat.sum,
+        "square": packed_gemm(cell, SIDE),
+    }
+
+
+def measure(cell: Cell, rounds: int) -> dict[str, Any]:
+    """Milliseconds, quartiles, of each part; megabytes of weights and gigabytes a second at which they were read."""
+    seconds = in_rounds(calls(cell), rounds)
+    config = cell.config
+    operations = 2 * cell.batch * (config.macs - config.hidden_dim * config.num_classes)
+    seconds["peak"] = seconds.pop("square") * operations / (2 * SIDE**3)
+    size = 4 * sum(out * width for _, out, width in shapes(config, 1)) * config.num_blocks
+    return {
+        "cell": str(cell),
+        "weights_MB": round(size / 1e6),
+        "GB_per_second": round(size / 1e9 / float(np.median(seconds["reading"])), 1),
+        "ms": {name: [round(1e3 * q, 2) for q in quartiles(seconds[name])] for name in PARTS},
+    }
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The numbers for a person, in Markdown."""
+    lines = [
+        "# What a packed Mixer's time is made of",
+        "",
+        "Written by `python -m benchmarks.limits --write`. Milliseconds of a call in float32: medians, with quartiles",
+        "in brackets, and in per cent of the whole model. Products by weights that stay in a cache would be the time",
+        "if reading weights cost nothing; the peak is that of square matrices of 2048.",
+        "",
+        f"| | {' | '.join(PARTS.values())} | weights | read at |",
+        f"| --- |{' ---: |' * (len(PARTS) + 2)}",
+    ]
+    for each in result["cells"]:
+        whole = each["ms"]["model"][1]
+        shown = [f"{m:.1f} ({low:.1f}-{high:.1f}), {m / whole:.0%}" for low, m, high in map(each["ms"].get, PARTS)]
+        size, speed = f"{each['weights_MB']} MB", f"{each['GB_per_second']} GB/s"
+        lines.append(f"| {' | '.join([each['cell'], *shown, size, speed])} |")
+    return "\n".join([*lines, "", record.conditions(result["machine"], str(result["rounds"])), ""])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/limits.json and .md")
+    options = parser.parse_args(arguments)
+    with pinned(None, ["torch"]), record.Machine() as machine:
+        measured = [measure(cell, options.rounds) for cell in CELLS]
+    result = {"cells": measured, "rounds": options.rounds, "machine": machine.described()}
+    print(page(result))
+    if options.write:
+        record.write(result, "limits", page(result))
+
+
+if __name__ == "__main__":
+    main()
