@@ -23,7 +23,8 @@ class Formulation:
     `tokens` is "linear" (between transposes), "matmul" (from the left, without transposes), "conv1d" of
     kernel 1 whose channels are the tokens, "depthwise_conv" (one filter as long as the tokens, repeated
     for every channel, as the tutorial wrote it), or "shared_conv", the same sharing without repeating:
-    a Conv2d with one input channel and kernel (1, tokens).
+    a Conv2d with one input channel and kernel (1, tokens), to which every channel of every image is a picture
+    of one row.
 
     `channels` is "linear" or "conv1d" of kernel 1 on (batch, hidden, tokens), which is then the order of
     the whole stream, so that nothing is transposed for it.

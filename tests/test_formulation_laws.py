@@ -21,6 +21,7 @@ from mixer_equiv import Formulation, MixerConfig
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
 from mixer_equiv.equivalence.gradients import random_cotangent
 from mixer_equiv.models import flax_formulations, torch_formulations
+from mixer_equiv.models.torch_formulations import Mixing
 from mixer_equiv.strategies import FEW_CONFIGS
 from tests.mixers import ANY_CONFIG, COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
 from tests.programs import (
@@ -171,23 +172,23 @@ FAULTS: dict[str, Planted] = {
     "a flipped filter": (
         torch_formulations.TOKENS,
         "shared_conv",
-        (flipped, -1),
+        Mixing(flipped, -1),
         Program("torch", Formulation(tokens="shared_conv")),
     ),
     "biases in another order": (
         torch_formulations.TOKENS,
         "depthwise_conv",
-        (bias_by_channel, -1),
+        Mixing(bias_by_channel, -1),
         Program("torch", Formulation(tokens="depthwise_conv")),
     ),
     "half of a gradient": (
         torch_formulations.TOKENS,
         "matmul",
-        (half_detached, -2),
+        Mixing(half_detached, -2),
         Program("torch", Formulation(tokens="matmul")),
     ),
     "patches by columns": (
-        torch_formulations._FLATTENED,
+        torch_formulations.FLATTENED,
         "linear",
         ("b c (h ph) (w pw) -> b (w h) (ph pw c)", "d c ph pw -> d (ph pw c)"),
         Program("torch", Formulation(patch="linear")),

@@ -15,15 +15,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixer_equiv import Formulation
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.models import torch as models
-from mixer_equiv.models import torch_fused
+from mixer_equiv.models import torch_formulations, torch_fused
 from mixer_equiv.models.torch import MlpBlock
+from mixer_equiv.models.torch_formulations import Mixing
 
 FUSED = sorted(torch_fused.POST_OPS)
+LINEAR = torch_formulations.TOKENS["linear"]
+MIXINGS = {
+    "linear": LINEAR,
+    "shared_conv": torch_formulations.TOKENS["shared_conv"],
+    "conv1d of tokens": torch_formulations.TOKENS["conv1d"],
+    "conv1d of channels": torch_formulations.CHANNELS["conv1d"],
+}
 
 
-def block(activation: str = "gelu_tanh", dtype: torch.dtype = torch.float32) -> MlpBlock:
+def block(activation: str = "gelu_tanh", dtype: torch.dtype = torch.float32, mixing: Mixing = LINEAR) -> MlpBlock:
     torch.manual_seed(7)
-    made = MlpBlock(13, 29, activation).to(dtype).eval()
+    made = MlpBlock(13, 29, activation, mixing).to(dtype).eval()
     for value in made.parameters():
         nn.init.normal_(value, std=0.4)
     return made.requires_grad_(False)
@@ -53,24 +61,33 @@ def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, float]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The activation of every call of the fused path."""
+    """The activation of every MLP that takes the fused path."""
     seen: list[str] = []
-    original = models.fused
+    original = torch_formulations.can_fuse
 
-    def fused(x: Any, layers: Any, activation: str) -> Any:
-        seen.append(activation)
-        return original(x, layers, activation)
+    def can_fuse(x: Any, layers: Any, activation: str) -> bool:
+        fused = original(x, layers, activation)
+        seen.extend([activation] * fused)
+        return fused
 
-    monkeypatch.setattr(models, "fused", fused)
+    monkeypatch.setattr(torch_formulations, "can_fuse", can_fuse)
     return seen
+
+
+def test_every_operation_that_can_be_fused_is_tested() -> None:
+    tables = torch_formulations.TOKENS, torch_formulations.CHANNELS
+    assert {mixing for table in tables for mixing in table.values() if mixing.fused} == set(MIXINGS.values())
 
 
 @pytest.mark.parametrize("axis", [-1, -2])
 @pytest.mark.parametrize("dtype", torch_fused.DTYPES)
 @pytest.mark.parametrize("activation", FUSED)
-def test_fused_is_as_exact_as_plain(activation: str, dtype: torch.dtype, axis: int, calls: list[str]) -> None:
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_fused_is_as_exact_as_plain(
+    mixing: str, activation: str, dtype: torch.dtype, axis: int, calls: list[str]
+) -> None:
     x = images(dtype) if axis == -1 else images(dtype).mT
-    fused, plain = errors(block(activation, dtype), x, axis)
+    fused, plain = errors(block(activation, dtype, MIXINGS[mixing]), x, axis)
     assert calls == [activation]
     assert 0 < fused <= 4 * plain
     assert fused < {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
@@ -92,6 +109,20 @@ def test_other_formulations_are_not_fused(calls: list[str]) -> None:
     made = models.MixerBlock(5, 13, 7, 29, formulation=Formulation(tokens="matmul")).eval().requires_grad_(False)
     made(images())
     assert calls == ["gelu_tanh"]  # of the channels, which are linear
+
+
+@pytest.mark.parametrize("mixing", ["shared_conv", "conv1d of tokens", "conv1d of channels"])
+def test_filters_from_the_end_would_be_seen(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    convolution = torch_fused._CONVOLUTION
+    monkeypatch.setattr(torch_fused, "_CONVOLUTION", lambda x, weight, *rest: convolution(x, weight.flip(0), *rest))
+    fused, plain = errors(block(mixing=MIXINGS[mixing]), images(), -1)
+    assert fused > 1000 * plain
+
+
+def test_a_batch_of_no_images_is_one(calls: list[str]) -> None:
+    for mixing in MIXINGS.values():
+        assert block(mixing=mixing)(images()[:0]).shape == (0, 5, 13)
+    assert calls == []
 
 
 # Where it is not taken

@@ -38,8 +38,9 @@ def _depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _shared(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """(batch, channels, in) to (batch, channels, out)."""
-    return jnp.swapaxes(_conv(x[:, None], kernel.T[:, None, None])[..., 0], 1, 2) + bias
+    """(batch, channels, in) to (batch, channels, out): a channel is a picture of one row, and all meet the filters."""
+    batch, channels, width = x.shape
+    return _conv(x.reshape(-1, 1, width), kernel.T[:, None]).reshape(batch, channels, bias.size) + bias
 
 
 def _conv(x: jax.Array, filters: jax.Array, groups: int = 1) -> jax.Array:

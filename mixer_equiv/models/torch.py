@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.formulation import Formulation, as_formulation
 from mixer_equiv.models.torch_formulations import (
-    ACTIVATIONS,
     CHANNELS,
     TOKENS,
     Mixing,
@@ -31,7 +30,6 @@ from mixer_equiv.models.torch_formulations import (
     layer_norm,
     mlp,
 )
-from mixer_equiv.models.torch_fused import can_fuse, fused
 from mixer_equiv.models.torch_packed import PackedMixer
 
 OFFICIAL = Formulation()
@@ -40,7 +38,7 @@ OFFICIAL = Formulation()
 class MlpBlock(nn.Module):
     """Linear, activation, Linear back to the input's width, over one axis.
 
-    `mlp_dim` defaults to `dim`. `mixing` are the operation that stands for a Linear, and its axis.
+    `mlp_dim` defaults to `dim`. `mixing` is the operation that stands for a Linear.
     In inference on a CPU the activation is computed inside the first (`mixer_equiv.models.torch_fused`).
     """
 
@@ -49,7 +47,7 @@ class MlpBlock(nn.Module):
         dim: int,
         mlp_dim: int | None = None,
         activation: str = "gelu_tanh",
-        mixing: tuple[Mixing, int] = TOKENS["linear"],
+        mixing: Mixing = TOKENS["linear"],
     ) -> None:
         super().__init__()
         mlp_dim = dim if mlp_dim is None else mlp_dim
@@ -60,10 +58,7 @@ class MlpBlock(nn.Module):
 
     def forward(self, x: Tensor, axis: int = -1) -> Tensor:
         """(..., dim) to (..., dim), or another of the last two axes of three."""
-        layers = self.dense_0, self.dense_1
-        if self.mixing == TOKENS["linear"] and can_fuse(x, layers, self.activation):
-            return fused(x, layers, self.activation) if axis == -1 else fused(x.mT, layers, self.activation).mT
-        return mlp(x, axis, layers, ACTIVATIONS[self.activation], self.mixing)
+        return mlp(x, axis, (self.dense_0, self.dense_1), self.activation, self.mixing)
 
 
 class MixerBlock(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.models import torch_fused
+from mixer_equiv.models.torch_fused import NO_POST_OP, POST_OPS, PostOp, can_fuse
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -20,8 +23,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
-# From x and a layer to x with `in` made `out` on one of its last two axes.
-Mixing = Callable[[Tensor, nn.Linear], Tensor]
+
+class Mixing(NamedTuple):
+    """What stands for a Linear: from x and the layer to x with `in` made `out` on `axis`, one of the last two.
+
+    `fused` is the same with an activation inside, where there is such an operation.
+    """
+
+    mix: Callable[[Tensor, nn.Linear], Tensor]
+    axis: int
+    fused: Callable[[Tensor, nn.Linear, PostOp], Tensor] | None = None
 
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -31,7 +42,7 @@ def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
 def _matmul(x: Tensor, layer: nn.Linear) -> Tensor:
     """(batch, in, length) to (batch, out, length)."""
-    return layer.weight @ x + layer.bias[:, None]
+    return torch.baddbmm(layer.bias[:, None], layer.weight.expand(len(x), -1, -1), x)
 
 
 def _pointwise(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -47,34 +58,34 @@ def _depthwise(x: Tensor, layer: nn.Linear) -> Tensor:
 
 
 def _shared(x: Tensor, layer: nn.Linear) -> Tensor:
-    """(batch, channels, in) to (batch, channels, out)."""
-    return F.conv2d(x[:, None], layer.weight[:, None, None], layer.bias).squeeze(-1).transpose(1, 2)
+    """(batch, channels, in) to (batch, channels, out): a channel is a picture of one row, and all meet the filters."""
+    batch, channels, width = x.shape
+    rows = F.conv2d(x.reshape(-1, 1, 1, width), layer.weight[:, None, None], layer.bias)
+    return rows.reshape(batch, channels, layer.out_features)
 
 
-# Each with the axis that it mixes.
-TOKENS: dict[str, tuple[Mixing, int]] = {
-    "linear": (_linear, -1),
-    "matmul": (_matmul, -2),
-    "depthwise_conv": (_depthwise, -1),
-    "shared_conv": (_shared, -1),
-    "conv1d": (_pointwise, -2),
+TOKENS: dict[str, Mixing] = {
+    "linear": Mixing(_linear, -1, torch_fused.linear),
+    "matmul": Mixing(_matmul, -2),
+    "depthwise_conv": Mixing(_depthwise, -1),
+    "shared_conv": Mixing(_shared, -1, torch_fused.shared),
+    "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise_channels_last),
 }
-CHANNELS: dict[str, tuple[Mixing, int]] = {"linear": (_linear, -1), "conv1d": (_pointwise, -2)}
+CHANNELS: dict[str, Mixing] = {
+    "linear": Mixing(_linear, -1, torch_fused.linear),
+    "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise),
+}
 
 
-def mlp(
-    x: Tensor,
-    axis: int,
-    layers: tuple[nn.Linear, nn.Linear],
-    activation: Callable[[Tensor], Tensor],
-    mixing: tuple[Mixing, int],
-) -> Tensor:
+def mlp(x: Tensor, axis: int, layers: tuple[nn.Linear, nn.Linear], activation: str, mixing: Mixing) -> Tensor:
     """Two layers over this axis of `x` (batch, ., .), with transposes around them where they mix the other one."""
-    mix, own = mixing
-    x = x if axis == own else x.transpose(1, 2)
     first, last = layers
-    x = mix(activation(mix(x, first)), last)
-    return x if axis == own else x.transpose(1, 2)
+    x = x if axis == mixing.axis else x.transpose(1, 2)
+    if mixing.fused is not None and can_fuse(x, layers, activation):
+        x = mixing.fused(mixing.fused(x, first, POST_OPS[activation]), last, NO_POST_OP)
+    else:
+        x = mixing.mix(ACTIVATIONS[activation](mixing.mix(x, first)), last)
+    return x if axis == mixing.axis else x.transpose(1, 2)
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, axis: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Linear, activation, Linear in two calls of oneDNN, the activation inside the first: for inference on a CPU.
+"""Products and convolutions of oneDNN with an activation inside: for inference on a CPU.
 
 The tanh GELU costs eager torch a pass over the widest tensor of a block, and more arithmetic than the
-erf one. oneDNN's matrix product applies it to each tile while that is in cache. This is the operation that
-`torch.compile` uses too; it has no gradient, and is of float32 and bfloat16 alone, so that everything else
+erf one. oneDNN applies it to each tile of a result while that is in cache. These are the operations that
+`torch.compile` uses too; they have no gradients, and are of float32 and bfloat16 alone, so that everything else
 takes the plain path, which computes the same function.
 """
 
@@ -19,17 +19,22 @@ from torch.nn.modules import module as modules
 POST_OPS = {"gelu_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", ""), "silu": ("swish", "")}
 DTYPES = (torch.float32, torch.bfloat16)
 
+NO_POST_OP = ("none", "")
+PostOp = tuple[str, str]
+
 _LINEAR: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_CONVOLUTION: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 
 def can_fuse(x: Tensor, layers: tuple[nn.Linear, nn.Linear], activation: str) -> bool:
-    """Whether nobody could tell `fused` from the plain path but by the time that it takes.
+    """Whether nobody could tell the fused path from the plain one but by the time that it takes.
 
     That is in inference alone, by plain modules that nothing listens to, and where oneDNN is not switched
     off (`torch.backends.mkldnn.enabled = False`).
     """
     return bool(
         _LINEAR is not None
+        and _CONVOLUTION is not None
         and not torch.compiler.is_compiling()
         and activation in POST_OPS
         and x.dtype in DTYPES
@@ -77,9 +82,30 @@ def _needs_gradients(x: Tensor, layers: tuple[nn.Linear, nn.Linear]) -> bool:
     return any(value.requires_grad for value in values)
 
 
-def fused(x: Tensor, layers: tuple[nn.Linear, nn.Linear], activation: str) -> Tensor:
-    """(..., in) to (..., in), where `can_fuse` says so."""
+def linear(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
+    """(..., in) to (..., out), where `can_fuse` says so."""
     assert _LINEAR is not None
-    first, last = layers
-    x = _LINEAR(x, first.weight, first.bias, POST_OPS[activation][0], [], POST_OPS[activation][1])
-    return _LINEAR(x, last.weight, last.bias, "none", [], "")
+    return _LINEAR(x, layer.weight, layer.bias, post_op[0], [], post_op[1])
+
+
+def pointwise(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
+    """(batch, in, length) to (batch, out, length) by a convolution of kernel 1, where `can_fuse` says so."""
+    return _convolution(x[:, :, None], layer.weight[..., None, None], layer.bias, post_op)[:, :, 0]
+
+
+def pointwise_channels_last(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
+    """The same in torch's channels-last order, which is faster where the length is larger than `in`."""
+    return pointwise(x[:, :, None].contiguous(memory_format=torch.channels_last)[:, :, 0], layer, post_op)
+
+
+def shared(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
+    """(batch, channels, in) to (batch, channels, out), a channel a picture of one row, where `can_fuse` says so."""
+    batch, channels, width = x.shape
+    rows = _convolution(x.reshape(-1, 1, 1, width), layer.weight[:, None, None], layer.bias, post_op)
+    return rows.view(batch, channels, layer.out_features)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor, post_op: PostOp) -> Tensor:
+    """Of pictures, without padding."""
+    assert _CONVOLUTION is not None
+    return _CONVOLUTION(x, weight, bias, [0, 0], [1, 1], [1, 1], 1, post_op[0], [], post_op[1])

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.models.torch_formulations import ACTIVATIONS, FLATTENED, check_images
-from mixer_equiv.models.torch_fused import DTYPES, POST_OPS
+from mixer_equiv.models.torch_fused import DTYPES, NO_POST_OP, POST_OPS
 
 if TYPE_CHECKING:
     from mixer_equiv.models.torch import MlpBlock, MlpMixer
 
 _OPS = torch.ops.mkldnn
 _REORDER: Callable[..., Tensor] | None = getattr(_OPS, "_reorder_linear_weight", None)
-NO_POST_OP = ("none", "")
 
 
 class PackedMixer:
