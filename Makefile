@@ -32,6 +32,8 @@ bench: $(INSTALLED)  ## Mixers timed side by side, each proven right first: a qu
 bench-full: $(INSTALLED)  ## all tables of speed, written to benchmarks/results/ and the README (an hour or two)
 	@$(BIN)/python -m benchmarks.conversion --write
 	@$(BIN)/python -m benchmarks.verdict --write
+	@$(BIN)/python -m benchmarks.limits --write
+	@$(BIN)/python -m benchmarks.mixing --write
 	@$(BIN)/python -m benchmarks.speed --write
 
 rates: $(INSTALLED)  ## cases verified in a second, beside a tutorial's check (about ten minutes)

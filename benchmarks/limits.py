@@ -26,6 +26,7 @@ from mixer_equiv.throughput.proof import Prover, call_of
 
 CELLS = [Cell(MixerConfig.from_name(name), batch=batch) for name in ("S/32", "B/16") for batch in (1, 8)]
 SIDE = 2048
+PACKED = Contestant("torch packed")
 PARTS = {
     "model": "whole model",
     "products": "its products",
@@ -36,29 +37,29 @@ PARTS = {
 
 
 def shapes(config: MixerConfig, batch: int) -> list[tuple[int, int, int]]:
-    """Of a block's products: rows, and the weight's (out, in)."""
+    """Of all products but the head's, the stem's and four of each block: rows, and the weight's (out, in)."""
     tokens, channels = config.num_tokens, config.hidden_dim
     by_tokens, by_channels = batch * channels, batch * tokens
-    return [
+    patch = config.in_channels * config.patch_hw[0] * config.patch_hw[1]
+    block = [
         (by_tokens, config.tokens_mlp_dim, tokens),
         (by_tokens, tokens, config.tokens_mlp_dim),
         (by_channels, config.channels_mlp_dim, channels),
         (by_channels, channels, config.channels_mlp_dim),
     ]
+    return [(by_channels, channels, patch), *block * config.num_blocks]
 
 
 def calls(cell: Cell) -> dict[str, Callable[[], object]]:
-    """What is timed, by `PARTS`; the products are those of the blocks and the stem. Raises if the model is wrong."""
-    config, batch = cell.config, cell.batch
-    whole, prover = call_of(Contestant("torch packed"), cell, 0), Prover()
-    assert prover.prove(Contestant("torch packed"), cell, whole).refused is None
-    patch = config.in_channels * config.patch_hw[0] * config.patch_hw[1]
-    stem = (batch * config.num_tokens, config.hidden_dim, patch)
-    drawn = [stem, *(shape for _ in range(config.num_blocks) for shape in shapes(config, batch))]
-    inputs = {(rows, width): torch.randn(rows, width) for rows, _, width in drawn}
-    weights = [torch.randn(out, width) for _, out, width in drawn]
-    layers = [(inputs[rows, width], Packed(weight)) for (rows, _, width), weight in zip(drawn, weights, strict=True)]
-    first = [layers[0], *layers[1:5] * config.num_blocks]
+    """What is timed, by `PARTS`, or for the peak a square product. Raises `AssertionError` if the model is wrong."""
+    whole, packed = call_of(PACKED, cell, 0), shapes(cell.config, cell.batch)
+    refused = Prover().prove(PACKED, cell, whole).refused
+    assert refused is None, refused
+    inputs = {(rows, width): torch.randn(rows, width) for rows, _, width in packed}
+    weights = [torch.randn(out, width) for _, out, width in packed]
+    layers = [(inputs[rows, width], Packed(weight)) for (rows, _, width), weight in zip(packed, weights, strict=True)]
+    stem, *blocks = layers
+    first = [stem, *blocks[:4] * cell.config.num_blocks]
     flat = torch.cat([weight.flatten() for weight in weights])
 
     def products(given: Iterable[tuple[torch.Tensor, Packed]]) -> Callable[[], object]:
@@ -81,10 +82,10 @@ def calls(cell: Cell) -> dict[str, Callable[[], object]]:
 def measure(cell: Cell, rounds: int) -> dict[str, Any]:
     """Milliseconds, quartiles, of each part; megabytes of weights and gigabytes a second at which they were read."""
     seconds = in_rounds(calls(cell), rounds)
-    config = cell.config
-    operations = 2 * cell.batch * (config.macs - config.hidden_dim * config.num_classes)
+    products = shapes(cell.config, cell.batch)
+    operations = sum(2 * rows * out * width for rows, out, width in products)
     seconds["peak"] = seconds.pop("square") * operations / (2 * SIDE**3)
-    size = 4 * sum(out * width for _, out, width in shapes(config, 1)) * config.num_blocks
+    size = sum(4 * out * width for _, out, width in products)
     return {
         "cell": str(cell),
         "weights_MB": round(size / 1e6),

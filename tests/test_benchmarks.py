@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import conversion, deep, planted, rates, record, tutorial
+from benchmarks import conversion, deep, limits, mixing, planted, rates, record, tutorial
 from benchmarks.deep import Finding, Verification, compare
 from benchmarks.programs import LINEAR_STEM, Results, Ways, run_flax, run_torch
 from benchmarks.stacks import Stack, draw, hand_over
@@ -19,6 +20,9 @@ from mixer_equiv import MixerConfig, convert, load, save
 from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.programs import run_reference
 from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.formulation import TOKENS
+from mixer_equiv.models import torch_formulations, torch_fused
+from mixer_equiv.throughput.cases import Cell
 
 SMALL = tutorial.CONFIGS[0]
 
@@ -225,3 +229,32 @@ def test_a_wrongly_converted_file_stops_the_benchmark(tmp_path: Any, fault: str 
     else:
         with pytest.raises(AssertionError):
             conversion.Run(command)
+
+
+# Where the time of a Mixer goes
+
+
+def test_the_products_whose_time_is_told_are_all_that_a_model_has_but_the_heads() -> None:
+    config = MixerConfig.from_name("S/32")
+    operations = sum(rows * out * width for rows, out, width in limits.shapes(config, 3))
+    assert operations == 3 * (config.macs - config.hidden_dim * config.num_classes)
+
+
+def test_parts_of_a_models_time_are_measured_and_a_wrong_model_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = limits.measure(Cell(SMALL, batch=2), 10)
+    assert set(measured["ms"]) == set(limits.PARTS)
+    assert all(0 < low <= median <= high for low, median, high in measured["ms"].values())
+    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+    with pytest.raises(AssertionError, match="inexact: its error in float32"):
+        limits.calls(Cell(SMALL, batch=2))
+
+
+def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = mixing.measure(SMALL, 1, 10)
+    assert {(row["framework"], row["tokens"]) for row in rows} == set(itertools.product(mixing.FRAMEWORKS, TOKENS))
+    assert all(row["times_linear"] == [1, 1, 1] for row in rows if row["tokens"] == "linear")
+    shared = torch_formulations.TOKENS["shared_conv"]
+    wrong = shared._replace(fused=lambda x, layer, post_op: 1.0001 * shared.fused(x, layer, post_op))
+    monkeypatch.setitem(torch_formulations.TOKENS, "shared_conv", wrong)
+    with pytest.raises(AssertionError, match=r"shared_conv in torch is .* from the linear formulation"):
+        mixing.measure(SMALL, 1, 10)
