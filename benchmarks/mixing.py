@@ -106,7 +106,7 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Token mixing alone, by formulation",
         "",
-        "Written by `python -m benchmarks.mixing --write`. The MLP over tokens, of (batch, tokens, hidden), in float32:",
+        "Written by `python -m benchmarks.mixing --write`. The MLP over tokens, on (batch, tokens, hidden), float32:",
         "medians with quartiles, and the time relative to the linear formulation with its 95% interval.",
         "",
         *markdown_rows(HEADINGS, [[*key, *(shown[column] for column in columns)] for key, shown in by_key.items()]),

@@ -34,6 +34,14 @@ WRITINGS = ("conv,matmul,linear", "conv,conv1d,linear", "conv,shared_conv,linear
 SECTIONS: Mapping[str, tuple[Any, ...]] = {
     "quick": (["S/32"], ["float32"], [1, 8], ["inference"], (), ()),
     "inference": (["S/32", "B/16"], ["float32", "bfloat16"], [1, 8, 32], ["inference"], (), ()),
+    "flax": (
+        ["S/32", "B/16"],
+        ["float32", "bfloat16"],
+        [1, 8, 32],
+        ["inference"],
+        ("official", "flax", "nnx"),
+        ("conv,shared_conv,linear",),
+    ),
     "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], (), ()),
     "formulations": (["S/32"], ["float32"], [8], ["inference"], ("torch", "flax"), WRITINGS),
     "depthwise": (["S/32"], ["float32"], [1], ["inference"], ("torch",), ("conv,depthwise_conv,linear",)),
@@ -85,13 +93,14 @@ def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
     for title, group in (cell for result in timed for cell in page.by_cell(result["rows"])):
         by_program = {row["program"]: row for row in group if row["ratio"]}
         rows.append([title, *(_ratio(by_program.get(name)) for name in columns)])
-    return "\n".join([*page.markdown_rows(["cell", *columns], rows), "", "\n\n".join(page.conditions(timed[0])), ""])
+    said = f"Medians over {timed[0]['rounds']} interleaved rounds; their intervals are in the files."
+    return "\n".join([*page.markdown_rows(["cell", *columns], rows), "", said, page.conditions(timed[0])[-1], ""])
 
 
 def _ratio(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
-    return f"1 ({row['images_per_second']:,.0f} images/s)" if row["program"] == "timm" else f"{row['ratio']:.2f}"
+    return f"1 ({row['images_per_second']:,.1f} images/s)" if row["program"] == "timm" else f"{row['ratio']:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

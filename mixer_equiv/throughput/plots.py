@@ -11,7 +11,10 @@ from mixer_equiv.arrays import require
 from mixer_equiv.errors import ConfigError
 
 SUFFIXES = (".svg", ".png")
-COLOURS = ("#0b5394", "#cc4125", "#38761d", "#8e44ad", "#b45f06", "#17808a", "#666666", "#a61c5a")
+COLOURS = (
+    *("#0b5394", "#cc4125", "#38761d", "#8e44ad", "#b45f06", "#17808a", "#666666", "#a61c5a", "#000000", "#bf9000"),
+    *("#6fa8dc", "#93c47d"),
+)
 BARS = {True: "#7fa9d6", False: "#b5b5b5"}
 MARKERS = "osD^v<>P"
 LOOK = {
