@@ -90,7 +90,7 @@ def measure(cell: Cell, rounds: int) -> dict[str, Any]:
         "cell": str(cell),
         "weights_MB": round(size / 1e6),
         "GB_per_second": round(size / 1e9 / float(np.median(seconds["reading"])), 1),
-        "ms": {name: [round(1e3 * q, 4) for q in quartiles(seconds[name])] for name in PARTS},
+        "ms": {name: [float(f"{1e3 * q:.4g}") for q in quartiles(seconds[name])] for name in PARTS},
     }
 
 
