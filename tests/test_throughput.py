@@ -22,6 +22,7 @@ from benchmarks import speed
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.precision import torch_threads
+from mixer_equiv.models import torch_fused
 from mixer_equiv.throughput import clock, page, plots, programs, proof
 from mixer_equiv.throughput.bench import AGAIN, Result, bench
 from mixer_equiv.throughput.cases import Cell, cells
@@ -231,6 +232,14 @@ def test_a_wrong_program_is_refused_and_not_timed(mode: str) -> None:
     if mode == "inference":
         assert by_name["rough"].refused.startswith("inexact: its error in float32 is")
         assert by_name["rough"].ms is None
+
+
+def test_a_fused_operation_that_is_another_is_refused(prover: proof.Prover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+    for name in ("torch", "torch packed"):
+        refused = proven(prover, Contestant(name), Cell(SMALL, "float32", 3)).refused
+        assert refused is not None
+        assert refused.startswith("inexact: its error in float32 is")
 
 
 def small_bench(given: list[Contestant], mode: str = "inference", **kwargs: Any) -> Result:
