@@ -29,7 +29,7 @@ nightly: $(INSTALLED)  ## the suite with 2000 examples a property, and what is t
 bench: $(INSTALLED)  ## Mixers timed side by side, each proven right first: a quick table (under ten minutes)
 	@$(BIN)/python -m benchmarks.speed quick
 
-bench-full: $(INSTALLED)  ## all tables of speed, written to benchmarks/results/ and the README (an hour or two)
+bench-full: $(INSTALLED)  ## all tables of speed, written to benchmarks/results/ and the README (over two hours)
 	@$(BIN)/python -m benchmarks.conversion --write
 	@$(BIN)/python -m benchmarks.verdict --write
 	@$(BIN)/python -m benchmarks.limits --write

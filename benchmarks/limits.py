@@ -7,7 +7,6 @@ adding them up; and as much arithmetic as in its products in square ones, the pe
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,10 +20,12 @@ from mixer_equiv.throughput.cases import Cell
 from mixer_equiv.throughput.clock import in_rounds, quartiles
 from mixer_equiv.throughput.in_torch import packed_gemm
 from mixer_equiv.throughput.machine import pinned
+from mixer_equiv.throughput.page import markdown_rows
 from mixer_equiv.throughput.programs import Contestant
 from mixer_equiv.throughput.proof import Prover, call_of
 
 CELLS = [Cell(MixerConfig.from_name(name), batch=batch) for name in ("S/32", "B/16") for batch in (1, 8)]
+ROUNDS = 15
 SIDE = 2048
 PACKED = Contestant("torch packed")
 PARTS = {
@@ -96,6 +97,11 @@ def measure(cell: Cell, rounds: int) -> dict[str, Any]:
 
 def page(result: Mapping[str, Any]) -> str:
     """The numbers for a person, in Markdown."""
+    rows = []
+    for each in result["cells"]:
+        whole = each["ms"]["model"][1]
+        shown = [f"{m:.1f} ({low:.1f}-{high:.1f}), {m / whole:.0%}" for low, m, high in map(each["ms"].get, PARTS)]
+        rows.append([each["cell"], *shown, f"{each['weights_MB']} MB", f"{each['GB_per_second']} GB/s"])
     lines = [
         "# What a packed Mixer's time is made of",
         "",
@@ -103,28 +109,18 @@ def page(result: Mapping[str, Any]) -> str:
         "in brackets, and in per cent of the whole model. Products by weights that stay in a cache would be the time",
         "if reading weights cost nothing; the peak is that of square matrices of 2048.",
         "",
-        f"| | {' | '.join(PARTS.values())} | weights | read at |",
-        f"| --- |{' ---: |' * (len(PARTS) + 2)}",
+        *markdown_rows(["cell", *PARTS.values(), "weights", "read at"], rows),
     ]
-    for each in result["cells"]:
-        whole = each["ms"]["model"][1]
-        shown = [f"{m:.1f} ({low:.1f}-{high:.1f}), {m / whole:.0%}" for low, m, high in map(each["ms"].get, PARTS)]
-        size, speed = f"{each['weights_MB']} MB", f"{each['GB_per_second']} GB/s"
-        lines.append(f"| {' | '.join([each['cell'], *shown, size, speed])} |")
     return "\n".join([*lines, "", record.conditions(result["machine"], str(result["rounds"])), ""])
 
 
+def all_cells(rounds: int) -> dict[str, Any]:
+    with pinned(None, ["torch"]):
+        return {"cells": [measure(cell, rounds) for cell in CELLS]}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/limits.json and .md")
-    options = parser.parse_args(arguments)
-    with pinned(None, ["torch"]), record.Machine() as machine:
-        measured = [measure(cell, options.rounds) for cell in CELLS]
-    result = {"cells": measured, "rounds": options.rounds, "machine": machine.described()}
-    print(page(result))
-    if options.write:
-        record.write(result, "limits", page(result))
+    record.command(arguments, "limits", __doc__, ROUNDS, all_cells, page)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ linear formulation. Each formulation's result is first held against that one's.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from mixer_equiv.throughput.machine import pinned
 from mixer_equiv.throughput.page import markdown_rows
 
 CELLS = [(name, batch) for name in ("S/32", "B/16") for batch in (1, 8, 32)]
+ROUNDS = 20
 FRAMEWORKS = ("torch", "flax")
 SLOW = "depthwise_conv"  # is timed with a batch of one alone
 
@@ -93,7 +93,7 @@ def measure(config: MixerConfig, batch: int, rounds: int) -> list[dict[str, Any]
     return rows
 
 
-def page(result: dict[str, Any]) -> str:
+def page(result: Mapping[str, Any]) -> str:
     """The numbers for a person, in Markdown."""
     by_key: dict[tuple[str, str], dict[str, str]] = {}
     for row in result["rows"]:
@@ -114,17 +114,14 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", record.conditions(result["machine"], str(result["rounds"])), ""])
 
 
+def all_cells(rounds: int) -> dict[str, Any]:
+    with pinned(None, ["torch", "jax"]):
+        rows = [row for name, batch in CELLS for row in measure(MixerConfig.from_name(name), batch, rounds)]
+    return {"rows": rows}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/mixing.json and .md")
-    options = parser.parse_args(arguments)
-    with pinned(None, ["torch", "jax"]), record.Machine() as machine:
-        rows = [row for name, batch in CELLS for row in measure(MixerConfig.from_name(name), batch, options.rounds)]
-    result = {"rows": rows, "rounds": options.rounds, "machine": machine.described()}
-    print(page(result))
-    if options.write:
-        record.write(result, "mixing", page(result))
+    record.command(arguments, "mixing", __doc__, ROUNDS, all_cells, page)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@ name, versions, files."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from benchmarks.deep import Verification
 from benchmarks.programs import CHEAP
 from mixer_equiv.throughput.machine import PACKAGES, Machine
 
-__all__ = ["RESULTS", "Machine", "conditions", "page", "summary", "write"]
+__all__ = ["RESULTS", "Machine", "command", "conditions", "page", "summary", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -128,3 +129,30 @@ def write(result: Mapping[str, Any], name: str, text: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     (RESULTS / f"{name}.md").write_text(text)
+
+
+def command(
+    arguments: Sequence[str] | None,
+    name: str,
+    said: str | None,
+    rounds: int,
+    measured: Callable[[int], Mapping[str, Any]],
+    page: Callable[[Mapping[str, Any]], str],
+    *,
+    left_out: str = "",
+) -> None:
+    """A benchmark from the command line: `--rounds`, `--write`. `said` is its help; `measured` takes the rounds.
+
+    `left_out` is what of the machine's description does not hold, such as `cores_had` where other processes compute.
+    """
+    parser = argparse.ArgumentParser(description=said, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--write", action="store_true", help=f"also write benchmarks/results/{name}.json and .md")
+    options = parser.parse_args(arguments)
+    with Machine() as machine:
+        found = measured(options.rounds)
+    described = {key: value for key, value in machine.described().items() if key != left_out}
+    result = {**found, "rounds": options.rounds, "machine": described}
+    print(page(result))
+    if options.write:
+        write(result, name, page(result))

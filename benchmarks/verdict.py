@@ -6,7 +6,6 @@ into imports (Python's own `-X importtime`), compiling (what JAX logs of tracing
 
 from __future__ import annotations
 
-import argparse
 import re
 import statistics
 import subprocess
@@ -107,17 +106,9 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/verdict.json and .md")
-    options = parser.parse_args(arguments)
-    with record.Machine() as machine:
-        measured = measure(options.rounds)
-    described = {name: value for name, value in machine.described().items() if name != "cores_had"}
-    result = {"commands": measured, "rounds": options.rounds, "machine": described}
-    print(page(result))
-    if options.write:
-        record.write(result, "verdict", page(result))
+    record.command(
+        arguments, "verdict", __doc__, ROUNDS, lambda n: {"commands": measure(n)}, page, left_out="cores_had"
+    )
 
 
 if __name__ == "__main__":
