@@ -386,6 +386,13 @@ def test_batches_that_are_several_are_plotted_as_lines_and_single_ones_as_bars(r
     assert ("matplotlib.axis_4" in shown["lines"], "matplotlib.axis_4" in shown["bars"]) == (True, False)
 
 
+def test_a_program_has_the_same_colour_in_every_plot(result: Result) -> None:
+    rows = [row for row in page.to_dict(result)["rows"] if row["program"] in PROGRAMS]
+    styles = plots._styles(rows)
+    assert {name: plots._styles([row])[name] for row in rows if (name := row["program"])} == styles
+    assert len({(style["color"], style["marker"]) for style in styles.values()}) == len(styles)
+
+
 @pytest.mark.parametrize(("name", "rows"), [("speed.pdf", None), ("speed.svg", [])])
 def test_what_cannot_be_plotted_is_an_error(result: Result, tmp_path: Path, name: str, rows: Any) -> None:
     with pytest.raises(ConfigError, match=r"a plot is written as|there is nothing to plot"):

@@ -9,11 +9,12 @@ from typing import Any
 
 from mixer_equiv.arrays import require
 from mixer_equiv.errors import ConfigError
+from mixer_equiv.throughput.programs import PROGRAMS
 
 SUFFIXES = (".svg", ".png")
 COLOURS = (
-    *("#0b5394", "#cc4125", "#38761d", "#8e44ad", "#b45f06", "#17808a", "#666666", "#a61c5a", "#000000", "#bf9000"),
-    *("#6fa8dc", "#93c47d"),
+    *("#0b5394", "#cc4125", "#38761d", "#93c47d", "#8e44ad", "#b45f06"),  # six of ours
+    *("#17808a", "#666666", "#6fa8dc", "#a61c5a", "#000000", "#bf9000"),  # and six of others
 )
 BARS = {True: "#7fa9d6", False: "#b5b5b5"}
 MARKERS = "osD^v<>P"
@@ -103,16 +104,17 @@ def _panels(rows: Rows) -> Mapping[str, Lines]:
 
 
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
-    """Each program's colour and marker, the same in every panel; ours are drawn thicker."""
+    """Each program's colour and marker, the same in every panel and plot; ours are drawn thicker."""
     programs = {row["program"]: row["ours"] for row in rows}
+    order = [*PROGRAMS, *(program for program in programs if program not in PROGRAMS)]
     return {
         program: {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i // len(COLOURS) % len(MARKERS)],
+            "color": COLOURS[order.index(program) % len(COLOURS)],
+            "marker": MARKERS[order.index(program) // len(COLOURS) % len(MARKERS)],
             "linewidth": 2.0 if ours else 1.1,
             "linestyle": "-" if ours else "--",
         }
-        for i, (program, ours) in enumerate(programs.items())
+        for program, ours in programs.items()
     }
 
 
