@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import json
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from mixer_equiv.throughput import clock, page, plots, programs, proof
 from mixer_equiv.throughput.bench import AGAIN, Result, bench
 from mixer_equiv.throughput.cases import Cell, cells
 from mixer_equiv.throughput.clock import in_rounds, paired_ratio, quartiles
-from mixer_equiv.throughput.machine import extra_memory, pinned, settings
+from mixer_equiv.throughput.machine import extra_memory, graphics, pinned, settings
 from mixer_equiv.throughput.programs import PROGRAMS, Contestant, Program, contestants, parse_formulations
 
 SMALL = MixerConfig(
@@ -281,7 +282,9 @@ def test_settings_are_those_of_the_timing(result: Result) -> None:
 def test_threads_are_as_before_once_something_was_timed() -> None:
     before = torch.get_num_threads()
     with pinned(1, ["torch"]) as cores:
-        assert settings(cores)["torch_threads"] == len(cores) == 1
+        used = settings(cores, ["torch"])
+        assert used["torch_threads"] == len(cores) == 1
+        assert not any(name.startswith("jax") for name in used)
     assert torch.get_num_threads() == before
 
 
@@ -291,6 +294,51 @@ def test_memory_is_what_a_call_takes_at_its_height() -> None:
 
     assert extra_memory(call) == pytest.approx(64e6, rel=0.1)
     assert extra_memory(lambda: None) < 1e6
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_the_memory_that_xla_plans_is_what_a_call_takes(mode: str) -> None:
+    config = dataclasses.replace(SMALL, num_blocks=3, hidden_dim=200, tokens_mlp_dim=300, channels_mlp_dim=2000)
+    call = proof.call_of(Contestant("flax"), Cell(config, batch=500, mode=mode), 0)
+    call()
+    measured = call.memory()
+    assert measured > 20e6
+    assert call.planned() == pytest.approx(measured, rel=0.2)
+
+
+def test_in_training_ours_keep_less_than_the_official_model() -> None:
+    config = dataclasses.replace(SMALL, num_blocks=11, hidden_dim=64, tokens_mlp_dim=128, channels_mlp_dim=256)
+    kept = {
+        name: proof.call_of(Contestant(name), Cell(config, batch=100, mode="training"), 0).planned()
+        for name in ("official", "flax", "nnx")
+    }
+    assert kept["flax"] == kept["nnx"] <= 0.8 * kept["official"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["flax", "nnx"])
+def test_jitted_inference_compiles_to_the_program_of_the_official_model(name: str, dtype: str) -> None:
+    config = dataclasses.replace(SMALL, num_blocks=2)
+
+    def compiled(name: str) -> str:
+        call = proof.call_of(Contestant(name), Cell(config, dtype), 0)
+        text = call.infer.lower(call.params, call.images).compile().as_text()
+        _, _, text = text.partition("\n")  # the module's name
+        return re.sub(r", metadata={[^}]*}", "", text[text.index("\n%") :])
+
+    assert compiled(name) == compiled("official")
+
+
+def test_the_machine_is_described_with_its_gpu(monkeypatch: pytest.MonkeyPatch, result: Result) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(total_memory=80 << 30))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    gpu = "Some GPU, 80 GiB, CUDA 13.0"
+    assert graphics() == gpu
+    plain = page.to_dict(result)
+    plain["machine"]["gpu"] = gpu
+    assert f"{plain['machine']['date']}: {gpu}; {plain['machine']['processor']}, " in page.markdown(plain)
 
 
 def test_a_program_is_timed_in_the_cells_that_it_runs_in() -> None:

@@ -93,13 +93,14 @@ def bench(
         raise ConfigError(f"threads is {threads}; it must be at least 1")
     prover = Prover(seed)
     rows: list[Row] = []
-    with pinned(threads, {contestant.program.framework for contestant in contestants}) as cores, Machine() as machine:
+    frameworks = {contestant.program.framework for contestant in contestants}
+    with pinned(threads, frameworks) as cores, Machine() as machine:
         for cell in cells:
             with clean(contestants):
                 present = [each for each in contestants if each.program.runs_in(cell)]
                 rows += _rows(cell, present, baseline, rounds, seed, gemm, prover, on_step)
-        with _as_timed(contestants):
-            used = settings(cores)
+        with _as_timed(frameworks):
+            used = settings(cores, frameworks)
     return Result(tuple(rows), baseline, rounds, machine.described(), used)
 
 
@@ -195,10 +196,10 @@ def _timed(
 
 
 @contextlib.contextmanager
-def _as_timed(contestants: Sequence[Contestant]) -> Iterator[None]:
-    """The precision of both frameworks as it is while something is timed, in any dtype but float64."""
+def _as_timed(frameworks: Iterable[str]) -> Iterator[None]:
+    """The precision of the frameworks as it is while something is timed, in any dtype but float64."""
     with contextlib.ExitStack() as stack:
-        for framework in {contestant.program.framework for contestant in contestants}:
+        for framework in frameworks:
             if framework == "torch":
                 stack.enter_context(no_tf32())
             else:

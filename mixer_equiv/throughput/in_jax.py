@@ -61,8 +61,21 @@ class JaxCall:
         return {n: (old.astype(np.float64) - after[n].astype(np.float64)) / rate for n, old in flatten(before)}
 
     def memory(self) -> int | None:
-        """Bytes that a call takes at its height, beyond weights and inputs; None on a GPU, whose peak never falls."""
-        return extra_memory(self) if self.cell.device == "cpu" else None
+        """Bytes that a call takes at its height, beyond weights and inputs: as planned by XLA, on a GPU."""
+        return extra_memory(self) if self.cell.device == "cpu" else self.planned()
+
+    def planned(self) -> int | None:
+        """Bytes that XLA sets aside for what is computed on the way, and for results that are not made in place.
+
+        The peak that JAX counts on a GPU never falls, so that it says nothing of a single call.
+        None where XLA does not say.
+        """
+        arguments = (self.params, self.images, self.cotangent, self.still)
+        with precision(self.cell.x64):
+            inference = self.cell.mode == "inference"
+            lowered = self.infer.lower(*arguments[:2]) if inference else self.step.lower(*arguments)
+            plan = lowered.compile().memory_analysis()
+        return plan and int(plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes)
 
 
 _finished: Callable[[Any], Any] = jax.block_until_ready

@@ -19,6 +19,9 @@ from mixer_equiv.equivalence.precision import torch_threads
 PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "einops")
 _PROC = Path("/proc/self")
 
+# A system may miss the height of a call now and then, and never sees one that was not reached.
+HEIGHTS = 3
+
 
 class Machine:
     """The machine, and how busy it was from the beginning to the end of a `with`."""
@@ -39,6 +42,7 @@ class Machine:
             "seconds": round(wall),
             "processor": processor(),
             "cores": os.cpu_count(),
+            **({"gpu": gpu} if (gpu := graphics()) else {}),
             "load_before_and_after": [round(load, 1) for load in self._load],
             "cores_had": round((sum(self._spent[:2]) - sum(self._cpu[:2])) / wall, 2),
             "python": platform.python_version(),
@@ -61,6 +65,16 @@ def processor() -> str:
     lines = path.read_text().splitlines() if path.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return ", ".join([*models[:1], platform.machine()])
+
+
+def graphics() -> str:
+    """The first GPU that a framework in use has, its memory and CUDA's version where torch tells; empty for none."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch and torch.cuda.is_available():
+        size = torch.cuda.get_device_properties(0).total_memory
+        return f"{torch.cuda.get_device_name(0)}, {size / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    kinds = [device.device_kind for device in jax.devices() if device.platform != "cpu"] if jax else []
+    return kinds[0] if kinds else ""
 
 
 @contextlib.contextmanager
@@ -87,10 +101,11 @@ def pinned(threads: int | None, frameworks: Collection[str]) -> Iterator[list[in
             os.sched_setaffinity(0, before)
 
 
-def settings(cores: list[int]) -> dict[str, Any]:
-    """Threads, cores, and the switches of precision, of the frameworks that are imported, as they are."""
+def settings(cores: list[int], frameworks: Collection[str]) -> dict[str, Any]:
+    """Threads, cores, and the frameworks' switches of precision, as they are."""
     result: dict[str, Any] = {"cores_pinned": cores}
-    if torch := sys.modules.get("torch"):
+    if "torch" in frameworks:
+        torch = require("torch", "torch", "timing torch")
         result |= {
             "torch_threads": torch.get_num_threads(),
             "tf32": {
@@ -98,7 +113,8 @@ def settings(cores: list[int]) -> dict[str, Any]:
                 "cudnn.conv": torch.backends.cudnn.conv.fp32_precision,
             },
         }
-    if jax := sys.modules.get("jax"):
+    if "jax" in frameworks:
+        jax = require("jax", "flax", "timing JAX")
         result |= {
             "jax_threads": _threads_called("tf_XLAEigen") or None,
             "jax_x64": bool(jax.config.jax_enable_x64),
@@ -118,15 +134,19 @@ def _threads_called(name: str) -> int:
 
 def extra_memory(call: Callable[[], Any]) -> int | None:
     """Bytes that the process is larger by at the height of a call than before it, None where the system cannot tell."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is given back, so that it counts when it is used
     try:
-        (_PROC / "clear_refs").write_text("5")  # the high-water mark begins anew
-        before = _status("VmRSS")
-        call()
-        return max(0, _status("VmHWM") - before)
+        return max(_height(call) for _ in range(HEIGHTS))
     except (OSError, KeyError):
         return None
+
+
+def _height(call: Callable[[], Any]) -> int:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is given back, so that it counts when it is used
+    (_PROC / "clear_refs").write_text("5")  # the high-water mark begins anew
+    before = _status("VmRSS")
+    call()
+    return max(0, _status("VmHWM") - before)
 
 
 def _status(field: str) -> int:

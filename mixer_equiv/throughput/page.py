@@ -125,11 +125,12 @@ def conditions(result: Plain) -> list[str]:
     before, after = machine["load_before_and_after"]
     versions = [f"{name} {machine[name]}" for name in ("python", "torch", "jax", "flax", "numpy") if name in machine]
     switches = [f"{name} {value}" for name, value in used.items() if name != "cores_pinned"]
+    gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
     return [
         f"Ratios are speeds relative to {result['baseline']}: the median over {result['rounds']} interleaved rounds, "
         "and its 95% interval by the bootstrap; A/A is the baseline against itself, the noise. Peak is the rate of the "
         "best matrix product in the same cell, memory what a call takes beyond weights and inputs.",
-        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores, pinned to "
+        f"{machine['date']}: {gpu}{machine['processor']}, {machine['cores']} cores, pinned to "
         f"{', '.join(map(str, used['cores_pinned']))}, of which this process had {machine['cores_had']:.2f}; load "
         f"{before} before and {after} after; {', '.join(switches)}; {', '.join(versions)}.",
     ]
