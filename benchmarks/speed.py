@@ -42,7 +42,7 @@ SECTIONS: Mapping[str, tuple[Any, ...]] = {
         ("official", "flax", "nnx"),
         ("conv,shared_conv,linear",),
     ),
-    "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], (), ()),
+    "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], (), ("conv,matmul,linear",)),
     "formulations": (["S/32"], ["float32"], [8], ["inference"], ("torch", "flax"), WRITINGS),
     "depthwise": (["S/32"], ["float32"], [1], ["inference"], ("torch",), ("conv,depthwise_conv,linear",)),
 }

@@ -20,9 +20,9 @@ class Formulation:
     `patch` is "conv" (kernel and stride are the patch), or a Linear over flattened patches:
     "linear" flattens (ph pw channels), "linear_channels_first" (channels ph pw).
 
-    `tokens` is "linear" (between transposes), "matmul" (from the left, without transposes), "conv1d" of
-    kernel 1 whose channels are the tokens, "depthwise_conv" (one filter as long as the tokens, repeated
-    for every channel, as the tutorial wrote it), or "shared_conv", the same sharing without repeating:
+    `tokens` is "linear" (between transposes), "matmul" (from the left, in Flax for the whole batch at once),
+    "conv1d" of kernel 1 whose channels are the tokens, "depthwise_conv" (one filter as long as the tokens,
+    repeated for every channel, as the tutorial wrote it), or "shared_conv", the same sharing without repeating:
     a Conv2d with one input channel and kernel (1, tokens), to which every channel of every image is a picture
     of one row.
 

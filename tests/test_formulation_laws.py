@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from mixer_equiv import Formulation, MixerConfig
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
 from mixer_equiv.equivalence.gradients import random_cotangent
-from mixer_equiv.models import flax_formulations, torch_formulations
+from mixer_equiv.models import flax_formulations, jax_activations, torch_formulations
 from mixer_equiv.models.torch_formulations import Mixing
 from mixer_equiv.strategies import FEW_CONFIGS
 from tests.mixers import ANY_CONFIG, COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
@@ -167,6 +169,17 @@ def reshaped(x: Any, kernel: Any, bias: Any) -> Any:
     return kernel.reshape(kernel.shape[::-1]) @ x + bias[:, None]
 
 
+@jax.custom_jvp
+def derived_as_erf(x: Any) -> Any:
+    """The right values, and the derivative of the GELU with erf."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+@derived_as_erf.defjvp
+def _derived_as_erf_jvp(primals: Any, tangents: Any) -> Any:
+    return derived_as_erf(*primals), jax.jvp(partial(jax.nn.gelu, approximate=False), primals, tangents)[1]
+
+
 Planted = tuple[Mapping[str, Any], str, Any, Program]
 FAULTS: dict[str, Planted] = {
     "a flipped filter": (
@@ -204,6 +217,12 @@ FAULTS: dict[str, Planted] = {
         "matmul",
         (in_float32, -2),
         Program("flax", Formulation(tokens="matmul")),
+    ),
+    "the derivative of another activation": (
+        jax_activations.ACTIVATIONS,
+        "gelu_tanh",
+        derived_as_erf,
+        Program("flax", Formulation()),
     ),
     "a kernel without its transpose": (
         flax_formulations.CHANNELS,

@@ -285,10 +285,22 @@ OUR_MODELS = "mixer_equiv.models"
 _MODELS = {"torch": ("jax", "flax"), "flax": ("torch",), "nnx": ("torch",), "reference": tuple(sorted(FRAMEWORKS))}
 _MODULES = {**_MODELS, **{f"{name}_formulations": _MODELS[name] for name in ("torch", "flax")}}
 _MODULES["torch_fused"] = _MODULES["torch_packed"] = _MODELS["torch"]
+_MODULES["jax_activations"] = ("torch",)
+_OF_JAX = ("flax", "nnx")
+
+
+def _may_know(model: str, other: str) -> bool:
+    return model == other or (other == "jax" and model in _OF_JAX)
+
+
 STRANGERS = {
     f"models.{name}": (
         *frameworks,
-        *(f"mixer_equiv.models.{other}" for other in _MODULES if other.partition("_")[0] != name.partition("_")[0]),
+        *(
+            f"mixer_equiv.models.{other}"
+            for other in _MODULES
+            if not _may_know(name.partition("_")[0], other.partition("_")[0])
+        ),
     )
     for name, frameworks in _MODULES.items()
 }

@@ -5,7 +5,6 @@ Source: google-research/vision_transformer, vit_jax/models_mixer.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,16 +15,9 @@ import jax.numpy as jnp
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.formulation import Formulation, as_formulation
 from mixer_equiv.models.flax_formulations import CHANNELS, TOKENS, Dense, Mixing, Stem
+from mixer_equiv.models.jax_activations import ACTIVATIONS
 
 OFFICIAL = Formulation()
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu_tanh": partial(nn.gelu, approximate=True),
-    "gelu": partial(nn.gelu, approximate=False),
-    "relu": nn.relu,
-    "silu": nn.silu,
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-}
 
 
 class MlpBlock(nn.Module):
@@ -42,9 +34,9 @@ class MlpBlock(nn.Module):
     def __call__(self, x: jax.Array, axis: int = -1) -> jax.Array:
         """(..., dim) to (..., dim), or another of the last two axes of three."""
         own = -1 if self.mixing is None else self.mixing[1]
-        dim, x = x.shape[axis], x if axis == own else jnp.swapaxes(x, 1, 2)
+        dim, x = x.shape[axis], jnp.moveaxis(x, axis, own)
         x = self._dense(dim, "Dense_1")(ACTIVATIONS[self.activation](self._dense(self.mlp_dim, "Dense_0")(x)))
-        return x if axis == own else jnp.swapaxes(x, 1, 2)
+        return jnp.moveaxis(x, own, axis)
 
     def _dense(self, features: int, name: str) -> nn.Module:
         if self.mixing is None:

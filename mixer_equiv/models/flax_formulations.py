@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ from einops import rearrange
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
-# From x, a kernel (in, out) and a bias (out,) to x with `in` made `out` on one of its last two axes.
+# From x, a kernel (in, out) and a bias (out,) to x with `in` made `out` on one of its three axes.
 Mixing = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -21,8 +22,9 @@ def _linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _matmul(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """(batch, in, length) to (batch, out, length)."""
-    return kernel.T @ x + bias[:, None]
+    """(in, batch, length) to (out, batch, length): one product for the whole batch."""
+    columns = x.reshape(len(x), -1)
+    return (kernel.T @ columns + bias[:, None]).reshape(bias.size, *x.shape[1:])
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -37,10 +39,20 @@ def _depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return _conv(x, filters, groups=channels).reshape(batch, channels, bias.size) + bias
 
 
+@jax.custom_jvp
 def _shared(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """(batch, channels, in) to (batch, channels, out): a channel is a picture of one row, and all meet the filters."""
+    """(batch, channels, in) to (batch, channels, out): a channel is a picture of one row, and all meet the filters.
+
+    Its derivative is that of the matrix product: XLA's, of a convolution as wide as its input, is another as wide
+    over an input padded to twice that, with zeros in all of its products but one in `in`.
+    """
     batch, channels, width = x.shape
     return _conv(x.reshape(-1, 1, width), kernel.T[:, None]).reshape(batch, channels, bias.size) + bias
+
+
+@_shared.defjvp
+def _shared_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, Any]:
+    return _shared(*primals), jax.jvp(_linear, primals, tangents)[1]
 
 
 def _conv(x: jax.Array, filters: jax.Array, groups: int = 1) -> jax.Array:
@@ -51,7 +63,7 @@ def _conv(x: jax.Array, filters: jax.Array, groups: int = 1) -> jax.Array:
 # Each with the axis that it mixes.
 TOKENS: dict[str, tuple[Mixing, int]] = {
     "linear": (_linear, -1),
-    "matmul": (_matmul, -2),
+    "matmul": (_matmul, 0),
     "depthwise_conv": (_depthwise, -1),
     "shared_conv": (_shared, -1),
     "conv1d": (_pointwise, -2),

@@ -15,7 +15,7 @@ them compares shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -24,14 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mixer_equiv.config import MixerConfig
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu_tanh": partial(nnx.gelu, approximate=True),
-    "gelu": partial(nnx.gelu, approximate=False),
-    "relu": nnx.relu,
-    "silu": nnx.silu,
-    "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
-}
+from mixer_equiv.models.jax_activations import ACTIVATIONS
 
 
 class MlpBlock(nnx.Module):
