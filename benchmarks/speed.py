@@ -34,14 +34,6 @@ WRITINGS = ("conv,matmul,linear", "conv,conv1d,linear", "conv,shared_conv,linear
 SECTIONS: Mapping[str, tuple[Any, ...]] = {
     "quick": (["S/32"], ["float32"], [1, 8], ["inference"], (), ()),
     "inference": (["S/32", "B/16"], ["float32", "bfloat16"], [1, 8, 32], ["inference"], (), ()),
-    "flax": (
-        ["S/32", "B/16"],
-        ["float32", "bfloat16"],
-        [1, 8, 32],
-        ["inference"],
-        ("official", "flax", "nnx"),
-        ("conv,shared_conv,linear",),
-    ),
     "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], (), ("conv,matmul,linear",)),
     "formulations": (["S/32"], ["float32"], [8], ["inference"], ("torch", "flax"), WRITINGS),
     "depthwise": (["S/32"], ["float32"], [1], ["inference"], ("torch",), ("conv,depthwise_conv,linear",)),
