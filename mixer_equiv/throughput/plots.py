@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ def plot(rows: Rows, path: Path) -> list[Path]:
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"a plot is written as {' or '.join(SUFFIXES)}, and not as {path.name}")
-    panels = _panels([row for row in rows if row["images_per_second"] and row["program"] != "A/A"])
+    rows = [row for row in rows if row["images_per_second"] and row["program"] != "A/A"]
+    panels = _panels(rows)
     if not panels:
         raise ConfigError("there is nothing to plot: no program was timed")
     matplotlib = require("matplotlib", "bench", "a plot")
@@ -104,18 +105,22 @@ def _panels(rows: Rows) -> Mapping[str, Lines]:
 
 
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
-    """Each program's colour and marker, the same in every panel and plot; ours are drawn thicker."""
-    programs = {row["program"]: row["ours"] for row in rows}
-    order = [*PROGRAMS, *(program for program in programs if program not in PROGRAMS)]
-    return {
-        program: {
-            "color": COLOURS[order.index(program) % len(COLOURS)],
-            "marker": MARKERS[order.index(program) // len(COLOURS) % len(MARKERS)],
+    """How each is drawn in every panel and plot: a program has its colour, each of its formulations a marker.
+
+    Ours are drawn thicker.
+    """
+    names, formulations = list(PROGRAMS), Counter[str]()
+    styles = {}
+    for name, ours in {row["program"]: row["ours"] for row in rows}.items():
+        program, _, formulation = name.partition(" (")
+        formulations[program] += bool(formulation)
+        styles[name] = {
+            "color": COLOURS[names.index(program)],
+            "marker": MARKERS[formulations[program] % len(MARKERS) if formulation else 0],
             "linewidth": 2.0 if ours else 1.1,
             "linestyle": "-" if ours else "--",
         }
-        for program, ours in programs.items()
-    }
+    return styles
 
 
 def _draw(axis: Any, lines: Lines, field: str, styles: Mapping[str, Mapping[str, Any]]) -> None:
