@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import glob
 import io
 import json
@@ -83,6 +84,7 @@ LayoutFileOption = Annotated[
     list[Path] | None,
     typer.Option("--layout", metavar="FILE", help="A layout of your own, in TOML or JSON, to know too. Repeatable."),
 ]
+STDOUT = ("--json", "-")
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to FILE, or '-'.")]
 
 
@@ -124,7 +126,10 @@ def convert(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the CRCs of an npz.")] = False,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Do not check the CRCs of an npz; deflated arrays are checked all the same."),
+    ] = False,
     fsync: Annotated[bool, typer.Option("--fsync", help="Wait until the disk has DST.")] = False,
 ) -> None:
     """Convert a checkpoint from one layout and file format to another, bit for bit, array by array."""
@@ -304,6 +309,7 @@ def verify(
     from mixer_equiv.equivalence.verify import verify as verify_pair
 
     with _reported():
+        _check_outputs({"--json": json_file, "--html": html_file})
         _register(layout_files)
         arguments: dict[str, Any] = {
             "kwargs": _parse_kwargs(kwargs),
@@ -344,6 +350,7 @@ def mutate(
     from mixer_equiv.equivalence.mutate import mutate as plant_all
 
     with _reported():
+        _check_outputs({"--json": json_file})
         with _progress(42) as step:
             matrix = plant_all(seed=seed, on_step=step)
         _output(matrix, matrix.to_dict(), json_file)
@@ -393,7 +400,14 @@ def bench(
     from mixer_equiv.throughput import cases, page, plots, programs
 
     with _reported():
+        files = {"--json": json_file, "--csv": csv_file, "--markdown": markdown_file, "--plot": plot_file}
+        _check_outputs(files)
+        if plot_file is not None:
+            plots.check(plot_file)
         fields = _parse_kwargs(kwargs) or {}
+        known = [field.name for field in dataclasses.fields(MixerConfig)]
+        if unknown := sorted(set(fields) - set(known)):
+            raise ConfigError(f"--kwargs has {', '.join(unknown)}; a MixerConfig has {', '.join(known)}")
         configs = [MixerConfig.from_name(name, **fields) for name in variant or ["S/32"]]
         cells = list(cases.cells(configs, dtype or ["float32"], batch or [1, 8], device, mode or ["inference"]))
         contestants = list(
@@ -503,10 +517,28 @@ def _output(shown: RenderableType, plain: dict[str, Any], json_file: str | None)
     _print(shown)
 
 
+def _check_outputs(files: Mapping[str, str | Path | None]) -> None:
+    """Whether files can be written, by the options that name them, before hours are spent on what is in them."""
+    given = {option: Path(file) for option, file in files.items() if file is not None and (option, file) != STDOUT}
+    for option, path in given.items():
+        if str(path) == STDOUT[1]:
+            raise ConfigError(f"{option} is {path}; only {STDOUT[0]} goes to the standard output, give a file")
+        if path.name.lower().endswith(SUFFIXES):
+            own = option.replace("--", ".")
+            raise ConfigError(f"{option} is {path}, by its suffix a checkpoint; give it another one, such as {own}")
+        if path.is_dir():
+            raise ConfigError(f"{option} is {path}, a directory; give the name of a file")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            why = "may not be written to" if path.parent.is_dir() else "is no directory"
+            raise ConfigError(f"{option} is {path}, which cannot be written: {path.parent} {why}")
+    by_place = {path.resolve(): option for option, path in given.items()}
+    for option, path in given.items():
+        if by_place[path.resolve()] != option:
+            raise ConfigError(f"{option} and {by_place[path.resolve()]} are both {path}; give each a file of its own")
+
+
 def _write_file(option: str, path: Path, text: str) -> None:
-    if path.name.lower().endswith(SUFFIXES):
-        own = option.replace("--", ".")
-        raise MixerEquivError(f"{option} is {path}, by its suffix a checkpoint; give it another one, such as {own}")
+    _check_outputs({option: path})
     with replacing(path) as temporary:
         temporary.write_text(text)
 

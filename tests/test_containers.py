@@ -898,3 +898,13 @@ def test_msgpack_and_shards_are_read_without_any_framework(tmp_path: Path) -> No
     assert found[paths[0].name] == found[paths[1].name] == expected
     assert "an Orbax checkpoint needs orbax.checkpoint" in found["x.orbax"]
     assert "pip install 'mixer_equiv[flax]'" in found["x.orbax"]
+
+
+def test_a_file_does_not_take_the_place_of_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "kept" / "below").mkdir(parents=True)
+    with (
+        pytest.raises(CheckpointError, match="kept is a directory, and what is written is a file"),
+        containers.replacing(tmp_path / "kept") as temporary,
+    ):
+        temporary.write_text("text")
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "kept", tmp_path / "kept" / "below"]

@@ -84,12 +84,15 @@ def _first_sentence(error: Exception) -> str:
 def replacing(path: Path, *, fsync: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it at the end, and gone if anything fails.
 
-    A directory that stands at `path` gives way to the new one only once that is whole; with `fsync`,
-    once the disk has it. Raises `CheckpointError` where the system does not let it be written.
+    A directory that stands at `path` gives way to a new one only once that is whole; with `fsync`,
+    once the disk has it. Raises `CheckpointError` where the system does not let it be written, and for a file where
+    a directory is.
     """
     temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
     try:
         yield temporary
+        if path.is_dir() and not temporary.is_dir():
+            raise CheckpointError(f"{path} is a directory, and what is written is a file; give the name of one")
         if fsync:
             flush(temporary)
         if path.is_dir():

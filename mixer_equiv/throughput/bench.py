@@ -77,7 +77,7 @@ def bench(
     twice (the row "A/A"): how far that ratio is from 1 is the noise. `threads` of the cores are used, by both
     frameworks; JAX has as many as when it was first used. `gemm` is the side of the square matrices.
     Raises `ConfigError` for a baseline that is not timed, a contestant that runs in none of the cells, too few rounds
-    or threads, or a device that is not there.
+    or threads, no matrices, a negative seed, or a device that is not there.
     """
     cells = list(cells)
     names = [str(contestant) for contestant in contestants]
@@ -89,8 +89,9 @@ def bench(
             raise ConfigError(f"{each} runs in none of these: {'; '.join(map(str, cells)) or 'no cells'}")
     if rounds < LEAST_ROUNDS:
         raise ConfigError(f"rounds is {rounds}; a median and its interval need at least {LEAST_ROUNDS}")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}; it must be at least 1")
+    for name, value, least in (("threads", threads, 1), ("gemm", gemm, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}; it must be at least {least}")
     prover = Prover(seed)
     rows: list[Row] = []
     frameworks = {contestant.program.framework for contestant in contestants}

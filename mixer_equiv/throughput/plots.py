@@ -34,8 +34,7 @@ def plot(rows: Rows, path: Path) -> list[Path]:
 
     Raises `ConfigError` for another suffix or where nothing was timed, `MissingDependencyError` without matplotlib.
     """
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"a plot is written as {' or '.join(SUFFIXES)}, and not as {path.name}")
+    check(path)
     rows = [row for row in rows if row["images_per_second"] and row["program"] != "A/A"]
     panels = _panels(rows)
     if not panels:
@@ -45,6 +44,15 @@ def plot(rows: Rows, path: Path) -> list[Path]:
     with matplotlib.rc_context(LOOK):
         several = any(len(rows) > 1 for lines in panels.values() for rows in lines.values())
         return save(_lines(figures, panels, _styles(rows)) if several else _bars(figures, panels), path)
+
+
+def check(path: Path) -> None:
+    """Whether a plot can be written as `path`. Raises as `plot` does."""
+    require("matplotlib", "bench", "a plot")
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"a plot is written as {' or '.join(SUFFIXES)}, and not as {path.name}")
+    if folders := [str(file) for suffix in SUFFIXES if (file := path.with_suffix(suffix)).is_dir()]:
+        raise ConfigError(f"{folders[0]} is a directory; give a plot another name")
 
 
 def _lines(figures: Any, panels: Mapping[str, Lines], styles: Mapping[str, Mapping[str, Any]]) -> Any:
