@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -228,3 +229,16 @@ def test_what_is_compiled_is_the_plain_path_in_one_graph(calls: list[str]) -> No
     assert calls == ["gelu_tanh"]
     assert torch.allclose(compiled(images()), expected, rtol=0, atol=1e-5)
     assert calls == ["gelu_tanh"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, in its forward mode
+@pytest.mark.parametrize("grad", [True, False])
+def test_tangents_of_forward_mode_are_those_of_the_plain_path(grad: bool) -> None:
+    made, x = block(), images()
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        taken = forward_ad.unpack_dual(made(dual, -1)).tangent
+        with without_onednn():
+            plain = forward_ad.unpack_dual(made(dual, -1)).tangent
+    assert taken is not None
+    assert torch.equal(taken, plain)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.utils.parametrizations import weight_norm
 
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.config import ACTIVATIONS
@@ -152,3 +156,45 @@ def test_a_torch_without_onednn_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_it_cannot_take_is_an_error(x: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         mixer().packed()(x)
+
+
+def test_a_packed_mixer_says_that_it_cannot_be_copied_or_saved() -> None:
+    packed = mixer(LARGE).packed()
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied or saved; keep the model, and call its packed"):
+            duplicate(packed)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+REPLACED: dict[str, tuple[nn.Module, str]] = {
+    "blocks.1.token_mixing.dense_0": (Doubled(9, 7), "is a Doubled"),
+    "blocks.0.channel_mixing": (nn.Identity(), "is a Identity"),
+    "pre_head_layer_norm": (nn.LayerNorm(13, elementwise_affine=False), "is a LayerNorm"),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_model_with_another_part_is_not_packed(name: str) -> None:
+    model = mixer()
+    part, found = REPLACED[name]
+    model.set_submodule(name, part)
+    with pytest.raises(ConfigError, match=f"{re.escape(name)} {found}; only weights of Linear, Conv2d, LayerNorm"):
+        model.packed()
+
+
+def test_a_parametrised_part_is_packed() -> None:
+    model = mixer(LARGE)
+    weight_norm(model.blocks[0].token_mixing.dense_0)
+    packed, plain = errors(model, images(LARGE))
+    assert packed <= 4 * plain
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, in its forward mode
+def test_images_with_a_tangent_are_refused() -> None:
+    packed, x = mixer(LARGE).packed(), images(LARGE)
+    with forward_ad.dual_level(), pytest.raises(ValueError, match="have no gradients"):
+        packed(forward_ad.make_dual(x, torch.ones_like(x)))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 # gelu_tanh(x) is x * sigmoid(2 * u), where u is ROOT * (x + CUBIC * x**3) (Hendrycks and Gimpel 2016, section 2).
 ROOT, CUBIC = math.sqrt(2 / math.pi), 0.044715
@@ -26,9 +27,10 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
 @gelu_tanh.defjvp
 def _gelu_tanh_jvp(primals: tuple[jax.Array], tangents: tuple[Any]) -> tuple[jax.Array, Any]:
     (x,), (tangent,) = primals, tangents
-    gate = jax.nn.sigmoid(2 * ROOT * (x + CUBIC * x**3))
-    slope = 2 * ROOT * (1 + 3 * CUBIC * x**2)
-    return gelu_tanh(x), tangent * (gate + x * gate * (1 - gate) * slope)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # half precision loses its digits in 1 - gate
+    gate = jax.nn.sigmoid(2 * ROOT * (wide + CUBIC * wide**3))
+    slope = gate + wide * gate * (1 - gate) * 2 * ROOT * (1 + 3 * CUBIC * wide**2)
+    return gelu_tanh(x), tangent * slope.astype(x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
 
 # What oneDNN calls each activation, and how it is to approximate it.
@@ -50,13 +51,14 @@ def can_fuse(x: Tensor, layers: tuple[nn.Linear, nn.Linear], activation: str) ->
 
 
 def _is_watched() -> bool:
-    """Whether operations do not go straight to their kernels: modes, transforms, autocast, tracing, hooks on all."""
+    """Whether operations do more than their kernels: modes, transforms, autocast, forward AD, tracing, hooks on all."""
     c: Any = torch._C
     return bool(
         c._len_torch_dispatch_stack()
         or c._len_torch_function_stack()
         or c._functorch.maybe_current_level() is not None
         or torch.is_autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
         or c._get_tracing_state() is not None
         or modules._global_forward_hooks
         or modules._global_forward_pre_hooks

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrize
 
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.models.torch_formulations import ACTIVATIONS, FLATTENED, check_images
@@ -31,8 +33,9 @@ _REORDER: Callable[..., Tensor] | None = getattr(_OPS, "_reorder_linear_weight",
 class PackedMixer:
     """What `model` computes in inference, on copies of its weights as they are now.
 
-    It has no parameters, gradients or hooks, and `model` may be deleted. Raises `ConfigError` for a model that is
-    not of float32 or bfloat16 on a CPU, or a torch without oneDNN.
+    It has no parameters, gradients or hooks, and `model` may be deleted; it cannot be copied or saved, as oneDNN's
+    weights cannot. Raises `ConfigError` for a model that is not of float32 or bfloat16 on a CPU, or of which a part
+    was replaced, and for a torch without oneDNN.
     """
 
     @torch.no_grad()
@@ -41,6 +44,10 @@ class PackedMixer:
         kinds = sorted({f"{value.dtype} on {value.device.type}".removeprefix("torch.") for value in model.parameters()})
         if kinds not in [[f"{dtype} on cpu".removeprefix("torch.")] for dtype in DTYPES]:
             raise ConfigError(f"the model is {' and '.join(kinds)}; weights are packed in float32 or bfloat16 on cpu")
+        parts = [(name, part) for name, part in model.named_modules() if ".parametrizations" not in name]
+        if replaced := [f"{name} is a {type(part).__name__}" for name, part in parts if not _is_known(part)]:
+            kinds = [kind.__name__ for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm)]
+            raise ConfigError(f"{', '.join(replaced)}; only weights of {', '.join(kinds)} as they are made are packed")
         if _REORDER is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             raise ConfigError(f"weights are packed by oneDNN, which torch {torch.__version__} is built without here")
         self.dtype = model.stem.weight.dtype
@@ -59,8 +66,9 @@ class PackedMixer:
         Raises `ValueError` for images of another size or dtype than the weights', or that need gradients.
         """
         check_images(images, self.config)
-        if images.dtype != self.dtype or images.requires_grad:
-            found = f"{images.dtype}{' and need gradients' * images.requires_grad}".removeprefix("torch.")
+        differentiated = images.requires_grad or forward_ad._current_level >= 0
+        if images.dtype != self.dtype or differentiated:
+            found = f"{images.dtype}{' and need gradients' * differentiated}".removeprefix("torch.")
             taken = str(self.dtype).removeprefix("torch.")
             raise ValueError(f"images are {found}; these packed weights take {taken}, and have no gradients")
         ph, pw = self.config.patch_hw
@@ -70,6 +78,19 @@ class PackedMixer:
             x = channels_1(channels_0(norm_1(x)), plus=x)
         x = self._norm(x).mean(dim=1)
         return x if self._head is None else self._head(x)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a PackedMixer cannot be copied or saved; keep the model, and call its packed() anew")
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether what it computes is known from its weights, its class and that of what it is part of."""
+    kind = parametrize.type_before_parametrizations(module)
+    if "forward" in vars(module):
+        return False
+    if kind is nn.LayerNorm:
+        return all(value is not None for value in (module.weight, module.bias))
+    return kind in (nn.Linear, nn.Conv2d, nn.ModuleList) or kind.__module__ == f"{__package__}.torch"
 
 
 class Packed:
