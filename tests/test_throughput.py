@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from benchmarks import speed
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.precision import torch_threads
-from mixer_equiv.models import torch_fused
+from mixer_equiv.models import jax_activations, torch_formulations, torch_fused
 from mixer_equiv.throughput import clock, page, plots, programs, proof
 from mixer_equiv.throughput.bench import AGAIN, Result, bench
 from mixer_equiv.throughput.cases import Cell, cells
@@ -243,6 +244,70 @@ def test_a_fused_operation_that_is_another_is_refused(prover: proof.Prover, monk
         assert refused.startswith("inexact: its error in float32 is")
 
 
+def test_half_precision_must_pass_in_float32_too(prover: proof.Prover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+    for name in ("torch", "torch packed"):
+        refused = proven(proof.Prover(4), Contestant(name), Cell(SMALL, "bfloat16", 3)).refused
+        assert refused is not None
+        assert re.match("inexact: its error in (b?float(16|32)) is", refused)
+
+
+class WithoutGradient(torch.autograd.Function):
+    """The GELU; in half precision its gradient is a part of what it should be."""
+
+    part = 0.0
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return torch.nn.functional.gelu(x, approximate="tanh")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        slope = torch.func.vjp(lambda y: torch.nn.functional.gelu(y, approximate="tanh"), x)[1](gradient)[0]
+        return slope * (WithoutGradient.part if x.dtype == torch.bfloat16 else 1.0)
+
+
+@jax.custom_jvp
+def without_gradient(x: jax.Array) -> jax.Array:
+    """The same in JAX."""
+    return jax.nn.gelu(x)
+
+
+@without_gradient.defjvp
+def _without_gradient_jvp(primals: tuple[jax.Array], tangents: tuple[Any]) -> tuple[jax.Array, Any]:
+    part = WithoutGradient.part if primals[0].dtype == jax.numpy.bfloat16 else 1.0
+    return without_gradient(*primals), jax.jvp(jax.nn.gelu, primals, tangents)[1] * part
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("name", "table", "activation"),
+    [
+        ("torch", torch_formulations.ACTIVATIONS, WithoutGradient.apply),
+        ("flax", jax_activations.ACTIVATIONS, without_gradient),
+    ],
+)
+def test_gradients_that_are_lost_in_half_precision_are_noticed(
+    name: str, table: dict[str, Any], activation: Any, part: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WithoutGradient, "part", part)
+    monkeypatch.setitem(table, "gelu_tanh", activation)
+    config = dataclasses.replace(SMALL, num_blocks=2)
+    refused = proven(proof.Prover(5), Contestant(name), Cell(config, "bfloat16", 3, mode="training")).refused
+    assert refused is not None
+    assert refused.startswith("inexact: its error in bfloat16 is")
+
+
+def test_a_batch_has_no_order_that_a_program_could_use() -> None:
+    for batch in (8, 32):
+        drawn = proof.order(batch)
+        assert drawn[:2].tolist() == [0, 1]
+        assert not any(np.array_equal(drawn, np.resize(drawn[:period], batch)) for period in range(1, batch // 2 + 1))
+    assert (proof.order(1, 0).item(), proof.order(1, 1).item()) == (0, 1)
+
+
 def small_bench(given: list[Contestant], mode: str = "inference", **kwargs: Any) -> Result:
     return bench([Cell(SMALL, batch=3, mode=mode)], given, **{"threads": 1, "gemm": 32, **kwargs})
 
@@ -368,6 +433,8 @@ def test_programs_that_run_are_those_of_the_cells() -> None:
         ({"baseline": "flax"}, "the baseline is 'flax'; it must be one that is timed: torch"),
         ({"rounds": 3}, "rounds is 3"),
         ({"threads": 0}, "threads is 0"),
+        ({"gemm": 0}, "gemm is 0"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_what_cannot_be_timed_is_an_error(kwargs: dict[str, Any], message: str) -> None:
@@ -499,12 +566,41 @@ def test_the_command_fails_if_what_it_times_is_wrong() -> None:
         (["--program", "jax"], "program is 'jax'"),
         (["--rounds", "2"], "rounds is 2"),
         (["--baseline", "nobody"], "the baseline is 'nobody'"),
+        (["--kwargs", '{"width": 1}'], "--kwargs has width; a MixerConfig has num_classes"),
     ],
 )
 def test_the_command_says_what_it_cannot_do(options: list[str], message: str) -> None:
     outcome = CliRunner().invoke(app, [*COMMAND, *options])
     assert outcome.exit_code == 2
     assert message in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--csv", "-"], "--csv is -; only --json goes to the standard output"),
+        (["--markdown", "folder"], "--markdown is folder, a directory"),
+        (["--json", "missing/speed.json"], "cannot be written: missing is no directory"),
+        (["--json", "same", "--csv", "./same"], "are both"),
+        (["--plot", "speed.pdf"], "a plot is written as"),
+        (["--plot", "pictures.svg"], "pictures.png is a directory"),
+        (["--csv", "speed.safetensors"], "by its suffix a checkpoint"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_anything_is_timed(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder", "pictures.png"):
+        (tmp_path / folder / "below").mkdir(parents=True)
+    (tmp_path / "kept.csv").write_text("kept")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("mixer_equiv.throughput.bench.bench", None)
+    kept = [] if "--csv" in options else ["--csv", "kept.csv"]
+    outcome = CliRunner().invoke(app, [*COMMAND, *kept, *options])
+    assert outcome.exit_code == 2, outcome.output
+    assert message in outcome.output
+    assert (sorted(tmp_path.rglob("*")), (tmp_path / "kept.csv").read_text()) == (before, "kept")
 
 
 def test_programs_are_those_that_the_docs_name() -> None:
