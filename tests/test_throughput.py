@@ -26,7 +26,7 @@ from mixer_equiv.cli import app
 from mixer_equiv.equivalence.precision import torch_threads
 from mixer_equiv.models import jax_activations, torch_formulations, torch_fused
 from mixer_equiv.throughput import clock, page, plots, programs, proof
-from mixer_equiv.throughput.bench import AGAIN, Result, bench
+from mixer_equiv.throughput.bench import AGAIN, Result, bench, clean
 from mixer_equiv.throughput.cases import Cell, cells
 from mixer_equiv.throughput.clock import in_rounds, paired_ratio, quartiles
 from mixer_equiv.throughput.machine import extra_memory, graphics, pinned, settings
@@ -188,6 +188,15 @@ def test_every_program_is_the_official_function(prover: proof.Prover, name: str)
         assert seen.refused is None
         assert seen.exact <= 1e-12
         assert 0 < seen.error <= seen.bound
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_a_compiled_program_is_the_official_function(prover: proof.Prover, mode: str) -> None:
+    contestant = Contestant("torch compiled")
+    with clean([contestant]):
+        seen = proven(prover, contestant, Cell(SMALL, "float32", 3, mode=mode))
+    assert seen.refused is None
+    assert 0 < seen.error <= seen.bound
 
 
 @pytest.mark.parametrize("name", ["torch", "timm", "tutorial", "lucidrains", "flax"])

@@ -137,4 +137,5 @@ def compiled_anew() -> Iterator[None]:
     torch._dynamo.reset()
     with config.patch(force_disable_caches=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # of torch's compiler itself
         yield
