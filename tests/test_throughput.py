@@ -253,12 +253,12 @@ def test_a_fused_operation_that_is_another_is_refused(prover: proof.Prover, monk
         assert refused.startswith("inexact: its error in float32 is")
 
 
-def test_half_precision_must_pass_in_float32_too(prover: proof.Prover, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_must_pass_in_float32_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
     for name in ("torch", "torch packed"):
         refused = proven(proof.Prover(4), Contestant(name), Cell(SMALL, "bfloat16", 3)).refused
         assert refused is not None
-        assert re.match("inexact: its error in (b?float(16|32)) is", refused)
+        assert refused.startswith("inexact: its error in float32 is")
 
 
 class WithoutGradient(torch.autograd.Function):

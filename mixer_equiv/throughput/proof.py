@@ -124,7 +124,11 @@ class Prover:
 
     def _nearest(self, call: Any, contestant: Contestant, cell: Cell) -> tuple[float, float]:
         """Of all errors of a call the one that is largest in its bound's measure, and that bound."""
-        errors, bounds = self._errors(call, contestant, cell), self._bounds(cell, contestant.program.framework)
+        errors = self._errors(call, contestant, cell)
+        if cell.dtype == "float64":
+            bounds: Mapping[str, float] = dict.fromkeys(errors, POLICY.residual)
+        else:
+            bounds = self._bounds(cell, contestant.program.framework)
         return max(((errors[name], bounds[name]) for name in errors), key=lambda pair: _share(*pair))
 
     def _bounds_of(self, cell: Cell, framework: str) -> Mapping[str, float]:
@@ -134,8 +138,6 @@ class Prover:
         """
         yardstick = YARDSTICKS[framework]
         errors = self._errors(call_of(yardstick, cell, self.seed), yardstick, cell)
-        if cell.dtype == "float64":
-            return dict.fromkeys(errors, POLICY.residual)
         usual = float(np.median(list(errors.values())))
         return {name: POLICY.float32_ratio * max(error, usual) for name, error in errors.items()}
 
