@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import glob
 import io
 import json
@@ -405,9 +404,6 @@ def bench(
         if plot_file is not None:
             plots.check(plot_file)
         fields = _parse_kwargs(kwargs) or {}
-        known = [field.name for field in dataclasses.fields(MixerConfig)]
-        if unknown := sorted(set(fields) - set(known)):
-            raise ConfigError(f"--kwargs has {', '.join(unknown)}; a MixerConfig has {', '.join(known)}")
         configs = [MixerConfig.from_name(name, **fields) for name in variant or ["S/32"]]
         cells = list(cases.cells(configs, dtype or ["float32"], batch or [1, 8], device, mode or ["inference"]))
         contestants = list(

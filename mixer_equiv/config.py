@@ -65,7 +65,7 @@ class MixerConfig:
     def from_name(cls, name: str, *, num_classes: int = 1000, **overrides: Any) -> MixerConfig:
         """The published variant called `name`: "S/32", "B/16", ..., with any patch size.
 
-        Raises `ConfigError` for a name that is not one of S, B, L, H, a slash and a patch size.
+        Raises `ConfigError` for a name that is not one of S, B, L, H, a slash and a patch size, and for unknown fields.
         """
         match = re.fullmatch(r"(?:Mixer-)?([A-Za-z])[/_](\d+)", name) if isinstance(name, str) else None
         if not match or match[1].upper() not in VARIANTS:
@@ -73,7 +73,7 @@ class MixerConfig:
                 f"no Mixer is called {name!r}; a name is one of {', '.join(VARIANTS)}, a slash and a patch size: 'B/16'"
             )
         sizes: dict[str, Any] = dict(zip(_VARIANT_FIELDS, VARIANTS[match[1].upper()], strict=True))
-        return cls(**{**sizes, "patch_size": int(match[2]), "num_classes": num_classes, **overrides})
+        return cls.from_dict({**sizes, "patch_size": int(match[2]), "num_classes": num_classes, **overrides})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MixerConfig:

@@ -575,7 +575,7 @@ def test_the_command_fails_if_what_it_times_is_wrong() -> None:
         (["--program", "jax"], "program is 'jax'"),
         (["--rounds", "2"], "rounds is 2"),
         (["--baseline", "nobody"], "the baseline is 'nobody'"),
-        (["--kwargs", '{"width": 1}'], "--kwargs has width; a MixerConfig has num_classes"),
+        (["--kwargs", '{"width": 1}'], "MixerConfig has no field width; its fields are num_classes"),
     ],
 )
 def test_the_command_says_what_it_cannot_do(options: list[str], message: str) -> None:
