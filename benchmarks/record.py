@@ -13,9 +13,10 @@ import numpy as np
 
 from benchmarks.deep import Verification
 from benchmarks.programs import CHEAP
+from mixer_equiv.throughput.clock import LEAST_ROUNDS
 from mixer_equiv.throughput.machine import PACKAGES, Machine
 
-__all__ = ["RESULTS", "Machine", "command", "conditions", "page", "summary", "write"]
+__all__ = ["RESULTS", "Machine", "command", "conditions", "page", "summary", "whole", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -131,6 +132,18 @@ def write(result: Mapping[str, Any], name: str, text: str) -> None:
     (RESULTS / f"{name}.md").write_text(text)
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """What argparse takes a whole number of at least so much by."""
+
+    def parsed(text: str) -> int:
+        value = int(text) if text.strip().isdecimal() else least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return value
+
+    return parsed
+
+
 def command(
     arguments: Sequence[str] | None,
     name: str,
@@ -139,14 +152,18 @@ def command(
     measured: Callable[[int], Mapping[str, Any]],
     page: Callable[[Mapping[str, Any]], str],
     *,
+    least: int = LEAST_ROUNDS,
     left_out: str = "",
 ) -> None:
-    """A benchmark from the command line: `--rounds`, `--write`. `said` is its help; `measured` takes the rounds.
+    """A benchmark from the command line: `--rounds`, at least so many, `--write`.
+
+    `said` is its help; `measured` takes the rounds.
 
     `left_out` is what of the machine's description does not hold, such as `cores_had` where other processes compute.
     """
     parser = argparse.ArgumentParser(description=said, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=rounds)
+    said_of_rounds = f"how often each is timed, at least {least} times; {rounds}"
+    parser.add_argument("--rounds", type=whole(least), default=rounds, help=said_of_rounds)
     parser.add_argument("--write", action="store_true", help=f"also write benchmarks/results/{name}.json and .md")
     options = parser.parse_args(arguments)
     with Machine() as machine:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from mixer_equiv import MixerConfig
 from mixer_equiv.containers import replacing
+from mixer_equiv.errors import ConfigError
 from mixer_equiv.throughput import page, plots
 from mixer_equiv.throughput.bench import bench
 from mixer_equiv.throughput.cases import DEVICES, cells
@@ -34,7 +35,7 @@ WRITINGS = ("conv,matmul,linear", "conv,conv1d,linear", "conv,shared_conv,linear
 SECTIONS: Mapping[str, tuple[Any, ...]] = {
     "quick": (["S/32"], ["float32"], [1, 8], ["inference"], (), ()),
     "inference": (["S/32", "B/16"], ["float32", "bfloat16"], [1, 8, 32], ["inference"], (), ()),
-    "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], (), ("conv,matmul,linear",)),
+    "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], (), ("linear,matmul,linear",)),
     "formulations": (["S/32"], ["float32"], [8], ["inference"], ("torch", "flax"), WRITINGS),
     "depthwise": (["S/32"], ["float32"], [1], ["inference"], ("torch",), ("conv,depthwise_conv,linear",)),
 }
@@ -107,7 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     refused = []
     for section in options.sections or [name for name in SECTIONS if name != "quick"]:
-        result = run(section, options.device, options.threads)
+        try:
+            result = run(section, options.device, options.threads)
+        except ConfigError as error:
+            parser.error(str(error))
         Console().print(page.table(result))
         refused += page.refusals(result)
         if options.write:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from mixer_equiv.errors import ConversionError, MissingDependencyError
+from mixer_equiv.errors import ConversionError, MissingDependencyError, MixerEquivError
 from mixer_equiv.streams import copied
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def to_numpy(name: str, array: Any) -> np.ndarray:
         array = _from_torch(name, array)
     try:
         result = np.asarray(array)
+    except MixerEquivError:  # of an array that is made when it is used
+        raise
     except (TypeError, ValueError) as error:
         raise ConversionError(f"{name}: {type(array).__name__} is not an array NumPy can hold: {error}") from error
     if result.dtype == np.dtype("V2"):

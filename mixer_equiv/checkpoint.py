@@ -250,7 +250,8 @@ def save(
     file before the target gives way to it.
 
     npz, safetensors and shards are written array by array, msgpack too with a few copies of one, so that of a
-    lazy checkpoint no more than three arrays are in memory; .pt and Orbax need all of them at once.
+    lazy checkpoint no more than three arrays are in memory, and what those are cast from; .pt and Orbax need
+    all of them at once. What replaces a file has its permissions.
 
     Returns the path to read it by. Raises `CheckpointError` if it cannot be written.
     """
@@ -270,7 +271,7 @@ def save(
         limit = containers.parse_size(max_shard_size)
         path = containers.write_sharded(path, *written, limit, force=force, fsync=fsync)
     else:
-        with containers.replacing(path, fsync=fsync) as temporary:
+        with containers.replacing(path, force=force, fsync=fsync) as temporary:
             container.write(temporary, *written)
     return path if given.is_symlink() else given.with_name(path.name)
 
@@ -315,6 +316,12 @@ def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = 
         containers.parse_size(max_shard_size)
         if not path.name.lower().endswith((".safetensors", ".safetensors.index.json")):
             raise CheckpointError(f"{path} cannot be sharded; only safetensors are")
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
     if path.is_dir() and not container.is_directory:
         raise CheckpointError(f"{path} is a directory; give the name of a file")
     if path.exists() and not force:
@@ -322,7 +329,7 @@ def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = 
     if path.exists() and not containers.is_replaceable(path, container):
         raise CheckpointError(f"{path} exists and is no {container.name} checkpoint, so it is not replaced")
     index = path.with_name(f"{path.name}.index.json")
-    if index.exists() and max_shard_size is None:
+    if max_shard_size is None and os.path.exists(index):  # which no name is too long for
         raise CheckpointError(f"{index} is a sharded checkpoint of this name; choose another, or remove it first")
     if not path.parent.is_dir():
         raise CheckpointError(f"{path} cannot be written: there is no directory {path.parent}")

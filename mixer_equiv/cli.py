@@ -10,7 +10,9 @@ import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -433,13 +435,35 @@ def bench(
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
-    """Errors of ours become one message on stderr and exit status 2."""
+    """Errors of ours become one message on stderr and exit status 2; what is half done is undone if we are stopped."""
     try:
-        yield
+        with _stoppable():
+            yield
     except MixerEquivError as error:
         Console(stderr=True, soft_wrap=True).print("error:", str(error), style="red", highlight=False, markup=False)
         status = EXIT_STATUS["inexpressible"] if isinstance(error, InexpressibleError) else BAD_INPUT
         raise typer.Exit(status) from error
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the process as Ctrl-C does, so that temporary files go; ignored ones stay ignored."""
+    chosen = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in chosen}
+    ours = [number for number, handler in before.items() if handler == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _stop(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:
@@ -522,8 +546,9 @@ def _check_outputs(files: Mapping[str, str | Path | None]) -> None:
         if path.name.lower().endswith(SUFFIXES):
             own = option.replace("--", ".")
             raise ConfigError(f"{option} is {path}, by its suffix a checkpoint; give it another one, such as {own}")
-        if path.is_dir():
-            raise ConfigError(f"{option} is {path}, a directory; give the name of a file")
+        if path.exists() and not path.is_file():
+            what = "a directory" if path.is_dir() else "a pipe or a device"
+            raise ConfigError(f"{option} is {path}, {what}; give the name of a file")
         if not os.access(path.parent, os.W_OK | os.X_OK):
             why = "may not be written to" if path.parent.is_dir() else "is no directory"
             raise ConfigError(f"{option} is {path}, which cannot be written: {path.parent} {why}")

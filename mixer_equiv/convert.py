@@ -219,11 +219,12 @@ def _in_axes_of(
         return None
     pattern = f"{found.row.foreign_axes} -> {wanted.row.foreign_axes}"
     sizes = {axis: size for axis, size in config.axis_sizes.items() if axis in found.row.axes}
+    made = partial(_rearranged, arrays, found.foreign, pattern, sizes)
+    return Deferred(shape, arrays.specs[found.foreign].dtype, made)
 
-    def rearranged() -> np.ndarray:
-        return rearrange(arrays.strided(found.foreign), pattern, **sizes)
 
-    return Deferred(shape, arrays.specs[found.foreign].dtype, rearranged)
+def _rearranged(arrays: LazyArrays, name: str, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
+    return rearrange(arrays.strided(name), pattern, **sizes)
 
 
 def _dtype_beside(canonical: str, theirs: Mapping[str, Binding], found: Mapping[str, Spec]) -> np.dtype | None:

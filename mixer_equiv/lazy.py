@@ -56,10 +56,11 @@ class LazyArrays(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, leaves: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
-        self.leaves = dict(leaves)
+        self.leaves = {name: leaf if is_array(leaf) else to_numpy(name, leaf) for name, leaf in leaves.items()}
         shapes = shapes or {}
         self.specs = {
-            name: Spec(shapes.get(name, tuple(leaf.shape)), stored_dtype(name, leaf)) for name, leaf in leaves.items()
+            name: Spec(shapes.get(name, tuple(leaf.shape)), stored_dtype(name, leaf))
+            for name, leaf in self.leaves.items()
         }
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -21,15 +21,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from mixer_equiv import Checkpoint, CheckpointError, ConversionError, LayoutError, MixerConfig, MixerEquivError
 from mixer_equiv import containers as container_module
+from mixer_equiv.arrays import BFLOAT16
+from mixer_equiv.casting import cast
 from mixer_equiv.checkpoint import load, save
 from mixer_equiv.containers import SUFFIXES
-from mixer_equiv.convert import relabel
+from mixer_equiv.convert import convert, relabel
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, Conventions
+from mixer_equiv.lazy import Deferred, LazyArrays
 from mixer_equiv.models.torch import MlpMixer
 from mixer_equiv.strategies import DTYPES
 
@@ -608,6 +612,48 @@ def test_a_full_disk_is_an_error_of_ours_and_keeps_the_old_file(tmp_path: Path, 
         assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_appears_while_it_is_written_is_not_replaced_without_force(tmp_path: Path, suffix: str) -> None:
+    given, path = checkpoint(), tmp_path / f"mixer{suffix}"
+    is_directory = container_module.container_for(path).is_directory
+    precious = path / "file" if is_directory else tmp_path / "mixer-00001-of-00001.safetensors"
+    precious = path if not is_directory and not suffix.endswith(".json") else precious
+
+    def appear() -> np.ndarray:
+        precious.parent.mkdir(exist_ok=True)
+        precious.write_text("precious")
+        return given.arrays["head/bias"]
+
+    late = Deferred(given.specs["head/bias"].shape, given.specs["head/bias"].dtype, appear)
+    lazy = dataclasses.replace(given, arrays=LazyArrays({**given.arrays, "head/bias": late}))
+    with pytest.raises(CheckpointError, match="appeared meanwhile; pass force=True"):
+        save(lazy, path)
+    assert precious.read_text() == "precious"
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [precious]
+
+
+def _refused(*paths: Path) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".orbax"])
+def test_what_replaces_a_file_has_its_permissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, linked: bool
+) -> None:
+    if not linked:
+        monkeypatch.setattr(os, "link", _refused)
+    path = tmp_path / f"mixer{suffix}"
+    save(checkpoint(seed=1), path)
+    usual = {file.name: file.stat().st_mode for file in tmp_path.iterdir()}
+    for file in tmp_path.iterdir():
+        file.chmod(0o640)
+    save(checkpoint(seed=2), path, force=True)
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == dict.fromkeys(usual, 0o640)
+    assert all(mode & 0o777 != 0o640 for mode in usual.values())
+    assert changed(checkpoint(seed=2).arrays, load(path).arrays) == []
+
+
 # astype
 
 
@@ -619,6 +665,33 @@ def test_astype_rounds_every_value_once(given: str, wanted: str) -> None:
     assert changed({name: array.astype(wanted) for name, array in source.arrays.items()}, cast.arrays) == []
     assert (source.dtypes, cast.dtypes) == ((given,), (wanted,))
     assert (cast.layout, cast.config, cast.trained_with) == (source.layout, source.config, source.trained_with)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("beside", [-1, 0, 1])
+def test_float64_is_rounded_to_bfloat16_to_nearest_and_once(beside: int, sign: float) -> None:
+    every = np.arange(0x7F80, dtype=np.uint16).view(BFLOAT16).astype(np.float64)
+    below, above = every[:-1], every[1:]
+    ties = (below + above) / 2
+    values = np.nextafter(ties, np.inf * beside) if beside else ties
+    even = np.where(np.arange(len(below)) % 2, above, below)
+    expected = np.where(values > ties, above, np.where(values < ties, below, even))
+    (found,) = cast({"x": sign * values}, BFLOAT16).values()
+    np.testing.assert_array_equal(found.astype(np.float64), sign * expected)
+
+
+def test_casts_of_any_shape_and_order_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixer_equiv.casting.PIECE", 64)
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(37, 11))
+    given = {"rows": whole, "columns": np.asfortranarray(whole), "transposed": whole.T[::2], "one": np.array(0.1)}
+    given |= {"none": np.empty((0, 3)), "vector": rng.normal(size=1000), "four": rng.normal(size=(3, 2, 5, 7)).T}
+    for dtype in map(np.dtype, ("float16", "float32", "float64")):
+        made = cast(given, dtype)
+        assert changed({name: array.astype(dtype) for name, array in given.items()}, made) == []
+    assert {name: array.shape for name, array in cast(given, BFLOAT16).items()} == {
+        n: a.shape for n, a in given.items()
+    }
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "nonsense", "float8_e4m3fn", "longdouble"])
@@ -714,3 +787,39 @@ def test_the_layout_in_the_metadata_settles_what_names_leave_open(monkeypatch):
         Checkpoint.from_arrays(arrays)
     for name in ("timm", "twin"):
         assert Checkpoint.from_arrays(arrays, metadata={"layout": name}).layout is LAYOUTS[name]
+
+
+def test_metadata_whose_layout_is_no_name_are_as_if_there_were_none(tmp_path: Path) -> None:
+    given = checkpoint()
+    save_file(given.arrays, tmp_path / "x.safetensors", {"mixer_equiv": json.dumps({"layout": ["a"], "config": {}})})
+    assert changed(given.arrays, load(tmp_path / "x.safetensors").arrays) == []
+
+
+def test_a_leaf_that_is_a_number_is_no_crash() -> None:
+    with pytest.raises(ConversionError, match="head/bias"):
+        convert({**checkpoint().arrays, "head/bias": True}, to="torch")
+
+
+def test_what_a_cast_refuses_is_said_in_its_own_words_alone(tmp_path: Path) -> None:
+    params = random_params(CONFIG, 0)
+    params["head/bias"][3] = 1e300
+    save(in_layout(params), tmp_path / "x.npz")
+    with pytest.raises(ConversionError, match=r"^float32 cannot hold values of head/bias: they would become infinite$"):
+        save(load(tmp_path / "x.npz", lazy=True).astype("float32"), tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize("length", [243, 200])
+def test_a_name_as_long_as_the_system_takes(tmp_path: Path, length: int) -> None:
+    path = tmp_path / f"{'a' * length}.safetensors"
+    assert save(checkpoint(), path) == path
+    assert changed(checkpoint().arrays, load(path).arrays) == []
+
+
+def test_a_name_longer_than_the_system_takes_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be written: File name too long"):
+        save(checkpoint(), tmp_path / f"{'a' * 244}.safetensors")
+
+
+def test_a_size_without_bounds_is_no_size(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"found the size '999.*expected bytes"):
+        save(checkpoint(), tmp_path / "x.safetensors", max_shard_size="9" * 400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from mixer_equiv import CheckpointError, containers
 from mixer_equiv.arrays import flatten, to_numpy, unflatten
-from mixer_equiv.containers import SUFFIXES, container_for, is_replaceable, msgpack, orbax, sharded
+from mixer_equiv.containers import SUFFIXES, container, container_for, is_replaceable, msgpack, orbax, sharded
 from mixer_equiv.containers.sharded import parse_size, write_sharded
 from mixer_equiv.strategies import DTYPES
 from tests.test_checkpoint import arbitrary_bits, changed, files_no_larger_than, snapshot
@@ -702,22 +703,43 @@ def test_a_failure_at_any_move_keeps_the_old_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, raised: BaseException
 ) -> None:
     _sharded(tmp_path / INDEX, 8, arrays={f"x{i}": np.ones(1) for i in range(7)})
-    before, moved, move = snapshot(tmp_path), [], os.replace
+    before, moved, put = snapshot(tmp_path), [], container.put
 
-    def replace(source: Path, target: Path) -> None:
+    def failing_put(source: Path, target: Path, *, force: bool) -> None:
         moved.append(target)
         if len(moved) == failing + 1:
             raise raised
-        move(source, target)
+        put(source, target, force=force)
 
-    monkeypatch.setattr(sharded.os, "replace", replace)
+    monkeypatch.setattr(sharded, "put", failing_put)
     with pytest.raises(CheckpointError if isinstance(raised, OSError) else KeyboardInterrupt):
         _sharded(tmp_path / INDEX, force=True)
     assert snapshot(tmp_path) == before
     moved.clear()
-    monkeypatch.setattr(sharded.os, "replace", lambda *paths: (moved.append(paths[1]), move(*paths)))
+    monkeypatch.setattr(sharded, "put", lambda *paths, force: (moved.append(paths[1]), put(*paths, force=force)))
     _sharded(tmp_path / INDEX, force=True)
     assert (len(moved), moved[-1]) == (MOVES, tmp_path / INDEX)
+
+
+def test_what_was_put_aside_is_kept_and_named_where_it_cannot_be_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _sharded(tmp_path / INDEX, 8, arrays={f"x{i}": np.ones(1) for i in range(7)})
+    old, replace = {path.name: path.read_bytes() for path in tmp_path.iterdir()}, os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if source.parent.name == "old" or target.name == INDEX:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(KeyboardInterrupt):
+        _sharded(tmp_path / INDEX, force=True)
+    (aside,) = tmp_path.glob(".*.tmp/old")
+    kept = {path.name: path.read_bytes() for path in [*aside.iterdir(), *tmp_path.iterdir()] if path.is_file()}
+    assert kept == old
+    with pytest.raises(CheckpointError, match=f"put aside, are in {aside}"):
+        containers.read(tmp_path)
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
@@ -800,7 +822,7 @@ def test_a_mapped_file_that_has_been_cut_is_an_error(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(100_000)}, tmp_path / "x.pt")
     arrays = containers.read(tmp_path / "x.pt").arrays
     os.truncate(tmp_path / "x.pt", 100)
-    with pytest.raises(CheckpointError, match=r"x\.pt has become shorter since it was opened"):
+    with pytest.raises(CheckpointError, match=r"x\.pt was replaced or written to since it was opened"):
         np.asarray(arrays["x"])
 
 
@@ -908,3 +930,72 @@ def test_a_file_does_not_take_the_place_of_a_directory(tmp_path: Path) -> None:
     ):
         temporary.write_text("text")
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "kept", tmp_path / "kept" / "below"]
+
+
+def test_a_pipe_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(CheckpointError, match=r"x\.npz is a pipe or a device; a checkpoint is a file"):
+        containers.read(tmp_path / "x.npz")
+    with (
+        pytest.raises(CheckpointError, match=r"x\.npz is a pipe or a device, and is not replaced"),
+        containers.replacing(tmp_path / "x.npz") as temporary,
+    ):
+        temporary.write_text("text")
+    assert (tmp_path / "x.npz").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=["key", "disk"])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_directory_is_back_if_its_replacement_fails_between_the_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, raised: BaseException
+) -> None:
+    write(tmp_path / "x.orbax", TREE)
+    before, seen, replace = snapshot(tmp_path), [], os.replace
+
+    def replacing_once(source: Path, target: Path) -> None:
+        seen.append(target)
+        if len(seen) == failing + 1:
+            raise raised
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replacing_once)
+    with (
+        pytest.raises(KeyboardInterrupt if isinstance(raised, KeyboardInterrupt) else CheckpointError),
+        containers.replacing(tmp_path / "x.orbax") as temporary,
+    ):
+        temporary.mkdir()
+    assert len(seen) > failing
+    assert snapshot(tmp_path) == before
+
+
+def test_an_old_directory_is_kept_where_it_cannot_be_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "x.orbax", TREE)
+    before, replace = list(snapshot(tmp_path / "x.orbax").values()), os.replace
+
+    def replacing_old(source: Path, target: Path) -> None:
+        if target.name == "x.orbax":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replacing_old)
+    with pytest.raises(KeyboardInterrupt), containers.replacing(tmp_path / "x.orbax") as temporary:
+        temporary.mkdir()
+    (kept,) = tmp_path.iterdir()
+    assert list(snapshot(kept).values()) == before
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, OSError(28, "No space left on device")], ids=["key", "disk"])
+def test_what_interrupts_torch_while_it_writes_is_what_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Any
+) -> None:
+    class Failing(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() > 20_000:
+                raise raised
+            return super().write(data)
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Failing(path, mode))
+    with pytest.raises(KeyboardInterrupt if raised is KeyboardInterrupt else OSError) as caught:
+        write(tmp_path / "x.pt", {str(i): np.ones(1000) for i in range(20)})
+    assert isinstance(raised, type) or caught.value is raised

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import signal
 import struct
 import threading
 import time
@@ -24,7 +26,7 @@ from zlib_ng import zlib_ng
 from mixer_equiv import Checkpoint, CheckpointError, ConversionError, convert, drop_head, enlarge, load, new_head, save
 from mixer_equiv.arrays import to_torch
 from mixer_equiv.cli import app
-from mixer_equiv.containers import SUFFIXES, container, container_for, npz, read, stored
+from mixer_equiv.containers import SUFFIXES, container, container_for, npz, read, sharded, stored
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS
@@ -337,8 +339,75 @@ def test_members_in_another_order_are_read(tmp_path: Path, form: str, options: d
 def test_a_file_cut_after_it_was_opened_is_an_error(published: Path) -> None:
     found = load(published, lazy=True, verify=False)
     os.truncate(published, 5000)
-    with pytest.raises(CheckpointError, match=r"published\.npz cannot be read: .*it ends \d+ bytes before an array"):
+    with pytest.raises(CheckpointError, match=r"published\.npz was replaced or written to since it was opened"):
         dict(found.arrays)
+
+
+def test_a_file_that_is_shorter_than_its_arrays_is_an_error(published: Path) -> None:
+    array = stored.File.at(published).array((published.stat().st_size,), np.dtype(np.float32), 0)
+    with pytest.raises(CheckpointError, match=r"published\.npz cannot be read: .*it ends \d+ bytes before an array"):
+        np.asarray(array)
+
+
+@pytest.mark.parametrize("way", ["replaced", "written to"])
+@pytest.mark.parametrize(
+    "suffix", [".npz", "deflated.npz", ".safetensors", ".safetensors.index.json", ".msgpack", ".pt"]
+)
+def test_two_versions_of_a_file_are_never_mixed(published: Path, suffix: str, way: str) -> None:
+    source, target = load(published), published.with_name(f"x{suffix}")
+    if suffix == "deflated.npz":
+        np.savez_compressed(target, **source.arrays)
+    else:
+        save(source, target)
+    found, mapped = load(target, lazy=True, verify=False), load(target, mmap=True)
+    before = {name: np.array(array) for name, array in found.arrays.items()}
+    for part in published.parent.glob("x*.safetensors") if suffix.endswith("json") else [target]:
+        if way == "replaced":  # by one with the same names, shapes and time
+            time_of = part.stat()
+            part.with_name("new").write_bytes(part.read_bytes())
+            os.utime(part.with_name("new"), ns=(time_of.st_atime_ns, time_of.st_mtime_ns))
+            os.replace(part.with_name("new"), part)
+        else:
+            part.write_bytes(part.read_bytes())
+    with pytest.raises(CheckpointError, match=r"was replaced or written to since it was opened; open it again"):
+        dict(found.arrays)
+    if way == "replaced":
+        assert changed(before, mapped.arrays) == []
+    assert changed(before, load(target, lazy=True).arrays) == []
+    with pytest.raises(CheckpointError, match="was replaced or written to"):
+        save(found, published.with_name("y.npz"))
+    assert not published.with_name("y.npz").exists()
+
+
+def test_a_checkpoint_saved_over_its_own_file_is_whole_and_then_done_with(published: Path) -> None:
+    found = load(published, lazy=True)
+    rounded = {name: array.astype(np.float64) for name, array in found.arrays.items()}
+    save(found.astype("float64"), published, force=True)
+    assert changed(rounded, load(published).arrays) == []
+    with pytest.raises(CheckpointError, match="was replaced or written to"):
+        save(found, published.with_name("y.safetensors"))
+
+
+def test_lazy_checkpoints_are_pickled_with_all_that_is_to_be_done(published: Path) -> None:
+    found = convert(load(published, lazy=True), to="torch").astype("bfloat16")
+    again = pickle.loads(pickle.dumps(found))
+    assert (
+        changed(
+            {n: a.view(np.uint16) for n, a in found.arrays.items()},
+            {n: a.view(np.uint16) for n, a in again.arrays.items()},
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_being_stopped_leaves_no_temporary_files(published: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    number = getattr(signal, name)
+    before, handler = snapshot(published.parent), signal.getsignal(number)
+    monkeypatch.setattr("mixer_equiv.containers.npz.pieces", lambda array: os.kill(os.getpid(), number))
+    command("convert", published, published.with_name("x.npz"), status=128 + number)
+    assert snapshot(published.parent) == before
+    assert signal.getsignal(number) == handler
 
 
 def test_what_a_dtype_cannot_hold_is_said_of_all_arrays_and_nothing_is_written(published: Path) -> None:
@@ -382,20 +451,21 @@ def test_an_interrupted_write_leaves_nothing(
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".safetensors.index.json", ".orbax"])
 def test_fsync_waits_for_all_that_is_renamed(published: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     log: list[tuple[str, str]] = []
-    fsync, replace = os.fsync, os.replace
+    fsync, put = os.fsync, container.put
     ours = published.parent
 
     def logged_fsync(descriptor: int) -> None:
         log.append(("flushed", os.readlink(f"/proc/self/fd/{descriptor}")))
         fsync(descriptor)
 
-    def logged_replace(old: Any, new: Any) -> None:
-        if Path(new).parent == ours:
+    def logged_put(old: Path, new: Path, *, force: bool) -> None:
+        if new.parent == ours:
             log.append(("renamed", str(old)))
-        replace(old, new)
+        put(old, new, force=force)
 
     monkeypatch.setattr(os, "fsync", logged_fsync)
-    monkeypatch.setattr(os, "replace", logged_replace)
+    for module in (container, sharded):
+        monkeypatch.setattr(module, "put", logged_put)
     for arguments in ([], ["--fsync"]):
         log.clear()
         command("convert", published, ours / f"x{suffix}", "--force", *arguments)

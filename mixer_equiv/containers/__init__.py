@@ -59,6 +59,10 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
+    if not path.is_file() and not path.is_dir():
+        raise CheckpointError(
+            f"{path} is a pipe or a device; a checkpoint is a file, whose parts are read in any order"
+        )
     with reading(path):
         container = next((c for c in CONTAINERS if c.recognise(path)), None) or _by_suffix(path)
         arrays, metadata = container.read(path)

@@ -49,7 +49,7 @@ class _Walker:
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path = path
-        self.file = File(path)
+        self.file = File.at(path)
         self.stream = stream
         self.size = path.stat().st_size
         self.metadata: str | None = None

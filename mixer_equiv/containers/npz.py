@@ -26,8 +26,8 @@ def _recognise(path: Path) -> bool:
 
 def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
     arrays = {}
-    file = File(path)
-    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+    file = File.at(path)
+    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
         repeated = [name for name, count in Counter(archive.namelist()).items() if count > 1]
         if repeated:
             raise CheckpointError(f"{path} holds {', '.join(repeated)} more than once")
@@ -38,7 +38,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
             with archive.open(info) as member:  # which checks the local header
                 if info.compress_type != zipfile.ZIP_STORED:
                     shape, _, dtype = _header(f"{name} in {path}", member, info.file_size)
-                    arrays[name] = LazyArray(path, shape, dtype, partial(_member, path, info.filename))
+                    arrays[name] = LazyArray(path, shape, dtype, partial(_member, file, info.filename))
                     continue
             start = _start(stream, info)
             shape, fortran_order, dtype = _header(f"{name} in {path}", stream, start + info.file_size)
@@ -59,9 +59,9 @@ def _start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
     return stream.seek(info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4))))
 
 
-def _member(path: Path, name: str) -> np.ndarray:
+def _member(file: File, name: str) -> np.ndarray:
     """One array, inflated to its end, where zipfile checks the CRC."""
-    with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+    with file.opened() as stream, zipfile.ZipFile(stream) as archive, archive.open(name) as member:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 

@@ -54,13 +54,13 @@ def read(path: Path) -> tuple[Mapping[str, Any], str | None]:
     """Arrays by name, read when used, and our metadata."""
     from safetensors import safe_open
 
+    file, arrays = File.at(path), {}
     with safe_open(path, framework="np") as tensors:  # which checks the header, offsets included
         names = list(tensors.keys())
         metadata = (tensors.metadata() or {}).get(METADATA_KEY)
-    with path.open("rb") as stream:
+    with file.opened() as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    file, arrays = File(path), {}
     for name in names:
         form, shape, (start, _) = (header[name][key] for key in ("dtype", "shape", "data_offsets"))
         if form not in _DTYPES:

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import glob
 import json
+import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.containers import safetensors
-from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, flush, remove
+from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, flush, put, remove
 from mixer_equiv.errors import CheckpointError, MixerEquivError, some
 from mixer_equiv.lazy import as_lazy, specs
 from mixer_equiv.streams import batches
@@ -39,7 +41,8 @@ def parse_size(size: str | int | None) -> int:
     if size is None:
         return DEFAULT_SHARD_SIZE
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(size).strip())
-    parsed = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    number = float(match[1]) * _UNITS[match[2]] if match and match[2] in _UNITS else 0.0
+    parsed = int(number) if math.isfinite(number) else 0
     if parsed < 1:
         raise CheckpointError(f"found the size {size!r}; expected bytes, or a size such as 5GB, 100MB or 2GiB")
     return parsed
@@ -84,8 +87,15 @@ def _only_checkpoint(folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
     if shards:
-        raise CheckpointError(f"{folder} holds shards ({some([s.name for s in shards])}) without their index; get it")
+        held = some([shard.name for shard in shards])
+        raise CheckpointError(f"{folder} holds shards ({held}) without their index; get it{_aside(folder)}")
     raise CheckpointError(f"{folder} holds no safetensors file; give the path of a checkpoint")
+
+
+def _aside(folder: Path) -> str:
+    """Where files are that a process put aside and was killed before it removed them, for an error to say."""
+    found = [str(aside) for aside in sorted(folder.glob(".*.tmp/old")) if any(aside.glob("*"))]
+    return f"; old ones, which a replacement that was killed put aside, are in {' and '.join(found)}" * bool(found)
 
 
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
@@ -118,7 +128,9 @@ def _present(index: Path, shards: set[str]) -> list[str]:
         raise CheckpointError(f"{index} names shards that are not safetensors: {some(other)}; no others are read")
     missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
     if missing:
-        raise CheckpointError(f"{index} names shards that are missing: {', '.join(missing)}; put them beside it")
+        raise CheckpointError(
+            f"{index} names shards that are missing: {', '.join(missing)}; put them beside it{_aside(index.parent)}"
+        )
     return sorted(shards)
 
 
@@ -223,12 +235,13 @@ class _Target:
 def _installing(path: Path, old: list[Path], fsync: bool) -> Iterator[Path]:
     """A temporary directory whose files are moved beside `path`, the index last, while `old` ones go.
 
-    The old ones are put aside first, so that no reader ever finds an index with shards of another.
-    If anything fails, all is put back.
+    The old ones are put aside first, so that no reader ever finds an index with shards of another; the new ones
+    have the permissions of the last of them. If anything fails, all is put back.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     new, aside = temporary / "new", temporary / "old"
     moves: list[tuple[Path, Path]] = []
+    done = False
     try:
         for folder in (temporary, new, aside):
             folder.mkdir()
@@ -236,20 +249,26 @@ def _installing(path: Path, old: list[Path], fsync: bool) -> Iterator[Path]:
         if fsync:
             flush(new)
         made = sorted(new.iterdir(), key=lambda file: file.suffix.lower() == ".json")
+        for file in made if old and old[-1].exists() else ():
+            file.chmod(stat.S_IMODE(old[-1].stat().st_mode))
         moves = [(file, aside / file.name) for file in old] + [(file, path.with_name(file.name)) for file in made]
         for source, target in moves:
-            os.replace(source, target)
+            put(source, target, force=target.parent == aside)
+        done = True
         if fsync:
             flush(path.parent, below=False)
     except BaseException as error:
         for source, target in reversed(moves):
-            if os.path.lexists(target) and not os.path.lexists(source):
+            if not os.path.lexists(source) and os.path.lexists(target):
                 os.replace(target, source)
+            elif os.path.exists(target) and os.path.samefile(source, target):  # linked, and not yet unlinked
+                target.unlink()
         if isinstance(error, OSError) and not isinstance(error, MixerEquivError):
             raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
         raise
     finally:
-        remove(temporary)
+        if done or not any(aside.glob("*")):  # else they could not be put back, and are there alone
+            remove(temporary)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import zipfile
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer_equiv.containers.container import LazyArray
+from mixer_equiv.errors import CheckpointError
 from mixer_equiv.streams import PIECE
 
 try:
@@ -32,14 +34,29 @@ class Checksum:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class File:
-    """A file of which several arrays are parts."""
+    """A file of which several arrays are parts, all of which must be of the file that stood there at first."""
 
     path: Path
+    identity: tuple[int, ...]
+
+    @classmethod
+    def at(cls, path: Path) -> File:
+        """The file that stands at `path` now."""
+        return cls(path, _identity(path.stat()))
 
     @cached_property
     def mapping(self) -> np.ndarray:
         """Its bytes, mapped: pages are read when they are used, and private to this process once written to."""
-        return np.asarray(np.memmap(self.path, np.uint8, "c"))
+        with self.opened() as stream:
+            return np.asarray(np.memmap(stream, np.uint8, "c"))
+
+    def opened(self) -> io.FileIO:
+        """The file, unbuffered. Raises `CheckpointError` if it was replaced or written to, by its inode, size, time."""
+        stream = io.FileIO(self.path)
+        if _identity(os.fstat(stream.fileno())) != self.identity:
+            stream.close()
+            raise CheckpointError(f"{self.path} was replaced or written to since it was opened; open it again")
+        return stream
 
     def array(
         self,
@@ -69,7 +86,7 @@ class _Stored:
         """The array, new; the CRC is computed piece by piece, while they are in the cache."""
         flat = np.empty(self._size, np.uint8)
         crc = self.checksum.begun if self.checksum else 0
-        with self.file.path.open("rb", buffering=0) as stream:
+        with self.file.opened() as stream:
             stream.seek(self.start)
             for at in range(0, self._size, PIECE):
                 piece = flat.data[at : at + PIECE]
@@ -89,6 +106,10 @@ class _Stored:
 
     def _formed(self, flat: np.ndarray) -> np.ndarray:
         return flat.view(self.dtype).reshape(self.shape, order="F" if self.fortran_order else "C")
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read_into(stream: io.FileIO, piece: memoryview) -> None:

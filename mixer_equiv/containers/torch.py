@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
 import pickle
 import re
 from collections import OrderedDict
@@ -15,6 +17,7 @@ import numpy as np
 
 from mixer_equiv.arrays import as_mapping, is_array, require, stored_dtype, to_numpy, to_torch
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray, zip_names
+from mixer_equiv.containers.stored import File
 from mixer_equiv.errors import CheckpointError, ConversionError, MissingDependencyError
 
 
@@ -40,9 +43,10 @@ def _safe_torch() -> Any:
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
-    torch = _safe_torch()
+    torch, file = _safe_torch(), File.at(path)
+    mapped = bool(zip_names(path)) and path.suffix != ".safetensors"
     try:
-        if zip_names(path) and path.suffix != ".safetensors":
+        if mapped:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         else:  # a legacy file cannot be mapped, and given a path torch would go by this suffix
             with path.open("rb") as stream:
@@ -57,33 +61,47 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
         ) from error
     if as_mapping(loaded) is None:
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a state_dict")
-    return _copied_when_used(path, as_mapping(loaded) or {}), getattr(loaded, METADATA_KEY, None)
+    tree = as_mapping(loaded) or {}
+    return _copied_when_used(file if mapped else None, path, tree), getattr(loaded, METADATA_KEY, None)
 
 
-def _copied_when_used(path: Path, tree: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The tree with its tensors read when they are used, into memory of their own rather than the mapped file's."""
-    size = path.stat().st_size
+def _copied_when_used(file: File | None, path: Path, tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The tree with its tensors read when they are used, those of a mapped file into memory of their own."""
     nodes = {key: as_mapping(leaf) for key, leaf in tree.items()}
     return {
-        key: _lazy(path, size, str(key), tree[key]) if node is None else _copied_when_used(path, node)
+        key: _lazy(file, path, str(key), tree[key]) if node is None else _copied_when_used(file, path, node)
         for key, node in nodes.items()
     }
 
 
-def _lazy(path: Path, size: int, name: str, leaf: Any) -> Any:
+def _lazy(file: File | None, path: Path, name: str, leaf: Any) -> Any:
     """A leaf that has no counterpart in NumPy stays as it is; nobody may want it."""
     with contextlib.suppress(ConversionError):
         if is_array(leaf):
-            read, share = partial(_copy, path, size, name, leaf), partial(to_numpy, name, leaf)
+            read, share = partial(_copy, file, name, leaf), partial(to_numpy, name, leaf)
             return LazyArray(path, tuple(leaf.shape), stored_dtype(name, leaf), read, share)
     return leaf
 
 
-def _copy(path: Path, size: int, name: str, tensor: Any) -> np.ndarray:
-    # To touch a mapping beyond the end of its file kills the process.
-    if path.stat().st_size < size:
-        raise CheckpointError(f"{path} has become shorter since it was opened; open it again")
-    return to_numpy(name, tensor).copy()
+def _copy(file: File | None, name: str, tensor: Any) -> np.ndarray:
+    if file is None:
+        return to_numpy(name, tensor).copy()
+    file.opened().close()  # to touch a mapping beyond the end of a file that was cut kills the process
+    copied = to_numpy(name, tensor).copy()
+    _give_back(tensor.untyped_storage())
+    return copied
+
+
+def _give_back(storage: Any) -> None:
+    """Pages of the mapped file that were read count as this process's memory no more, where the system has a way.
+
+    They are read again if they are used again. Pages that other tensors may have a part of stay.
+    """
+    page = mmap.PAGESIZE
+    start, end = -(-storage.data_ptr() // page) * page, (storage.data_ptr() + storage.nbytes()) // page * page
+    with contextlib.suppress(OSError, AttributeError):
+        if end > start:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
@@ -94,7 +112,10 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
     try:
         with path.open("xb") as stream:
             torch.save(state, stream)
-    except RuntimeError as error:  # what torch makes of a full disk
+    except RuntimeError as error:  # what torch makes of a full disk, and of Ctrl-C, while it closes the archive
+        cause = error.__context__
+        if cause is not None and not isinstance(cause, RuntimeError):
+            raise cause from None
         raise OSError(str(error).partition("\n")[0]) from error
 
 

@@ -65,9 +65,9 @@ def get_layout(name: str | Layout) -> Layout:
     )
 
 
-def layout_called(name: str | None) -> Layout | None:
+def layout_called(name: object) -> Layout | None:
     """The layout of just this name, None if there is none."""
-    return None if name is None else LAYOUTS.get(name) or natural_called(name)
+    return LAYOUTS.get(name) or natural_called(name) if isinstance(name, str) else None
 
 
 def register_layout(layout: Layout | Mapping[str, Any] | str | os.PathLike[str], *, replace: bool = False) -> Layout:
