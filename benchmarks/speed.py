@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = run(section, options.device, options.threads)
         except ConfigError as error:
             parser.error(str(error))
-        Console().print(page.table(result))
+        Console().print(page.Tables(result))
         refused += page.refusals(result)
         if options.write:
             write(section, result)

@@ -364,7 +364,8 @@ def bench(
         list[str] | None, typer.Option(metavar="NAME", help="Sizes: B/16, S/32, ... Repeatable; S/32 if not given.")
     ] = None,
     kwargs: Annotated[
-        str | None, typer.Option(metavar="JSON", help="Other MixerConfig fields: '{\"num_blocks\": 2}'.")
+        str | None,
+        typer.Option(metavar="JSON", help="Other MixerConfig fields, of all programs: '{\"num_blocks\": 2}'."),
     ] = None,
     program: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="What is timed: torch, timm, ... Repeatable; all.")
@@ -374,7 +375,8 @@ def bench(
         typer.Option(metavar="P,T,C", help="Of our models, too: conv,matmul,linear. Repeatable, or 'all'."),
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(metavar="DTYPE", help="float32, bfloat16, float16. Repeatable; float32.")
+        list[str] | None,
+        typer.Option(metavar="DTYPE", help="float32, bfloat16, float64, float16 on cuda. Repeatable; float32."),
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(metavar="N", help="Images a call. Repeatable; 1 and 8.")] = None,
     mode: Annotated[
@@ -406,7 +408,8 @@ def bench(
         if plot_file is not None:
             plots.check(plot_file)
         fields = _parse_kwargs(kwargs) or {}
-        configs = [MixerConfig.from_name(name, **fields) for name in variant or ["S/32"]]
+        published = [MixerConfig.from_name(name).to_dict() for name in variant or ["S/32"]]
+        configs = [MixerConfig.from_dict({**values, **fields}) for values in published]
         cells = list(cases.cells(configs, dtype or ["float32"], batch or [1, 8], device, mode or ["inference"]))
         contestants = list(
             programs.contestants(program or programs.running_in(cells), programs.parse_formulations(formulation or []))
@@ -427,9 +430,11 @@ def bench(
             _write_file("--csv", csv_file, page.to_csv(plain))
         if markdown_file is not None:
             _write_file("--markdown", markdown_file, page.markdown(plain))
-        if plot_file is not None:
+        _output(page.Tables(plain), plain, json_file)
+        if plot_file is not None and any(row["ms"] for row in plain["rows"]):
             plots.plot(plain["rows"], plot_file)
-        _output(page.table(plain), plain, json_file)
+        elif plot_file is not None:
+            Console(stderr=True).print(f"{plot_file} is not written: all were refused", markup=False, soft_wrap=True)
     raise typer.Exit(EXIT_STATUS["different"] if result.refused else 0)
 
 

@@ -474,7 +474,7 @@ def test_a_terminal_of_80_columns_shows_every_name_and_number_whole(result: Resu
     row = {**plain["rows"][0], "images_per_second": 12345.67}
     rows = [{**row, "program": name} for name in (*PROGRAMS, "torch compiled (linear, depthwise_conv, linear)")]
     console = Console(file=io.StringIO(), width=80)
-    console.print(page.table({**plain, "rows": rows}))
+    console.print(page.Tables({**plain, "rows": rows}))
     shown = console.file.getvalue()
     assert "…" not in shown
     assert all(re.search(rf"^ ?{name} +12,345\.7 ", shown, re.MULTILINE) for name in PROGRAMS)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.equivalence.precision import no_tf32
-from mixer_equiv.errors import ConfigError
+from mixer_equiv.errors import ConfigError, MixerEquivError
 from mixer_equiv.throughput.cases import Cell
 from mixer_equiv.throughput.clock import LEAST_ROUNDS, Ratio, in_rounds, paired_ratio, quartiles
 from mixer_equiv.throughput.machine import Machine, pinned, settings
@@ -79,7 +79,7 @@ def bench(
     Raises `ConfigError` for a baseline that is not timed, a contestant that runs in none of the cells, too few rounds
     or threads, no matrices, a negative seed, or a device that is not there.
     """
-    cells = list(cells)
+    cells, contestants = list(dict.fromkeys(cells)), list(dict.fromkeys(contestants))
     names = [str(contestant) for contestant in contestants]
     baseline = names[0] if baseline is None and names else baseline
     if baseline not in names:
@@ -96,6 +96,10 @@ def bench(
     rows: list[Row] = []
     frameworks = {contestant.program.framework for contestant in contestants}
     with pinned(threads, frameworks) as cores, Machine() as machine:
+        if any(contestant.program.compiled for contestant in contestants):
+            from mixer_equiv.throughput import in_torch
+
+            in_torch.start_compiler()
         for cell in cells:
             with clean(contestants):
                 present = [each for each in contestants if each.program.runs_in(cell)]
@@ -107,12 +111,17 @@ def bench(
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A contestant ready to be timed, or why it is not."""
+    """A contestant ready to be timed, or why it is not: refused by its proof, or by the `error` that it raised."""
 
     contestant: Contestant
-    call: Any
-    first: float
-    proof: Proof
+    call: Any = None
+    first: float = 0.0
+    proof: Proof | None = None
+    error: str | None = None
+
+    @property
+    def refused(self) -> str | None:
+        return self.error or (self.proof.refused if self.proof else None)
 
 
 def _rows(
@@ -130,7 +139,7 @@ def _rows(
         on_step(f"{contestant}: {cell}")
         entries[str(contestant)] = _prepared(contestant, cell, prover, seed)
     on_step(f"timing: {cell}")
-    sound = {name: entry for name, entry in entries.items() if not entry.proof.refused}
+    sound = {name: entry for name, entry in entries.items() if not entry.refused}
     calls = {name: entry.call for name, entry in sound.items()}
     if baseline in calls:
         calls[AGAIN] = calls[baseline]
@@ -144,7 +153,7 @@ def _rows(
             row = Row(cell, name, ours, proof=entry.proof, memory=entry.call.memory(), compiling=compiling)
             yield _timed(row, cell.flops, cell.batch, seconds, baseline, rates)
         else:
-            yield Row(cell, name, ours, entry.proof.refused, entry.proof)
+            yield Row(cell, name, ours, entry.refused, entry.proof)
     if AGAIN in calls:
         yield _timed(Row(cell, AGAIN, False), cell.flops, cell.batch, seconds, baseline, rates)
     for name in rates:
@@ -152,11 +161,17 @@ def _rows(
 
 
 def _prepared(contestant: Contestant, cell: Cell, prover: Prover, seed: int) -> _Entry:
-    call = call_of(contestant, cell, seed)
-    start = time.perf_counter()
-    call()
-    first = time.perf_counter() - start
-    return _Entry(contestant, call, first, prover.prove(contestant, cell, call))
+    try:
+        call = call_of(contestant, cell, seed)
+        start = time.perf_counter()
+        call()
+        first = time.perf_counter() - start
+        return _Entry(contestant, call, first, prover.prove(contestant, cell, call))
+    except MixerEquivError:  # a device or a package that is not there, which is no matter of one program
+        raise
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), "")
+        return _Entry(contestant, error=f"it cannot be run: {type(error).__name__}: {said}")
 
 
 def _products(cell: Cell, contestants: Sequence[Contestant], size: int) -> dict[str, Callable[[], None]]:

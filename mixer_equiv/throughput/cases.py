@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 from mixer_equiv.config import MixerConfig
@@ -13,7 +14,7 @@ from mixer_equiv.errors import ConfigError
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 DEVICES = ("cpu", "cuda")
 
-# What a case may be, and how many forward passes' worth of arithmetic it takes.
+# What a case may be, and how many products it takes for each of a forward pass.
 MODES = {"inference": 1, "training": 3}
 
 
@@ -35,6 +36,10 @@ class Cell:
         for field, known in (("dtype", DTYPES), ("device", DEVICES), ("mode", MODES)):
             if getattr(self, field) not in known:
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(known)}")
+        if not self.config.num_classes:
+            raise ConfigError(
+                "num_classes is 0; what is timed has a head, as not all of the programs can be without one"
+            )
         if self.batch < 1:
             raise ConfigError(f"batch is {self.batch}; it must be at least 1")
         if (self.dtype, self.device) == ("float16", "cpu"):
@@ -44,9 +49,12 @@ class Cell:
     def flops(self) -> int:
         """Floating-point operations of the matrix products of one call, two for each multiply-add.
 
-        The gradients of a product are two products more.
+        The gradients of a product are two products more, but for the stem's, as nobody asks for those of the images.
         """
-        return 2 * self.config.macs * self.batch * MODES[self.mode]
+        config = self.config
+        stem = config.num_tokens * config.hidden_dim * math.prod(config.patch_hw) * config.in_channels
+        products = MODES[self.mode] * config.macs - (stem if self.mode == "training" else 0)
+        return 2 * products * self.batch
 
     @property
     def x64(self) -> bool:

@@ -25,12 +25,17 @@ class JaxCall:
     def __init__(self, contestant: Contestant, cell: Cell, params: Arrays, images: np.ndarray, cotangent: np.ndarray):
         self.cell, self.device = cell, device_of(cell.device)
         apply = contestant.program.make(cell.config, contestant.formulation)
+        self.load(params)
         with precision(cell.x64):
-            self.params = self._put(unflatten(dict(params)))
             self.images, self.cotangent = self._put(images), self._put(cotangent)
             self.still = self._put(np.zeros(()))
         self.infer = jax.jit(apply)
         self.step = jax.jit(_step_of(apply), donate_argnums=0)
+
+    def load(self, params: Arrays) -> None:
+        """Other weights, by canonical names, for the same program."""
+        with precision(self.cell.x64):
+            self.params = self._put(unflatten(dict(params)))
 
     def _put(self, tree: Any) -> Any:
         return jax.device_put(jax.tree.map(lambda array: jnp.asarray(array, self.cell.dtype), tree), self.device)

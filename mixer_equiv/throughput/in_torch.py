@@ -38,20 +38,29 @@ class TorchCall:
 
     def __init__(self, contestant: Contestant, cell: Cell, params: Arrays, images: np.ndarray, cotangent: np.ndarray):
         check_device(cell.device)
-        self.cell, self.layout = cell, LAYOUTS[contestant.program.layout]
+        self.cell, self.layout, self.way = cell, LAYOUTS[contestant.program.layout], contestant.program.way
         dtype = getattr(torch, cell.dtype)
         with torch.device("meta"):
             model = contestant.program.make(cell.config, contestant.formulation)
-        state = {name: to_torch(array) for name, array in relabel(params, LINEN, self.layout, cell.config).items()}
-        model.load_state_dict({name: value.to(cell.device, dtype) for name, value in state.items()}, assign=True)
+        model.load_state_dict(self._state(params), assign=True)
         model.train(cell.mode == "training")
         self.model = model
         self.images = to_torch(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(cell.device, dtype)
         self.cotangent = to_torch(cotangent).to(cell.device, dtype)
-        self.run = WAYS[contestant.program.way](model)
+        self.run = WAYS[self.way](model)
         if cell.mode == "training":
             model.requires_grad_(True)
             self.optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def _state(self, params: Arrays) -> dict[str, torch.Tensor]:
+        state, dtype = relabel(params, LINEN, self.layout, self.cell.config), getattr(torch, self.cell.dtype)
+        return {name: to_torch(array).to(self.cell.device, dtype) for name, array in state.items()}
+
+    def load(self, params: Arrays) -> None:
+        """Other weights, by canonical names, for the same program: what is compiled stays so."""
+        self.model.load_state_dict(self._state(params))
+        if self.way == "packed":
+            self.run = WAYS[self.way](self.model)
 
     def __call__(self) -> None:
         self._once()
@@ -91,9 +100,14 @@ class TorchCall:
         return relabel(moved, self.layout, LINEN, self.cell.config)
 
     def memory(self) -> int | None:
-        """Bytes that a call takes at its height, beyond weights and inputs."""
+        """Bytes that a call takes at its height, beyond weights and inputs: in training gradients too."""
+
+        def forget() -> None:  # gradients of the step before, which are there as long as nobody takes the next one
+            self.model.zero_grad(set_to_none=True)
+
         if self.cell.device == "cpu":
-            return extra_memory(self)
+            return extra_memory(self, forget)
+        forget()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         self()
@@ -135,7 +149,21 @@ def compiled_anew() -> Iterator[None]:
     from torch._inductor import config
 
     torch._dynamo.reset()
-    with config.patch(force_disable_caches=True), warnings.catch_warnings():
+    # As many programs as there are formulations share their code; beyond a limit torch would run them as they are.
+    programs = torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True)
+    with programs, config.patch(force_disable_caches=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # of torch's compiler itself
         yield
+
+
+def start_compiler() -> None:
+    """Compile something small, so that what torch's compiler does only once is in nobody's compile time.
+
+    What it raises, it will raise again where it is in somebody's way.
+    """
+    layer, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    with compiled_anew(), contextlib.suppress(Exception):
+        torch.compile(layer, dynamic=False)(x).sum().backward()
+        with torch.inference_mode():
+            torch.compile(torch.nn.Linear(3, 2), dynamic=False)(x)

@@ -15,6 +15,7 @@ from typing import Any
 
 from mixer_equiv.arrays import require
 from mixer_equiv.equivalence.precision import torch_threads
+from mixer_equiv.errors import ConfigError
 
 PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "einops")
 _PROC = Path("/proc/self")
@@ -82,9 +83,11 @@ def pinned(threads: int | None, frameworks: Collection[str]) -> Iterator[list[in
     """The frameworks on the same cores, one thread on each: `threads` of those allowed, by default all.
 
     JAX makes its threads when it is first used, one for each core then allowed, so that it is used here.
-    Yields the cores.
+    Yields the cores. Raises `ConfigError` for more threads than cores.
     """
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    if threads is not None and threads > len(before):
+        raise ConfigError(f"threads is {threads}; this process may use {len(before)} cores")
     cores = sorted(before)[-(threads or len(before)) :]  # interrupts are mostly the first one's
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
@@ -132,15 +135,19 @@ def _threads_called(name: str) -> int:
     return found
 
 
-def extra_memory(call: Callable[[], Any]) -> int | None:
-    """Bytes that the process is larger by at the height of a call than before it, None where the system cannot tell."""
+def extra_memory(call: Callable[[], Any], forget: Callable[[], Any] = lambda: None) -> int | None:
+    """Bytes that the process is larger by at the height of a call than before it, None where the system cannot tell.
+
+    `forget` is called before, to let go of what an earlier call left.
+    """
     try:
-        return max(_height(call) for _ in range(HEIGHTS))
+        return max(_height(call, forget) for _ in range(HEIGHTS))
     except (OSError, KeyError):
         return None
 
 
-def _height(call: Callable[[], Any]) -> int:
+def _height(call: Callable[[], Any], forget: Callable[[], Any]) -> int:
+    forget()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before is given back, so that it counts when it is used
     (_PROC / "clear_refs").write_text("5")  # the high-water mark begins anew

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -111,11 +112,31 @@ def timm_mixer(config: MixerConfig, **kwargs: Any) -> nn.Module:
     return model
 
 
+class QuickGelu(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu_tanh": functools.partial(nn.GELU, "tanh"),
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "quick_gelu": QuickGelu,
+}
+
+
+def with_conventions(model: Module, activation: str, layer_norm_eps: float) -> Module:
+    """`model` itself, its GELUs and the eps of its LayerNorms changed to these."""
+    for module in list(model.modules()):
+        if isinstance(module, nn.LayerNorm):
+            module.eps = layer_norm_eps
+        for name, child in module.named_children():
+            if isinstance(child, nn.GELU):
+                setattr(module, name, ACTIVATIONS[activation]())
+    return model
+
+
 def as_official(model: Module) -> Module:
     """`model` itself, changed to compute tanh GELU and LayerNorm with eps 1e-6."""
-    for module in model.modules():
-        if isinstance(module, nn.GELU):
-            module.approximate = "tanh"
-        elif isinstance(module, nn.LayerNorm):
-            module.eps = 1e-6
-    return model
+    return with_conventions(model, "gelu_tanh", 1e-6)

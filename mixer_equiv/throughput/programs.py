@@ -1,4 +1,4 @@
-"""The programs that are timed, by name: ours in both frameworks, and those of others, with the official conventions."""
+"""The programs that are timed, by name: ours in both frameworks, and those of others, by the config's conventions."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def _torch(config: MixerConfig, formulation: Formulation) -> Any:
 
 
 def _timm(config: MixerConfig, formulation: Formulation) -> Any:
-    from mixer_equiv.throughput.peers_torch import as_official, timm_mixer
+    from mixer_equiv.throughput.peers_torch import timm_mixer, with_conventions
 
-    return as_official(timm_mixer(config))
+    return with_conventions(timm_mixer(config), config.activation, config.layer_norm_eps)
 
 
 def _tutorial(config: MixerConfig, formulation: Formulation) -> Any:
-    from mixer_equiv.throughput.peers_torch import TutorialMixer, as_official
+    from mixer_equiv.throughput.peers_torch import TutorialMixer, with_conventions
 
-    return as_official(TutorialMixer(config))
+    return with_conventions(TutorialMixer(config), config.activation, config.layer_norm_eps)
 
 
 def _lucidrains(config: MixerConfig, formulation: Formulation) -> Any:
-    from mixer_equiv.throughput.peers_torch import LucidrainsMixer, as_official
+    from mixer_equiv.throughput.peers_torch import LucidrainsMixer, with_conventions
 
-    return as_official(LucidrainsMixer(config))
+    return with_conventions(LucidrainsMixer(config), config.activation, config.layer_norm_eps)
 
 
 def _flax(config: MixerConfig, formulation: Formulation) -> Any:
