@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mixer_equiv import Formulation, MixerConfig
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
 from mixer_equiv.equivalence.gradients import random_cotangent
-from mixer_equiv.models import flax_formulations, jax_activations, torch_formulations
+from mixer_equiv.models import flax_formulations, jax_activations, torch_formulations, torch_modules
 from mixer_equiv.models.torch_formulations import Mixing
 from mixer_equiv.strategies import FEW_CONFIGS
 from tests.mixers import ANY_CONFIG, COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
@@ -201,7 +201,7 @@ FAULTS: dict[str, Planted] = {
         Program("torch", Formulation(tokens="matmul")),
     ),
     "patches by columns": (
-        torch_formulations.FLATTENED,
+        torch_modules.FLATTENED,
         "linear",
         ("b c (h ph) (w pw) -> b (w h) (ph pw c)", "d c ph pw -> d (ph pw c)"),
         Program("torch", Formulation(patch="linear")),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from einops import rearrange
 from flax import nnx
+from torch.nn.utils import prune
 
 from mixer_equiv import Checkpoint, ConfigError, Formulation, LayoutError, MixerConfig, convert, load, save, verify
 from mixer_equiv.arrays import flatten, unflatten
@@ -122,6 +123,43 @@ def test_verify_takes_a_model_of_any_formulation(formulation: Formulation) -> No
     assert report.verdict == "equivalent"
     assert report.gradients is not None
     assert report.gradients.residual <= 1e-12
+
+
+PRUNED = ("stem", "blocks.0.token_mixing.dense_0", "blocks.0.channel_mixing.dense_1")
+LAYERS = ("stem", "blocks.0.layer_norm_0", *PRUNED[1:], "pre_head_layer_norm", "head")
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
+def test_hooks_on_layers_run_in_every_formulation(formulation: Formulation) -> None:
+    model, seen = TorchMixer(CONFIG, formulation), []
+    for name in LAYERS:
+        model.get_submodule(name).register_forward_hook(lambda module, given, output: seen.append(module))
+    images = torch.rand(2, CONFIG.in_channels, *CONFIG.image_hw)
+    with torch.no_grad():
+        model(images)
+    assert seen == [model.get_submodule(name) for name in LAYERS]
+    assert isinstance(model.blocks[0].token_mixing.dense_0, torch.nn.Linear)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
+def test_pruned_models_are_trained_in_every_formulation(formulation: Formulation) -> None:
+    made = [TorchMixer(CONFIG, each) for each in (Formulation(), formulation)]
+    images = torch.rand(2, CONFIG.in_channels, *CONFIG.image_hw, dtype=torch.float64)
+    for model in made:
+        state = relabel(random_params(CONFIG, 0), LINEN, TORCH, CONFIG)
+        model.double().load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+        for name in PRUNED:
+            prune.ln_structured(model.get_submodule(name), "weight", 0.3, n=2, dim=0)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            model(images).square().sum().backward()
+            optimiser.step()
+    (official, other), outputs = made, [model.eval()(images) for model in made]
+    assert torch.allclose(*outputs, rtol=1e-9, atol=1e-9)
+    for name, value in official.named_parameters():
+        assert torch.allclose(other.get_parameter(name), value, rtol=1e-9, atol=1e-9), name
+    assert (other.stem.weight == 0).flatten(1).all(dim=1).any()
 
 
 @pytest.mark.parametrize("model", [TorchMixer, FlaxMixer])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from mixer_equiv import ConfigError, Formulation, MixerConfig
@@ -183,6 +184,45 @@ def test_a_model_with_another_part_is_not_packed(name: str) -> None:
     part, found = REPLACED[name]
     model.set_submodule(name, part)
     with pytest.raises(ConfigError, match=f"{re.escape(name)} {found}; only weights of Linear, Conv2d, LayerNorm"):
+        model.packed()
+
+
+def _pruned(model: MlpMixer) -> None:
+    prune.l1_unstructured(model.blocks[1].channel_mixing.dense_0, "weight", 0.5)
+
+
+def _watched(model: MlpMixer) -> None:
+    model.pre_head_layer_norm.register_forward_hook(lambda module, given, output: 2 * output)
+
+
+def _watched_as_a_whole(model: MlpMixer) -> None:
+    model.register_forward_pre_hook(lambda module, given: None)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (_pruned, "hooks on blocks.1.channel_mixing.dense_0 would not run; remove them, those of pruning by"),
+        (_watched, "hooks on pre_head_layer_norm would not run"),
+        (_watched_as_a_whole, "hooks on the model would not run"),
+    ],
+)
+def test_a_model_with_hooks_is_not_packed(change: Any, found: str) -> None:
+    model = mixer()
+    change(model)
+    with pytest.raises(ConfigError, match=re.escape(found)):
+        model.packed()
+    if change is _pruned:
+        prune.remove(model.blocks[1].channel_mixing.dense_0, "weight")
+        with torch.no_grad():
+            assert torch.allclose(model.packed()(images()), model(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"dilation": (2, 1)}, {"padding": (1, 0)}, {"stride": (1, 3)}])
+def test_a_stem_that_is_not_of_patches_is_not_packed(fields: dict[str, Any]) -> None:
+    model = mixer()
+    model.stem = nn.Conv2d(4, 13, (2, 3), **{"stride": (2, 3), **fields})
+    with pytest.raises(ConfigError, match=r"stem is Conv2d.*only a convolution of patches, side by side, is packed"):
         model.packed()
 
 

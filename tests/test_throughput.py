@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import io
 import json
+import os
 import re
 import types
 from collections.abc import Iterator
@@ -18,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from benchmarks import speed
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.precision import torch_threads
-from mixer_equiv.models import jax_activations, torch_formulations, torch_fused
+from mixer_equiv.models import jax_activations, torch_formulations, torch_fused, torch_packed
 from mixer_equiv.throughput import clock, page, plots, programs, proof
 from mixer_equiv.throughput.bench import AGAIN, Result, bench, clean
 from mixer_equiv.throughput.cases import Cell, cells
@@ -120,9 +122,14 @@ def test_quartiles_are_numpys() -> None:
 # The cells
 
 
-def test_a_cell_counts_two_operations_for_each_multiply_add_and_three_passes_for_a_step() -> None:
-    assert Cell(SMALL, batch=3).flops == 2 * 3 * SMALL.macs
-    assert Cell(SMALL, batch=3, mode="training").flops == 3 * Cell(SMALL, batch=3).flops
+@pytest.mark.parametrize("config", [SMALL, MixerConfig.from_name("S/32")], ids=["small", "S/32"])
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_a_cell_counts_the_operations_that_torch_counts(config: MixerConfig, mode: str) -> None:
+    cell = Cell(config, batch=2, mode=mode)
+    call = proof.call_of(Contestant("tutorial"), cell, 0)
+    with FlopCounterMode(display=False) as counted:
+        call()
+    assert cell.flops == counted.get_total_flops()
 
 
 def test_cells_are_every_combination() -> None:
@@ -177,6 +184,15 @@ def prover() -> proof.Prover:
 
 def proven(prover: proof.Prover, contestant: Contestant, cell: Cell) -> proof.Proof:
     return prover.prove(contestant, cell, proof.call_of(contestant, cell, prover.seed))
+
+
+@pytest.mark.parametrize("conventions", [("gelu", 1e-5), ("relu", 1e-4), ("silu", 1e-6), ("quick_gelu", 1e-3)])
+@pytest.mark.parametrize("name", [*EAGER, *JITTED])
+def test_every_program_follows_the_config(name: str, conventions: tuple[str, float]) -> None:
+    activation, eps = conventions
+    config = dataclasses.replace(SMALL, activation=activation, layer_norm_eps=eps)
+    seen = proven(proof.Prover(3), Contestant(name), Cell(config, "float32", 3))
+    assert (seen.refused, seen.exact <= 1e-12) == (None, True)
 
 
 @pytest.mark.parametrize("name", [*EAGER, *JITTED])
@@ -259,6 +275,87 @@ def test_half_precision_must_pass_in_float32_too(monkeypatch: pytest.MonkeyPatch
         refused = proven(proof.Prover(4), Contestant(name), Cell(SMALL, "bfloat16", 3)).refused
         assert refused is not None
         assert refused.startswith("inexact: its error in float32 is")
+
+
+def _with_eps(norm: torch.nn.LayerNorm) -> Any:
+    weight, bias = norm.weight.detach().clone(), norm.bias.detach().clone()
+    return lambda x: torch.nn.functional.layer_norm(x, norm.normalized_shape, weight, bias, 1.02e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_eps_that_is_wrong_by_a_fiftieth_is_noticed_where_there_is_no_float64(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_packed, "_norm", _with_eps)
+    refused = proven(proof.Prover(4), Contestant("torch packed"), Cell(SMALL, dtype, 3)).refused
+    assert refused is not None
+    assert refused.startswith("inexact: its error in float32 is")
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_a_compiled_program_is_held_against_the_truth_too(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    erf = torch.nn.functional.gelu
+    monkeypatch.setitem(
+        torch_formulations.ACTIVATIONS,
+        "gelu_tanh",
+        lambda x: erf(x, approximate="none" if torch.compiler.is_compiling() else "tanh"),
+    )
+    contestant, prover = Contestant("torch compiled"), proof.Prover(4)
+    with clean([contestant]):
+        seen = proven(prover, contestant, Cell(SMALL, "bfloat16", 3, mode=mode))
+    assert seen.exact <= 1e-12
+    assert seen.refused is not None
+    assert seen.refused.startswith("inexact: its error in ")
+
+
+def test_logits_of_another_dtype_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wide(config: MixerConfig, formulation: Formulation) -> Any:
+        model = PROGRAMS["torch"].make(config, formulation)
+        forward = model.forward
+        model.forward = lambda images: forward(images).float()
+        return model
+
+    monkeypatch.setitem(PROGRAMS, "wide", Program("torch", wide, "torch"))
+    seen = proven(proof.Prover(4), Contestant("wide"), Cell(SMALL, "bfloat16", 3))
+    assert seen.refused == "its logits are float32, where all are to compute in bfloat16"
+
+
+def test_one_lucky_yardstick_bounds_nobody() -> None:
+    config = dataclasses.replace(SMALL, num_classes=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
+    for seed in range(8):
+        for name in ("torch packed", "timm", "lucidrains"):
+            assert proven(proof.Prover(seed), Contestant(name), Cell(config, batch=2)).refused is None
+
+
+@pytest.mark.parametrize("name", ["torch", "torch packed", "flax", "nnx"])
+def test_other_weights_are_loaded_and_the_usual_ones_are_back_after_a_proof(prover: proof.Prover, name: str) -> None:
+    cell = Cell(SMALL, batch=3)
+    call = proof.call_of(Contestant(name), cell, prover.seed)
+    first = call.logits()
+    prover.prove(Contestant(name), cell, call)
+    assert np.array_equal(call.logits(), first)
+    call.load(proof.inputs(SMALL, prover.seed, "faint")[0])
+    assert not np.allclose(call.logits(), first, rtol=0.1)
+
+
+def test_what_cannot_be_run_is_a_refused_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: MixerConfig, formulation: Formulation) -> Any:
+        model = PROGRAMS["torch"].make(config, formulation)
+        model.forward = lambda images: 1 / 0
+        return model
+
+    monkeypatch.setitem(PROGRAMS, "broken", Program("torch", broken, "torch"))
+    result = small_bench([Contestant("torch"), Contestant("broken")], baseline="torch")
+    by_name = {row.name: row for row in result.rows}
+    assert by_name["broken"].refused == "it cannot be run: ZeroDivisionError: division by zero"
+    assert by_name["torch"].ms is not None
+    assert [row.name for row in result.refused] == ["broken"]
+
+
+def test_what_is_given_twice_is_timed_once() -> None:
+    cell = Cell(SMALL, batch=3)
+    result = bench([cell, cell], [Contestant("torch"), Contestant("torch")], threads=1, gemm=32)
+    assert [row.name for row in result.rows] == ["torch", AGAIN, "GEMM torch"]
 
 
 class WithoutGradient(torch.autograd.Function):
@@ -481,6 +578,15 @@ def test_a_terminal_of_80_columns_shows_every_name_and_number_whole(result: Resu
     assert all(heading in shown for heading in page.NARROW)
 
 
+def test_a_wide_terminal_shows_all_columns(result: Result) -> None:
+    plain = page.to_dict(result)
+    for width, shown in ((80, page.NARROW), (150, page.COLUMNS)):
+        console = Console(width=width, file=io.StringIO())
+        console.print(page.Tables(plain))
+        headings = next(line for line in console.file.getvalue().splitlines() if "images/s" in line)
+        assert {heading for heading in page.COLUMNS if heading in headings} == set(shown)
+
+
 def test_markdown_names_every_program_and_why_one_was_refused(result: Result) -> None:
     plain = page.to_dict(result)
     plain["rows"][1] |= {"refused": "another function", "ms": None}
@@ -561,6 +667,16 @@ def test_the_command_writes_what_it_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("wrong")
+def test_where_all_are_refused_everything_but_the_plot_is_written(tmp_path: Path) -> None:
+    files = ["--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.svg")]
+    outcome = CliRunner().invoke(app, [*COMMAND, *files, "--program", "erf"])
+    assert outcome.exit_code == 1
+    assert "refused: erf" in outcome.output
+    assert "x.svg is not written: all were refused" in outcome.output.replace("\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.usefixtures("wrong")
 def test_the_command_fails_if_what_it_times_is_wrong() -> None:
     outcome = CliRunner().invoke(app, [*COMMAND, "--program", "torch", "--program", "erf"])
     assert outcome.exit_code == 1
@@ -576,6 +692,9 @@ def test_the_command_fails_if_what_it_times_is_wrong() -> None:
         (["--rounds", "2"], "rounds is 2"),
         (["--baseline", "nobody"], "the baseline is 'nobody'"),
         (["--kwargs", '{"width": 1}'], "MixerConfig has no field width; its fields are num_classes"),
+        (["--kwargs", '{"name": "Z"}'], "MixerConfig has no field name; its fields are num_classes"),
+        (["--kwargs", '{"num_classes": 0}'], "num_classes is 0; what is timed has a head"),
+        (["--threads", "1000"], "threads is 1000; this process may use "),
     ],
 )
 def test_the_command_says_what_it_cannot_do(options: list[str], message: str) -> None:
@@ -594,6 +713,7 @@ def test_the_command_says_what_it_cannot_do(options: list[str], message: str) ->
         (["--plot", "speed.pdf"], "a plot is written as"),
         (["--plot", "pictures.svg"], "pictures.png is a directory"),
         (["--csv", "speed.safetensors"], "by its suffix a checkpoint"),
+        (["--csv", os.devnull], f"--csv is {os.devnull}, a pipe or a device; give the name of a file"),
     ],
 )
 def test_what_cannot_be_written_is_said_before_anything_is_timed(

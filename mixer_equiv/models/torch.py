@@ -26,9 +26,11 @@ from mixer_equiv.models.torch_formulations import (
     TOKENS,
     Mixing,
     check_images,
+    dense,
     embed,
-    layer_norm,
     mlp,
+    norm,
+    stem,
 )
 from mixer_equiv.models.torch_packed import PackedMixer
 
@@ -38,7 +40,8 @@ OFFICIAL = Formulation()
 class MlpBlock(nn.Module):
     """Linear, activation, Linear back to the input's width, over one axis.
 
-    `mlp_dim` defaults to `dim`. `mixing` is the operation that stands for a Linear.
+    `mlp_dim` defaults to `dim`. `mixing` is the operation that stands for a Linear: the layers are of class
+    nn.Linear all the same, and hooks on them run.
     In inference on a CPU the activation is computed inside the first (`mixer_equiv.models.torch_fused`).
     """
 
@@ -51,8 +54,8 @@ class MlpBlock(nn.Module):
     ) -> None:
         super().__init__()
         mlp_dim = dim if mlp_dim is None else mlp_dim
-        self.dense_0 = nn.Linear(dim, mlp_dim)
-        self.dense_1 = nn.Linear(mlp_dim, dim)
+        self.dense_0 = dense(dim, mlp_dim, mixing)
+        self.dense_1 = dense(mlp_dim, dim, mixing)
         self.activation = activation
         self.mixing = mixing
 
@@ -78,18 +81,18 @@ class MixerBlock(nn.Module):
         formulation: Formulation = OFFICIAL,
     ) -> None:
         super().__init__()
-        self.layer_norm_0 = nn.LayerNorm(hidden_dim, eps=layer_norm_eps)
+        first = formulation.channels_first
+        self.layer_norm_0 = norm(hidden_dim, layer_norm_eps, channels_first=first)
         self.token_mixing = MlpBlock(num_tokens, tokens_mlp_dim, activation, TOKENS[formulation.tokens])
-        self.layer_norm_1 = nn.LayerNorm(hidden_dim, eps=layer_norm_eps)
+        self.layer_norm_1 = norm(hidden_dim, layer_norm_eps, channels_first=first)
         self.channel_mixing = MlpBlock(hidden_dim, channels_mlp_dim, activation, CHANNELS[formulation.channels])
-        self.axes = (-1, -2) if formulation.channels_first else (-2, -1)
+        self.axes = (-1, -2) if first else (-2, -1)
 
     def forward(self, x: Tensor, *, taps: bool = False) -> Any:
         """The stream to the same; with `taps`, the pair of streams after each branch."""
         tokens, channels = self.axes
-        after_tokens = x + self.token_mixing(layer_norm(x, self.layer_norm_0, channels), tokens)
-        y = layer_norm(after_tokens, self.layer_norm_1, channels)
-        after_channels = after_tokens + self.channel_mixing(y, channels)
+        after_tokens = x + self.token_mixing(self.layer_norm_0(x), tokens)
+        after_channels = after_tokens + self.channel_mixing(self.layer_norm_1(after_tokens), channels)
         return (after_tokens, after_channels) if taps else after_channels
 
 
@@ -102,7 +105,7 @@ class MlpMixer(nn.Module):
     def __init__(self, config: MixerConfig, formulation: Formulation = OFFICIAL) -> None:
         super().__init__()
         self.config, self.formulation = config, as_formulation(formulation)
-        self.stem = nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, stride=config.patch_hw)
+        self.stem = stem(config, self.formulation.patch)
         self.blocks = nn.ModuleList(
             MixerBlock(
                 config.num_tokens,
@@ -111,11 +114,12 @@ class MlpMixer(nn.Module):
                 config.channels_mlp_dim,
                 config.activation,
                 config.layer_norm_eps,
-                formulation,
+                self.formulation,
             )
             for _ in range(config.num_blocks)
         )
-        self.pre_head_layer_norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        first = self.formulation.channels_first
+        self.pre_head_layer_norm = norm(config.hidden_dim, config.layer_norm_eps, channels_first=first)
         self.head: nn.Linear | None = None
         if config.num_classes:
             self.head = nn.Linear(config.hidden_dim, config.num_classes)
@@ -146,13 +150,12 @@ class MlpMixer(nn.Module):
         check_images(images, self.config)
         seen: dict[str, Tensor] = {}
         first = self.formulation.channels_first
-        tokens, channels = (-1, -2) if first else (-2, -1)
 
         def tap(name: str, x: Tensor) -> None:
             if taps:  # else nothing is kept, so that activations are freed as the stream goes on
                 seen[name] = x.transpose(1, 2) if first and x.ndim == 3 else x
 
-        x = embed(images, self.stem, self.formulation.patch, channels_first=first)
+        x = embed(images, self.stem, channels_first=first)
         tap("stem", x)
         for i, block in enumerate(self.blocks):
             if taps:
@@ -161,9 +164,9 @@ class MlpMixer(nn.Module):
                 tap(f"MixerBlock_{i}/channel_mixing", x)
             else:
                 x = block(x)
-        x = layer_norm(x, self.pre_head_layer_norm, channels)
+        x = self.pre_head_layer_norm(x)
         tap("pre_head_layer_norm", x)
-        x = x.mean(dim=tokens)
+        x = x.mean(dim=-1 if first else -2)
         tap("pooled", x)
         if self.head is not None:
             x = self.head(x)

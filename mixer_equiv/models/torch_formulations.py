@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.models import torch_fused
 from mixer_equiv.models.torch_fused import NO_POST_OP, POST_OPS, PostOp, can_fuse
+from mixer_equiv.models.torch_modules import Dense, LayerNormChannelsFirst, LinearStem
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -27,17 +27,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Mixing(NamedTuple):
     """What stands for a Linear: from x and the layer to x with `in` made `out` on `axis`, one of the last two.
 
-    `fused` is the same with an activation inside, where there is such an operation.
+    `mix` is None for a Linear itself. `fused` is the same with an activation inside, where there is such an operation.
     """
 
-    mix: Callable[[Tensor, nn.Linear], Tensor]
+    mix: Callable[[Tensor, nn.Linear], Tensor] | None
     axis: int
     fused: Callable[[Tensor, nn.Linear, PostOp], Tensor] | None = None
-
-
-def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """(..., in) to (..., out), by the module itself, so that hooks on it run."""
-    return layer(x)
 
 
 def _matmul(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -65,16 +60,33 @@ def _shared(x: Tensor, layer: nn.Linear) -> Tensor:
 
 
 TOKENS: dict[str, Mixing] = {
-    "linear": Mixing(_linear, -1, torch_fused.linear),
+    "linear": Mixing(None, -1, torch_fused.linear),
     "matmul": Mixing(_matmul, -2),
     "depthwise_conv": Mixing(_depthwise, -1),
     "shared_conv": Mixing(_shared, -1, torch_fused.shared),
     "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise_channels_last),
 }
 CHANNELS: dict[str, Mixing] = {
-    "linear": Mixing(_linear, -1, torch_fused.linear),
+    "linear": Mixing(None, -1, torch_fused.linear),
     "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise),
 }
+
+
+def dense(in_features: int, out_features: int, mixing: Mixing) -> nn.Linear:
+    """The layer of this mixing: torch's own where that is what mixes."""
+    return nn.Linear(in_features, out_features) if mixing.mix is None else Dense(in_features, out_features, mixing.mix)
+
+
+def norm(dim: int, eps: float, *, channels_first: bool) -> nn.LayerNorm:
+    """Over the channels, the last axis or the one before."""
+    return (LayerNormChannelsFirst if channels_first else nn.LayerNorm)(dim, eps=eps)
+
+
+def stem(config: MixerConfig, patch: str) -> nn.Conv2d:
+    """The patch embedding: torch's own where that is a convolution."""
+    if patch == "conv":
+        return nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, stride=config.patch_hw)
+    return LinearStem(config.in_channels, config.hidden_dim, config.patch_hw, patch)
 
 
 def mlp(x: Tensor, axis: int, layers: tuple[nn.Linear, nn.Linear], activation: str, mixing: Mixing) -> Tensor:
@@ -84,23 +96,8 @@ def mlp(x: Tensor, axis: int, layers: tuple[nn.Linear, nn.Linear], activation: s
     if mixing.fused is not None and can_fuse(x, layers, activation):
         x = mixing.fused(mixing.fused(x, first, POST_OPS[activation]), last, NO_POST_OP)
     else:
-        x = mixing.mix(ACTIVATIONS[activation](mixing.mix(x, first)), last)
+        x = last(ACTIVATIONS[activation](first(x)))
     return x if axis == mixing.axis else x.transpose(1, 2)
-
-
-def layer_norm(x: Tensor, norm: nn.LayerNorm, axis: int) -> Tensor:
-    """`norm` over this axis, without a transpose where it is not the last."""
-    if axis == -1:
-        return norm(x)
-    variance, mean = torch.var_mean(x, axis, correction=0, keepdim=True)
-    return (x - mean) * torch.rsqrt(variance + norm.eps) * norm.weight[:, None] + norm.bias[:, None]
-
-
-# Of images to tokens, and of the stem's weight to that of a Linear over them.
-FLATTENED = {
-    "linear": ("b c (h ph) (w pw) -> b (h w) (ph pw c)", "d c ph pw -> d (ph pw c)"),
-    "linear_channels_first": ("b c (h ph) (w pw) -> b (h w) (c ph pw)", "d c ph pw -> d (c ph pw)"),
-}
 
 
 def check_images(images: Tensor, config: MixerConfig) -> None:
@@ -111,12 +108,10 @@ def check_images(images: Tensor, config: MixerConfig) -> None:
         raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (batch, {sizes})")
 
 
-def embed(images: Tensor, stem: nn.Conv2d, patch: str, *, channels_first: bool) -> Tensor:
+def embed(images: Tensor, stem: nn.Conv2d, *, channels_first: bool) -> Tensor:
     """(batch, channels, height, width) to (batch, tokens, hidden), or (batch, hidden, tokens)."""
-    if patch == "conv":
-        x = stem(images).flatten(2)
-        return x if channels_first else x.transpose(1, 2)
-    of_images, of_weight = FLATTENED[patch]
-    ph, pw = stem.weight.shape[2:]
-    x = F.linear(rearrange(images, of_images, ph=ph, pw=pw), rearrange(stem.weight, of_weight), stem.bias)
-    return x.transpose(1, 2) if channels_first else x
+    x = stem(images)
+    if x.ndim == 3:
+        return x.transpose(1, 2) if channels_first else x
+    x = x.flatten(2)
+    return x if channels_first else x.transpose(1, 2)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
 
+from mixer_equiv.models.torch_modules import Dense
+
 # What oneDNN calls each activation, and how it is to approximate it.
 POST_OPS = {"gelu_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", ""), "silu": ("swish", "")}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -68,7 +70,7 @@ def _is_watched() -> bool:
 def _is_plain(layer: nn.Linear, dtype: torch.dtype) -> bool:
     """Whether to call it is to multiply by its weight, of this dtype, and to add its bias."""
     return (
-        type(layer) is nn.Linear
+        type(layer) in (nn.Linear, Dense)
         and "forward" not in vars(layer)
         and not layer._forward_hooks
         and not layer._forward_pre_hooks

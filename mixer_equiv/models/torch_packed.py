@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
-from mixer_equiv.errors import ConfigError
-from mixer_equiv.models.torch_formulations import ACTIVATIONS, FLATTENED, check_images
+from mixer_equiv.errors import ConfigError, some
+from mixer_equiv.models.torch_formulations import ACTIVATIONS, check_images
 from mixer_equiv.models.torch_fused import DTYPES, NO_POST_OP, POST_OPS
+from mixer_equiv.models.torch_modules import FLATTENED
 
 if TYPE_CHECKING:
     from mixer_equiv.models.torch import MlpBlock, MlpMixer
+
+OWN = (f"{__package__}.torch", f"{__package__}.torch_modules")
 
 _OPS = torch.ops.mkldnn
 _REORDER: Callable[..., Tensor] | None = getattr(_OPS, "_reorder_linear_weight", None)
@@ -34,8 +37,9 @@ class PackedMixer:
     """What `model` computes in inference, on copies of its weights as they are now.
 
     It has no parameters, gradients or hooks, and `model` may be deleted; it cannot be copied or saved, as oneDNN's
-    weights cannot. Raises `ConfigError` for a model that is not of float32 or bfloat16 on a CPU, or of which a part
-    was replaced, and for a torch without oneDNN.
+    weights cannot. It computes in the dtype of its weights, under autocast too. Raises `ConfigError` for a model that
+    is not of float32 or bfloat16 on a CPU, of which a part was replaced or has hooks (which may compute its weights, as
+    those of pruning do), and for a torch without oneDNN.
     """
 
     @torch.no_grad()
@@ -45,9 +49,16 @@ class PackedMixer:
         if kinds not in [[f"{dtype} on cpu".removeprefix("torch.")] for dtype in DTYPES]:
             raise ConfigError(f"the model is {' and '.join(kinds)}; weights are packed in float32 or bfloat16 on cpu")
         parts = [(name, part) for name, part in model.named_modules() if ".parametrizations" not in name]
+        hooked = [name or "the model" for name, part in parts if part._forward_hooks or part._forward_pre_hooks]
+        if hooked:
+            raise ConfigError(
+                f"hooks on {some(hooked)} would not run; remove them, those of pruning by torch.nn.utils.prune.remove"
+            )
         if replaced := [f"{name} is a {type(part).__name__}" for name, part in parts if not _is_known(part)]:
             kinds = [kind.__name__ for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm)]
-            raise ConfigError(f"{', '.join(replaced)}; only weights of {', '.join(kinds)} as they are made are packed")
+            raise ConfigError(f"{some(replaced)}; only weights of {', '.join(kinds)} as they are made are packed")
+        if not _is_of_patches(model.stem, self.config.patch_hw):
+            raise ConfigError(f"stem is {model.stem}; only a convolution of patches, side by side, is packed")
         if _REORDER is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             raise ConfigError(f"weights are packed by oneDNN, which torch {torch.__version__} is built without here")
         self.dtype = model.stem.weight.dtype
@@ -88,9 +99,14 @@ def _is_known(module: nn.Module) -> bool:
     kind = parametrize.type_before_parametrizations(module)
     if "forward" in vars(module):
         return False
-    if kind is nn.LayerNorm:
-        return all(value is not None for value in (module.weight, module.bias))
-    return kind in (nn.Linear, nn.Conv2d, nn.ModuleList) or kind.__module__ == f"{__package__}.torch"
+    if issubclass(kind, nn.LayerNorm) and (module.weight is None or module.bias is None):
+        return False
+    return kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.ModuleList) or kind.__module__ in OWN
+
+
+def _is_of_patches(stem: nn.Conv2d, patch_hw: tuple[int, int]) -> bool:
+    shapes = stem.kernel_size, stem.stride, stem.dilation, stem.padding, stem.groups
+    return shapes == (patch_hw, patch_hw, (1, 1), (0, 0), 1)
 
 
 class Packed:
