@@ -141,6 +141,29 @@ def test_hooks_on_layers_run_in_every_formulation(formulation: Formulation) -> N
     assert isinstance(model.blocks[0].token_mixing.dense_0, torch.nn.Linear)
 
 
+class Doubled(torch.nn.Linear):
+    """What stands in the place of a Linear, such as an adapter."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Doubled])
+@pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
+def test_layers_may_be_replaced_in_every_formulation(formulation: Formulation, kind: type[torch.nn.Linear]) -> None:
+    outputs = []
+    for each in (Formulation(), formulation):
+        model = TorchMixer(CONFIG, each).double()
+        state = relabel(random_params(CONFIG, 0), LINEN, TORCH, CONFIG)
+        for name in PRUNED[1:]:
+            old = model.get_submodule(name)
+            model.set_submodule(name, kind(old.in_features, old.out_features).double())
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+        with torch.no_grad():
+            outputs.append(model(torch.from_numpy(random_images(CONFIG, 1).transpose(0, 3, 1, 2).copy())))
+    assert torch.allclose(*outputs, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
 def test_pruned_models_are_trained_in_every_formulation(formulation: Formulation) -> None:
     made = [TorchMixer(CONFIG, each) for each in (Formulation(), formulation)]

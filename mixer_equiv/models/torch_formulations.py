@@ -96,8 +96,15 @@ def mlp(x: Tensor, axis: int, layers: tuple[nn.Linear, nn.Linear], activation: s
     if mixing.fused is not None and can_fuse(x, layers, activation):
         x = mixing.fused(mixing.fused(x, first, POST_OPS[activation]), last, NO_POST_OP)
     else:
-        x = last(ACTIVATIONS[activation](first(x)))
+        x = _called(last, ACTIVATIONS[activation](_called(first, x, mixing)), mixing)
     return x if axis == mixing.axis else x.transpose(1, 2)
+
+
+def _called(layer: nn.Module, x: Tensor, mixing: Mixing) -> Tensor:
+    """The layer on the axis of this mixing; one that somebody put in its place is for the last, as a Linear is."""
+    if mixing.axis == -1 or isinstance(layer, Dense):
+        return layer(x)
+    return layer(x.transpose(1, 2)).transpose(1, 2)
 
 
 def check_images(images: Tensor, config: MixerConfig) -> None:
