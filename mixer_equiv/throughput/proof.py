@@ -38,7 +38,7 @@ HALF = ("bfloat16", "float16")
 # What the stem and the ends of all MLPs, which add up to the stream, are multiplied by, over the root of the eps.
 DRAWS = {"usual": None, "faint": 2.0}
 
-# An error below this is chance, and no measure: two units in the last place of float32.
+# Two units in the last place of float32: less is chance, and no measure.
 LEAST = 2.0**-22
 
 # Made of the framework's own modules alone: what ours fuse must not be measured by itself.
@@ -158,12 +158,16 @@ class Prover:
     def _bounds_of(self, cell: Cell, framework: str) -> Mapping[Key, float]:
         """What errors of the cell's dtype may be: some times those of the framework's own modules.
 
-        One that is small by chance bounds no less than the median of all with the same weights does.
+        One that is small by chance bounds no less than the median of all with the same weights does, nor than what
+        float32 cannot do without: gradients are sums over all tokens of a batch, which torch's eager kernels add up
+        in a tree and compiled ones in a row.
         """
+        terms = cell.batch * cell.config.num_tokens if cell.mode == "training" else 1
+        least = max(LEAST, terms**0.5 * 2.0**-24)
         yardstick = YARDSTICKS[framework]
         errors = self._errors(call_of(yardstick, cell, self.seed), yardstick, cell)
         usual = {draw: float(np.median([errors[key] for key in errors if key[0] == draw])) for draw in DRAWS}
-        return {key: POLICY.float32_ratio * max(error, usual[key[0]], LEAST) for key, error in errors.items()}
+        return {key: POLICY.float32_ratio * max(error, usual[key[0]], least) for key, error in errors.items()}
 
     def _errors(self, call: Any, contestant: Contestant, cell: Cell) -> dict[Key, float]:
         """How far what a call computes is from the truth, by the draw and what it is: the logits, or each gradient."""
