@@ -86,7 +86,7 @@ def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
     for title, group in (cell for result in timed for cell in page.by_cell(result["rows"])):
         by_program = {row["program"]: row for row in group if row["ratio"]}
         rows.append([title, *(_ratio(by_program.get(name)) for name in columns)])
-    said = f"Medians over {timed[0]['rounds']} interleaved rounds; their intervals are in the files."
+    said = f"Medians over {timed[0]['rounds']} interleaved rounds; intervals, and why one is refused, in the files."
     return "\n".join([*page.markdown_rows(["cell", *columns], rows), "", said, page.conditions(timed[0])[-1], ""])
 
 
