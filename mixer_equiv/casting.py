@@ -39,7 +39,7 @@ def _cast(arrays: LazyArrays, name: str, dtype: np.dtype) -> np.ndarray:
 def _rounded(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
     """The array as `dtype`, rounded to nearest, ties to even, and whether all that was finite is so still."""
     result, fits = np.empty_like(array, dtype), True
-    whole, out = array.reshape(-1) if array.ndim == 0 else array, result.reshape(-1) if array.ndim == 0 else result
+    whole, out = np.atleast_1d(array, result)
     rows = max(1, PIECE * len(whole) // max(1, whole.nbytes))
     twice = array.dtype == np.float64 and dtype == BFLOAT16
     with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs turn quiet

@@ -214,8 +214,8 @@ def test_a_model_with_hooks_is_not_packed(change: Any, found: str) -> None:
         model.packed()
     if change is _pruned:
         prune.remove(model.blocks[1].channel_mixing.dense_0, "weight")
-        with torch.no_grad():
-            assert torch.allclose(model.packed()(images()), model(images()), rtol=1e-4, atol=1e-5)
+        packed, plain = errors(model, images())
+        assert packed <= 4 * plain
 
 
 @pytest.mark.parametrize("fields", [{"dilation": (2, 1)}, {"padding": (1, 0)}, {"stride": (1, 3)}])

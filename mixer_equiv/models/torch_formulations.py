@@ -118,7 +118,6 @@ def check_images(images: Tensor, config: MixerConfig) -> None:
 def embed(images: Tensor, stem: nn.Conv2d, *, channels_first: bool) -> Tensor:
     """(batch, channels, height, width) to (batch, tokens, hidden), or (batch, hidden, tokens)."""
     x = stem(images)
-    if x.ndim == 3:
-        return x.transpose(1, 2) if channels_first else x
-    x = x.flatten(2)
-    return x if channels_first else x.transpose(1, 2)
+    if x.ndim == 4:
+        x = x.flatten(2).transpose(1, 2)
+    return x.transpose(1, 2) if channels_first else x

@@ -122,9 +122,9 @@ class Prover:
         """What `call` computes, which is the contestant in the cell, and its program in float64."""
         exact = self._exact(contestant.eager, cell.config, cell.mode)
         error, bound = self._nearest(call, contestant, cell)
-        refused = _of_another_dtype(call, cell)
-        if refused:
-            pass
+        refused = None
+        if other := _of_another_dtype(call, cell):
+            refused = other
         elif not exact <= POLICY.residual:
             refused = f"another function: float64 residual {exact:.1e}, at most {POLICY.residual:g} is allowed"
         elif not error <= bound:
