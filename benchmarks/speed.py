@@ -23,7 +23,7 @@ from mixer_equiv.errors import ConfigError
 from mixer_equiv.throughput import page, plots
 from mixer_equiv.throughput.bench import bench
 from mixer_equiv.throughput.cases import DEVICES, cells
-from mixer_equiv.throughput.programs import PROGRAMS, contestants, parse_formulations, running_in
+from mixer_equiv.throughput.programs import contestants, parse_formulations, running_in
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -77,23 +77,23 @@ def with_table(readme: str) -> str:
 
 
 def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Images a second relative to timm's, a row for each cell, a column for each program in its first formulation."""
+    """A table of ratios for each result with timm in it: a row for each program, a column for each cell."""
     timed = [result for result in results if result["baseline"] == "timm"]
     if not timed:
         return "No results are recorded: `make bench-full` does.\n"
-    seen = {row["program"] for result in timed for row in result["rows"] if row["ratio"]}
-    columns, rows = [name for name in PROGRAMS if name in seen], []
-    for title, group in (cell for result in timed for cell in page.by_cell(result["rows"])):
-        by_program = {row["program"]: row for row in group if row["ratio"]}
-        rows.append([title, *(_ratio(by_program.get(name)) for name in columns)])
     said = f"Medians over {timed[0]['rounds']} interleaved rounds; intervals, and why one is refused, in the files."
-    return "\n".join([*page.markdown_rows(["cell", *columns], rows), "", said, page.conditions(timed[0])[-1], ""])
+    return "\n".join([line for result in timed for line in (*_ratios(result), "")] + [said, ""])
 
 
-def _ratio(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    return f"1 ({row['images_per_second']:,.1f} images/s)" if row["program"] == "timm" else f"{row['ratio']:.2f}"
+def _ratios(result: Mapping[str, Any]) -> list[str]:
+    groups = [{row["program"]: row for row in group if row["ratio"]} for _, group in page.by_cell(result["rows"])]
+    first = [next(iter(group.values())) for group in groups]
+    corner = f"{first[0]['mode']}, {first[0]['device']}"
+    headings = [f"{row['variant']}<br>{row['dtype']}<br>batch {row['batch']}" for row in first]
+    names = dict.fromkeys(row["program"] for row in result["rows"] if row["ratio"])
+    rows = [[name, *(f"{group[name]['ratio']:.2f}" if name in group else "" for group in groups)] for name in names]
+    rows.append(["timm, images/s", *(f"{group['timm']['images_per_second']:.1f}" for group in groups)])
+    return [*page.markdown_rows([corner, *headings], rows), "", page.conditions(result)[-1]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

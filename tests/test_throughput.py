@@ -633,13 +633,17 @@ def test_what_cannot_be_plotted_is_an_error(result: Result, tmp_path: Path, name
         plots.plot(page.to_dict(result)["rows"] if rows is None else rows, tmp_path / name)
 
 
-def test_the_readmes_table_has_every_ratio(result: Result) -> None:
+def test_the_readmes_tables_have_every_ratio(result: Result) -> None:
     plain = page.to_dict(result)
-    ratio = next(row.ratio for row in result.rows if row.name == "flax")
-    assert ratio is not None
+    ratios = {row.name: row.ratio for row in result.rows if row.ratio}
     shown = speed.readme_table([plain, {**plain, "baseline": "torch"}]).splitlines()
-    (row,) = [line for line in shown if "batch 3" in line]
-    assert row.split(" | ")[shown[0].split(" | ").index("flax")] == f"{ratio.median:.2f}"
+    rows = dict(line.strip("| ").rsplit(" | ", 1) for line in shown if line.startswith("| "))
+    for name, ratio in ratios.items():
+        assert rows.pop(name) == f"{ratio.median:.2f}"
+    assert rows.pop("inference, cpu").endswith("<br>float32<br>batch 3")
+    timm = next(row for row in result.rows if row.name == "timm")
+    assert rows.pop("timm, images/s") == f"{timm.images_per_second:.1f}"
+    assert list(rows) == ["---"]
 
 
 def test_make_bench_fails_if_a_call_is_wrong(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ TOKENS: dict[str, Mixing] = {
     "matmul": Mixing(_matmul, -2),
     "depthwise_conv": Mixing(_depthwise, -1),
     "shared_conv": Mixing(_shared, -1, torch_fused.shared),
-    "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise_channels_last),
+    "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise),
 }
 CHANNELS: dict[str, Mixing] = {
     "linear": Mixing(None, -1, torch_fused.linear),

@@ -92,24 +92,20 @@ def linear(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
     return _LINEAR(x, layer.weight, layer.bias, post_op[0], [], post_op[1])
 
 
-def pointwise(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
-    """(batch, in, length) to (batch, out, length) by a convolution of kernel 1, where `can_fuse` says so."""
-    return _convolution(x[:, :, None], layer.weight[..., None, None], layer.bias, post_op)[:, :, 0]
-
-
-def pointwise_channels_last(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
-    """The same in torch's channels-last order, which is faster where the length is larger than `in`."""
-    return pointwise(x[:, :, None].contiguous(memory_format=torch.channels_last)[:, :, 0], layer, post_op)
-
-
 def shared(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
     """(batch, channels, in) to (batch, channels, out), a channel a picture of one row, where `can_fuse` says so."""
-    batch, channels, width = x.shape
-    rows = _convolution(x.reshape(-1, 1, 1, width), layer.weight[:, None, None], layer.bias, post_op)
-    return rows.view(batch, channels, layer.out_features)
-
-
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor, post_op: PostOp) -> Tensor:
-    """Of pictures, without padding."""
     assert _CONVOLUTION is not None
-    return _CONVOLUTION(x, weight, bias, [0, 0], [1, 1], [1, 1], 1, post_op[0], [], post_op[1])
+    batch, channels, width = x.shape
+    # A picture of one channel is in either order of torch; only the strides of channels-last save a copy of the result.
+    rows = x.contiguous().as_strided((batch * channels, 1, 1, width), (width, 1, width, 1))
+    weight = layer.weight[:, None, None]
+    out = _CONVOLUTION(rows, weight, layer.bias, [0, 0], [1, 1], [1, 1], 1, post_op[0], [], post_op[1])
+    return out.view(batch, channels, layer.out_features)
+
+
+def pointwise(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
+    """(batch, in, length) to (batch, out, length), each position a picture of one row, where `can_fuse` says so.
+
+    As a pixel of many channels oneDNN would put the weights into another order in each call.
+    """
+    return shared(x.transpose(1, 2), layer, post_op).transpose(1, 2)
