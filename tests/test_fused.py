@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,9 +31,11 @@ MIXINGS = {
 }
 
 
-def block(activation: str = "gelu_tanh", dtype: torch.dtype = torch.float32, mixing: Mixing = LINEAR) -> MlpBlock:
+def block(
+    activation: str = "gelu_tanh", dtype: torch.dtype = torch.float32, mixing: Mixing = LINEAR, mlp_dim: int = 29
+) -> MlpBlock:
     torch.manual_seed(7)
-    made = MlpBlock(13, 29, activation, mixing).to(dtype).eval()
+    made = MlpBlock(13, mlp_dim, activation, mixing).to(dtype).eval()
     for value in made.parameters():
         nn.init.normal_(value, std=0.4)
     return made.requires_grad_(False)
@@ -56,7 +59,7 @@ def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, float]:
     taken = made(x, axis)
     with without_onednn():
         plain = made(x, axis)
-    truth = made.double()(x.double(), axis)
+    truth = copy.deepcopy(made).double()(x.double(), axis)
     return tuple(float((y.double() - truth).norm() / truth.norm()) for y in (taken, plain))
 
 
@@ -66,8 +69,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = torch_formulations.can_fuse
 
-    def can_fuse(x: Any, layers: Any, activation: str) -> bool:
-        fused = original(x, layers, activation)
+    def can_fuse(x: Any, layers: Any, activation: str, mix: Any) -> bool:
+        fused = original(x, layers, activation, mix)
         seen.extend([activation] * fused)
         return fused
 
@@ -84,14 +87,71 @@ def test_every_operation_that_can_be_fused_is_tested() -> None:
 @pytest.mark.parametrize("dtype", torch_fused.DTYPES)
 @pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("mlp_dim", [29, 13], ids=["oblong", "square"])
 def test_fused_is_as_exact_as_plain(
-    mixing: str, activation: str, dtype: torch.dtype, axis: int, calls: list[str]
+    mlp_dim: int, mixing: str, activation: str, dtype: torch.dtype, axis: int, calls: list[str]
 ) -> None:
-    x = images(dtype) if axis == -1 else images(dtype).mT
-    fused, plain = errors(block(activation, dtype, MIXINGS[mixing]), x, axis)
+    given = images(dtype) if axis == -1 else images(dtype).mT
+    for x in (given.contiguous(), given.mT.contiguous().mT, given.expand(2, *given.shape)[1]):
+        fused, plain = errors(block(activation, dtype, MIXINGS[mixing], mlp_dim), x, axis)
+        assert calls == [activation]
+        assert 0 < fused <= 4 * plain
+        assert fused < {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+        calls.clear()
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("activation", FUSED)
+def test_each_value_in_bfloat16_is_that_of_this_activation(activation: str, mixing: str, calls: list[str]) -> None:
+    made = block(activation, torch.bfloat16, MIXINGS[mixing], mlp_dim=13)
+    for layer in (made.dense_0, made.dense_1):
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    x = torch.linspace(-4, 4, 3 * 5 * 13).to(torch.bfloat16).view(3, 5, 13)
+    expected = torch_formulations.ACTIVATIONS[activation](x.double())
+    assert torch.allclose(made(x).double(), expected, rtol=2**-7, atol=0)
     assert calls == [activation]
-    assert 0 < fused <= 4 * plain
-    assert fused < {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_stays_nan(activation: str, mixing: str) -> None:
+    made, x = block(activation, mixing=MIXINGS[mixing]), images()
+    x[1, 2, 3] = torch.nan
+    with without_onednn():
+        expected = made(x).isnan()
+    assert expected.any()
+    assert not expected.all()
+    assert torch.equal(made(x).isnan(), expected)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_weights_and_biases_may_lie_in_memory_as_they_please(mixing: str, calls: list[str]) -> None:
+    for change, fused in (
+        (lambda layer: setattr(layer.weight, "data", layer.weight.t().contiguous().t()), True),
+        (lambda layer: setattr(layer.weight, "data", layer.weight.repeat_interleave(2, 1)[:, ::2]), True),
+        (lambda layer: setattr(layer.bias, "data", layer.bias.repeat_interleave(2)[::2]), False),
+        (lambda layer: setattr(layer.bias, "data", torch.tensor([0.5]).expand(layer.bias.shape)), False),
+        (lambda layer: setattr(layer.bias, "data", torch.tensor([0.5, 7.0])[:1].expand(layer.bias.shape)), False),
+    ):
+        made = block(mixing=MIXINGS[mixing])
+        change(made.dense_0)
+        taken, plain = errors(made, images(), -1)
+        assert 0 < taken <= 4 * plain
+        assert bool(calls) == fused
+        calls.clear()
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_widths_are_those_of_the_weights(mixing: str, calls: list[str]) -> None:
+    made = block(mixing=MIXINGS[mixing])
+    for layer in (made.dense_0, made.dense_1):
+        rows, columns = (slice(11), slice(None)) if layer is made.dense_0 else (slice(None), slice(11))
+        layer.weight = nn.Parameter(layer.weight[rows, columns].clone(), requires_grad=False)
+    made.dense_0.bias = nn.Parameter(made.dense_0.bias[:11].clone(), requires_grad=False)
+    taken, plain = errors(made, images(), -1)
+    assert 0 < taken <= 4 * plain
+    assert calls == ["gelu_tanh"]
 
 
 def test_another_gelu_in_the_fused_path_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +161,7 @@ def test_another_gelu_in_the_fused_path_would_be_seen(monkeypatch: pytest.Monkey
 
 
 def test_an_activation_that_onednn_has_not_is_computed_all_the_same(calls: list[str]) -> None:
-    assert set(ACTIVATIONS) - set(FUSED) == {"quick_gelu"}
+    assert set(ACTIVATIONS) - set(FUSED) == {"quick_gelu", "relu"}
     fused, plain = errors(block("quick_gelu"), images(), -1)
     assert (fused, calls) == (plain, [])
 
@@ -143,6 +203,25 @@ def _hooked_everywhere(made: MlpBlock) -> Any:
     return nn.modules.module.register_module_forward_hook(lambda module, given, output: None)
 
 
+def _hooked_before_everywhere(made: MlpBlock) -> Any:
+    return nn.modules.module.register_module_forward_pre_hook(lambda module, given: None)
+
+
+@contextlib.contextmanager
+def _other_linear() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        original = nn.Linear.forward
+        patch.setattr(nn.Linear, "forward", lambda self, x: original(self, x))
+        yield
+
+
+def _of_a_subclass(made: MlpBlock) -> Any:
+    class Parameter(nn.Parameter):
+        pass
+
+    made.dense_0.bias = Parameter(made.dense_0.bias, requires_grad=False)
+
+
 def _trained(made: MlpBlock) -> Any:
     made.dense_1.weight.requires_grad_(True)
 
@@ -172,6 +251,9 @@ NOT_FUSED: dict[str, Change] = {
     "a hook on a layer": _hooked,
     "a hook before a layer": _hooked_before,
     "a hook on all modules": _hooked_everywhere,
+    "a hook before all modules": _hooked_before_everywhere,
+    "a forward of all layers": lambda made: _other_linear(),
+    "a bias of a subclass": _of_a_subclass,
     "a weight that is trained": _trained,
     "a weight that is computed": _normed,
     "a layer of another class": _other_class,
@@ -201,6 +283,22 @@ def test_the_plain_path_is_taken_with(name: str, calls: list[str]) -> None:
         assert torch.linalg.norm(output.float() - expected) <= 2**-7 * torch.linalg.norm(expected)
     else:
         assert torch.allclose(output.float(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixing", sorted(set(MIXINGS) - {"linear"}))
+def test_layers_that_are_mixed_by_something_else_are_called(mixing: str, calls: list[str]) -> None:
+    made = block(mixing=MIXINGS[mixing])
+    expected, original = made(images()), made.dense_0.mix
+    made.dense_0.mix = lambda x, layer: original(2 * x, layer)
+    assert not torch.allclose(made(images()), expected)
+    assert calls == ["gelu_tanh"]
+
+
+def test_one_bias_for_all_values_is_added_to_each(calls: list[str]) -> None:
+    made = block()
+    made.dense_0.bias.data = made.dense_0.bias[:1].clone()
+    taken, plain = errors(made, images(), -1)
+    assert (taken, calls) == (plain, [])
 
 
 def test_the_plain_path_is_taken_where_images_are_differentiated_or_mapped(calls: list[str]) -> None:

@@ -65,6 +65,18 @@ def test_packed_is_as_exact_as_the_model(activation: str, dtype: torch.dtype, nu
     assert packed < EPSILON[dtype]
 
 
+def test_the_eps_of_the_model_is_that_of_the_packed_one() -> None:
+    packed, plain = errors(mixer(CONFIG.replace(layer_norm_eps=0.5)), images())
+    assert 0 < packed <= 4 * plain
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_is_not_lost(activation: str) -> None:
+    model = mixer(CONFIG.replace(activation=activation))
+    model.blocks[3].channel_mixing.dense_0.bias.data[0] = torch.nan
+    assert model.packed()(images()).isnan().all()
+
+
 @pytest.mark.parametrize("batch", [0, 1, 40])
 @pytest.mark.parametrize("config", [CONFIG, LARGE], ids=["odd", "large"])
 def test_one_packed_model_takes_batches_of_any_size(config: MixerConfig, batch: int) -> None:

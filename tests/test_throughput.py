@@ -538,6 +538,8 @@ def test_programs_that_run_are_those_of_the_cells() -> None:
     [
         ({"baseline": "flax"}, "the baseline is 'flax'; it must be one that is timed: torch"),
         ({"rounds": 3}, "rounds is 3"),
+        ({"rounds": 10**11}, "rounds is 100000000000; it may be at most"),
+        ({"gemm": 10**8}, "gemm is 100000000; it may be at most"),
         ({"threads": 0}, "threads is 0"),
         ({"gemm": 0}, "gemm is 0"),
         ({"seed": -1}, "seed is -1"),

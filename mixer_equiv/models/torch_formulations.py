@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.models import torch_fused
 from mixer_equiv.models.torch_fused import NO_POST_OP, POST_OPS, PostOp, can_fuse
-from mixer_equiv.models.torch_modules import Dense, LayerNormChannelsFirst, LinearStem
+from mixer_equiv.models.torch_modules import Dense, LayerNormChannelsFirst, LinearStem, Mix
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -30,7 +30,7 @@ class Mixing(NamedTuple):
     `mix` is None for a Linear itself. `fused` is the same with an activation inside, where there is such an operation.
     """
 
-    mix: Callable[[Tensor, nn.Linear], Tensor] | None
+    mix: Mix | None
     axis: int
     fused: Callable[[Tensor, nn.Linear, PostOp], Tensor] | None = None
 
@@ -49,14 +49,14 @@ def _depthwise(x: Tensor, layer: nn.Linear) -> Tensor:
     """(batch, channels, in) to (batch, channels, out): the same filters for every channel, written out."""
     batch, channels, _ = x.shape
     filters, biases = layer.weight[:, None].repeat(channels, 1, 1), layer.bias.repeat(channels)
-    return F.conv1d(x, filters, biases, groups=channels).reshape(batch, channels, layer.out_features)
+    return F.conv1d(x, filters, biases, groups=channels).reshape(batch, channels, len(layer.weight))
 
 
 def _shared(x: Tensor, layer: nn.Linear) -> Tensor:
     """(batch, channels, in) to (batch, channels, out): a channel is a picture of one row, and all meet the filters."""
     batch, channels, width = x.shape
     rows = F.conv2d(x.reshape(-1, 1, 1, width), layer.weight[:, None, None], layer.bias)
-    return rows.reshape(batch, channels, layer.out_features)
+    return rows.reshape(batch, channels, len(layer.weight))
 
 
 TOKENS: dict[str, Mixing] = {
@@ -93,7 +93,7 @@ def mlp(x: Tensor, axis: int, layers: tuple[nn.Linear, nn.Linear], activation: s
     """Two layers over this axis of `x` (batch, ., .), with transposes around them where they mix the other one."""
     first, last = layers
     x = x if axis == mixing.axis else x.transpose(1, 2)
-    if mixing.fused is not None and can_fuse(x, layers, activation):
+    if mixing.fused is not None and can_fuse(x, layers, activation, mixing.mix):
         x = mixing.fused(mixing.fused(x, first, POST_OPS[activation]), last, NO_POST_OP)
     else:
         x = _called(last, ACTIVATIONS[activation](_called(first, x, mixing)), mixing)

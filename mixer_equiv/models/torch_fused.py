@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
 
-from mixer_equiv.models.torch_modules import Dense
+from mixer_equiv.models.torch_modules import Dense, Mix
 
-# What oneDNN calls each activation, and how it is to approximate it.
-POST_OPS = {"gelu_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", ""), "silu": ("swish", "")}
+# What oneDNN calls each activation, and how it is to approximate it. Its ReLU makes a zero of nan.
+POST_OPS = {"gelu_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none"), "silu": ("swish", "")}
 DTYPES = (torch.float32, torch.bfloat16)
+
+# What it is to call a layer whose weights are multiplied by, unless somebody made it another thing.
+PLAIN = {cls: cls.forward for cls in (nn.Linear, Dense)}
 
 NO_POST_OP = ("none", "")
 PostOp = tuple[str, str]
@@ -29,11 +32,11 @@ _LINEAR: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_point
 _CONVOLUTION: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 
-def can_fuse(x: Tensor, layers: tuple[nn.Linear, nn.Linear], activation: str) -> bool:
-    """Whether nobody could tell the fused path from the plain one but by the time that it takes.
+def can_fuse(x: Tensor, layers: tuple[nn.Linear, nn.Linear], activation: str, mix: Mix | None = None) -> bool:
+    """Whether nobody could tell the fused path from the plain one but by its time and the strides of its result.
 
-    That is in inference alone, by plain modules that nothing listens to, and where oneDNN is not switched
-    off (`torch.backends.mkldnn.enabled = False`).
+    That is in inference alone, by plain modules, mixed by `mix`, that nothing listens to, and where oneDNN is not
+    switched off (`torch.backends.mkldnn.enabled = False`). Of infinity and above 1e38 oneDNN's erf GELU is another.
     """
     return bool(
         _LINEAR is not None
@@ -47,7 +50,7 @@ def can_fuse(x: Tensor, layers: tuple[nn.Linear, nn.Linear], activation: str) ->
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and not _is_watched()
         and type(x) is Tensor
-        and all(_is_plain(layer, x.dtype) for layer in layers)
+        and all(_is_plain(layer, x.dtype, mix) for layer in layers)
         and not (torch.is_grad_enabled() and _needs_gradients(x, layers))
     )
 
@@ -67,17 +70,25 @@ def _is_watched() -> bool:
     )
 
 
-def _is_plain(layer: nn.Linear, dtype: torch.dtype) -> bool:
-    """Whether to call it is to multiply by its weight, of this dtype, and to add its bias."""
+def _is_plain(layer: nn.Linear, dtype: torch.dtype, mix: Mix | None) -> bool:
+    """Whether to call it is to multiply by its weight, of this dtype, as `mix` does, and to add its bias."""
+    own, weight, bias = vars(layer), layer.weight, layer.bias
     return (
-        type(layer) in (nn.Linear, Dense)
-        and "forward" not in vars(layer)
+        type(layer).forward is PLAIN.get(type(layer))
+        and "forward" not in own
+        and own.get("mix") is mix
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
         and all(
-            type(value) in (Tensor, nn.Parameter) and value.dtype == dtype and value.device.type == "cpu"
-            for value in (layer.weight, layer.bias)
+            type(value) in (Tensor, nn.Parameter)
+            and value.dtype == dtype
+            and value.device.type == "cpu"
+            and value.layout is torch.strided
+            for value in (weight, bias)
         )
+        # oneDNN reads the bias from where it begins, whatever its shape and strides.
+        and bias.shape == weight.shape[:1]
+        and bias.is_contiguous()
     )
 
 
@@ -100,7 +111,7 @@ def shared(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
     rows = x.contiguous().as_strided((batch * channels, 1, 1, width), (width, 1, width, 1))
     weight = layer.weight[:, None, None]
     out = _CONVOLUTION(rows, weight, layer.bias, [0, 0], [1, 1], [1, 1], 1, post_op[0], [], post_op[1])
-    return out.view(batch, channels, layer.out_features)
+    return out.view(batch, channels, len(weight))
 
 
 def pointwise(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+# From an input and the layer whose parameters are used.
+Mix = Callable[[Tensor, nn.Linear], Tensor]
+
 # Of images to tokens, and of the stem's weight to that of a Linear over them.
 FLATTENED = {
     "linear": ("b c (h ph) (w pw) -> b (h w) (ph pw c)", "d c ph pw -> d (ph pw c)"),
@@ -19,7 +22,7 @@ FLATTENED = {
 class Dense(nn.Linear):
     """An nn.Linear that `mix` computes, from an input and this module."""
 
-    def __init__(self, in_features: int, out_features: int, mix: Callable[[Tensor, nn.Linear], Tensor]) -> None:
+    def __init__(self, in_features: int, out_features: int, mix: Mix) -> None:
         super().__init__(in_features, out_features)
         self.mix = mix
 

@@ -21,6 +21,9 @@ from mixer_equiv.throughput.proof import Proof, Prover, call_of
 AGAIN = "A/A"
 GEMM = "GEMM"
 
+# More rounds would take days, and larger matrices gigabytes each.
+MOST_ROUNDS, MOST_GEMM = 100_000, 16_384
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -76,8 +79,8 @@ def bench(
     Ratios are to `baseline`, a contestant as it is printed, the first by default, which is also timed
     twice (the row "A/A"): how far that ratio is from 1 is the noise. `threads` of the cores are used, by both
     frameworks; JAX has as many as when it was first used. `gemm` is the side of the square matrices.
-    Raises `ConfigError` for a baseline that is not timed, a contestant that runs in none of the cells, too few rounds
-    or threads, no matrices, a negative seed, or a device that is not there.
+    Raises `ConfigError` for a baseline that is not timed, a contestant that runs in none of the cells, rounds,
+    threads, matrices or a seed that are too few or too many, or a device that is not there.
     """
     cells, contestants = list(dict.fromkeys(cells)), list(dict.fromkeys(contestants))
     names = [str(contestant) for contestant in contestants]
@@ -92,6 +95,9 @@ def bench(
     for name, value, least in (("threads", threads, 1), ("gemm", gemm, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}; it must be at least {least}")
+    for name, value, most in (("rounds", rounds, MOST_ROUNDS), ("gemm", gemm, MOST_GEMM)):
+        if value > most:
+            raise ConfigError(f"{name} is {value}; it may be at most {most}")
     prover = Prover(seed)
     rows: list[Row] = []
     frameworks = {contestant.program.framework for contestant in contestants}
