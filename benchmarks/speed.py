@@ -86,14 +86,19 @@ def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _ratios(result: Mapping[str, Any]) -> list[str]:
-    groups = [{row["program"]: row for row in group if row["ratio"]} for _, group in page.by_cell(result["rows"])]
+    groups = [{row["program"]: row for row in group} for _, group in page.by_cell(result["rows"])]
     first = [next(iter(group.values())) for group in groups]
     corner = f"{first[0]['mode']}, {first[0]['device']}"
     headings = [f"{row['variant']}<br>{row['dtype']}<br>batch {row['batch']}" for row in first]
     names = dict.fromkeys(row["program"] for row in result["rows"] if row["ratio"])
-    rows = [[name, *(f"{group[name]['ratio']:.2f}" if name in group else "" for group in groups)] for name in names]
-    rows.append(["timm, images/s", *(f"{group['timm']['images_per_second']:.1f}" for group in groups)])
+    shown = [(name, name, "ratio", ".2f") for name in names] + [("timm, images/s", "timm", "images_per_second", ".1f")]
+    rows = [[said, *(_number(group.get(name), *how) for group in groups)] for said, name, *how in shown]
     return [*page.markdown_rows([corner, *headings], rows), "", page.conditions(result)[-1]]
+
+
+def _number(row: Mapping[str, Any] | None, field: str, how: str) -> str:
+    """A field of a row, if it was timed."""
+    return "" if row is None or row[field] is None else format(row[field], how)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -648,6 +648,14 @@ def test_the_readmes_tables_have_every_ratio(result: Result) -> None:
     assert list(rows) == ["---"]
 
 
+def test_the_readmes_tables_have_no_numbers_of_a_cell_without_a_baseline(result: Result) -> None:
+    plain = page.to_dict(result)
+    refused = [{**row, "batch": 8, "ratio": None, "images_per_second": None} for row in plain["rows"]]
+    shown = speed.readme_table([{**plain, "rows": plain["rows"] + refused}]).splitlines()
+    assert shown[0].endswith("<br>batch 8 |")
+    assert all(line.endswith(" |  |") for line in shown[2:] if line.startswith("|"))
+
+
 def test_make_bench_fails_if_a_call_is_wrong(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = page.to_dict(result)
     monkeypatch.setattr(speed, "run", lambda section, device, threads: plain)
