@@ -91,14 +91,10 @@ def _ratios(result: Mapping[str, Any]) -> list[str]:
     corner = f"{first[0]['mode']}, {first[0]['device']}"
     headings = [f"{row['variant']}<br>{row['dtype']}<br>batch {row['batch']}" for row in first]
     names = dict.fromkeys(row["program"] for row in result["rows"] if row["ratio"])
-    shown = [(name, name, "ratio", ".2f") for name in names] + [("timm, images/s", "timm", "images_per_second", ".1f")]
-    rows = [[said, *(_number(group.get(name), *how) for group in groups)] for said, name, *how in shown]
+    ratio, images = page.said("{:.2f}", "ratio"), page.said("{:.1f}", "images_per_second")
+    shown = [(name, name, ratio) for name in names] + [("timm, images/s", "timm", images)]
+    rows = [[head, *(say(group[name]) if name in group else "" for group in groups)] for head, name, say in shown]
     return [*page.markdown_rows([corner, *headings], rows), "", page.conditions(result)[-1]]
-
-
-def _number(row: Mapping[str, Any] | None, field: str, how: str) -> str:
-    """A field of a row, if it was timed."""
-    return "" if row is None or row[field] is None else format(row[field], how)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

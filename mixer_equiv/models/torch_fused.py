@@ -32,7 +32,7 @@ _LINEAR: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_point
 _CONVOLUTION: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 
-def can_fuse(x: Tensor, layers: tuple[nn.Linear, nn.Linear], activation: str, mix: Mix | None = None) -> bool:
+def can_fuse(x: Tensor, layers: tuple[nn.Linear, nn.Linear], activation: str, mix: Mix | None) -> bool:
     """Whether nobody could tell the fused path from the plain one but by its time and the strides of its result.
 
     That is in inference alone, by plain modules, mixed by `mix`, that nothing listens to, and where oneDNN is not

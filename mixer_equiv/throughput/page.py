@@ -59,22 +59,22 @@ def _plain(row: Row) -> dict[str, Any]:
     }
 
 
-def _said(pattern: str, *fields: str) -> Callable[[Plain], str]:
+def said(pattern: str, *fields: str) -> Callable[[Plain], str]:
     """Those fields of a row in words, nothing where the first is None."""
     return lambda row: "" if row[fields[0]] is None else pattern.format(*(row[field] for field in fields))
 
 
 COLUMNS: Mapping[str, Callable[[Plain], str]] = {
     "program": lambda row: row["program"],
-    "images/s": _said("{:,.1f}", "images_per_second"),
-    "ms": _said("{:.2f}", "ms"),
-    "quartiles": _said("{:.2f}-{:.2f}", "ms_quartile_1", "ms_quartile_3"),
-    "GFLOP/s": _said("{:,.1f}", "gflops"),
-    "of peak": _said("{:.0%}", "share_of_peak"),
-    "ratio": _said("{:.3f} ({:.3f}-{:.3f})", "ratio", "ratio_low", "ratio_high"),
+    "images/s": said("{:,.1f}", "images_per_second"),
+    "ms": said("{:.2f}", "ms"),
+    "quartiles": said("{:.2f}-{:.2f}", "ms_quartile_1", "ms_quartile_3"),
+    "GFLOP/s": said("{:,.1f}", "gflops"),
+    "of peak": said("{:.0%}", "share_of_peak"),
+    "ratio": said("{:.3f} ({:.3f}-{:.3f})", "ratio", "ratio_low", "ratio_high"),
     "memory": lambda row: "" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 1e6:,.0f} MB",
-    "compile": _said("{:.1f} s", "compile_seconds"),
-    "error": _said("{:.1e}", "error"),
+    "compile": said("{:.1f} s", "compile_seconds"),
+    "error": said("{:.1e}", "error"),
 }
 
 
