@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import record
 from mixer_equiv import MixerConfig
-from mixer_equiv.models.torch_packed import Packed
+from mixer_equiv.models.torch_packed import packed_product
 from mixer_equiv.throughput.cases import Cell
 from mixer_equiv.throughput.clock import in_rounds, quartiles
 from mixer_equiv.throughput.in_torch import packed_gemm
@@ -58,12 +58,14 @@ def calls(cell: Cell) -> dict[str, Callable[[], object]]:
     assert refused is None, refused
     inputs = {(rows, width): torch.randn(rows, width) for rows, _, width in packed}
     weights = [torch.randn(out, width) for _, out, width in packed]
-    layers = [(inputs[rows, width], Packed(weight)) for (rows, _, width), weight in zip(packed, weights, strict=True)]
+    layers = [
+        (inputs[rows, width], packed_product(weight)) for (rows, _, width), weight in zip(packed, weights, strict=True)
+    ]
     stem, *blocks = layers
     first = [stem, *blocks[:4] * cell.config.num_blocks]
     flat = torch.cat([weight.flatten() for weight in weights])
 
-    def products(given: Iterable[tuple[torch.Tensor, Packed]]) -> Callable[[], object]:
+    def products(given: Iterable[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]) -> Callable[[], object]:
         def run() -> None:
             with torch.inference_mode():
                 for x, layer in given:

@@ -1,4 +1,4 @@
-"""The fused MLP of the torch model is the plain one, and is taken only where nobody could tell."""
+"""The fast ways to compute an MLP give what its layers do, and are taken only where nobody could tell."""
 
 from __future__ import annotations
 
@@ -17,18 +17,41 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mixer_equiv import Formulation
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.models import torch as models
-from mixer_equiv.models import torch_formulations, torch_fused
+from mixer_equiv.models import torch_activations, torch_formulations, torch_fused, torch_inference
 from mixer_equiv.models.torch import MlpBlock
-from mixer_equiv.models.torch_formulations import Mixing
+from mixer_equiv.models.torch_activations import ACTIVATIONS as IN_TORCH
+from mixer_equiv.models.torch_inference import DTYPES, Mixing, way_of
 
 FUSED = sorted(torch_fused.POST_OPS)
 LINEAR = torch_formulations.TOKENS["linear"]
 MIXINGS = {
     "linear": LINEAR,
+    "matmul": torch_formulations.TOKENS["matmul"],
+    "depthwise_conv": torch_formulations.TOKENS["depthwise_conv"],
     "shared_conv": torch_formulations.TOKENS["shared_conv"],
     "conv1d of tokens": torch_formulations.TOKENS["conv1d"],
     "conv1d of channels": torch_formulations.CHANNELS["conv1d"],
 }
+
+WITH_FUSED = [name for name, mixing in MIXINGS.items() if mixing.fused]
+WITH_FUSED_CONVOLUTION = [name for name in WITH_FUSED if name != "linear"]
+
+
+def supported(mixing: str, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether oneDNN has the fused operation of this mixing on this processor."""
+    given = MIXINGS[mixing]
+    return given.fused is not None and all(
+        torch_fused.supports(given.fused, given.axis, dtype, name) for name in (*FUSED, None)
+    )
+
+
+CASES = [
+    pytest.param(way, mixing, dtype, id=f"{way}, {mixing}, {dtype}")
+    for mixing in MIXINGS
+    for dtype in DTYPES
+    for way in ("blas", "float32", "onednn")
+    if way != "onednn" or supported(mixing, dtype)
+]
 
 
 def block(
@@ -65,32 +88,44 @@ def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, float]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The activation of every MLP that takes the fused path."""
+    """The activation of every MLP that takes a fast way."""
     seen: list[str] = []
-    original = torch_formulations.can_fuse
+    original = torch_formulations.infer
 
-    def can_fuse(x: Any, layers: Any, activation: str, mix: Any) -> bool:
-        fused = original(x, layers, activation, mix)
-        seen.extend([activation] * fused)
-        return fused
+    def infer(x: Any, layers: Any, activation: str, mixing: Mixing) -> torch.Tensor:
+        seen.append(activation)
+        return original(x, layers, activation, mixing)
 
-    monkeypatch.setattr(torch_formulations, "can_fuse", can_fuse)
+    monkeypatch.setattr(torch_formulations, "infer", infer)
     return seen
 
 
-def test_every_operation_that_can_be_fused_is_tested() -> None:
+def force(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr(torch_inference, "way_of", lambda mixing, dtype, activation: way)
+
+
+def test_every_mixing_is_tested() -> None:
     tables = torch_formulations.TOKENS, torch_formulations.CHANNELS
-    assert {mixing for table in tables for mixing in table.values() if mixing.fused} == set(MIXINGS.values())
+    assert {mixing for table in tables for mixing in table.values()} == set(MIXINGS.values())
 
 
 @pytest.mark.parametrize("axis", [-1, -2])
-@pytest.mark.parametrize("dtype", torch_fused.DTYPES)
-@pytest.mark.parametrize("activation", FUSED)
-@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("way", "mixing", "dtype"), CASES)
 @pytest.mark.parametrize("mlp_dim", [29, 13], ids=["oblong", "square"])
-def test_fused_is_as_exact_as_plain(
-    mlp_dim: int, mixing: str, activation: str, dtype: torch.dtype, axis: int, calls: list[str]
+def test_every_way_is_as_exact_as_the_layers(
+    mlp_dim: int,
+    way: str,
+    mixing: str,
+    activation: str,
+    dtype: torch.dtype,
+    axis: int,
+    calls: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if way == "onednn" and activation not in FUSED:
+        way = "blas"
+    force(monkeypatch, way)
     given = images(dtype) if axis == -1 else images(dtype).mT
     for x in (given.contiguous(), given.mT.contiguous().mT, given.expand(2, *given.shape)[1]):
         fused, plain = errors(block(activation, dtype, MIXINGS[mixing], mlp_dim), x, axis)
@@ -98,6 +133,24 @@ def test_fused_is_as_exact_as_plain(
         assert 0 < fused <= 4 * plain
         assert fused < {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
         calls.clear()
+
+
+def test_pieces_of_an_activation_in_place_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, "blas")
+    for piece in (1, 30, 64, 2**17):
+        monkeypatch.setattr(torch_activations, "PIECE", piece)
+        taken, plain = errors(block(), images(), -1)
+        assert 0 < taken <= 4 * plain
+
+
+def test_the_gelu_in_place_is_exact_everywhere() -> None:
+    x = torch.cat([torch.linspace(-40, 40, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e5, -1e5, 3e38, -3e38])])
+    expected = IN_TORCH["gelu_tanh"](x.double())
+    found = torch_activations.activate(x.clone(), "gelu_tanh")
+    assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-12)
+    odd = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    found = torch_activations.activate(odd.clone(), "gelu_tanh")
+    assert torch.allclose(found, IN_TORCH["gelu_tanh"](odd), equal_nan=True)
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)
@@ -108,7 +161,7 @@ def test_each_value_in_bfloat16_is_that_of_this_activation(activation: str, mixi
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
     x = torch.linspace(-4, 4, 3 * 5 * 13).to(torch.bfloat16).view(3, 5, 13)
-    expected = torch_formulations.ACTIVATIONS[activation](x.double())
+    expected = IN_TORCH[activation](x.double())
     assert torch.allclose(made(x).double(), expected, rtol=2**-7, atol=0)
     assert calls == [activation]
 
@@ -125,7 +178,7 @@ def test_nan_stays_nan(activation: str, mixing: str) -> None:
     assert torch.equal(made(x).isnan(), expected)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("mixing", WITH_FUSED)
 def test_weights_and_biases_may_lie_in_memory_as_they_please(mixing: str, calls: list[str]) -> None:
     for change, fused in (
         (lambda layer: setattr(layer.weight, "data", layer.weight.t().contiguous().t()), True),
@@ -155,25 +208,33 @@ def test_widths_are_those_of_the_weights(mixing: str, calls: list[str]) -> None:
 
 
 def test_another_gelu_in_the_fused_path_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, "onednn")
     monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
     fused, plain = errors(block(), images(), -1)
     assert fused > 100 * plain
 
 
-def test_an_activation_that_onednn_has_not_is_computed_all_the_same(calls: list[str]) -> None:
+def test_another_gelu_in_place_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, "blas")
+    monkeypatch.setattr(torch_activations, "_CUBIC", 0.0448)
+    taken, plain = errors(block(), images(), -1)
+    assert taken > 10 * plain
+
+
+def test_what_is_not_fused_goes_by_plain_products() -> None:
     assert set(ACTIVATIONS) - set(FUSED) == {"quick_gelu", "relu"}
-    fused, plain = errors(block("quick_gelu"), images(), -1)
-    assert (fused, calls) == (plain, [])
+    assert way_of(LINEAR, torch.float32, "quick_gelu") == way_of(MIXINGS["matmul"], torch.float32, "gelu") == "blas"
 
 
-def test_other_formulations_are_not_fused(calls: list[str]) -> None:
+def test_both_mlps_of_a_block_go_a_fast_way(calls: list[str]) -> None:
     made = models.MixerBlock(5, 13, 7, 29, formulation=Formulation(tokens="matmul")).eval().requires_grad_(False)
     made(images())
-    assert calls == ["gelu_tanh"]  # of the channels, which are linear
+    assert calls == ["gelu_tanh", "gelu_tanh"]
 
 
-@pytest.mark.parametrize("mixing", ["shared_conv", "conv1d of tokens", "conv1d of channels"])
+@pytest.mark.parametrize("mixing", WITH_FUSED_CONVOLUTION)
 def test_filters_from_the_end_would_be_seen(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, "onednn")
     convolution = torch_fused._CONVOLUTION
     monkeypatch.setattr(torch_fused, "_CONVOLUTION", lambda x, weight, *rest: convolution(x, weight.flip(0), *rest))
     fused, plain = errors(block(mixing=MIXINGS[mixing]), images(), -1)

@@ -284,7 +284,17 @@ OUR_MODELS = "mixer_equiv.models"
 # What the models must not know, so that they can be held against each other.
 _MODELS = {"torch": ("jax", "flax"), "flax": ("torch",), "nnx": ("torch",), "reference": tuple(sorted(FRAMEWORKS))}
 _MODULES = {**_MODELS, **{f"{name}_formulations": _MODELS[name] for name in ("torch", "flax")}}
-_MODULES["torch_fused"] = _MODULES["torch_packed"] = _MODULES["torch_modules"] = _MODELS["torch"]
+_PARTS_OF_TORCH = (
+    "activations",
+    "fused",
+    "inference",
+    "modules",
+    "packed",
+    "packed_blas",
+    "packed_onednn",
+    "processor",
+)
+_MODULES.update({f"torch_{name}": _MODELS["torch"] for name in _PARTS_OF_TORCH})
 _MODULES["jax_activations"] = ("torch",)
 _OF_JAX = ("flax", "nnx")
 

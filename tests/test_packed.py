@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.config import ACTIVATIONS
-from mixer_equiv.models import torch_fused, torch_packed
+from mixer_equiv.models import torch_fused
 from mixer_equiv.models.torch import MlpMixer
+from mixer_equiv.models.torch_inference import DTYPES
+from mixer_equiv.models.torch_packed_onednn import packs
+from mixer_equiv.models.torch_processor import KERNELS
 
 CONFIG = MixerConfig(
     num_classes=5,
@@ -33,6 +37,15 @@ LARGE = CONFIG.replace(num_blocks=2, hidden_dim=96, tokens_mlp_dim=64, channels_
 EPSILON = {torch.float32: 1e-6, torch.bfloat16: 3e-2}
 
 
+CASES = [
+    pytest.param(kernels, dtype, id=f"{kernels}, {dtype}")
+    for kernels in KERNELS
+    for dtype in DTYPES
+    if kernels != "onednn" or packs(dtype)
+]
+HERE = [kernels for kernels in KERNELS if kernels != "onednn" or packs(torch.float32)]
+
+
 def mixer(config: MixerConfig = CONFIG, dtype: torch.dtype = torch.float32, **kwargs: Any) -> MlpMixer:
     torch.manual_seed(7)
     made = MlpMixer(config, **kwargs)
@@ -46,60 +59,96 @@ def images(config: MixerConfig = CONFIG, dtype: torch.dtype = torch.float32, bat
     return torch.randn(batch, config.in_channels, *config.image_hw, generator=generator).to(dtype)
 
 
-def errors(model: MlpMixer, x: torch.Tensor) -> tuple[float, float]:
+def errors(model: MlpMixer, x: torch.Tensor, kernels: Any = None) -> tuple[float, float]:
     """Of the packed and of the plain model, relative to float64."""
     with torch.no_grad():
-        packed, plain = model.packed()(x), model(x)
+        packed, plain = model.packed(kernels)(x), model(x)
         truth = model.double()(x.double())
     assert packed.dtype == x.dtype
     return tuple(float((y.double() - truth).norm() / truth.norm()) for y in (packed, plain))
 
 
 @pytest.mark.parametrize("num_classes", [0, 5])
-@pytest.mark.parametrize("dtype", torch_fused.DTYPES)
+@pytest.mark.parametrize(("kernels", "dtype"), CASES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_packed_is_as_exact_as_the_model(activation: str, dtype: torch.dtype, num_classes: int) -> None:
+def test_packed_is_as_exact_as_the_model(activation: str, kernels: str, dtype: torch.dtype, num_classes: int) -> None:
     config = CONFIG.replace(activation=activation, num_classes=num_classes)
-    packed, plain = errors(mixer(config, dtype), images(config, dtype))
+    packed, plain = errors(mixer(config, dtype), images(config, dtype), kernels)
     assert 0 < packed <= 4 * plain
     assert packed < EPSILON[dtype]
 
 
-def test_the_eps_of_the_model_is_that_of_the_packed_one() -> None:
-    packed, plain = errors(mixer(CONFIG.replace(layer_norm_eps=0.5)), images())
+@pytest.mark.parametrize("kernels", HERE)
+def test_the_eps_of_the_model_is_that_of_the_packed_one(kernels: str) -> None:
+    packed, plain = errors(mixer(CONFIG.replace(layer_norm_eps=0.5)), images(), kernels)
     assert 0 < packed <= 4 * plain
 
 
+@pytest.mark.parametrize("kernels", HERE)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_nan_is_not_lost(activation: str) -> None:
+def test_nan_is_not_lost(activation: str, kernels: str) -> None:
     model = mixer(CONFIG.replace(activation=activation))
     model.blocks[3].channel_mixing.dense_0.bias.data[0] = torch.nan
-    assert model.packed()(images()).isnan().all()
+    assert model.packed(kernels)(images()).isnan().all()
 
 
-@pytest.mark.parametrize("batch", [0, 1, 40])
+@pytest.mark.parametrize("kernels", HERE)
 @pytest.mark.parametrize("config", [CONFIG, LARGE], ids=["odd", "large"])
-def test_one_packed_model_takes_batches_of_any_size(config: MixerConfig, batch: int) -> None:
-    model, x = mixer(config), images(config, batch=batch)
-    expected = model(x)
-    assert model.packed()(x).shape == expected.shape
-    assert torch.linalg.norm(model.packed()(x) - expected) <= EPSILON[x.dtype] * torch.linalg.norm(expected)
+def test_one_packed_model_takes_batches_of_any_size(config: MixerConfig, kernels: str) -> None:
+    model = mixer(config)
+    packed = model.packed(kernels)
+    for batch in (40, 0, 1, 3, 40):
+        x = images(config, batch=batch)
+        expected = model(x)
+        assert packed(x).shape == expected.shape
+        assert torch.linalg.norm(packed(x) - expected) <= EPSILON[x.dtype] * torch.linalg.norm(expected)
+
+
+def test_a_result_stays_when_the_next_is_computed() -> None:
+    for kernels in HERE:
+        packed, x = mixer().packed(kernels), images()
+        first = packed(x)
+        kept = first.clone()
+        packed(2 * x)
+        assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("kernels", HERE)
+def test_a_packed_model_computes_the_same_from_several_threads_and_under_autocast(kernels: str) -> None:
+    packed, x = mixer(LARGE).packed(kernels), images(LARGE, batch=8)
+    expected = packed(x)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(packed, [x] * 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(packed(x), expected)
+
+
+def test_a_layer_without_a_bias_is_packed() -> None:
+    model = mixer()
+    model.stem.bias = model.blocks[1].token_mixing.dense_0.bias = model.blocks[2].channel_mixing.dense_1.bias = None
+    for kernels in HERE:
+        packed, plain = errors(copy.deepcopy(model), images(), kernels)
+        assert packed <= 4 * plain
 
 
 @pytest.mark.parametrize("formulation", [Formulation("linear", "conv1d", "linear"), Formulation(channels="conv1d")])
 def test_a_model_of_any_formulation_is_packed(formulation: Formulation) -> None:
-    assert torch.equal(mixer(formulation=formulation).packed()(images()), mixer().packed()(images()))
+    for kernels in HERE:
+        found, expected = (made.packed(kernels)(images()) for made in (mixer(formulation=formulation), mixer()))
+        assert torch.equal(found, expected)
 
 
-def test_images_may_lie_in_memory_as_they_please() -> None:
-    packed, x = mixer().packed(), images()
+@pytest.mark.parametrize("kernels", HERE)
+def test_images_may_lie_in_memory_as_they_please(kernels: str) -> None:
+    packed, x = mixer().packed(kernels), images()
     assert torch.equal(packed(x.to(memory_format=torch.channels_last)), packed(x))
 
 
+@pytest.mark.parametrize("kernels", HERE)
 @pytest.mark.parametrize("config", [CONFIG, LARGE], ids=["odd", "large"])
-def test_what_becomes_of_the_model_does_not_reach_the_packed_one(config: MixerConfig) -> None:
+def test_what_becomes_of_the_model_does_not_reach_the_packed_one(config: MixerConfig, kernels: str) -> None:
     model, x = mixer(config), images(config)
-    packed = model.packed()
+    packed = model.packed(kernels)
     before = packed(x)
     with torch.no_grad():
         for value in model.parameters():
@@ -109,7 +158,7 @@ def test_what_becomes_of_the_model_does_not_reach_the_packed_one(config: MixerCo
 
 def test_another_gelu_in_the_packed_model_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
-    packed, _ = errors(mixer(), images())
+    packed, _ = errors(mixer(), images(), "onednn")
     assert packed > 100 * EPSILON[torch.float32]
 
 
@@ -121,14 +170,15 @@ SEEN = [
 ]
 
 
+@pytest.mark.parametrize("kernels", HERE)
 @pytest.mark.parametrize("name", SEEN)
-def test_every_parameter_counts(name: str) -> None:
+def test_every_parameter_counts(name: str, kernels: str) -> None:
     model = mixer()
-    before = model.packed()(images())
+    before = model.packed(kernels)(images())
     with torch.no_grad():
         model.get_parameter(name).view(-1)[0] += 1
-    assert not torch.allclose(model.packed()(images()), before, rtol=1e-3, atol=1e-3)
-    packed, _ = errors(model, images())
+    assert not torch.allclose(model.packed(kernels)(images()), before, rtol=1e-3, atol=1e-3)
+    packed, _ = errors(model, images(), kernels)
     assert packed < EPSILON[torch.float32]
 
 
@@ -149,10 +199,9 @@ def test_what_cannot_be_packed_is_an_error(change: Any, found: str) -> None:
         change(mixer()).packed()
 
 
-def test_a_torch_without_onednn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_packed, "_REORDER", None)
-    with pytest.raises(ConfigError, match=r"oneDNN, which torch .* is built without"):
-        mixer().packed()
+def test_kernels_that_are_none_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="kernels is 'mkl'; it must be one of onednn, blas, or None"):
+        mixer().packed("mkl")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ import csv
 import dataclasses
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import re
+import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +29,22 @@ from benchmarks import speed
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.precision import torch_threads
-from mixer_equiv.models import jax_activations, torch_formulations, torch_fused, torch_packed
+from mixer_equiv.models import (
+    jax_activations,
+    torch_activations,
+    torch_fused,
+    torch_inference,
+    torch_packed,
+    torch_packed_blas,
+    torch_packed_onednn,
+)
+from mixer_equiv.models.torch_inference import multiplies_bfloat16
+from mixer_equiv.models.torch_processor import KERNELS
 from mixer_equiv.throughput import clock, page, plots, programs, proof
-from mixer_equiv.throughput.bench import AGAIN, Result, bench, clean
+from mixer_equiv.throughput.bench import AGAIN, Result, _affordable, bench, clean
 from mixer_equiv.throughput.cases import Cell, cells
 from mixer_equiv.throughput.clock import in_rounds, paired_ratio, quartiles
-from mixer_equiv.throughput.machine import extra_memory, graphics, pinned, settings
+from mixer_equiv.throughput.machine import LIMITS, extra_memory, graphics, instruction_set, pinned, settings
 from mixer_equiv.throughput.programs import PROGRAMS, Contestant, Program, contestants, parse_formulations
 
 SMALL = MixerConfig(
@@ -261,16 +274,29 @@ def test_a_wrong_program_is_refused_and_not_timed(mode: str) -> None:
         assert by_name["rough"].ms is None
 
 
-def test_a_fused_operation_that_is_another_is_refused(prover: proof.Prover, monkeypatch: pytest.MonkeyPatch) -> None:
+def plant_another_gelu(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In these kernels of ours, which are then taken."""
+    by_dtype = {torch.float32: kernels, torch.bfloat16: "float32" if kernels == "blas" else kernels}
+    monkeypatch.setattr(torch_inference, "way_of", lambda mixing, dtype, activation: by_dtype[dtype])
+    monkeypatch.setattr(torch_packed, "kernels_for", lambda *arguments: kernels)
+    monkeypatch.setattr(torch_activations, "_CUBIC", 0.0448)
     monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_fast_kernels_of_another_function_are_refused(
+    kernels: str, prover: proof.Prover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_another_gelu(kernels, monkeypatch)
     for name in ("torch", "torch packed"):
         refused = proven(prover, Contestant(name), Cell(SMALL, "float32", 3)).refused
         assert refused is not None
         assert refused.startswith("inexact: its error in float32 is")
 
 
-def test_half_precision_must_pass_in_float32_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+@pytest.mark.parametrize("kernels", KERNELS if multiplies_bfloat16() else ["blas"])
+def test_half_precision_must_pass_in_float32_too(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_another_gelu(kernels, monkeypatch)
     for name in ("torch", "torch packed"):
         refused = proven(proof.Prover(4), Contestant(name), Cell(SMALL, "bfloat16", 3)).refused
         assert refused is not None
@@ -279,14 +305,17 @@ def test_half_precision_must_pass_in_float32_too(monkeypatch: pytest.MonkeyPatch
 
 def _with_eps(norm: torch.nn.LayerNorm) -> Any:
     weight, bias = norm.weight.detach().clone(), norm.bias.detach().clone()
-    return lambda x: torch.nn.functional.layer_norm(x, norm.normalized_shape, weight, bias, 1.02e-6)
+    return lambda x: torch.nn.functional.layer_norm(
+        x, norm.normalized_shape, weight.to(x.dtype), bias.to(x.dtype), 1.02e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_eps_that_is_wrong_by_a_fiftieth_is_noticed_where_there_is_no_float64(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_packed, "_norm", _with_eps)
+    monkeypatch.setattr(torch_packed_onednn, "copied_norm", _with_eps)
+    monkeypatch.setattr(torch_packed_blas, "_norm", _with_eps)
     refused = proven(proof.Prover(4), Contestant("torch packed"), Cell(SMALL, dtype, 3)).refused
     assert refused is not None
     assert refused.startswith("inexact: its error in float32 is")
@@ -296,7 +325,7 @@ def test_an_eps_that_is_wrong_by_a_fiftieth_is_noticed_where_there_is_no_float64
 def test_a_compiled_program_is_held_against_the_truth_too(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     erf = torch.nn.functional.gelu
     monkeypatch.setitem(
-        torch_formulations.ACTIVATIONS,
+        torch_activations.ACTIVATIONS,
         "gelu_tanh",
         lambda x: erf(x, approximate="none" if torch.compiler.is_compiling() else "tanh"),
     )
@@ -391,7 +420,7 @@ def _without_gradient_jvp(primals: tuple[jax.Array], tangents: tuple[Any]) -> tu
 @pytest.mark.parametrize(
     ("name", "table", "activation"),
     [
-        ("torch", torch_formulations.ACTIVATIONS, WithoutGradient.apply),
+        ("torch", torch_activations.ACTIVATIONS, WithoutGradient.apply),
         ("flax", jax_activations.ACTIVATIONS, without_gradient),
     ],
 )
@@ -421,6 +450,52 @@ def small_bench(given: list[Contestant], mode: str = "inference", **kwargs: Any)
 # The whole
 
 
+def test_the_kernels_of_a_row_are_told_where_they_are_not_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_inference, "way_of", lambda mixing, dtype, activation: "blas")
+    monkeypatch.setattr(torch_packed, "kernels_for", lambda *arguments: "blas")
+    names = "torch", "torch packed", "timm", "flax"
+    plain = page.to_dict(small_bench([Contestant(name) for name in names]))
+    assert [row["kernels"] for row in plain["rows"][:4]] == ["blas", "blas", None, None]
+    cell = "custom (1 x 6 x 12), float32, batch 3, cpu, inference"
+    noted = [
+        f"note: torch in {cell}: not by oneDNN's fused operations: plain products, the activation in place",
+        f"note: torch packed in {cell}: not by oneDNN's fused operations: transposed weights in float32, "
+        "plain products, the activation in place",
+    ]
+    assert page.notes(plain) == noted
+    assert all(note in page.markdown(plain) for note in noted)
+    monkeypatch.setattr(torch_inference, "way_of", lambda mixing, *_: "onednn" if mixing.axis == -1 else "blas")
+    call = proof.call_of(Contestant("torch", Formulation(tokens="conv1d")), Cell(SMALL), 0)
+    assert call.kernels() == "blas for tokens, onednn for channels"
+    assert proof.call_of(Contestant("torch"), Cell(SMALL, mode="training"), 0).kernels() is None
+
+
+def test_a_matrix_product_that_would_take_long_is_of_smaller_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def product(cell: Cell, size: int) -> Any:
+        made.append(size)
+        return lambda: None
+
+    for seconds, sizes in ((0.0, [250, 500, 1000, 2000]), (1.0, [250])):
+        made.clear()
+        ticks = itertools.count(0.0, seconds)
+        monkeypatch.setattr(time, "perf_counter", lambda ticks=ticks: next(ticks))
+        assert _affordable(product, Cell(SMALL), 2000)[1] == sizes[-1]
+        assert made == sizes
+
+
+def test_a_smaller_product_is_told_and_counted_by_its_size(monkeypatch: pytest.MonkeyPatch, result: Result) -> None:
+    plain = page.to_dict(result)
+    gemm = [row for row in plain["rows"] if row["gemm_size"]]
+    assert [row["gemm_size"] for row in gemm] == [32, 32]
+    for row in gemm:
+        assert row["gflops"] == pytest.approx(2 * 32**3 / row["ms"] / 1e6)
+    gemm[1]["gemm_size"] = 16
+    assert page.notes(plain)[-1].startswith("note: GEMM torch in custom (1 x 6 x 12), float32, batch 3, cpu")
+    assert page.notes(plain)[-1].endswith("inference: its side is 16; larger ones take long")
+
+
 @pytest.fixture(scope="module")
 def result() -> Result:
     return small_bench([Contestant("torch"), Contestant("timm"), Contestant("flax")], baseline="timm")
@@ -448,6 +523,37 @@ def test_settings_are_those_of_the_timing(result: Result) -> None:
     assert result.settings["tf32"] == {"cuda.matmul": "ieee", "cudnn.conv": "ieee"}
     assert (result.settings["jax_x64"], result.settings["jax_matmul_precision"]) == (False, "highest")
     assert result.machine["torch"] == importlib.metadata.version("torch")
+
+
+def test_a_system_that_pins_nobody_and_tells_no_load_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> Any:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refused)
+    monkeypatch.setattr(os, "getloadavg", refused)
+    measured = small_bench([Contestant("torch")])
+    assert (measured.settings["cores_pinned"], measured.settings["torch_threads"]) == ([], 1)
+    assert "not pinned" in page.conditions(page.to_dict(measured))[-1]
+    monkeypatch.delattr(os, "sched_setaffinity")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    with pinned(1, ["torch"]) as cores:
+        assert cores == []
+
+
+def test_the_instruction_set_is_told_with_what_limits_it(monkeypatch: pytest.MonkeyPatch, result: Result) -> None:
+    for name in LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
+    assert instruction_set() == "AVX512 with avx512_bf16"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert instruction_set() == "AVX2 under ONEDNN_MAX_CPU_ISA=AVX2"
+    plain = page.to_dict(result)
+    assert f", {plain['machine']['instruction_set']}, " in page.conditions(plain)[-1]
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr("mixer_equiv.throughput.machine._of_processor", lambda field: "sse avx2 avx_ne_convert")
+    assert instruction_set() == "AVX2 with avx_ne_convert under ONEDNN_MAX_CPU_ISA=AVX2"
 
 
 def test_threads_are_as_before_once_something_was_timed() -> None:

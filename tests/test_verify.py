@@ -21,7 +21,7 @@ from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.models import flax as flax_models
 from mixer_equiv.models import torch as torch_models
-from mixer_equiv.models import torch_formulations
+from mixer_equiv.models import torch_activations
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
@@ -225,7 +225,7 @@ def test_every_port_fault_is_named(fault):
 
 
 def test_the_reference_notices_what_both_sides_do_wrong_alike(monkeypatch, uncached):
-    monkeypatch.setitem(torch_formulations.ACTIVATIONS, "gelu_tanh", torch_formulations.ACTIVATIONS["gelu"])
+    monkeypatch.setitem(torch_activations.ACTIVATIONS, "gelu_tanh", torch_activations.ACTIVATIONS["gelu"])
     monkeypatch.setitem(flax_models.ACTIVATIONS, "gelu_tanh", flax_models.ACTIVATIONS["gelu"])
     report = verify("flax", "torch")
     assert report.residual <= 1e-12 < report.decision

@@ -17,6 +17,9 @@ from mixer_equiv.streams import PIECE
 
 try:
     from zlib_ng.zlib_ng import crc32  # over ten times as fast
+
+    if crc32(b"123456789") != 0xCBF43926:  # the check value that the catalogue of CRCs has for this one
+        from zlib import crc32
 except ImportError:  # on processors that it has no wheels for
     from zlib import crc32
 

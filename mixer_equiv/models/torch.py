@@ -24,7 +24,6 @@ from mixer_equiv.formulation import Formulation, as_formulation
 from mixer_equiv.models.torch_formulations import (
     CHANNELS,
     TOKENS,
-    Mixing,
     check_images,
     dense,
     embed,
@@ -32,7 +31,9 @@ from mixer_equiv.models.torch_formulations import (
     norm,
     stem,
 )
+from mixer_equiv.models.torch_inference import Mixing
 from mixer_equiv.models.torch_packed import PackedMixer
+from mixer_equiv.models.torch_processor import Kernels
 
 OFFICIAL = Formulation()
 
@@ -42,7 +43,7 @@ class MlpBlock(nn.Module):
 
     `mlp_dim` defaults to `dim`. `mixing` is the operation that stands for a Linear: the layers are of class
     nn.Linear all the same, and hooks on them run.
-    In inference on a CPU the activation is computed inside the first (`mixer_equiv.models.torch_fused`).
+    In inference on a CPU it takes the kernels that are fast there (`mixer_equiv.models.torch_inference`).
     """
 
     def __init__(
@@ -125,9 +126,12 @@ class MlpMixer(nn.Module):
             self.head = nn.Linear(config.hidden_dim, config.num_classes)
         self.reset_parameters()
 
-    def packed(self) -> PackedMixer:
-        """For inference on a CPU, faster: a function of images on packed copies of the weights as they are now."""
-        return PackedMixer(self)
+    def packed(self, kernels: Kernels | None = None) -> PackedMixer:
+        """For inference on a CPU, faster: a function of images on packed copies of the weights as they are now.
+
+        `kernels` are "onednn" or "blas", by default what is fast on this processor: see `PackedMixer`, also for errors.
+        """
+        return PackedMixer(self, kernels)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.models import torch_fused
-from mixer_equiv.models.torch_fused import NO_POST_OP, POST_OPS, PostOp, can_fuse
-from mixer_equiv.models.torch_modules import Dense, LayerNormChannelsFirst, LinearStem, Mix
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-}
-
-
-class Mixing(NamedTuple):
-    """What stands for a Linear: from x and the layer to x with `in` made `out` on `axis`, one of the last two.
-
-    `mix` is None for a Linear itself. `fused` is the same with an activation inside, where there is such an operation.
-    """
-
-    mix: Mix | None
-    axis: int
-    fused: Callable[[Tensor, nn.Linear, PostOp], Tensor] | None = None
+from mixer_equiv.models.torch_activations import ACTIVATIONS
+from mixer_equiv.models.torch_inference import Mixing, infer, is_unwatched
+from mixer_equiv.models.torch_modules import Dense, LayerNormChannelsFirst, LinearStem
 
 
 def _matmul(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -93,8 +71,8 @@ def mlp(x: Tensor, axis: int, layers: tuple[nn.Linear, nn.Linear], activation: s
     """Two layers over this axis of `x` (batch, ., .), with transposes around them where they mix the other one."""
     first, last = layers
     x = x if axis == mixing.axis else x.transpose(1, 2)
-    if mixing.fused is not None and can_fuse(x, layers, activation, mixing.mix):
-        x = mixing.fused(mixing.fused(x, first, POST_OPS[activation]), last, NO_POST_OP)
+    if is_unwatched(x, layers, mixing.mix):
+        x = infer(x, layers, activation, mixing)
     else:
         x = _called(last, ACTIVATIONS[activation](_called(first, x, mixing)), mixing)
     return x if axis == mixing.axis else x.transpose(1, 2)

@@ -2,109 +2,68 @@
 
 The tanh GELU costs eager torch a pass over the widest tensor of a block, and more arithmetic than the
 erf one. oneDNN applies it to each tile of a result while that is in cache. These are the operations that
-`torch.compile` uses too; they have no gradients, and are of float32 and bfloat16 alone, so that everything else
-takes the plain path, which computes the same function.
+`torch.compile` uses too; they have no gradients, and are of float32 and bfloat16 alone. Whether they work on this
+processor is tried (`supports`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as modules
 
-from mixer_equiv.models.torch_modules import Dense, Mix
+from mixer_equiv.models.torch_activations import ACTIVATIONS
+from mixer_equiv.models.torch_processor import agrees
 
 # What oneDNN calls each activation, and how it is to approximate it. Its ReLU makes a zero of nan.
 POST_OPS = {"gelu_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none"), "silu": ("swish", "")}
-DTYPES = (torch.float32, torch.bfloat16)
-
-# What it is to call a layer whose weights are multiplied by, unless somebody made it another thing.
-PLAIN = {cls: cls.forward for cls in (nn.Linear, Dense)}
 
 NO_POST_OP = ("none", "")
 PostOp = tuple[str, str]
 
+# An input, the layer whose parameters are used, and what follows the product.
+Operation = Callable[[Tensor, nn.Linear, PostOp], Tensor]
+
+# None in a torch that does not have them under these names.
 _LINEAR: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _CONVOLUTION: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 
-def can_fuse(x: Tensor, layers: tuple[nn.Linear, nn.Linear], activation: str, mix: Mix | None) -> bool:
-    """Whether nobody could tell the fused path from the plain one but by its time and the strides of its result.
+@cache
+def supports(operation: Operation, axis: int, dtype: torch.dtype, activation: str | None) -> bool:
+    """Whether `operation` on this axis computes what it should on this processor, with `activation` inside.
 
-    That is in inference alone, by plain modules, mixed by `mix`, that nothing listens to, and where oneDNN is not
-    switched off (`torch.backends.mkldnn.enabled = False`). Of infinity and above 1e38 oneDNN's erf GELU is another.
+    A product of a few numbers is tried, once in a process.
     """
-    return bool(
-        _LINEAR is not None
-        and _CONVOLUTION is not None
-        and not torch.compiler.is_compiling()
-        and activation in POST_OPS
-        and x.dtype in DTYPES
-        and x.device.type == "cpu"
-        and x.numel() > 0
-        and torch.backends.mkldnn.enabled
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and not _is_watched()
-        and type(x) is Tensor
-        and all(_is_plain(layer, x.dtype, mix) for layer in layers)
-        and not (torch.is_grad_enabled() and _needs_gradients(x, layers))
-    )
+    x, layer = few_numbers()
+    expected = F.linear(x, layer.weight, layer.bias)
+    if activation is not None:
+        expected = ACTIVATIONS[activation](expected)
+    given: Any = SimpleNamespace(weight=layer.weight.to(dtype), bias=layer.bias.to(dtype))
+    of_input = x.to(dtype) if axis == -1 else x.mT.to(dtype)
+    post_op = POST_OPS[activation] if activation else NO_POST_OP
+    return agrees(lambda: operation(of_input, given, post_op), expected if axis == -1 else expected.mT)
 
 
-def _is_watched() -> bool:
-    """Whether operations do more than their kernels: modes, transforms, autocast, forward AD, tracing, hooks on all."""
-    c: Any = torch._C
-    return bool(
-        c._len_torch_dispatch_stack()
-        or c._len_torch_function_stack()
-        or c._functorch.maybe_current_level() is not None
-        or torch.is_autocast_enabled("cpu")
-        or forward_ad._current_level >= 0
-        or c._get_tracing_state() is not None
-        or modules._global_forward_hooks
-        or modules._global_forward_pre_hooks
-    )
-
-
-def _is_plain(layer: nn.Linear, dtype: torch.dtype, mix: Mix | None) -> bool:
-    """Whether to call it is to multiply by its weight, of this dtype, as `mix` does, and to add its bias."""
-    own, weight, bias = vars(layer), layer.weight, layer.bias
-    return (
-        type(layer).forward is PLAIN.get(type(layer))
-        and "forward" not in own
-        and own.get("mix") is mix
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-        and all(
-            type(value) in (Tensor, nn.Parameter)
-            and value.dtype == dtype
-            and value.device.type == "cpu"
-            and value.layout is torch.strided
-            for value in (weight, bias)
-        )
-        # oneDNN reads the bias from where it begins, whatever its shape and strides.
-        and bias.shape == weight.shape[:1]
-        and bias.is_contiguous()
-    )
-
-
-def _needs_gradients(x: Tensor, layers: tuple[nn.Linear, nn.Linear]) -> bool:
-    values = (x, *(value for layer in layers for value in (layer.weight, layer.bias)))
-    return any(value.requires_grad for value in values)
+def few_numbers() -> tuple[Tensor, Any]:
+    """An input (2, 3, 4) in float64, and the weight (5, 4) and bias (5) of a layer."""
+    numbers = torch.linspace(-2, 2, 49, dtype=torch.float64, device="cpu")
+    return numbers[:24].view(2, 3, 4), SimpleNamespace(weight=numbers[24:44].view(5, 4), bias=numbers[44:])
 
 
 def linear(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
-    """(..., in) to (..., out), where `can_fuse` says so."""
+    """(..., in) to (..., out), where `supports` says so."""
     assert _LINEAR is not None
     return _LINEAR(x, layer.weight, layer.bias, post_op[0], [], post_op[1])
 
 
 def shared(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
-    """(batch, channels, in) to (batch, channels, out), a channel a picture of one row, where `can_fuse` says so."""
+    """(batch, channels, in) to (batch, channels, out), a channel a picture of one row, where `supports` says so."""
     assert _CONVOLUTION is not None
     batch, channels, width = x.shape
     # A picture of one channel is in either order of torch; only the strides of channels-last save a copy of the result.
@@ -115,7 +74,7 @@ def shared(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
 
 
 def pointwise(x: Tensor, layer: nn.Linear, post_op: PostOp) -> Tensor:
-    """(batch, in, length) to (batch, out, length), each position a picture of one row, where `can_fuse` says so.
+    """(batch, in, length) to (batch, out, length), each position a picture of one row, where `supports` says so.
 
     As a pixel of many channels oneDNN would put the weights into another order in each call.
     """

@@ -1,49 +1,50 @@
-"""A Mixer for inference on a CPU, its weights in the order in which oneDNN's matrix products read them.
+"""A Mixer for inference on a CPU, its weights in the order in which the matrix products of this processor read them.
 
 A weight as torch keeps it is put in that order at every call, which at small batches takes as long as a good part
-of the arithmetic. Here it is done once. Each MLP's activation is computed inside its first product, as in
-`mixer_equiv.models.torch_fused`, the residual of channel mixing is added inside the last, and the stem is a
-product over flattened patches.
+of the arithmetic. Here it is done once: by `torch_packed_onednn`, or by `torch_packed_blas`. The stem is a product over
+flattened patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
 from mixer_equiv.errors import ConfigError, some
-from mixer_equiv.models.torch_formulations import ACTIVATIONS, check_images
-from mixer_equiv.models.torch_fused import DTYPES, NO_POST_OP, POST_OPS
-from mixer_equiv.models.torch_modules import FLATTENED
+from mixer_equiv.models.torch_formulations import check_images
+from mixer_equiv.models.torch_inference import DTYPES
+from mixer_equiv.models.torch_packed_blas import BlasMixer, product
+from mixer_equiv.models.torch_packed_onednn import OneDnnMixer, PackedLinear, packs
+from mixer_equiv.models.torch_processor import KERNELS, Kernels, instruction_set, preferred_kernels
 
 if TYPE_CHECKING:
-    from mixer_equiv.models.torch import MlpBlock, MlpMixer
+    from mixer_equiv.models.torch import MlpMixer
 
 OWN = (f"{__package__}.torch", f"{__package__}.torch_modules")
-
-_OPS = torch.ops.mkldnn
-_REORDER: Callable[..., Tensor] | None = getattr(_OPS, "_reorder_linear_weight", None)
 
 
 class PackedMixer:
     """What `model` computes in inference, on copies of its weights as they are now.
 
+    `kernels` says by which products. "onednn": the weights are packed by oneDNN, in their own dtype, and the
+    activation is computed inside the products. "blas": the weights are transposed copies in float32, for torch's own
+    products into memory that is used again, and the activation is in place; a model in bfloat16 is computed in float32
+    and its logits are rounded. By default "onednn" where that is fast (`mixer_equiv.models.torch_processor`), and in
+    bfloat16 wherever oneDNN has products in it.
+
     It has no parameters, gradients or hooks, and `model` may be deleted; it cannot be copied or saved, as oneDNN's
     weights cannot. It computes in the dtype of its weights, under autocast too. Raises `ConfigError` for a model that
     is not of float32 or bfloat16 on a CPU, of which a part was replaced or has hooks (which may compute its weights, as
-    those of pruning do), and for a torch without oneDNN.
+    those of pruning do), and for `kernels` that are none, or that do not work on this processor.
     """
 
     @torch.no_grad()
-    def __init__(self, model: MlpMixer) -> None:
+    def __init__(self, model: MlpMixer, kernels: Kernels | None = None) -> None:
         self.config = model.config
         kinds = sorted({f"{value.dtype} on {value.device.type}".removeprefix("torch.") for value in model.parameters()})
         if kinds not in [[f"{dtype} on cpu".removeprefix("torch.")] for dtype in DTYPES]:
@@ -59,16 +60,9 @@ class PackedMixer:
             raise ConfigError(f"{some(replaced)}; only weights of {', '.join(kinds)} as they are made are packed")
         if not _is_of_patches(model.stem, self.config.patch_hw):
             raise ConfigError(f"stem is {model.stem}; only a convolution of patches, side by side, is packed")
-        if _REORDER is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            raise ConfigError(f"weights are packed by oneDNN, which torch {torch.__version__} is built without here")
         self.dtype = model.stem.weight.dtype
-        self._stem = Packed(model.stem.weight.flatten(1), model.stem.bias)
-        blocks: Iterable[Any] = model.blocks
-        self._blocks = [
-            (_norm(b.layer_norm_0), _mlp(b.token_mixing), _norm(b.layer_norm_1), _mlp(b.channel_mixing)) for b in blocks
-        ]
-        self._norm = _norm(model.pre_head_layer_norm)
-        self._head = None if model.head is None else Packed(model.head.weight, model.head.bias)
+        self.kernels = kernels_for(self.dtype, kernels)
+        self._run = _RUNS[self.kernels](model)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -77,21 +71,53 @@ class PackedMixer:
         Raises `ValueError` for images of another size or dtype than the weights', or that need gradients.
         """
         check_images(images, self.config)
-        differentiated = images.requires_grad or forward_ad._current_level >= 0
+        tangent = forward_ad.unpack_dual(images).tangent  # type: ignore[no-untyped-call]
+        differentiated = images.requires_grad or tangent is not None
         if images.dtype != self.dtype or differentiated:
             found = f"{images.dtype}{' and need gradients' * differentiated}".removeprefix("torch.")
             taken = str(self.dtype).removeprefix("torch.")
             raise ValueError(f"images are {found}; these packed weights take {taken}, and have no gradients")
-        ph, pw = self.config.patch_hw
-        x = self._stem(rearrange(images, FLATTENED["linear_channels_first"][0], ph=ph, pw=pw))
-        for norm_0, (tokens_0, tokens_1), norm_1, (channels_0, channels_1) in self._blocks:
-            x = x + tokens_1(tokens_0(norm_0(x).mT)).mT
-            x = channels_1(channels_0(norm_1(x)), plus=x)
-        x = self._norm(x).mean(dim=1)
-        return x if self._head is None else self._head(x)
+        with torch.autocast("cpu", enabled=False):
+            return self._run(images)
+
+    def __repr__(self) -> str:
+        return f"PackedMixer({str(self.dtype).removeprefix('torch.')}, {self.kernels})"
 
     def __reduce__(self) -> Any:
         raise TypeError("a PackedMixer cannot be copied or saved; keep the model, and call its packed() anew")
+
+
+_RUNS: dict[Kernels, Callable[[Any], Callable[[Tensor], Tensor]]] = {"onednn": OneDnnMixer, "blas": BlasMixer}
+
+
+def kernels_for(dtype: torch.dtype, asked: Kernels | None = None) -> Kernels:
+    """The kernels of a packed model of this dtype: those that were asked for, else what is fast on this processor.
+
+    Raises `ConfigError` for what is none, or does not work here.
+    """
+    if asked is not None and asked not in KERNELS:
+        raise ConfigError(f"kernels is {asked!r}; it must be one of {', '.join(KERNELS)}, or None")
+    if asked == "onednn" and not packs(dtype):
+        name = str(dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"kernels is 'onednn', which does not multiply by packed weights in {name} here (torch "
+            f"{torch.__version__}, {instruction_set()}); use 'blas', or None"
+        )
+    if asked is None:
+        wanted = dtype == torch.bfloat16 or preferred_kernels() == "onednn"
+        return "onednn" if wanted and packs(dtype) else "blas"
+    return asked
+
+
+def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """(rows, in) to (rows, out) by a weight (out, in), as a packed model of its dtype multiplies on this processor.
+
+    A result may be overwritten by the next.
+    """
+    return _PRODUCTS[kernels_for(weight.dtype)](weight)
+
+
+_PRODUCTS: dict[Kernels, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {"onednn": PackedLinear, "blas": product}
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -107,32 +133,3 @@ def _is_known(module: nn.Module) -> bool:
 def _is_of_patches(stem: nn.Conv2d, patch_hw: tuple[int, int]) -> bool:
     shapes = stem.kernel_size, stem.stride, stem.dilation, stem.padding, stem.groups
     return shapes == (patch_hw, patch_hw, (1, 1), (0, 0), 1)
-
-
-class Packed:
-    """A Linear of this weight (out, in) and bias, and the activation behind it."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> None:
-        assert _REORDER is not None
-        self.weight = _REORDER(weight.detach().contiguous())
-        self.bias = None if bias is None else bias.detach().clone()
-        self.post_op = POST_OPS.get(activation, NO_POST_OP) if activation else NO_POST_OP
-        self.after = ACTIVATIONS[activation] if activation and activation not in POST_OPS else None
-
-    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(..., in) to (..., out); `plus`, of that shape, is added."""
-        if plus is not None:
-            return _OPS._linear_pointwise.binary(x, plus, self.weight, self.bias, "add")
-        name, way = self.post_op
-        x = _OPS._linear_pointwise(x, self.weight, self.bias, name, [], way)
-        return x if self.after is None else self.after(x)
-
-
-def _mlp(block: MlpBlock) -> tuple[Packed, Packed]:
-    first, last = block.dense_0, block.dense_1
-    return Packed(first.weight, first.bias, block.activation), Packed(last.weight, last.bias)
-
-
-def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    weight, bias = (value.detach().clone() for value in (norm.weight, norm.bias))
-    return partial(F.layer_norm, normalized_shape=norm.normalized_shape, weight=weight, bias=bias, eps=norm.eps)

@@ -21,6 +21,9 @@ from mixer_equiv.throughput.proof import Proof, Prover, call_of
 AGAIN = "A/A"
 GEMM = "GEMM"
 
+# Seconds of a matrix product at most, and the side from which on it is tried whether larger ones would be longer.
+LONGEST, SMALLEST_GEMM = 1.0, 256
+
 # More rounds would take days, and larger matrices gigabytes each.
 MOST_ROUNDS, MOST_GEMM = 100_000, 16_384
 
@@ -31,7 +34,9 @@ class Row:
 
     `ms` are quartiles of the milliseconds of one call, `share` the part of the best matrix product's rate in
     the same cell, `memory` bytes at the height of a call beyond weights and inputs, `compiling` the seconds
-    by which the first call was longer than the others. Where `refused` says why, nothing was timed.
+    by which the first call was longer than the others. `kernels` are those of ours that it ran by on this processor
+    (`mixer_equiv.models.torch_inference`), where that is a choice; for a product, `size` is the side of its matrices.
+    Where `refused` says why, nothing was timed.
     """
 
     cell: Cell
@@ -46,6 +51,8 @@ class Row:
     ratio: Ratio | None = None
     memory: int | None = None
     compiling: float | None = None
+    kernels: str | None = None
+    size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +85,8 @@ def bench(
 
     Ratios are to `baseline`, a contestant as it is printed, the first by default, which is also timed
     twice (the row "A/A"): how far that ratio is from 1 is the noise. `threads` of the cores are used, by both
-    frameworks; JAX has as many as when it was first used. `gemm` is the side of the square matrices.
+    frameworks; JAX has as many as when it was first used. `gemm` is the side of the square matrices,
+    less where one product of them would take over a second, as in bfloat16 on a processor that does not multiply in it.
     Raises `ConfigError` for a baseline that is not timed, a contestant that runs in none of the cells, rounds,
     threads, matrices or a seed that are too few or too many, or a device that is not there.
     """
@@ -149,21 +157,24 @@ def _rows(
     calls = {name: entry.call for name, entry in sound.items()}
     if baseline in calls:
         calls[AGAIN] = calls[baseline]
-    products = _products(cell, contestants, gemm)
-    seconds = in_rounds({**calls, **products}, rounds, seed) if calls else {}
-    rates = {name: 2 * gemm**3 / np.median(seconds[name]) for name in products if seconds}
+    products = _products(cell, contestants, gemm) if calls else {}
+    seconds = (
+        in_rounds({**calls, **{name: call for name, (call, _) in products.items()}}, rounds, seed) if calls else {}
+    )
+    rates = {name: 2 * size**3 / np.median(seconds[name]) for name, (_, size) in products.items()}
     for name, entry in entries.items():
         ours = entry.contestant.program.ours
         if name in sound:
             compiling = max(0.0, entry.first - float(np.median(seconds[name])))
-            row = Row(cell, name, ours, proof=entry.proof, memory=entry.call.memory(), compiling=compiling)
+            call, proof = entry.call, entry.proof
+            row = Row(cell, name, ours, proof=proof, memory=call.memory(), compiling=compiling, kernels=call.kernels())
             yield _timed(row, cell.flops, cell.batch, seconds, baseline, rates)
         else:
             yield Row(cell, name, ours, entry.refused, entry.proof)
     if AGAIN in calls:
         yield _timed(Row(cell, AGAIN, False), cell.flops, cell.batch, seconds, baseline, rates)
-    for name in rates:
-        yield _timed(Row(cell, name, False), 2 * gemm**3, None, seconds, None, rates)
+    for name, (_, size) in products.items():
+        yield _timed(Row(cell, name, False, size=size), 2 * size**3, None, seconds, None, rates)
 
 
 def _prepared(contestant: Contestant, cell: Cell, prover: Prover, seed: int) -> _Entry:
@@ -180,21 +191,38 @@ def _prepared(contestant: Contestant, cell: Cell, prover: Prover, seed: int) -> 
         return _Entry(contestant, error=f"it cannot be run: {type(error).__name__}: {said}")
 
 
-def _products(cell: Cell, contestants: Sequence[Contestant], size: int) -> dict[str, Callable[[], None]]:
-    """A matrix product for each framework, and one by a packed matrix where that is how a contestant runs."""
+def _products(cell: Cell, contestants: Sequence[Contestant], size: int) -> dict[str, tuple[Callable[[], None], int]]:
+    """A matrix product for each framework, one by packed weights where a contestant has them; the sides of each."""
     frameworks = {contestant.program.framework for contestant in contestants}
     products = {}
     if "jax" in frameworks:
         from mixer_equiv.throughput import in_jax
 
-        products[f"{GEMM} jax"] = in_jax.gemm(cell, size)
+        products[f"{GEMM} jax"] = _affordable(in_jax.gemm, cell, size)
     if "torch" in frameworks:
         from mixer_equiv.throughput import in_torch
 
-        products[f"{GEMM} torch"] = in_torch.gemm(cell, size)
+        products[f"{GEMM} torch"] = _affordable(in_torch.gemm, cell, size)
         if any(contestant.program.way == "packed" for contestant in contestants):
-            products[f"{GEMM} packed"] = in_torch.packed_gemm(cell, size)
+            products[f"{GEMM} packed"] = _affordable(in_torch.packed_gemm, cell, size)
     return products
+
+
+def _affordable(
+    product: Callable[[Cell, int], Callable[[], None]], cell: Cell, most: int
+) -> tuple[Callable[[], None], int]:
+    """The product of the largest matrices, of `most` or a half, a quarter, ..., that takes no longer than `LONGEST`."""
+    size = most
+    while size > SMALLEST_GEMM:
+        size = -(-size // 2)
+    while True:
+        call = product(cell, size)
+        call()  # compiled, where that is how it runs
+        start = time.perf_counter()
+        call()
+        if size >= most or 8 * (time.perf_counter() - start) > LONGEST:
+            return call, size
+        size = min(most, 2 * size)
 
 
 def _timed(

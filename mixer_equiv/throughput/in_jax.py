@@ -65,6 +65,9 @@ class JaxCall:
             self.params = self._put(before)
         return {n: (old.astype(np.float64) - after[n].astype(np.float64)) / rate for n, old in flatten(before)}
 
+    def kernels(self) -> None:
+        """XLA chooses them, and does not say."""
+
     def memory(self) -> int | None:
         """Bytes that a call takes at its height, beyond weights and inputs: as planned by XLA, on a GPU."""
         return extra_memory(self) if self.cell.device == "cpu" else self.planned()

@@ -16,7 +16,9 @@ from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.precision import no_tf32
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LAYOUTS, LINEN
-from mixer_equiv.models.torch_packed import Packed
+from mixer_equiv.models import torch_inference
+from mixer_equiv.models.torch_formulations import CHANNELS, TOKENS
+from mixer_equiv.models.torch_packed import packed_product
 from mixer_equiv.throughput.cases import Cell
 from mixer_equiv.throughput.machine import extra_memory
 from mixer_equiv.throughput.programs import Contestant, Way
@@ -38,7 +40,8 @@ class TorchCall:
 
     def __init__(self, contestant: Contestant, cell: Cell, params: Arrays, images: np.ndarray, cotangent: np.ndarray):
         check_device(cell.device)
-        self.cell, self.layout, self.way = cell, LAYOUTS[contestant.program.layout], contestant.program.way
+        self.contestant, self.cell = contestant, cell
+        self.layout, self.way = LAYOUTS[contestant.program.layout], contestant.program.way
         dtype = getattr(torch, cell.dtype)
         with torch.device("meta"):
             model = contestant.program.make(cell.config, contestant.formulation)
@@ -47,7 +50,7 @@ class TorchCall:
         self.model = model
         self.images = to_torch(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(cell.device, dtype)
         self.cotangent = to_torch(cotangent).to(cell.device, dtype)
-        self.run = WAYS[self.way](model)
+        self.run: Any = WAYS[self.way](model)
         if cell.mode == "training":
             model.requires_grad_(True)
             self.optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -79,7 +82,7 @@ class TorchCall:
     def _step(self) -> None:
         with torch.enable_grad():
             self.optimiser.zero_grad(set_to_none=True)
-            (self.run(self.images) * self.cotangent).sum().backward()  # type: ignore[no-untyped-call]
+            (self.run(self.images) * self.cotangent).sum().backward()
         self.optimiser.step()
 
     def logits(self) -> np.ndarray:
@@ -98,6 +101,20 @@ class TorchCall:
                 moved[name] = to_numpy(name, ((before[name].double() - value.double()) / rate).cpu())
                 value.copy_(before[name])
         return relabel(moved, self.layout, LINEN, self.cell.config)
+
+    def kernels(self) -> str | None:
+        """By which kernels of ours this runs on a CPU, None where it calls its layers."""
+        cell = self.cell
+        if self.way == "packed":
+            return str(self.run.kernels)
+        dtype = getattr(torch, cell.dtype)
+        fast = (cell.device, cell.mode, self.way) == ("cpu", "inference", "plain") and dtype in torch_inference.DTYPES
+        if not (fast and self.contestant.program.ours):
+            return None
+        formulation = self.contestant.formulation
+        mixings = TOKENS[formulation.tokens], CHANNELS[formulation.channels]
+        ways = [torch_inference.way_of(mixing, dtype, cell.config.activation) for mixing in mixings]
+        return ways[0] if ways[0] == ways[1] else f"{ways[0]} for tokens, {ways[1]} for channels"
 
     def memory(self) -> int | None:
         """Bytes that a call takes at its height, beyond weights and inputs: in training gradients too."""
@@ -123,7 +140,7 @@ def gemm(cell: Cell, size: int) -> Callable[[], None]:
 def packed_gemm(cell: Cell, size: int) -> Callable[[], None]:
     """The same by a matrix that is packed, as `PackedMixer` has them."""
     a, b = (torch.randn(size, size).to(getattr(torch, cell.dtype)) for _ in range(2))
-    packed = Packed(b)
+    packed = packed_product(b)
     return _product(cell, lambda: packed(a))
 
 

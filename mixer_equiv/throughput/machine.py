@@ -28,11 +28,11 @@ class Machine:
     """The machine, and how busy it was from the beginning to the end of a `with`."""
 
     def __enter__(self) -> Machine:
-        self._load, self._cpu, self._start = [os.getloadavg()[0]], os.times(), datetime.datetime.now(datetime.UTC)
+        self._load, self._cpu, self._start = [_load()], os.times(), datetime.datetime.now(datetime.UTC)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._load.append(os.getloadavg()[0])
+        self._load.append(_load())
         self._end, self._spent = datetime.datetime.now(datetime.UTC), os.times()
 
     def described(self) -> dict[str, Any]:
@@ -42,13 +42,21 @@ class Machine:
             "date": f"{self._start:%Y-%m-%d}",
             "seconds": round(wall),
             "processor": processor(),
+            "instruction_set": instruction_set(),
             "cores": os.cpu_count(),
             **({"gpu": gpu} if (gpu := graphics()) else {}),
-            "load_before_and_after": [round(load, 1) for load in self._load],
+            "load_before_and_after": self._load,
             "cores_had": round((sum(self._spent[:2]) - sum(self._cpu[:2])) / wall, 2),
             "python": platform.python_version(),
             **versions(PACKAGES),
         }
+
+
+def _load() -> float | None:
+    """The system's load average of a minute, None where it does not tell."""
+    with contextlib.suppress(OSError, AttributeError):
+        return round(os.getloadavg()[0], 1)
+    return None
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
@@ -62,10 +70,47 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 def processor() -> str:
     """The processor's model, where the system says it, and its architecture."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return ", ".join([*models[:1], platform.machine()])
+    return ", ".join(filter(None, (_of_processor("model name"), platform.machine())))
+
+
+def _of_processor(field: str) -> str:
+    """What Linux says of the first processor, nothing where it does not."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""
+
+
+# What a processor may have beside its vectors, as torch calls it, and the environment that has less of it used.
+EXTENSIONS = ("avx512_bf16", "avx512_fp16", "amx_bf16", "avx_ne_convert")
+LIMITS = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"),
+    *("OPENBLAS_CORETYPE", "XLA_FLAGS"),
+)
+
+
+def instruction_set() -> str:
+    """The vector instructions that torch uses here, or that the system tells of; what else there is for half precision.
+
+    Variables of the environment that limit their use are named.
+    """
+    torch = sys.modules.get("torch")
+    if torch:
+        from mixer_equiv.models import torch_processor
+
+        vectors = torch_processor.instruction_set()
+        has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        extensions = [name for name in EXTENSIONS if has.get(name)]
+    else:
+        flags = _of_processor("flags").split()
+        known = {"avx512f": "AVX512", "avx2": "AVX2"}
+        vectors = next((name for flag, name in known.items() if flag in flags), "DEFAULT")
+        extensions = [name for name in EXTENSIONS if name in flags]
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)]
+    said = f" with {', '.join(extensions)}" if extensions else ""
+    return f"{vectors}{said}{' under ' if limits else ''}{' '.join(limits)}"
 
 
 def graphics() -> str:
@@ -83,25 +128,41 @@ def pinned(threads: int | None, frameworks: Collection[str]) -> Iterator[list[in
     """The frameworks on the same cores, one thread on each: `threads` of those allowed, by default all.
 
     JAX makes its threads when it is first used, one for each core then allowed, so that it is used here.
-    Yields the cores. Raises `ConfigError` for more threads than cores.
+    Yields the cores, none where the system does not let a process choose them. Raises `ConfigError` for more threads
+    than cores.
     """
-    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    before = _allowed()
     if threads is not None and threads > len(before):
         raise ConfigError(f"threads is {threads}; this process may use {len(before)} cores")
-    cores = sorted(before)[-(threads or len(before)) :]  # interrupts are mostly the first one's
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+    threads = threads or len(before)
+    cores = sorted(before)[-threads:]  # interrupts are mostly the first one's
+    is_pinned = _pin(cores)
     if "torch" in frameworks:
         require("torch", "torch", "timing torch")
     if "jax" in frameworks:
         require("flax", "flax", "timing Flax")
         require("jax", "flax", "timing JAX").devices()
     try:
-        with torch_threads(len(cores)) if "torch" in frameworks else contextlib.nullcontext():
-            yield cores
+        with torch_threads(threads) if "torch" in frameworks else contextlib.nullcontext():
+            yield cores if is_pinned else []
     finally:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, before)
+        if is_pinned:
+            _pin(before)
+
+
+def _allowed() -> set[int]:
+    """The cores that this process may use."""
+    with contextlib.suppress(OSError, AttributeError):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _pin(cores: Collection[int]) -> bool:
+    """Keep this process to these cores. Whether the system did so."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setaffinity(0, cores)
+        return True
+    return False
 
 
 def settings(cores: list[int], frameworks: Collection[str]) -> dict[str, Any]:
@@ -148,7 +209,7 @@ def extra_memory(call: Callable[[], Any], forget: Callable[[], Any] = lambda: No
 
 def _height(call: Callable[[], Any], forget: Callable[[], Any]) -> int:
     forget()
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows has no library without a name
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before is given back, so that it counts when it is used
     (_PROC / "clear_refs").write_text("5")  # the high-water mark begins anew
     before = _status("VmRSS")

@@ -55,6 +55,8 @@ def _plain(row: Row) -> dict[str, Any]:
         "float64_residual": proof and proof.exact,
         "error": proof and proof.error,
         "error_bound": proof and proof.bound,
+        "kernels": row.kernels,
+        "gemm_size": row.size,
         "refused": row.refused,
     }
 
@@ -106,7 +108,7 @@ class Tables:
         whole, endless = self._tables(COLUMNS), options.update_width(1000)
         needed = max((Measurement.get(console, endless, shown).maximum for shown in whole), default=0)
         yield from whole if needed <= options.max_width else self._tables(NARROW)
-        yield Text("\n".join([*refusals(self.result), *conditions(self.result)]))
+        yield Text("\n".join([*refusals(self.result), *notes(self.result), *conditions(self.result)]))
 
     def _tables(self, columns: Mapping[str, Callable[[Plain], str]]) -> list[Table]:
         tables = []
@@ -133,6 +135,30 @@ def refusals(result: Plain) -> list[str]:
     ]
 
 
+# What the kernels of a row are called, where they are not those that most processors have.
+KERNELS = {
+    "onednn": None,
+    "blas": "plain products, the activation in place",
+    "float32": "in float32, as oneDNN does not multiply in bfloat16 here",
+}
+
+
+def notes(result: Plain) -> list[str]:
+    """Where oneDNN's fused operations were not taken, and where a matrix product was smaller than the others."""
+    largest = max((row["gemm_size"] or 0 for row in result["rows"]), default=0)
+    found = []
+    for title, rows in by_cell(result["rows"]):
+        for row in rows:
+            kernels = row["kernels"]
+            if kernels and (words := KERNELS.get(kernels, kernels)):
+                packed = "transposed weights in float32, " if row["program"].endswith("packed") else ""
+                found.append(f"note: {row['program']} in {title}: not by oneDNN's fused operations: {packed}{words}")
+            if row["gemm_size"] and row["gemm_size"] < largest:
+                side = row["gemm_size"]
+                found.append(f"note: {row['program']} in {title}: its side is {side}; larger ones take long")
+    return found
+
+
 def conditions(result: Plain) -> list[str]:
     """How it was measured and on what, in sentences."""
     machine, used = result["machine"], result["settings"]
@@ -144,10 +170,14 @@ def conditions(result: Plain) -> list[str]:
         f"Ratios are speeds relative to {result['baseline']}: the median over {result['rounds']} interleaved rounds, "
         "and its 95% interval by the bootstrap; A/A is the baseline against itself, the noise. Peak is the rate of the "
         "best matrix product in the same cell, memory what a call takes beyond weights and inputs.",
-        f"{machine['date']}: {gpu}{machine['processor']}, {machine['cores']} cores, pinned to "
-        f"{', '.join(map(str, used['cores_pinned']))}, of which this process had {machine['cores_had']:.2f}; load "
+        f"{machine['date']}: {gpu}{machine['processor']}, {machine['instruction_set']}, {machine['cores']} cores, "
+        f"{_pinned(used)}, of which this process had {machine['cores_had']:.2f}; load "
         f"{before} before and {after} after; {', '.join(switches)}; {', '.join(versions)}.",
     ]
+
+
+def _pinned(used: Plain) -> str:
+    return f"pinned to {', '.join(map(str, used['cores_pinned']))}" if used["cores_pinned"] else "not pinned"
 
 
 def markdown(result: Plain) -> str:
@@ -155,7 +185,7 @@ def markdown(result: Plain) -> str:
     lines: list[str] = []
     for title, rows in by_cell(result["rows"]):
         lines += [f"### {title}", "", *markdown_rows(list(COLUMNS), map(cells_of, rows)), ""]
-    return "\n\n".join(["\n".join(lines).rstrip(), *refusals(result), *conditions(result)]) + "\n"
+    return "\n\n".join(["\n".join(lines).rstrip(), *refusals(result), *notes(result), *conditions(result)]) + "\n"
 
 
 def markdown_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -1,0 +1,284 @@
+"""Nothing is assumed of a processor: what does not work on this one is computed another way, and said."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mixer_equiv import ConfigError, Formulation, MixerConfig
+from mixer_equiv.formulation import FORMULATIONS
+from mixer_equiv.models import (
+    torch_formulations,
+    torch_fused,
+    torch_inference,
+    torch_packed,
+    torch_packed_onednn,
+    torch_processor,
+)
+from mixer_equiv.models.torch import MlpMixer
+from mixer_equiv.models.torch_activations import ACTIVATIONS
+from mixer_equiv.models.torch_formulations import TOKENS
+from mixer_equiv.models.torch_inference import DTYPES, multiplies_bfloat16, way_of
+from mixer_equiv.models.torch_packed import kernels_for
+from mixer_equiv.models.torch_processor import agrees, instruction_set, preferred_kernels
+
+CONFIG = MixerConfig(
+    num_classes=5,
+    num_blocks=2,
+    patch_size=(2, 3),
+    image_size=(6, 9),
+    hidden_dim=13,
+    tokens_mlp_dim=7,
+    channels_mlp_dim=20,
+    in_channels=4,
+)
+EPSILON = {torch.float32: 1e-6, torch.bfloat16: 3e-2}
+LINEAR = TOKENS["linear"]
+
+
+def mixer(dtype: torch.dtype, formulation: Formulation | None = None) -> MlpMixer:
+    torch.manual_seed(7)
+    made = MlpMixer(CONFIG, formulation or Formulation())
+    for value in made.parameters():
+        nn.init.normal_(value, std=0.4)
+    return made.to(dtype).eval().requires_grad_(False)
+
+
+def images(dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(8)
+    return torch.randn(3, CONFIG.in_channels, *CONFIG.image_hw, generator=generator).to(dtype)
+
+
+def error(found: torch.Tensor, model: MlpMixer, x: torch.Tensor) -> float:
+    """Relative to float64."""
+    assert found.dtype == x.dtype
+    truth = mixer(torch.float64)
+    truth.load_state_dict(model.state_dict())
+    expected = truth(x.double())
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def forget() -> None:
+    """What was tried on this processor is tried again."""
+    for tried in (torch_fused.supports, torch_packed_onednn.packs, torch_inference.way_of):
+        tried.cache_clear()
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """Nothing is known of the processor before the test, and nothing that it pretended afterwards."""
+    forget()
+    yield
+    forget()
+
+
+def _fails(*_: Any) -> Any:
+    raise RuntimeError("could not create a primitive descriptor for the inner product forward propagation primitive")
+
+
+class _Wrong:
+    """An operation that runs, and gives other numbers."""
+
+    def __init__(self, real: Any) -> None:
+        self.real, self.binary = real, lambda *arguments: 2 * real.binary(*arguments)
+
+    def __call__(self, *arguments: Any) -> torch.Tensor:
+        return self.real(*arguments) * 1.1
+
+
+BROKEN = {
+    "raises": lambda real: _fails,
+    "is missing": lambda real: None,
+    "computes something else": _Wrong,
+}
+
+
+@pytest.fixture(params=BROKEN)
+def no_onednn(request: pytest.FixtureRequest, anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operation of oneDNN that this package calls by its name works."""
+    for module, names in ((torch_fused, ("_LINEAR", "_CONVOLUTION")), (torch_packed_onednn, ("_LINEAR", "_REORDER"))):
+        for name in names:
+            monkeypatch.setattr(module, name, BROKEN[request.param](getattr(module, name)))
+
+
+# Where oneDNN does not work
+
+
+@pytest.mark.usefixtures("no_onednn")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
+def test_every_formulation_computes_without_onednn(formulation: Formulation, dtype: torch.dtype) -> None:
+    model, x = mixer(dtype, formulation), images(dtype)
+    assert error(model(x), model, x) < EPSILON[dtype]
+    assert not multiplies_bfloat16()
+    assert way_of(LINEAR, dtype, "gelu_tanh") == {torch.float32: "blas", torch.bfloat16: "float32"}[dtype]
+
+
+@pytest.mark.usefixtures("no_onednn")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_packed_without_onednn(dtype: torch.dtype) -> None:
+    model, x = mixer(dtype), images(dtype)
+    packed = model.packed()
+    assert packed.kernels == "blas"
+    assert repr(packed) == f"PackedMixer({str(dtype).removeprefix('torch.')}, blas)"
+    assert error(packed(x), model, x) < EPSILON[dtype]
+    with pytest.raises(ConfigError, match=r"'onednn', which does not multiply .* here .*; use 'blas', or None"):
+        model.packed("onednn")
+
+
+@pytest.mark.usefixtures("no_onednn")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_models_compute_without_onednn(dtype: torch.dtype) -> None:
+    model, x = mixer(dtype), images(dtype)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert error(compiled(x), model, x) < EPSILON[dtype]
+
+
+@pytest.mark.parametrize("owner", ["_C", "forward_ad", "modules"])
+def test_where_torch_does_not_tell_who_watches_the_layers_are_called(
+    owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, seen = mixer(torch.float32), images(torch.float32), []
+    infer = torch_formulations.infer
+    monkeypatch.setattr(torch_formulations, "infer", lambda *arguments: seen.append("fast") or infer(*arguments))
+    expected = model(x)
+    assert len(seen) == 2 * CONFIG.num_blocks
+    monkeypatch.setattr(torch_inference, owner, SimpleNamespace())
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    assert len(seen) == 2 * CONFIG.num_blocks
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("kernels", ["onednn", "blas"])
+def test_the_kernels_are_those_that_are_fast_with_these_instructions(
+    kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_processor, "PREFERRED", {instruction_set(): kernels})
+    assert way_of(LINEAR, torch.float32, "gelu_tanh") == kernels_for(torch.float32) == kernels
+    in_half = "onednn" if multiplies_bfloat16() else "blas"
+    assert kernels_for(torch.bfloat16) == in_half
+
+
+# What is tried
+
+
+X, LAYER = torch_fused.few_numbers()
+EXPECTED = F.linear(X, LAYER.weight, LAYER.bias)
+
+
+def test_what_agrees_is_the_right_product_of_the_right_shape() -> None:
+    assert agrees(EXPECTED.float, EXPECTED)
+    assert agrees(EXPECTED.bfloat16, EXPECTED)
+    assert not agrees(_fails, EXPECTED)
+    assert not agrees(lambda: EXPECTED.bfloat16().float(), EXPECTED)
+    assert not agrees(lambda: EXPECTED.mT.float(), EXPECTED)
+    assert not agrees(lambda: EXPECTED.float().mul_(torch.nan), EXPECTED)
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("activation", torch_fused.POST_OPS)
+def test_another_activation_inside_does_not_agree(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch_fused.supports(torch_fused.linear, -1, torch.float32, activation)
+    forget()
+    other = "silu" if activation != "silu" else "gelu"
+    monkeypatch.setitem(torch_fused.POST_OPS, activation, torch_fused.POST_OPS[other])
+    assert not torch_fused.supports(torch_fused.linear, -1, torch.float32, activation)
+    assert not torch_packed_onednn.packs(torch.float32)
+
+
+@pytest.mark.usefixtures("anew")
+def test_trying_changes_nothing_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for dtype in DTYPES:
+        torch_packed_onednn.packs(dtype)
+        for mixing in TOKENS.values():
+            for activation in ACTIVATIONS:
+                way_of(mixing, dtype, activation)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_something_is_tried_once(anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    for module in (torch_fused, torch_packed_onednn):
+        monkeypatch.setattr(module, "agrees", lambda *arguments: bool(tried.append(arguments)) or True)
+    for _ in range(2):
+        way_of(LINEAR, torch.bfloat16, "gelu_tanh")
+        torch_packed.kernels_for(torch.bfloat16)
+        count = len(tried)
+    way_of(LINEAR, torch.bfloat16, "gelu_tanh")
+    assert len(tried) == count > 0
+
+
+# The instruction set
+
+
+@pytest.mark.parametrize(
+    ("found", "variable", "limit", "expected"),
+    [
+        ("AVX512", None, "", "AVX512"),
+        ("AVX512", "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI", "AVX512"),
+        ("AVX512", "ONEDNN_MAX_CPU_ISA", "DEFAULT", "AVX512"),
+        ("AVX512", "ONEDNN_MAX_CPU_ISA", "avx2_vnni", "AVX2"),
+        ("AVX512", "DNNL_MAX_CPU_ISA", "AVX2", "AVX2"),
+        ("AVX512", "ONEDNN_MAX_CPU_ISA", "SSE41", "DEFAULT"),
+        ("AVX2", "ONEDNN_MAX_CPU_ISA", "SSE41", "AVX2"),
+        ("SVE256", "ONEDNN_MAX_CPU_ISA", "AVX2", "SVE256"),
+    ],
+)
+def test_the_instruction_set_is_what_the_environment_leaves(
+    found: str, variable: str | None, limit: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, limit)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: found)
+    assert instruction_set() == expected
+    assert preferred_kernels() == ("onednn" if expected == "AVX512" else "blas")
+
+
+# The real thing: processes in which torch and oneDNN may use less than the processor has
+
+LESS = {"avx2": "AVX2", "default": "SSE41"}
+
+INFER = """
+import json, sys
+import torch
+from mixer_equiv import Formulation
+from tests.test_processor import EPSILON, FORMULATIONS, error, images, mixer
+
+found = {}
+for dtype in (torch.float32, torch.bfloat16):
+    for formulation in FORMULATIONS:
+        model, x = mixer(dtype, formulation), images(dtype)
+        assert error(model(x), model, x) < EPSILON[dtype], (dtype, formulation)
+    model = mixer(dtype)
+    packed = model.packed()
+    assert error(packed(x), model, x) < EPSILON[dtype], dtype
+    found[str(dtype)] = packed.kernels
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("level", LESS)
+def test_models_run_in_every_dtype_with_fewer_instructions(level: str) -> None:
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": level, "ONEDNN_MAX_CPU_ISA": LESS[level]}
+    root = Path(__file__).parent.parent
+    ran = subprocess.run(
+        [sys.executable, "-c", INFER], env=environment, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == {"torch.float32": "blas", "torch.bfloat16": "blas"}
