@@ -3,9 +3,10 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+GPU_PYTHON ?= $(BIN)/python
 INSTALLED := .venv/.installed
 
-.PHONY: help verify test nightly bench bench-full rates mutation check format train picture layouts clean
+.PHONY: help verify test test-plain nightly bench bench-full gpu rates mutation check format train picture layouts clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -23,6 +24,9 @@ verify: $(INSTALLED)  ## the main job: a Mixer trained in Flax, its PyTorch port
 test: $(INSTALLED)  ## the whole suite
 	@$(BIN)/python -m pytest -n auto --maxprocesses=4
 
+test-plain: $(INSTALLED)  ## what a processor or system may lack, with less than this one has (about four minutes)
+	@$(BIN)/python -m tests.plain
+
 nightly: $(INSTALLED)  ## the suite with 2000 examples a property, and what is too slow for every run
 	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n auto --maxprocesses=4 -m 'nightly or not nightly'
 
@@ -35,6 +39,9 @@ bench-full: $(INSTALLED)  ## all tables of speed, written to benchmarks/results/
 	@$(BIN)/python -m benchmarks.limits --write
 	@$(BIN)/python -m benchmarks.mixing --write
 	@$(BIN)/python -m benchmarks.speed --write
+
+gpu:  ## tests, verify and speed on a CUDA device, in six minutes: GPU_PYTHON=python3 (with torch for CUDA), GPU=--dry-run
+	@$(GPU_PYTHON) -m benchmarks.gpu $(GPU)
 
 rates: $(INSTALLED)  ## cases verified in a second, beside a tutorial's check (about ten minutes)
 	@$(BIN)/python -m benchmarks.rates --write

@@ -45,8 +45,17 @@ def full_precision() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Nightly tests run only where they are asked for with `-m`."""
+    """Nightly tests run only where they are asked for with `-m`, those marked `cuda` also where there is a device."""
     if not config.getoption("markexpr"):
-        kept = [item for item in items if "nightly" not in item.keywords]
+        left_out = {"nightly"} | (set() if _has_cuda(items) else {"cuda"})
+        kept = [item for item in items if not left_out.intersection(item.keywords)]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+
+
+def _has_cuda(items: list[pytest.Item]) -> bool:
+    if not any("cuda" in item.keywords for item in items):
+        return False
+    import torch
+
+    return torch.cuda.is_available()

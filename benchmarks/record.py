@@ -111,12 +111,13 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def conditions(machine: Mapping[str, Any], rounds: str = "") -> str:
-    """On what it was measured, in words: `machine` as `Machine.described` has it, with or without `cores_had`."""
+    """On what it was measured, in words: `machine` as `Machine.described` has it, of which some is left out in records."""
     had = f", of which this process had {machine['cores_had']:.2f}" if "cores_had" in machine else ""
     said = ", ".join(f"{name} {machine[name]}" for name in ("python", *PACKAGES))
     before, after = machine["load_before_and_after"]
+    processor = ", ".join(filter(None, (machine["processor"], machine.get("instruction_set"))))
     return (
-        f"{machine['date']}: {machine['processor']}, {machine['cores']} cores{had}; load {before} before and {after} "
+        f"{machine['date']}: {processor}, {machine['cores']} cores{had}; load {before} before and {after} "
         f"after{rounds and f', {rounds} rounds'}. {said}."
     )
 

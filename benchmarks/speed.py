@@ -1,8 +1,9 @@
 """The tables of speed in the README: `python -m benchmarks.speed [--write] [--threads N] [SECTION ...]`.
 
 Each section is one run of what `mixer-equiv bench` runs. With `--write` the results go to
-benchmarks/results/speed_SECTION.json, .csv, .md, .svg and .png, and the README's table is written anew. The
-exit status is 1 if a program was refused, because it does not compute the official function.
+benchmarks/results/speed_SECTION.json, .csv, .md, .svg and .png, those of "processors" to files named by the
+instruction set that torch used, and the README's table is written anew. The exit status is 1 if a program was refused,
+because it does not compute the official function.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 MARKED = re.compile(r"(<!-- python -m benchmarks\.speed -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
+# What needs no compiler.
+PLAIN = ("torch", "torch packed", "timm", "tutorial", "lucidrains", "flax", "official")
+
 WRITINGS = ("conv,matmul,linear", "conv,conv1d,linear", "conv,shared_conv,linear", "conv,linear,conv1d")
 
 # Variants, dtypes, batches, modes, programs (all that run, where none is named) and formulations of each.
@@ -37,6 +41,8 @@ SECTIONS: Mapping[str, tuple[Any, ...]] = {
     "inference": (["S/32", "B/16"], ["float32", "bfloat16"], [1, 8, 32], ["inference"], (), ()),
     "training": (["S/32"], ["float32", "bfloat16"], [8, 32], ["training"], (), ("linear,matmul,linear",)),
     "formulations": (["S/32"], ["float32"], [8], ["inference"], ("torch", "flax"), WRITINGS),
+    # One table for each instruction set; in bfloat16 without AVX-512 torch takes seconds a call.
+    "processors": (["S/32"], ["float32", "bfloat16"], [1, 8], ["inference"], PLAIN, ()),
     "depthwise": (["S/32"], ["float32"], [1], ["inference"], ("torch",), ("conv,depthwise_conv,linear",)),
 }
 
@@ -58,6 +64,9 @@ def run(section: str, device: str, threads: int | None) -> dict[str, Any]:
 
 
 def write(section: str, result: Mapping[str, Any]) -> None:
+    """A result's files."""
+    if section == "processors":
+        section = f"{section}_{_instructions(result).lower()}"
     texts = {
         "json": json.dumps(result, indent=2) + "\n",
         "csv": page.to_csv(result),
@@ -72,6 +81,7 @@ def write(section: str, result: Mapping[str, Any]) -> None:
 def with_table(readme: str) -> str:
     """The README's text with its table of ratios as the recorded results have it."""
     found = [RESULTS / f"speed_{section}.json" for section in SECTIONS]
+    found += sorted(RESULTS.glob("speed_processors_*.json"))
     results = [json.loads(path.read_text()) for path in found if path.exists()]
     return MARKED.sub(lambda marks: f"{marks[1]}{readme_table(results)}{marks[2]}", readme)
 
@@ -85,10 +95,15 @@ def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([line for result in timed for line in (*_ratios(result), "")] + [said, ""])
 
 
+def _instructions(result: Mapping[str, Any]) -> str:
+    """The name of the instruction set alone."""
+    return str(result["machine"]["instruction_set"]).partition(" ")[0]
+
+
 def _ratios(result: Mapping[str, Any]) -> list[str]:
     groups = [{row["program"]: row for row in group} for _, group in page.by_cell(result["rows"])]
     first = [next(iter(group.values())) for group in groups]
-    corner = f"{first[0]['mode']}, {first[0]['device']}"
+    corner = f"{first[0]['mode']}, {first[0]['device']}, {_instructions(result)}"
     headings = [f"{row['variant']}<br>{row['dtype']}<br>batch {row['batch']}" for row in first]
     names = dict.fromkeys(row["program"] for row in result["rows"] if row["ratio"])
     ratio, images = page.said("{:.2f}", "ratio"), page.said("{:.1f}", "images_per_second")

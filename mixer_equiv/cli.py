@@ -376,7 +376,7 @@ def bench(
     ] = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(metavar="DTYPE", help="float32, bfloat16, float64, float16 on cuda. Repeatable; float32."),
+        typer.Option(metavar="DTYPE", help="float32, bfloat16, float64, on cuda float16, tf32. Repeatable; float32."),
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(metavar="N", help="Images a call. Repeatable; 1 and 8.")] = None,
     mode: Annotated[

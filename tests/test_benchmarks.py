@@ -6,13 +6,14 @@ import dataclasses
 import gc
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import conversion, deep, limits, mixing, planted, rates, record, tutorial
+from benchmarks import conversion, deep, gpu, limits, mixing, planted, rates, record, tutorial
 from benchmarks.deep import Finding, Verification, compare
 from benchmarks.programs import LINEAR_STEM, Results, Ways, run_flax, run_torch
 from benchmarks.stacks import Stack, draw, hand_over
@@ -22,7 +23,10 @@ from mixer_equiv.equivalence.programs import run_reference
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.formulation import TOKENS
 from mixer_equiv.models import torch_activations, torch_formulations, torch_fused, torch_inference
+from mixer_equiv.throughput import page
+from mixer_equiv.throughput.bench import bench
 from mixer_equiv.throughput.cases import Cell
+from mixer_equiv.throughput.programs import PROGRAMS, Contestant
 
 SMALL = tutorial.CONFIGS[0]
 
@@ -260,3 +264,60 @@ def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monke
     monkeypatch.setitem(torch_formulations.TOKENS, "shared_conv", wrong)
     with pytest.raises(AssertionError, match=r"shared_conv in torch is .* from the linear formulation"):
         mixing.measure(SMALL, 1, 10)
+
+
+# What waits for a GPU
+
+
+def test_the_plan_for_a_gpu_has_every_program_that_runs_there_in_less_than_six_minutes() -> None:
+    timed = [step.timed for step in gpu.STEPS.values() if step.timed]
+    assert sum(step.share for step in gpu.STEPS.values()) <= 1
+    assert gpu.SECONDS < 360
+    assert {name for each in timed for name in each.programs} >= {
+        *("torch", "timm", "torch compiled", "timm compiled", "torch graphed", "timm graphed", "flax"),
+    }
+    assert all(len({PROGRAMS[name].framework for name in each.programs}) == 1 for each in timed)
+    axes = {(cell.config.name, cell.dtype, cell.batch) for each in timed for cell in each.cells()}
+    assert axes == set(itertools.product(gpu.VARIANTS, gpu.DTYPES, gpu.BATCHES))
+
+
+@pytest.mark.parametrize("name", ["torch graphed", "flax"])
+def test_a_program_for_a_gpu_is_built_without_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = gpu.Timed((name,), variants=("S/32",), dtypes=("tf32", "float16"), batches=(3,))
+    assert [shape for *_, shape in gpu.build(timed._replace(batches=(1,)))] == [(1, 1000)] * 2
+    other = dataclasses.replace(PROGRAMS[name], make=lambda config, how: real(config.replace(num_classes=3), how))
+    real = PROGRAMS[name].make
+    monkeypatch.setitem(PROGRAMS, name, other)
+    with pytest.raises(Exception, match=r"torch graphed in S/32, tf32, batch 1, cuda, inference: \(1, 3\)|\(512, 3\)"):
+        list(gpu.build(timed._replace(batches=(1,))))
+
+
+def test_a_step_on_a_gpu_that_fails_or_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeping, failing = (gpu.Step(1.0, command=("-c", code)) for code in ("while True: pass", "raise SystemExit(3)"))
+    monkeypatch.setattr(gpu, "STEPS", {"sleeping": sleeping, "failing": failing})
+    assert gpu.run("sleeping", 1.0) == "stopped after 1 s"
+    assert gpu.run("failing", 60.0).startswith("failed, exit status 3, ")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "run", lambda name, seconds: "failed, exit status 3, 1 s")
+    assert gpu.main([]) == 1
+    monkeypatch.setattr(gpu, "run", lambda name, seconds: "done, 1 s")
+    assert gpu.main([]) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_nothing_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main([])
+    assert stopped.value.code == 2
+    assert "finds no CUDA device; --dry-run builds everything without one" in capsys.readouterr().err
+
+
+def test_what_a_gpu_gave_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    result = page.to_dict(
+        bench([Cell(SMALL, batch=batch) for batch in (2, 3)], [Contestant("torch")], gemm=32, seconds=0)
+    )
+    assert result["left_out"] == [str(Cell(SMALL, batch=batch)) for batch in (2, 3)]
+    gpu.write("torch", result)
+    assert json.loads((tmp_path / "gpu_torch.json").read_text()) == result
+    assert "note: left out, as there was no time: custom" in (tmp_path / "gpu_torch.md").read_text()

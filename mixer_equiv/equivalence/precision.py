@@ -80,17 +80,18 @@ def torch_full_precision() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_tf32() -> Iterator[None]:
-    """torch's matrix products and convolutions in the precision of their operands."""
+def no_tf32(tf32_on_cuda: bool = False) -> Iterator[None]:
+    """torch's matrix products and convolutions in the precision of their operands, or in TF32 on CUDA alone."""
     import torch
 
     backends: Any = torch.backends
-    switches = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    on_cuda = (backends.cuda.matmul, backends.cudnn.conv)
+    switches = (*on_cuda, backends.mkldnn.matmul, backends.mkldnn.conv)
     with _TORCH_SWITCHES:
         before = [switch.fp32_precision for switch in switches]
         try:
             for switch in switches:
-                switch.fp32_precision = "ieee"
+                switch.fp32_precision = "tf32" if tf32_on_cuda and switch in on_cuda else "ieee"
             yield
         finally:
             for switch, value in zip(switches, before, strict=True):

@@ -64,6 +64,7 @@ class Result:
     rounds: int
     machine: Mapping[str, Any]
     settings: Mapping[str, Any]
+    left_out: tuple[Cell, ...] = ()
 
     @property
     def refused(self) -> tuple[Row, ...]:
@@ -79,6 +80,7 @@ def bench(
     threads: int | None = None,
     seed: int = 0,
     gemm: int = 2048,
+    seconds: float | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Result:
     """Time every contestant in every cell that it runs in.
@@ -87,6 +89,7 @@ def bench(
     twice (the row "A/A"): how far that ratio is from 1 is the noise. `threads` of the cores are used, by both
     frameworks; JAX has as many as when it was first used. `gemm` is the side of the square matrices,
     less where one product of them would take over a second, as in bfloat16 on a processor that does not multiply in it.
+    A cell is begun as long as there is time for one as long as the longest before, of `seconds` in all, else left out.
     Raises `ConfigError` for a baseline that is not timed, a contestant that runs in none of the cells, rounds,
     threads, matrices or a seed that are too few or too many, or a device that is not there.
     """
@@ -108,19 +111,26 @@ def bench(
             raise ConfigError(f"{name} is {value}; it may be at most {most}")
     prover = Prover(seed)
     rows: list[Row] = []
+    left_out: list[Cell] = []
     frameworks = {contestant.program.framework for contestant in contestants}
     with pinned(threads, frameworks) as cores, Machine() as machine:
         if any(contestant.program.compiled for contestant in contestants):
             from mixer_equiv.throughput import in_torch
 
             in_torch.start_compiler()
+        begun, longest = time.monotonic(), 0.0
         for cell in cells:
+            start = time.monotonic()
+            if seconds is not None and start + longest > begun + seconds:
+                left_out.append(cell)
+                continue
             with clean(contestants):
                 present = [each for each in contestants if each.program.runs_in(cell)]
                 rows += _rows(cell, present, baseline, rounds, seed, gemm, prover, on_step)
+            longest = max(longest, time.monotonic() - start)
         with _as_timed(frameworks):
             used = settings(cores, frameworks)
-    return Result(tuple(rows), baseline, rounds, machine.described(), used)
+    return Result(tuple(rows), baseline, rounds, machine.described(), used, tuple(left_out))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import ConfigError
 
-# Bytes of a number in each.
-DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+# The dtype of the arrays in each. In tf32, products of float32 are of numbers rounded to 10 bits, by tensor cores.
+DTYPES = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float64": "float64"}
+CUDA_ALONE = ("tf32", "float16")
 DEVICES = ("cpu", "cuda")
 
 # What a case may be, and how many products it takes for each of a forward pass.
@@ -22,7 +23,7 @@ MODES = {"inference": 1, "training": 3}
 class Cell:
     """One point of the axes at which programs are compared: the ratios of a table are within cells.
 
-    `dtype` is that of weights, images and activations alike, in every framework. In `mode` "inference"
+    `dtype` is that of weights, images and activations alike, in every framework, or "tf32". In `mode` "inference"
     the logits of a batch are computed; in "training" those, gradients and a step of SGD.
     """
 
@@ -42,8 +43,11 @@ class Cell:
             )
         if self.batch < 1:
             raise ConfigError(f"batch is {self.batch}; it must be at least 1")
-        if (self.dtype, self.device) == ("float16", "cpu"):
-            raise ConfigError("dtype is 'float16' on the CPU, which has no arithmetic for it; use cuda, or bfloat16")
+        if self.dtype in CUDA_ALONE and self.device == "cpu":
+            other = "float32" if self.dtype == "tf32" else "bfloat16"
+            raise ConfigError(
+                f"dtype is {self.dtype!r} on the CPU, which has no arithmetic for it; use cuda, or {other}"
+            )
 
     @property
     def flops(self) -> int:
@@ -57,9 +61,9 @@ class Cell:
         return 2 * products * self.batch
 
     @property
-    def x64(self) -> bool:
-        """Whether JAX must be told to compute in float64."""
-        return self.dtype == "float64"
+    def storage(self) -> str:
+        """The dtype of the arrays."""
+        return DTYPES[self.dtype]
 
     @property
     def variant(self) -> str:

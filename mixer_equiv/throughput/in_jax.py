@@ -26,7 +26,7 @@ class JaxCall:
         self.cell, self.device = cell, device_of(cell.device)
         apply = contestant.program.make(cell.config, contestant.formulation)
         self.load(params)
-        with precision(cell.x64):
+        with precision(cell):
             self.images, self.cotangent = self._put(images), self._put(cotangent)
             self.still = self._put(np.zeros(()))
         self.infer = jax.jit(apply)
@@ -34,17 +34,17 @@ class JaxCall:
 
     def load(self, params: Arrays) -> None:
         """Other weights, by canonical names, for the same program."""
-        with precision(self.cell.x64):
+        with precision(self.cell):
             self.params = self._put(unflatten(dict(params)))
 
     def _put(self, tree: Any) -> Any:
-        return jax.device_put(jax.tree.map(lambda array: jnp.asarray(array, self.cell.dtype), tree), self.device)
+        return jax.device_put(jax.tree.map(lambda array: jnp.asarray(array, self.cell.storage), tree), self.device)
 
     def __call__(self) -> None:
         self._once(self.still)
 
     def _once(self, rate: Any) -> Any:
-        with precision(self.cell.x64):
+        with precision(self.cell):
             if self.cell.mode == "inference":
                 return _finished(self.infer(self.params, self.images))
             self.params = _finished(self.step(self.params, self.images, self.cotangent, rate))
@@ -57,11 +57,11 @@ class JaxCall:
     def updates(self, rate: float) -> dict[str, np.ndarray]:
         """What a step of this rate takes from each parameter, over the rate, by canonical names; they come back."""
         before = jax.tree.map(np.array, self.params)
-        with precision(self.cell.x64):
+        with precision(self.cell):
             given = self._put(np.asarray(rate))
         self._once(given)
         after = dict(flatten(jax.tree.map(np.array, self.params)))
-        with precision(self.cell.x64):
+        with precision(self.cell):
             self.params = self._put(before)
         return {n: (old.astype(np.float64) - after[n].astype(np.float64)) / rate for n, old in flatten(before)}
 
@@ -79,7 +79,7 @@ class JaxCall:
         None where XLA does not say.
         """
         arguments = (self.params, self.images, self.cotangent, self.still)
-        with precision(self.cell.x64):
+        with precision(self.cell):
             inference = self.cell.mode == "inference"
             lowered = self.infer.lower(*arguments[:2]) if inference else self.step.lower(*arguments)
             plan = lowered.compile().memory_analysis()
@@ -102,12 +102,12 @@ def _step_of(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 def gemm(cell: Cell, size: int) -> Callable[[], None]:
     """A product of two square matrices in the cell's dtype, on its device."""
     numbers = np.random.default_rng(0).standard_normal((2, size, size))
-    with precision(cell.x64):
-        a, b = (jax.device_put(jnp.asarray(array, cell.dtype), device_of(cell.device)) for array in numbers)
+    with precision(cell):
+        a, b = (jax.device_put(jnp.asarray(array, cell.storage), device_of(cell.device)) for array in numbers)
     product = jax.jit(jnp.matmul)
 
     def call() -> None:
-        with precision(cell.x64):
+        with precision(cell):
             product(a, b).block_until_ready()
 
     return call
@@ -124,7 +124,8 @@ def device_of(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def precision(x64: bool = False) -> Iterator[None]:
-    """x64 off unless it is asked for, as cells of float64 do, and no TF32: what torch is run with too."""
-    with jax.enable_x64(x64), jax.default_matmul_precision("highest"):
+def precision(cell: Cell | None = None) -> Iterator[None]:
+    """x64 and TF32 off, unless the cell is in float64 or in tf32: what torch is run with too."""
+    x64, tf32 = (cell is not None and cell.dtype == dtype for dtype in ("float64", "tf32"))
+    with jax.enable_x64(x64), jax.default_matmul_precision("tensorfloat32" if tf32 else "highest"):
         yield

@@ -30,9 +30,39 @@ Arrays = Mapping[str, np.ndarray]
 WAYS: Mapping[Way, Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] = {
     "plain": lambda model: model,
     "compiled": partial(torch.compile, dynamic=False),
-    "graphed": partial(torch.compile, dynamic=False, mode="reduce-overhead"),
+    "graphed": lambda model: Graphed(model),
     "packed": lambda model: model.packed(),
 }
+
+
+class Graphed:
+    """A model in inference as a CUDA graph: its kernels are recorded at the first call, and launched as one later.
+
+    Images are of the first one's shape; a result is good until the next.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.graph = model, torch.cuda.CUDAGraph()
+        self.images: torch.Tensor | None = None
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if self.images is None:
+            self._record(images)
+        else:
+            self.images.copy_(images)
+        self.graph.replay()
+        return self.logits
+
+    def _record(self, images: torch.Tensor) -> None:
+        self.images = images.clone()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries take their workspaces before anything is recorded
+            for _ in range(3):
+                self.model(self.images)
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(self.graph):
+            self.logits: torch.Tensor = self.model(self.images)
 
 
 class TorchCall:
@@ -42,7 +72,7 @@ class TorchCall:
         check_device(cell.device)
         self.contestant, self.cell = contestant, cell
         self.layout, self.way = LAYOUTS[contestant.program.layout], contestant.program.way
-        dtype = getattr(torch, cell.dtype)
+        dtype = getattr(torch, cell.storage)
         with torch.device("meta"):
             model = contestant.program.make(cell.config, contestant.formulation)
         model.load_state_dict(self._state(params), assign=True)
@@ -56,7 +86,7 @@ class TorchCall:
             self.optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
 
     def _state(self, params: Arrays) -> dict[str, torch.Tensor]:
-        state, dtype = relabel(params, LINEN, self.layout, self.cell.config), getattr(torch, self.cell.dtype)
+        state, dtype = relabel(params, LINEN, self.layout, self.cell.config), getattr(torch, self.cell.storage)
         return {name: to_torch(array).to(self.cell.device, dtype) for name, array in state.items()}
 
     def load(self, params: Arrays) -> None:
@@ -69,7 +99,7 @@ class TorchCall:
         self._once()
 
     def _once(self) -> Any:
-        with no_tf32():
+        with no_tf32(self.cell.dtype == "tf32"):
             result = {"training": self._step, "inference": self._infer}[self.cell.mode]()
         if self.cell.device == "cuda":
             torch.cuda.synchronize()
@@ -107,7 +137,7 @@ class TorchCall:
         cell = self.cell
         if self.way == "packed":
             return str(self.run.kernels)
-        dtype = getattr(torch, cell.dtype)
+        dtype = getattr(torch, cell.storage)
         fast = (cell.device, cell.mode, self.way) == ("cpu", "inference", "plain") and dtype in torch_inference.DTYPES
         if not (fast and self.contestant.program.ours):
             return None
@@ -133,20 +163,20 @@ class TorchCall:
 
 def gemm(cell: Cell, size: int) -> Callable[[], None]:
     """A product of two square matrices in the cell's dtype, on its device."""
-    a, b = (torch.randn(size, size).to(cell.device, getattr(torch, cell.dtype)) for _ in range(2))
+    a, b = (torch.randn(size, size).to(cell.device, getattr(torch, cell.storage)) for _ in range(2))
     return _product(cell, lambda: a @ b)
 
 
 def packed_gemm(cell: Cell, size: int) -> Callable[[], None]:
     """The same by a matrix that is packed, as `PackedMixer` has them."""
-    a, b = (torch.randn(size, size).to(getattr(torch, cell.dtype)) for _ in range(2))
+    a, b = (torch.randn(size, size).to(getattr(torch, cell.storage)) for _ in range(2))
     packed = packed_product(b)
     return _product(cell, lambda: packed(a))
 
 
 def _product(cell: Cell, multiply: Callable[[], torch.Tensor]) -> Callable[[], None]:
     def call() -> None:
-        with no_tf32(), torch.inference_mode():
+        with no_tf32(cell.dtype == "tf32"), torch.inference_mode():
             multiply()
         if cell.device == "cuda":
             torch.cuda.synchronize()

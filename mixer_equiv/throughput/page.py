@@ -29,6 +29,7 @@ def to_dict(result: Result) -> dict[str, Any]:
         "rounds": result.rounds,
         "machine": dict(result.machine),
         "settings": dict(result.settings),
+        "left_out": [str(cell) for cell in result.left_out],
         "rows": [_plain(row) for row in result.rows],
     }
 
@@ -156,6 +157,8 @@ def notes(result: Plain) -> list[str]:
             if row["gemm_size"] and row["gemm_size"] < largest:
                 side = row["gemm_size"]
                 found.append(f"note: {row['program']} in {title}: its side is {side}; larger ones take long")
+    if result["left_out"]:
+        found.append(f"note: left out, as there was no time: {'; '.join(result['left_out'])}")
     return found
 
 

@@ -13,7 +13,7 @@ from mixer_equiv.throughput.cases import Cell
 
 OFFICIAL = Formulation()
 
-# A torch module as it is; through `torch.compile`; through that, with CUDA graphs; its weights packed by oneDNN.
+# A torch module as it is; through `torch.compile`; as a CUDA graph; its weights packed.
 Way = Literal["plain", "compiled", "graphed", "packed"]
 
 
@@ -34,7 +34,7 @@ class Program:
 
     @property
     def compiled(self) -> bool:
-        return self.way in ("compiled", "graphed")
+        return self.way == "compiled"
 
     def runs_in(self, cell: Cell) -> bool:
         """Whether there is such a way to run it in this cell."""

@@ -3,7 +3,8 @@
 A program is decided on in float64, in which its outputs (or gradients) must be those of the NumPy
 reference (of the other framework) to 1e-12. The very call that is timed, compiled and in its own
 dtype, is then held against the same values: its errors may be at most `Policy.float32_ratio` times those
-of the framework's own modules in this dtype. In half precision, which shows little, it must pass in float32 too.
+of the framework's own modules in this dtype. In tf32 and half precision, which show little, it must pass in
+float32 too.
 All that with two sets of weights: in the second the stream is so faint that the eps of every LayerNorm
 is as large as the variance, because a wrong eps is otherwise less than rounding where there is no float64.
 """
@@ -33,7 +34,7 @@ IMAGES = 2
 # A step of this rate moves parameters so far that what they were is no part of the rounding.
 RATE = 1024.0
 
-HALF = ("bfloat16", "float16")
+ROUGH = ("tf32", "bfloat16", "float16")
 
 # What the stem and the ends of all MLPs, which add up to the stream, are multiplied by, over the root of the eps.
 DRAWS = {"usual": None, "faint": 2.0}
@@ -129,17 +130,17 @@ class Prover:
             refused = f"another function: float64 residual {exact:.1e}, at most {POLICY.residual:g} is allowed"
         elif not error <= bound:
             refused = _inexact(cell, error, bound)
-        elif cell.dtype in HALF:
-            refused = self._single(contestant, cell.config, cell.mode)
+        elif cell.dtype in ROUGH:
+            refused = self._single(contestant, cell.config, cell.mode, cell.device)
         return Proof(exact, error, bound, refused)
 
     def _exact_of(self, contestant: Contestant, config: MixerConfig, mode: str) -> float:
         cell = Cell(config, "float64", IMAGES, "cpu", mode)
         return max(self._errors(call_of(contestant, cell, self.seed), contestant, cell).values())
 
-    def _single_of(self, contestant: Contestant, config: MixerConfig, mode: str) -> str | None:
+    def _single_of(self, contestant: Contestant, config: MixerConfig, mode: str, device: str) -> str | None:
         """Why the contestant is inexact in float32, run in the same way, if it is."""
-        cell = Cell(config, "float32", IMAGES, "cpu", mode)
+        cell = Cell(config, "float32", IMAGES, device, mode)
         error, bound = self._nearest(call_of(contestant, cell, self.seed), contestant, cell)
         return None if error <= bound else _inexact(cell, error, bound)
 
@@ -200,9 +201,9 @@ class Prover:
 
 def _of_another_dtype(call: Any, cell: Cell) -> str | None:
     """What is wrong with the logits' dtype, if it is."""
-    if cell.mode != "inference" or (found := str(call.logits().dtype)) == cell.dtype:
+    if cell.mode != "inference" or (found := str(call.logits().dtype)) == cell.storage:
         return None
-    return f"its logits are {found}, where all are to compute in {cell.dtype}"
+    return f"its logits are {found}, where all are to compute in {cell.storage}"
 
 
 def _share(error: float, bound: float) -> float:
