@@ -111,7 +111,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def conditions(machine: Mapping[str, Any], rounds: str = "") -> str:
-    """On what it was measured, in words: `machine` as `Machine.described` has it, of which some is left out in records."""
+    """On what it was measured, in words: `machine` as `Machine.described` has it, or a part of that."""
     had = f", of which this process had {machine['cores_had']:.2f}" if "cores_had" in machine else ""
     said = ", ".join(f"{name} {machine[name]}" for name in ("python", *PACKAGES))
     before, after = machine["load_before_and_after"]

@@ -32,7 +32,7 @@ _C: Any = torch._C
 Layers = tuple[nn.Linear, nn.Linear]
 
 # "onednn" has the activation inside the first product, "blas" in place behind it; "float32" is that for bfloat16,
-# where oneDNN has no products in it and torch's own take ten times as long.
+# where oneDNN has no products in it and torch's own take several times as long.
 Way = Literal["onednn", "blas", "float32"]
 
 
