@@ -493,7 +493,7 @@ def test_a_smaller_product_is_told_and_counted_by_its_size(monkeypatch: pytest.M
         assert row["gflops"] == pytest.approx(2 * 32**3 / row["ms"] / 1e6)
     gemm[1]["gemm_size"] = 16
     assert page.notes(plain)[-1].startswith("note: GEMM torch in custom (1 x 6 x 12), float32, batch 3, cpu")
-    assert page.notes(plain)[-1].endswith("inference: its side is 16; larger ones take long")
+    assert page.notes(plain)[-1].endswith("inference: matrices of 16 x 16, as larger ones take long")
 
 
 @pytest.fixture(scope="module")

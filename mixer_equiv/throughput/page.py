@@ -147,19 +147,24 @@ KERNELS = {
 def notes(result: Plain) -> list[str]:
     """Where oneDNN's fused operations were not taken, and where a matrix product was smaller than the others."""
     largest = max((row["gemm_size"] or 0 for row in result["rows"]), default=0)
-    found = []
+    cells_of_note: dict[tuple[str, str], list[str]] = {}
     for title, rows in by_cell(result["rows"]):
         for row in rows:
-            kernels = row["kernels"]
-            if kernels and (words := KERNELS.get(kernels, kernels)):
-                packed = "transposed weights in float32, " if row["program"].endswith("packed") else ""
-                found.append(f"note: {row['program']} in {title}: not by oneDNN's fused operations: {packed}{words}")
-            if row["gemm_size"] and row["gemm_size"] < largest:
-                side = row["gemm_size"]
-                found.append(f"note: {row['program']} in {title}: its side is {side}; larger ones take long")
+            if said := _noted(row, largest):
+                cells_of_note.setdefault((row["program"], said), []).append(title)
+    found = [f"note: {program} in {'; '.join(titles)}: {said}" for (program, said), titles in cells_of_note.items()]
     if result["left_out"]:
         found.append(f"note: left out, as there was no time: {'; '.join(result['left_out'])}")
     return found
+
+
+def _noted(row: Plain, largest: int) -> str:
+    """What is to be known of how a row was computed, nothing for most."""
+    kernels, size = row["kernels"], row["gemm_size"]
+    if words := KERNELS.get(kernels, kernels) if kernels else None:
+        packed = "transposed weights in float32, " if row["program"].endswith("packed") else ""
+        return f"not by oneDNN's fused operations: {packed}{words}"
+    return f"matrices of {size} x {size}, as larger ones take long" if size and size < largest else ""
 
 
 def conditions(result: Plain) -> list[str]:
