@@ -7,9 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from mixer_equiv import strict
 from mixer_equiv.arrays import BFLOAT16
-from mixer_equiv.errors import ConversionError
+from mixer_equiv.errors import SHOWN, ConversionError
 from mixer_equiv.lazy import Deferred, LazyArrays, as_lazy, gathered
 from mixer_equiv.streams import PIECE
 
@@ -31,7 +30,7 @@ def _cast(arrays: LazyArrays, name: str, dtype: np.dtype) -> np.ndarray:
     result, fits = _rounded(arrays.strided(name), dtype)
     if not fits:
         lost = [name for name in arrays if not _rounded(arrays.strided(name), dtype)[1]]
-        names = ", ".join(lost[: strict.SHOWN])
+        names = ", ".join(lost[:SHOWN])
         raise ConversionError(f"{dtype} cannot hold values of {names}: they would become infinite")
     return result
 

@@ -18,7 +18,7 @@ from mixer_equiv import containers, strict
 from mixer_equiv.arrays import DTYPES, to_torch, unflatten
 from mixer_equiv.casting import cast
 from mixer_equiv.config import MixerConfig, Size
-from mixer_equiv.errors import CheckpointError, ConversionError, InexpressibleError
+from mixer_equiv.errors import SHOWN, CheckpointError, ConversionError, InexpressibleError
 from mixer_equiv.finding import Statements, find
 from mixer_equiv.layouts import Binding, Conventions, Layout, get_layout
 from mixer_equiv.lazy import Spec, as_lazy, gathered, joined, specs
@@ -154,7 +154,8 @@ class Checkpoint(Mapping[str, Any]):
         another shape, and is then left out; the second result says so. `target` is the layout
         whose names the messages give as well. Raises one `ConversionError` with all that is wrong.
         """
-        return strict.check(self, target=target, allow_missing=allow_missing)
+        expected = strict.Expected(self.layout, self.config, self.config_is_stated)
+        return strict.check(self.specs, expected, source=self.source, target=target, allow_missing=allow_missing)
 
 
 def as_checkpoint(
@@ -297,14 +298,14 @@ def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, st
             raise ConversionError(f"rename_prefix {old!r}: no name begins so; they begin as {next(iter(names), '')}")
     twice = [name for name, count in Counter(result.values()).items() if count > 1]
     if twice:
-        raise ConversionError(f"rename_prefix makes several names the same: {', '.join(twice[: strict.SHOWN])}")
+        raise ConversionError(f"rename_prefix makes several names the same: {', '.join(twice[:SHOWN])}")
     empty = [name for name, new in result.items() if "" in new.split("/")]
     if empty:
-        raise ConversionError(f"rename_prefix leaves an empty name of {', '.join(empty[: strict.SHOWN])}")
+        raise ConversionError(f"rename_prefix leaves an empty name of {', '.join(empty[:SHOWN])}")
     new = set(result.values())
     below = [name for name in new if any("/".join(name.split("/")[:n]) in new for n in range(1, name.count("/") + 1))]
     if below:
-        names = ", ".join(sorted(below)[: strict.SHOWN])
+        names = ", ".join(sorted(below)[:SHOWN])
         raise ConversionError(f"rename_prefix puts arrays below another, where no nested file can have both: {names}")
     return result
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from einops import rearrange
 
-from mixer_equiv import strict
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.errors import ConventionWarning, InexpressibleError
+from mixer_equiv.errors import SHOWN, ConventionWarning, InexpressibleError
 from mixer_equiv.layouts import ADVICE, NEUTRAL, Binding, Conventions, Layout, get_layout
 from mixer_equiv.lazy import Deferred, LazyArrays, Spec, as_lazy, settled
 from mixer_equiv.streams import copied
@@ -236,7 +235,7 @@ def _dtype_beside(canonical: str, theirs: Mapping[str, Binding], found: Mapping[
 
 
 def _inexpressible(target: Layout, reasons: list[str], advice: str = "") -> InexpressibleError:
-    shown = [f"  {reason}" for reason in reasons[: strict.SHOWN]]
+    shown = [f"  {reason}" for reason in reasons[:SHOWN]]
     if len(reasons) > len(shown):
         shown.append(f"  and {len(reasons) - len(shown)} more")
     shown += [advice] if advice else []

@@ -78,6 +78,10 @@ class ConventionWarning(UserWarning):
     """The target code computes something else than what the weights were trained with."""
 
 
+# Problems of one kind that an error spells out.
+SHOWN = 12
+
+
 def some(texts: Collection[str], shown: int = 4, joint: str = ", ") -> str:
     """The first few in a row, and how many more there are, for messages."""
     more = f" and {len(texts) - shown} more" if len(texts) > shown else ""

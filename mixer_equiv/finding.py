@@ -12,7 +12,7 @@ from typing import Any
 from mixer_equiv import strict
 from mixer_equiv.arrays import flatten, is_array
 from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
-from mixer_equiv.errors import CheckpointError, ConfigError, ConversionError, LayoutError, some
+from mixer_equiv.errors import SHOWN, CheckpointError, ConfigError, ConversionError, LayoutError, some
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout, layout_called
 from mixer_equiv.lazy import LazyArrays, split
 
@@ -118,7 +118,7 @@ def _strip(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> tuple[d
     if len(own) < len(inside):
         twice = sorted(name for name in inside if not name.startswith(prefix) and prefix + name in leaves)
         raise ConversionError(
-            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[: strict.SHOWN])}",
+            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[:SHOWN])}",
             unexpected_keys=twice,
         )
     notes = []

@@ -5,32 +5,39 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from mixer_equiv.arrays import DTYPES
 from mixer_equiv.config import AXES, MixerConfig
-from mixer_equiv.errors import ConversionError, InexpressibleError
+from mixer_equiv.errors import SHOWN, ConversionError, InexpressibleError
 from mixer_equiv.layouts import Binding, Layout
 from mixer_equiv.lazy import Spec
-
-if TYPE_CHECKING:
-    from mixer_equiv.checkpoint import Checkpoint
-
-SHOWN = 12  # problems of one kind that an error spells out
 
 _Problems = dict[str, dict[str, str]]  # what is wrong, by kind and by name
 
 
+class Expected(NamedTuple):
+    """The Mixer whose parameters some arrays are to be: `is_stated` where its config was not inferred from them."""
+
+    layout: Layout
+    config: MixerConfig
+    is_stated: bool
+
+
 def check(
-    checkpoint: Checkpoint, *, target: Layout | None, allow_missing: Collection[str]
+    specs: Mapping[str, Spec],
+    expected: Expected,
+    *,
+    source: str,
+    target: Layout | None,
+    allow_missing: Collection[str],
 ) -> tuple[dict[str, Binding], list[str]]:
-    """The work of `Checkpoint.check`."""
-    depth = checkpoint.config.num_blocks
-    bindings = checkpoint.layout.bindings(depth)
+    """The parameters present, by canonical name, and notes on what was left out: see `Checkpoint.check`."""
+    layout, depth = expected.layout, expected.config.num_blocks
+    bindings = layout.bindings(depth)
     targets = target.bindings(depth) if target else {}
     allowed = _expand(allow_missing, bindings)
-    specs = checkpoint.specs
-    own = checkpoint.layout.parameters(depth)
+    own = layout.parameters(depth)
     strangers = {n: f"found {a.shape} {a.dtype}" for n, a in specs.items() if n not in own}
     mistyped = {n: _dtype_problem(a) for n, a in specs.items() if n in own and str(a.dtype) not in DTYPES}
     problems: _Problems = {"missing": {}, "unexpected": strangers, "mis-shaped": {}, "mis-typed": mistyped}
@@ -40,21 +47,20 @@ def check(
             present[canonical] = binding
             continue
         found = specs[binding.foreign].shape if binding.foreign in specs else None
-        wanted = _expected_shape(checkpoint, binding)
+        wanted = _expected_shape(expected, binding)
         if found == wanted and found is not None:
             present[canonical] = binding
         elif found != wanted:
-            what = _explain(checkpoint, binding, targets.get(canonical), found)
+            what = _explain(expected, binding, targets.get(canonical), found)
             if canonical in allowed:
                 notes.append(f"left out: {binding.foreign}, {what}")
             else:
                 kind = "missing" if found is None else "unexpected" if wanted is None else "mis-shaped"
                 problems[kind][binding.foreign] = what
     if any(problems.values()):
-        source = checkpoint.source
-        if checkpoint.config_is_stated:
+        if expected.is_stated:
             source += ", with the config that was given or is in its metadata,"
-        raise _error(source, checkpoint.layout, depth, problems, specs)
+        raise _error(source, layout, depth, problems, specs)
     head = [binding for binding in bindings.values() if binding.row.in_head]
     if any(binding.canonical not in present for binding in head):
         for binding in head:
@@ -81,16 +87,16 @@ def _dtype_problem(array: Spec) -> str:
     return f"found {array.dtype}, expected one of {', '.join(DTYPES)}"
 
 
-def _expected_shape(checkpoint: Checkpoint, binding: Binding) -> tuple[int, ...] | None:
+def _expected_shape(expected: Expected, binding: Binding) -> tuple[int, ...] | None:
     """The shape that the config gives a parameter; None for the head of a model stated to have none."""
-    headless = checkpoint.config_is_stated and not checkpoint.config.num_classes
-    return None if headless and binding.row.in_head else binding.shape(checkpoint.config.axis_sizes)
+    headless = expected.is_stated and not expected.config.num_classes
+    return None if headless and binding.row.in_head else binding.shape(expected.config.axis_sizes)
 
 
-def _explain(checkpoint: Checkpoint, binding: Binding, target: Binding | None, found: tuple[int, ...] | None) -> str:
-    sizes = checkpoint.config.axis_sizes
+def _explain(expected: Expected, binding: Binding, target: Binding | None, found: tuple[int, ...] | None) -> str:
+    sizes = expected.config.axis_sizes
     parts = [] if found is None else [f"found {found}"]
-    if _expected_shape(checkpoint, binding) is None:
+    if _expected_shape(expected, binding) is None:
         parts.append("expected no head")
     else:
         wanted_for = ""

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mixer_equiv.config import MixerConfig
+
 # From an input and the layer whose parameters are used.
 Mix = Callable[[Tensor, nn.Linear], Tensor]
+
+
+class TorchMlp(Protocol):
+    """What is read of an MLP whose weights are packed."""
+
+    dense_0: nn.Linear
+    dense_1: nn.Linear
+    activation: str
+
+
+class TorchMixer(Protocol):
+    """What is read of a Mixer whose weights are packed: `mixer_equiv.models.torch.MlpMixer`."""
+
+    config: MixerConfig
+    stem: nn.Conv2d
+    blocks: Any
+    pre_head_layer_norm: nn.LayerNorm
+    head: nn.Linear | None
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
 
 # Of images to tokens, and of the stem's weight to that of a Linear over them.
 FLATTENED = {

@@ -8,7 +8,7 @@ flattened patches.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,10 @@ from torch.nn.utils import parametrize
 from mixer_equiv.errors import ConfigError, some
 from mixer_equiv.models.torch_formulations import check_images
 from mixer_equiv.models.torch_inference import DTYPES
+from mixer_equiv.models.torch_modules import TorchMixer
 from mixer_equiv.models.torch_packed_blas import BlasMixer, product
 from mixer_equiv.models.torch_packed_onednn import OneDnnMixer, PackedLinear, packs
 from mixer_equiv.models.torch_processor import KERNELS, Kernels, instruction_set, preferred_kernels
-
-if TYPE_CHECKING:
-    from mixer_equiv.models.torch import MlpMixer
 
 OWN = (f"{__package__}.torch", f"{__package__}.torch_modules")
 
@@ -44,7 +42,7 @@ class PackedMixer:
     """
 
     @torch.no_grad()
-    def __init__(self, model: MlpMixer, kernels: Kernels | None = None) -> None:
+    def __init__(self, model: TorchMixer, kernels: Kernels | None = None) -> None:
         self.config = model.config
         kinds = sorted({f"{value.dtype} on {value.device.type}".removeprefix("torch.") for value in model.parameters()})
         if kinds not in [[f"{dtype} on cpu".removeprefix("torch.")] for dtype in DTYPES]:

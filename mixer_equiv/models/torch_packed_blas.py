@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mixer_equiv.models.torch_activations import activate
-from mixer_equiv.models.torch_modules import FLATTENED
-
-if TYPE_CHECKING:
-    from mixer_equiv.models.torch import MlpBlock, MlpMixer
+from mixer_equiv.models.torch_modules import FLATTENED, TorchMixer, TorchMlp
 
 
 class Mlp(NamedTuple):
@@ -35,7 +32,7 @@ class Mlp(NamedTuple):
 class BlasMixer:
     """Images (batch, channels, height, width) of the model's dtype to logits of it, computed in float32."""
 
-    def __init__(self, model: MlpMixer) -> None:
+    def __init__(self, model: TorchMixer) -> None:
         self.config, self.dtype = model.config, model.stem.weight.dtype
         self.stem = _copied(model.stem.weight.flatten(1).t()), _bias(model.stem)
         blocks: Iterable[Any] = model.blocks
@@ -102,12 +99,12 @@ def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
     return _copied(layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias)
 
 
-def _token_mlp(block: MlpBlock) -> Mlp:
+def _token_mlp(block: TorchMlp) -> Mlp:
     first, last = block.dense_0, block.dense_1
     return Mlp(_copied(first.weight), _bias(first)[:, None], _copied(last.weight), _bias(last)[:, None])
 
 
-def _channel_mlp(block: MlpBlock) -> Mlp:
+def _channel_mlp(block: TorchMlp) -> Mlp:
     first, last = block.dense_0, block.dense_1
     return Mlp(_copied(first.weight.t()), _bias(first), _copied(last.weight.t()), _bias(last))
 

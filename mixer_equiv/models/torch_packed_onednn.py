@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,8 @@ from torch import Tensor, nn
 
 from mixer_equiv.models.torch_activations import ACTIVATIONS
 from mixer_equiv.models.torch_fused import NO_POST_OP, POST_OPS, few_numbers
-from mixer_equiv.models.torch_modules import FLATTENED
+from mixer_equiv.models.torch_modules import FLATTENED, TorchMixer, TorchMlp
 from mixer_equiv.models.torch_processor import agrees
-
-if TYPE_CHECKING:
-    from mixer_equiv.models.torch import MlpBlock, MlpMixer
 
 # None in a torch that does not have them under these names.
 _LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -27,7 +24,7 @@ _REORDER: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_reorder_lin
 class OneDnnMixer:
     """Images (batch, channels, height, width) of the weights' dtype to logits."""
 
-    def __init__(self, model: MlpMixer) -> None:
+    def __init__(self, model: TorchMixer) -> None:
         self.patch_hw = model.config.patch_hw
         self.stem = PackedLinear(model.stem.weight.flatten(1), model.stem.bias)
         blocks: Iterable[Any] = model.blocks
@@ -86,6 +83,6 @@ def copied_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     return partial(F.layer_norm, normalized_shape=norm.normalized_shape, weight=weight, bias=bias, eps=norm.eps)
 
 
-def _mlp(block: MlpBlock) -> tuple[PackedLinear, PackedLinear]:
+def _mlp(block: TorchMlp) -> tuple[PackedLinear, PackedLinear]:
     first, last = block.dense_0, block.dense_1
     return PackedLinear(first.weight, first.bias, block.activation), PackedLinear(last.weight, last.bias)
