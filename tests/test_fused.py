@@ -86,22 +86,29 @@ def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, float]:
     return tuple(float((y.double() - truth).norm() / truth.norm()) for y in (taken, plain))
 
 
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that MLPs of a few numbers go the fast ways."""
+    monkeypatch.setattr(torch_inference, "LEAST", 1)
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The activation of every MLP that takes a fast way."""
     seen: list[str] = []
     original = torch_formulations.infer
 
-    def infer(x: Any, layers: Any, activation: str, mixing: Mixing) -> torch.Tensor:
-        seen.append(activation)
-        return original(x, layers, activation, mixing)
+    def infer(x: Any, layers: Any, activation: str, mixing: Mixing) -> torch.Tensor | None:
+        result = original(x, layers, activation, mixing)
+        seen.extend([] if result is None else [activation])
+        return result
 
     monkeypatch.setattr(torch_formulations, "infer", infer)
     return seen
 
 
 def force(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    monkeypatch.setattr(torch_inference, "way_of", lambda mixing, dtype, activation: way)
+    monkeypatch.setattr(torch_inference, "way_of", lambda *_: way)
 
 
 def test_every_mixing_is_tested() -> None:
@@ -223,7 +230,19 @@ def test_another_gelu_in_place_would_be_seen(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_not_fused_goes_by_plain_products() -> None:
     assert set(ACTIVATIONS) - set(FUSED) == {"quick_gelu", "relu"}
-    assert way_of(LINEAR, torch.float32, "quick_gelu") == way_of(MIXINGS["matmul"], torch.float32, "gelu") == "blas"
+    assert (
+        way_of(LINEAR, torch.float32, "quick_gelu", 9) == way_of(MIXINGS["matmul"], torch.float32, "gelu", 9) == "blas"
+    )
+
+
+def test_the_layers_of_small_mlps_are_called(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made, x = block(), images()
+    elements = x.numel() // x.shape[-1] * len(made.dense_0.weight)
+    for least, fast in ((elements, True), (elements + 1, False)):
+        monkeypatch.setattr(torch_inference, "LEAST", least)
+        made(x)
+        assert bool(calls) == fast
+        calls.clear()
 
 
 def test_both_mlps_of_a_block_go_a_fast_way(calls: list[str]) -> None:

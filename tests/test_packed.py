@@ -123,6 +123,14 @@ def test_a_packed_model_computes_the_same_from_several_threads_and_under_autocas
         assert torch.equal(packed(x), expected)
 
 
+@pytest.mark.parametrize(("kernels", "dtype"), CASES)
+def test_a_packed_model_is_mapped_over_images(kernels: str, dtype: torch.dtype) -> None:
+    packed, x = mixer(dtype=dtype).packed(kernels), images(dtype=dtype)
+    with torch.no_grad():
+        found = torch.vmap(lambda image: packed(image[None])[0])(x)
+    assert torch.linalg.norm((found - packed(x)).double()) <= EPSILON[dtype] * torch.linalg.norm(packed(x).double())
+
+
 def test_a_layer_without_a_bias_is_packed() -> None:
     model = mixer()
     model.stem.bias = model.blocks[1].token_mixing.dense_0.bias = model.blocks[2].channel_mixing.dense_1.bias = None

@@ -19,7 +19,6 @@ from torch import nn
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.models import (
-    torch_formulations,
     torch_fused,
     torch_inference,
     torch_packed,
@@ -71,8 +70,14 @@ def error(found: torch.Tensor, model: MlpMixer, x: torch.Tensor) -> float:
 
 def forget() -> None:
     """What was tried on this processor is tried again."""
-    for tried in (torch_fused.supports, torch_packed_onednn.packs, torch_inference.way_of):
+    for tried in (torch_fused.supports, torch_packed_onednn.packs, torch_inference._large):
         tried.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that MLPs of a few numbers go the fast ways."""
+    monkeypatch.setattr(torch_inference, "LEAST", 1)
 
 
 @pytest.fixture
@@ -122,7 +127,7 @@ def test_every_formulation_computes_without_onednn(formulation: Formulation, dty
     model, x = mixer(dtype, formulation), images(dtype)
     assert error(model(x), model, x) < EPSILON[dtype]
     assert not multiplies_bfloat16()
-    assert way_of(LINEAR, dtype, "gelu_tanh") == {torch.float32: "blas", torch.bfloat16: "float32"}[dtype]
+    assert way_of(LINEAR, dtype, "gelu_tanh", 9) == {torch.float32: "blas", torch.bfloat16: "float32"}[dtype]
 
 
 @pytest.mark.usefixtures("no_onednn")
@@ -135,6 +140,12 @@ def test_weights_are_packed_without_onednn(dtype: torch.dtype) -> None:
     assert error(packed(x), model, x) < EPSILON[dtype]
     with pytest.raises(ConfigError, match=r"'onednn', which does not multiply .* here .*; use 'blas', or None"):
         model.packed("onednn")
+
+
+@pytest.mark.usefixtures("anew")
+def test_weights_are_packed_without_onednn_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert [kernels_for(dtype) for dtype in DTYPES] == ["blas", "blas"]
 
 
 @pytest.mark.usefixtures("no_onednn")
@@ -150,8 +161,8 @@ def test_where_torch_does_not_tell_who_watches_the_layers_are_called(
     owner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, seen = mixer(torch.float32), images(torch.float32), []
-    infer = torch_formulations.infer
-    monkeypatch.setattr(torch_formulations, "infer", lambda *arguments: seen.append("fast") or infer(*arguments))
+    way_of = torch_inference.way_of
+    monkeypatch.setattr(torch_inference, "way_of", lambda *arguments: seen.append("fast") or way_of(*arguments))
     expected = model(x)
     assert len(seen) == 2 * CONFIG.num_blocks
     monkeypatch.setattr(torch_inference, owner, SimpleNamespace())
@@ -165,7 +176,7 @@ def test_the_kernels_are_those_that_are_fast_with_these_instructions(
     kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_processor, "PREFERRED", {instruction_set(): kernels})
-    assert way_of(LINEAR, torch.float32, "gelu_tanh") == kernels_for(torch.float32) == kernels
+    assert way_of(LINEAR, torch.float32, "gelu_tanh", 9) == kernels_for(torch.float32) == kernels
     in_half = "onednn" if multiplies_bfloat16() else "blas"
     assert kernels_for(torch.bfloat16) == in_half
 
@@ -205,7 +216,7 @@ def test_trying_changes_nothing_and_prints_nothing(capfd: pytest.CaptureFixture[
         torch_packed_onednn.packs(dtype)
         for mixing in TOKENS.values():
             for activation in ACTIVATIONS:
-                way_of(mixing, dtype, activation)
+                way_of(mixing, dtype, activation, 9)
     assert torch.equal(torch.get_rng_state(), before)
     assert capfd.readouterr() == ("", "")
 
@@ -215,10 +226,10 @@ def test_something_is_tried_once(anew: None, monkeypatch: pytest.MonkeyPatch) ->
     for module in (torch_fused, torch_packed_onednn):
         monkeypatch.setattr(module, "agrees", lambda *arguments: bool(tried.append(arguments)) or True)
     for _ in range(2):
-        way_of(LINEAR, torch.bfloat16, "gelu_tanh")
+        way_of(LINEAR, torch.bfloat16, "gelu_tanh", 9)
         torch_packed.kernels_for(torch.bfloat16)
         count = len(tried)
-    way_of(LINEAR, torch.bfloat16, "gelu_tanh")
+    way_of(LINEAR, torch.bfloat16, "gelu_tanh", 9)
     assert len(tried) == count > 0
 
 
@@ -234,7 +245,8 @@ def test_something_is_tried_once(anew: None, monkeypatch: pytest.MonkeyPatch) ->
         ("AVX512", "ONEDNN_MAX_CPU_ISA", "avx2_vnni", "AVX2"),
         ("AVX512", "DNNL_MAX_CPU_ISA", "AVX2", "AVX2"),
         ("AVX512", "ONEDNN_MAX_CPU_ISA", "SSE41", "DEFAULT"),
-        ("AVX2", "ONEDNN_MAX_CPU_ISA", "SSE41", "AVX2"),
+        ("AVX2", "ONEDNN_MAX_CPU_ISA", "SSE41", "DEFAULT"),
+        ("DEFAULT", "ONEDNN_MAX_CPU_ISA", "AVX2", "DEFAULT"),
         ("SVE256", "ONEDNN_MAX_CPU_ISA", "AVX2", "SVE256"),
     ],
 )
@@ -258,9 +270,10 @@ INFER = """
 import json, sys
 import torch
 from mixer_equiv import Formulation
+from mixer_equiv.models import torch_inference
 from tests.test_processor import EPSILON, FORMULATIONS, error, images, mixer
 
-found = {}
+found, torch_inference.LEAST = {}, 1
 for dtype in (torch.float32, torch.bfloat16):
     for formulation in FORMULATIONS:
         model, x = mixer(dtype, formulation), images(dtype)

@@ -39,7 +39,7 @@ from mixer_equiv.models import (
     torch_packed_onednn,
 )
 from mixer_equiv.models.torch_inference import multiplies_bfloat16
-from mixer_equiv.models.torch_processor import KERNELS
+from mixer_equiv.models.torch_processor import KERNELS, preferred_kernels
 from mixer_equiv.throughput import clock, page, plots, programs, proof
 from mixer_equiv.throughput.bench import AGAIN, Result, _affordable, bench, clean
 from mixer_equiv.throughput.cases import Cell, cells
@@ -277,7 +277,7 @@ def test_a_wrong_program_is_refused_and_not_timed(mode: str) -> None:
 def plant_another_gelu(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In these kernels of ours, which are then taken."""
     by_dtype = {torch.float32: kernels, torch.bfloat16: "float32" if kernels == "blas" else kernels}
-    monkeypatch.setattr(torch_inference, "way_of", lambda mixing, dtype, activation: by_dtype[dtype])
+    monkeypatch.setattr(torch_inference, "way_of", lambda mixing, dtype, *_: by_dtype[dtype])
     monkeypatch.setattr(torch_packed, "kernels_for", lambda *arguments: kernels)
     monkeypatch.setattr(torch_activations, "_CUBIC", 0.0448)
     monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
@@ -451,7 +451,7 @@ def small_bench(given: list[Contestant], mode: str = "inference", **kwargs: Any)
 
 
 def test_the_kernels_of_a_row_are_told_where_they_are_not_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_inference, "way_of", lambda mixing, dtype, activation: "blas")
+    monkeypatch.setattr(torch_inference, "way_of", lambda *_: "blas")
     monkeypatch.setattr(torch_packed, "kernels_for", lambda *arguments: "blas")
     names = "torch", "torch packed", "timm", "flax"
     plain = page.to_dict(small_bench([Contestant(name) for name in names]))
@@ -467,6 +467,10 @@ def test_the_kernels_of_a_row_are_told_where_they_are_not_onednns(monkeypatch: p
     monkeypatch.setattr(torch_inference, "way_of", lambda mixing, *_: "onednn" if mixing.axis == -1 else "blas")
     call = proof.call_of(Contestant("torch", Formulation(tokens="conv1d")), Cell(SMALL), 0)
     assert call.kernels() == "blas for tokens, onednn for channels"
+    monkeypatch.undo()
+    assert proof.call_of(Contestant("torch"), Cell(SMALL), 0).kernels() == "layers"
+    large = proof.call_of(Contestant("torch"), Cell(dataclasses.replace(SMALL, channels_mlp_dim=2000), batch=6), 0)
+    assert large.kernels() == f"layers for tokens, {preferred_kernels()} for channels"
     assert proof.call_of(Contestant("torch"), Cell(SMALL, mode="training"), 0).kernels() is None
 
 

@@ -20,7 +20,7 @@ try:
 
     if crc32(b"123456789") != 0xCBF43926:  # the check value that the catalogue of CRCs has for this one
         from zlib import crc32
-except ImportError:  # on processors that it has no wheels for
+except Exception:  # it has no wheels for some processors, and a broken one is as none
     from zlib import crc32
 
 __all__ = ["Checksum", "File", "crc32"]

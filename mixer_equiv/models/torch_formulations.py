@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.models import torch_fused
 from mixer_equiv.models.torch_activations import ACTIVATIONS
-from mixer_equiv.models.torch_inference import Mixing, infer, is_unwatched
+from mixer_equiv.models.torch_inference import Mixing, infer
 from mixer_equiv.models.torch_modules import Dense, LayerNormChannelsFirst, LinearStem
 
 
@@ -71,11 +71,10 @@ def mlp(x: Tensor, axis: int, layers: tuple[nn.Linear, nn.Linear], activation: s
     """Two layers over this axis of `x` (batch, ., .), with transposes around them where they mix the other one."""
     first, last = layers
     x = x if axis == mixing.axis else x.transpose(1, 2)
-    if is_unwatched(x, layers, mixing.mix):
-        x = infer(x, layers, activation, mixing)
-    else:
-        x = _called(last, ACTIVATIONS[activation](_called(first, x, mixing)), mixing)
-    return x if axis == mixing.axis else x.transpose(1, 2)
+    y = infer(x, layers, activation, mixing)
+    if y is None:
+        y = _called(last, ACTIVATIONS[activation](_called(first, x, mixing)), mixing)
+    return y if axis == mixing.axis else y.transpose(1, 2)
 
 
 def _called(layer: nn.Module, x: Tensor, mixing: Mixing) -> Tensor:

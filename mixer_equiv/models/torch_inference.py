@@ -31,6 +31,10 @@ _C: Any = torch._C
 
 Layers = tuple[nn.Linear, nn.Linear]
 
+# Elements of the tensor between the two layers. Below, calling the layers is as fast or faster: measured with 8,192 and
+# 32,768 elements at 0.57 and 0.93 of its speed with AVX-512, and at 0.73 and 0.91 with AVX2.
+LEAST = 2**16
+
 # "onednn" has the activation inside the first product, "blas" in place behind it; "float32" is that for bfloat16,
 # where oneDNN has no products in it and torch's own take several times as long.
 Way = Literal["onednn", "blas", "float32"]
@@ -47,12 +51,19 @@ class Mixing(NamedTuple):
     fused: Operation | None = None
 
 
-@cache
-def way_of(mixing: Mixing, dtype: torch.dtype, activation: str) -> Way:
-    """The fast way to compute an MLP of this kind on this processor, in float32 or bfloat16."""
-    half = dtype == torch.bfloat16
-    if half and not multiplies_bfloat16():
+def way_of(mixing: Mixing, dtype: torch.dtype, activation: str, elements: int) -> Way | None:
+    """The fast way to compute an MLP of this kind on this processor, in float32 or bfloat16; None to call its layers.
+
+    `elements` are those of the tensor between its layers.
+    """
+    if dtype == torch.bfloat16 and not multiplies_bfloat16():
         return "float32"
+    return None if elements < LEAST else _large(mixing, dtype, activation)
+
+
+@cache
+def _large(mixing: Mixing, dtype: torch.dtype, activation: str) -> Way:
+    half = dtype == torch.bfloat16
     fused = mixing.fused is not None and activation in POST_OPS and (half or preferred_kernels() == "onednn")
     if fused and all(torch_fused.supports(mixing.fused, mixing.axis, dtype, name) for name in (activation, None)):
         return "onednn"
@@ -64,9 +75,12 @@ def multiplies_bfloat16() -> bool:
     return torch_fused.supports(torch_fused.linear, -1, torch.bfloat16, None)
 
 
-def infer(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor:
-    """An MLP over the axis of `mixing`, where `is_unwatched` says that this is the same as to call its layers."""
-    return _WAYS[way_of(mixing, x.dtype, activation)](x, layers, activation, mixing)
+def infer(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor | None:
+    """An MLP over the axis of `mixing`, where that is the same as to call its layers and faster, else None."""
+    if not is_unwatched(x, layers, mixing.mix):
+        return None
+    way = way_of(mixing, x.dtype, activation, x.numel() // x.shape[mixing.axis] * len(layers[0].weight))
+    return None if way is None else _WAYS[way](x, layers, activation, mixing)
 
 
 def _onednn(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor:
@@ -155,6 +169,14 @@ def _is_plain(layer: nn.Linear, dtype: torch.dtype, mix: Mix | None) -> bool:
         and bias.shape == weight.shape[:1]
         and bias.is_contiguous()
     )
+
+
+def is_transformed() -> bool:
+    """Whether torch.func transforms what is computed now, such as by vmap; also where torch does not tell."""
+    try:
+        return _C._functorch.maybe_current_level() is not None
+    except AttributeError:
+        return True
 
 
 def _needs_gradients(x: Tensor, layers: Layers) -> bool:

@@ -33,7 +33,7 @@ class PackedMixer:
     activation is computed inside the products. "blas": the weights are transposed copies in float32, for torch's own
     products into memory that is used again, and the activation is in place; a model in bfloat16 is computed in float32
     and its logits are rounded. By default "onednn" where that is fast (`mixer_equiv.models.torch_processor`), and in
-    bfloat16 wherever oneDNN has products in it.
+    bfloat16 wherever oneDNN has products in it, unless it is switched off (`torch.backends.mkldnn.enabled = False`).
 
     It has no parameters, gradients or hooks, and `model` may be deleted; it cannot be copied or saved, as oneDNN's
     weights cannot. It computes in the dtype of its weights, under autocast too. Raises `ConfigError` for a model that
@@ -102,7 +102,7 @@ def kernels_for(dtype: torch.dtype, asked: Kernels | None = None) -> Kernels:
             f"{torch.__version__}, {instruction_set()}); use 'blas', or None"
         )
     if asked is None:
-        wanted = dtype == torch.bfloat16 or preferred_kernels() == "onednn"
+        wanted = torch.backends.mkldnn.enabled and (dtype == torch.bfloat16 or preferred_kernels() == "onednn")
         return "onednn" if wanted and packs(dtype) else "blas"
     return asked
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mixer_equiv.models.torch_activations import activate
+from mixer_equiv.models.torch_activations import ACTIVATIONS, activate
+from mixer_equiv.models.torch_inference import is_transformed
 from mixer_equiv.models.torch_modules import FLATTENED, TorchMixer, TorchMlp
 
 
@@ -51,29 +52,38 @@ class BlasMixer:
         x = torch.addmm(self.stem[1], patches.flatten(0, 1), self.stem[0])
         by_token = batch * config.tokens_mlp_dim * hidden
         by_channel = batch * tokens * config.channels_mlp_dim
-        memory = x.new_empty(max(by_token, by_channel))
-        between_tokens = memory[:by_token].view(batch, config.tokens_mlp_dim, hidden)
-        between_channels = memory[:by_channel].view(batch * tokens, config.channels_mlp_dim)
+        between_tokens = between_channels = None
+        if not is_transformed():  # vmap has no rules for results that are given their memory
+            memory = x.new_empty(max(by_token, by_channel))
+            between_tokens = memory[:by_token].view(batch, config.tokens_mlp_dim, hidden)
+            between_channels = memory[:by_channel].view(batch * tokens, config.channels_mlp_dim)
         for norm_0, token_mlp, norm_1, channel_mlp in self.blocks:
-            self._mix_tokens(x.view(batch, tokens, hidden), norm_0, token_mlp, between_tokens)
-            self._mix_channels(x, norm_1, channel_mlp, between_channels)
+            x = self._mix_tokens(x.view(batch, tokens, hidden), norm_0, token_mlp, between_tokens).flatten(0, 1)
+            x = self._mix_channels(x, norm_1, channel_mlp, between_channels)
         x = self.norm(x).view(batch, tokens, hidden).mean(dim=1)
         return (x if self.head is None else F.linear(x, *self.head)).to(self.dtype)
 
-    def _mix_tokens(self, x: Tensor, norm: Callable[[Tensor], Tensor], mlp: Mlp, between: Tensor) -> None:
-        """The stream (batch, tokens, hidden) changed in place, with `between` (batch, tokens_mlp, hidden)."""
+    def _mix_tokens(self, x: Tensor, norm: Callable[[Tensor], Tensor], mlp: Mlp, between: Tensor | None) -> Tensor:
+        """The stream (batch, tokens, hidden) after it, in place with memory `between` (batch, tokens_mlp, hidden)."""
         batch = len(x)
-        torch.bmm(mlp.first.expand(batch, -1, -1), norm(x), out=between)
-        rows = between.view(-1, x.shape[2])
-        rows = activate(rows, self.activation, mlp.first_bias.repeat(batch, 1))
-        torch.baddbmm(x, mlp.last.expand(batch, -1, -1), rows.view_as(between), out=x)
-        x.add_(mlp.last_bias)
+        first, last = (weight.expand(batch, -1, -1) for weight in (mlp.first, mlp.last))
+        if between is None:
+            return (
+                torch.baddbmm(x, last, ACTIVATIONS[self.activation](first @ norm(x) + mlp.first_bias)) + mlp.last_bias
+            )
+        torch.bmm(first, norm(x), out=between)
+        rows = activate(between.view(-1, x.shape[2]), self.activation, mlp.first_bias.repeat(batch, 1))
+        return torch.baddbmm(x, last, rows.view_as(between), out=x).add_(mlp.last_bias)
 
-    def _mix_channels(self, x: Tensor, norm: Callable[[Tensor], Tensor], mlp: Mlp, between: Tensor) -> None:
-        """The stream (batch tokens, hidden) changed in place, with `between` (batch tokens, channels_mlp)."""
+    def _mix_channels(self, x: Tensor, norm: Callable[[Tensor], Tensor], mlp: Mlp, between: Tensor | None) -> Tensor:
+        """The stream (batch tokens, hidden) after it, in place with memory `between` (batch tokens, channels_mlp)."""
+        if between is None:
+            return (
+                torch.addmm(x, ACTIVATIONS[self.activation](norm(x) @ mlp.first + mlp.first_bias), mlp.last)
+                + mlp.last_bias
+            )
         torch.mm(norm(x), mlp.first, out=between)
-        torch.addmm(x, activate(between, self.activation, mlp.first_bias), mlp.last, out=x)
-        x.add_(mlp.last_bias)
+        return torch.addmm(x, activate(between, self.activation, mlp.first_bias), mlp.last, out=x).add_(mlp.last_bias)
 
 
 def product(weight: Tensor) -> Callable[[Tensor], Tensor]:

@@ -27,8 +27,12 @@ KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 # On an AMD EPYC with AVX-512 oneDNN multiplies a sixth faster than the BLAS (benchmarks/results/limits.md).
 PREFERRED: dict[str, Kernels] = {"AVX512": "onednn"}
 
-# Names of oneDNN for less than AVX-512, by which its use can be limited.
-_BELOW_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
+# Instruction sets of x86 from the least on, and what oneDNN calls less than AVX-512, to which its use can be limited.
+_OF_X86 = ("DEFAULT", "AVX2", "AVX512")
+_LIMITS = {
+    **dict.fromkeys(("SSE41", "AVX"), "DEFAULT"),
+    **dict.fromkeys(("AVX2", "AVX2_VNNI", "AVX2_VNNI_2"), "AVX2"),
+}
 
 # How far the result of an operation that works may be from the right one, relative to its norm.
 _CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
@@ -41,9 +45,9 @@ def instruction_set() -> str:
     """
     found = torch.backends.cpu.get_cpu_capability()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-    if limit not in _BELOW_AVX512 or not found.startswith("AVX512"):
+    if limit not in _LIMITS or found not in _OF_X86:
         return found
-    return "AVX2" if limit.startswith("AVX2") else "DEFAULT"
+    return min(found, _LIMITS[limit], key=_OF_X86.index)
 
 
 def preferred_kernels() -> Kernels:

@@ -141,9 +141,15 @@ class TorchCall:
         fast = (cell.device, cell.mode, self.way) == ("cpu", "inference", "plain") and dtype in torch_inference.DTYPES
         if not (fast and self.contestant.program.ours):
             return None
-        formulation = self.contestant.formulation
-        mixings = TOKENS[formulation.tokens], CHANNELS[formulation.channels]
-        ways = [torch_inference.way_of(mixing, dtype, cell.config.activation) for mixing in mixings]
+        formulation, config = self.contestant.formulation, cell.config
+        mixings = (
+            (TOKENS[formulation.tokens], config.hidden_dim * config.tokens_mlp_dim),
+            (CHANNELS[formulation.channels], config.num_tokens * config.channels_mlp_dim),
+        )
+        ways = [
+            torch_inference.way_of(mixing, dtype, config.activation, cell.batch * elements) or "layers"
+            for mixing, elements in mixings
+        ]
         return ways[0] if ways[0] == ways[1] else f"{ways[0]} for tokens, {ways[1]} for channels"
 
     def memory(self) -> int | None:

@@ -139,6 +139,7 @@ def refusals(result: Plain) -> list[str]:
 # What the kernels of a row are called, where they are not those that most processors have.
 KERNELS = {
     "onednn": None,
+    "layers": "its layers are called, as they are small",
     "blas": "plain products, the activation in place",
     "float32": "in float32, as oneDNN does not multiply in bfloat16 here",
 }
