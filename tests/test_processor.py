@@ -77,7 +77,7 @@ def forget() -> None:
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that MLPs of a few numbers go the fast ways."""
-    monkeypatch.setattr(torch_inference, "LEAST", 1)
+    monkeypatch.setattr(torch_inference, "LEAST", dict.fromkeys(torch_inference.LEAST, 1))
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ from mixer_equiv import Formulation
 from mixer_equiv.models import torch_inference
 from tests.test_processor import EPSILON, FORMULATIONS, error, images, mixer
 
-found, torch_inference.LEAST = {}, 1
+found, torch_inference.LEAST = {}, dict.fromkeys(torch_inference.LEAST, 1)
 for dtype in (torch.float32, torch.bfloat16):
     for formulation in FORMULATIONS:
         model, x = mixer(dtype, formulation), images(dtype)

@@ -31,13 +31,14 @@ _C: Any = torch._C
 
 Layers = tuple[nn.Linear, nn.Linear]
 
-# Elements of the tensor between the two layers. Below, calling the layers is as fast or faster: measured with 8,192 and
-# 32,768 elements at 0.57 and 0.93 of its speed with AVX-512, and at 0.73 and 0.91 with AVX2.
-LEAST = 2**16
-
 # "onednn" has the activation inside the first product, "blas" in place behind it; "float32" is that for bfloat16,
 # where oneDNN has no products in it and torch's own take several times as long.
 Way = Literal["onednn", "blas", "float32"]
+
+# Elements of the tensor between the two layers from which on a way is faster than to call the layers. Measured in
+# float32 with 8,192 and 32,768 elements: 0.57 and 0.93 of their speed with AVX-512, 0.73 and 0.91 with AVX2; in
+# bfloat16 with AVX2 and 256, 2,560 and 8,192 elements: 0.83, 1.05 and 1.83.
+LEAST: dict[Way, int] = {"onednn": 2**16, "blas": 2**16, "float32": 2**11}
 
 
 class Mixing(NamedTuple):
@@ -56,14 +57,16 @@ def way_of(mixing: Mixing, dtype: torch.dtype, activation: str, elements: int) -
 
     `elements` are those of the tensor between its layers.
     """
-    if dtype == torch.bfloat16 and not multiplies_bfloat16():
-        return "float32"
-    return None if elements < LEAST else _large(mixing, dtype, activation)
+    way = _large(mixing, dtype, activation)
+    return way if elements >= LEAST[way] else None
 
 
 @cache
 def _large(mixing: Mixing, dtype: torch.dtype, activation: str) -> Way:
+    """The way for large tensors."""
     half = dtype == torch.bfloat16
+    if half and not multiplies_bfloat16():
+        return "float32"
     fused = mixing.fused is not None and activation in POST_OPS and (half or preferred_kernels() == "onednn")
     if fused and all(torch_fused.supports(mixing.fused, mixing.axis, dtype, name) for name in (activation, None)):
         return "onednn"
