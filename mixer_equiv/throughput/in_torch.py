@@ -133,7 +133,7 @@ class TorchCall:
         return relabel(moved, self.layout, LINEN, self.cell.config)
 
     def kernels(self) -> str | None:
-        """By which kernels of ours this runs on a CPU, None where it calls its layers."""
+        """By which kernels this runs on a CPU, "layers" where it calls its layers as they are, None where all do."""
         cell = self.cell
         if self.way == "packed":
             return str(self.run.kernels)

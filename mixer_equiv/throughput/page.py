@@ -171,7 +171,7 @@ def _noted(row: Plain, largest: int) -> str:
 def conditions(result: Plain) -> list[str]:
     """How it was measured and on what, in sentences."""
     machine, used = result["machine"], result["settings"]
-    before, after = machine["load_before_and_after"]
+    before, after = ("untold" if load is None else load for load in machine["load_before_and_after"])
     versions = [f"{name} {machine[name]}" for name in ("python", "torch", "jax", "flax", "numpy") if name in machine]
     switches = [f"{name} {value}" for name, value in used.items() if name != "cores_pinned"]
     gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
