@@ -118,7 +118,7 @@ def _traced_by_torch(contestant: Contestant, cell: Cell) -> tuple[tuple[int, ...
 def _traced_by_jax(contestant: Contestant, cell: Cell) -> tuple[tuple[int, ...], str]:
     import jax
 
-    from mixer_equiv.arrays import unflatten
+    from mixer_equiv.arrays.interop import unflatten
     from mixer_equiv.layouts import LINEN
     from mixer_equiv.strict import parameter_shapes
 

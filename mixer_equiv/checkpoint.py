@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv import containers, strict
-from mixer_equiv.arrays import DTYPES, to_torch, unflatten
-from mixer_equiv.casting import cast
+from mixer_equiv.arrays.casting import cast
+from mixer_equiv.arrays.interop import DTYPES, to_torch, unflatten
+from mixer_equiv.arrays.lazy import Spec, as_lazy, gathered, joined, specs
 from mixer_equiv.config import MixerConfig, Size
 from mixer_equiv.errors import SHOWN, CheckpointError, ConversionError, InexpressibleError
 from mixer_equiv.finding import Statements, find
 from mixer_equiv.layouts import Binding, Conventions, Layout, get_layout
-from mixer_equiv.lazy import Spec, as_lazy, gathered, joined, specs
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from mixer_equiv import checkpoint as checkpoints
 from mixer_equiv import digits, surgery
+from mixer_equiv.arrays.lazy import each
 from mixer_equiv.checkpoint import Checkpoint, load
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.containers import SUFFIXES, parse_size, replacing
@@ -34,7 +35,6 @@ from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleErro
 from mixer_equiv.inspection import describe_layout, layouts_table, markdown_table
 from mixer_equiv.inspection import inspect as inspect_checkpoint
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
-from mixer_equiv.lazy import each
 
 if TYPE_CHECKING:
     from mixer_equiv.equivalence.compare import Policy

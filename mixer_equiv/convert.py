@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from einops import rearrange
 
+from mixer_equiv.arrays.chunks import copied
+from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, settled
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import SHOWN, ConventionWarning, InexpressibleError
 from mixer_equiv.layouts import ADVICE, NEUTRAL, Binding, Conventions, Layout, get_layout
-from mixer_equiv.lazy import Deferred, LazyArrays, Spec, as_lazy, settled
-from mixer_equiv.streams import copied
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mixer_equiv import strict
-from mixer_equiv.arrays import flatten, is_array
+from mixer_equiv.arrays.interop import flatten, is_array
+from mixer_equiv.arrays.lazy import LazyArrays, split
 from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import SHOWN, CheckpointError, ConfigError, ConversionError, LayoutError, some
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout, layout_called
-from mixer_equiv.lazy import LazyArrays, split
 
 
 @dataclasses.dataclass(frozen=True)

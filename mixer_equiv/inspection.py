@@ -13,11 +13,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import describe_conventions
 from mixer_equiv.errors import some
 from mixer_equiv.layouts import Binding, Layout
-from mixer_equiv.lazy import Spec
 
 
 @dataclasses.dataclass(frozen=True)

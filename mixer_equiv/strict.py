@@ -7,11 +7,11 @@ import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from mixer_equiv.arrays import DTYPES
+from mixer_equiv.arrays.interop import DTYPES
+from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.config import AXES, MixerConfig
 from mixer_equiv.errors import SHOWN, ConversionError, InexpressibleError
 from mixer_equiv.layouts import Binding, Layout
-from mixer_equiv.lazy import Spec
 
 _Problems = dict[str, dict[str, str]]  # what is wrong, by kind and by name
 

@@ -25,15 +25,15 @@ from safetensors.numpy import save_file
 
 from mixer_equiv import Checkpoint, CheckpointError, ConversionError, LayoutError, MixerConfig, MixerEquivError
 from mixer_equiv import containers as container_module
-from mixer_equiv.arrays import BFLOAT16
-from mixer_equiv.casting import cast
+from mixer_equiv.arrays.casting import cast
+from mixer_equiv.arrays.interop import BFLOAT16
+from mixer_equiv.arrays.lazy import Deferred, LazyArrays
 from mixer_equiv.checkpoint import load, save
 from mixer_equiv.containers import SUFFIXES
 from mixer_equiv.convert import convert, relabel
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, Conventions
-from mixer_equiv.lazy import Deferred, LazyArrays
 from mixer_equiv.models.torch import MlpMixer
 from mixer_equiv.strategies import DTYPES
 
@@ -681,7 +681,7 @@ def test_float64_is_rounded_to_bfloat16_to_nearest_and_once(beside: int, sign: f
 
 
 def test_casts_of_any_shape_and_order_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixer_equiv.casting.PIECE", 64)
+    monkeypatch.setattr("mixer_equiv.arrays.casting.PIECE", 64)
     rng = np.random.default_rng(0)
     whole = rng.normal(size=(37, 11))
     given = {"rows": whole, "columns": np.asfortranarray(whole), "transposed": whole.T[::2], "one": np.array(0.1)}

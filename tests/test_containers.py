@@ -26,7 +26,7 @@ from flax.training.train_state import TrainState
 from safetensors.numpy import load_file, save_file
 
 from mixer_equiv import CheckpointError, containers
-from mixer_equiv.arrays import flatten, to_numpy, unflatten
+from mixer_equiv.arrays.interop import flatten, to_numpy, unflatten
 from mixer_equiv.containers import SUFFIXES, container, container_for, is_replaceable, msgpack, orbax, sharded
 from mixer_equiv.containers.sharded import parse_size, write_sharded
 from mixer_equiv.strategies import DTYPES
@@ -899,7 +899,7 @@ READ_BLOCKED = (
 from pathlib import Path
 import numpy as np
 from mixer_equiv import MissingDependencyError, containers
-from mixer_equiv.arrays import flatten
+from mixer_equiv.arrays.interop import flatten
 
 found = {}
 for path in map(Path, sys.argv[1:]):

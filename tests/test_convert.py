@@ -27,7 +27,7 @@ from mixer_equiv import (
     strategies,
     torch_to_flax,
 )
-from mixer_equiv.arrays import flatten, to_torch, unflatten
+from mixer_equiv.arrays.interop import flatten, to_torch, unflatten
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params

@@ -30,7 +30,7 @@ from mixer_equiv import (
     load,
     save,
 )
-from mixer_equiv.arrays import flatten, unflatten
+from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.config import fitting_patches
 from mixer_equiv.containers import SUFFIXES, LazyArray
 from mixer_equiv.convert import relabel

@@ -39,7 +39,7 @@ from mixer_equiv import (
     save,
     verify,
 )
-from mixer_equiv.arrays import flatten
+from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.equivalence.record_torch import unlisted

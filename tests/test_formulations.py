@@ -16,7 +16,7 @@ from flax import nnx
 from torch.nn.utils import prune
 
 from mixer_equiv import Checkpoint, ConfigError, Formulation, LayoutError, MixerConfig, convert, load, save, verify
-from mixer_equiv.arrays import flatten, unflatten
+from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoint import as_checkpoint
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import gradient_residuals, residual

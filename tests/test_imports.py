@@ -83,7 +83,7 @@ CONVERT = (
     + """
 import numpy as np
 from mixer_equiv import MissingDependencyError, convert
-from mixer_equiv.arrays import flatten
+from mixer_equiv.arrays.interop import flatten
 
 with np.load(sys.argv[1]) as arrays:
     params = dict(arrays)
@@ -177,7 +177,7 @@ WITHOUT_X64 = """
 import json, sys
 import jax, numpy as np, torch
 from mixer_equiv import convert, verify
-from mixer_equiv.arrays import flatten
+from mixer_equiv.arrays.interop import flatten
 
 with np.load(sys.argv[1]) as arrays:
     params = dict(arrays)
@@ -248,9 +248,9 @@ PACKAGE = Path(mixer_equiv.__file__).parent
 # From the bottom up; a name stands for the module and all that is below it.
 LAYERS = (
     ("errors",),
-    ("config", "formulation", "arrays", "lazy", "streams", "operations", "origin"),
+    ("config", "formulation", "arrays", "operations", "origin"),
     ("layouts",),
-    ("containers", "strict", "finding", "casting"),
+    ("containers", "strict", "finding"),
     ("checkpoint",),
     ("convert",),
     ("models", "report", "page", "inspection", "surgery", "digits", "draws", "strategies", "snippet"),
@@ -271,9 +271,6 @@ LIGHT = (
     "strict",
     "finding",
     "arrays",
-    "lazy",
-    "streams",
-    "casting",
     "convert",
     "surgery",
     "draws",

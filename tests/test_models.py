@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.tutorial import CONFIGS, GRID
 from mixer_equiv import MixerConfig, convert, operations, verify
-from mixer_equiv.arrays import unflatten
+from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.programs import run_flax, run_reference, run_torch, stage_names

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from mixer_equiv import Checkpoint, ConversionError, MixerConfig, convert
-from mixer_equiv.arrays import flatten, unflatten
+from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.equivalence.compare import differing, residual
 from mixer_equiv.equivalence.precision import jax_full_precision

@@ -29,7 +29,7 @@ from mixer_equiv import (
     port,
     verify,
 )
-from mixer_equiv.arrays import unflatten
+from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import constrained, random_images, random_params

@@ -23,15 +23,15 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from mixer_equiv import Checkpoint, CheckpointError, ConversionError, convert, drop_head, enlarge, load, new_head, save
-from mixer_equiv.arrays import to_torch
+from mixer_equiv.arrays.chunks import PIECE, THREADS, TILE, ahead, batches, contiguous, copied, pieces, spread
+from mixer_equiv.arrays.interop import to_torch
+from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, each, gathered, split
 from mixer_equiv.cli import app
 from mixer_equiv.containers import SUFFIXES, container, container_for, npz, read, sharded, stored
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS
-from mixer_equiv.lazy import Deferred, LazyArrays, as_lazy, each, gathered, split
 from mixer_equiv.models.torch import MlpMixer
-from mixer_equiv.streams import PIECE, THREADS, TILE, ahead, batches, contiguous, copied, pieces, spread
 from tests.test_checkpoint import changed, snapshot
 from tests.test_imports import printed
 
@@ -50,7 +50,7 @@ def published(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_arrays_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that each array is a task of its own, as only large ones are otherwise."""
-    for module in ("lazy", "containers.safetensors"):
+    for module in ("arrays.lazy", "containers.safetensors"):
         monkeypatch.setattr(f"mixer_equiv.{module}.PIECE", 1)
 
 

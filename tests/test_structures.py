@@ -10,7 +10,7 @@ from flax import nnx
 from torch import nn
 
 from mixer_equiv import LAYOUTS, Checkpoint, ConventionWarning, MixerConfig, convert, load, save
-from mixer_equiv.arrays import flatten, unflatten
+from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.equivalence.compare import differing, residual
 from mixer_equiv.equivalence.precision import jax_full_precision
 from mixer_equiv.equivalence.sources import import_timm

@@ -23,7 +23,7 @@ from mixer_equiv import (
     strategies,
     surgery,
 )
-from mixer_equiv.arrays import flatten
+from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import differing, residual
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG

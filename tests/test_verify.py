@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from mixer_equiv import Checkpoint, ConfigError, MixerEquivError, convert, save, verify
-from mixer_equiv.arrays import unflatten
+from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.equivalence import programs
 from mixer_equiv.equivalence.compare import Policy, residual
 from mixer_equiv.equivalence.precision import jax_full_precision

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import ml_dtypes  # noqa: F401  # so that NumPy knows bfloat16 by its name
 import numpy as np
 
-from mixer_equiv.arrays import require, unflatten
+from mixer_equiv.arrays.interop import require, unflatten
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray
 from mixer_equiv.containers.stored import File
 from mixer_equiv.errors import CheckpointError

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib.format import dtype_to_descr
 
+from mixer_equiv.arrays.chunks import pieces
+from mixer_equiv.arrays.lazy import each
 from mixer_equiv.containers.container import Container, Framework, LazyArray, zip_names
 from mixer_equiv.containers.stored import Checksum, File, crc32
 from mixer_equiv.errors import CheckpointError
-from mixer_equiv.lazy import each
-from mixer_equiv.streams import pieces
 
 
 def _recognise(path: Path) -> bool:

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import is_array, require, unflatten
+from mixer_equiv.arrays.chunks import batches
+from mixer_equiv.arrays.interop import is_array, require, unflatten
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray, remove
 from mixer_equiv.errors import CheckpointError
-from mixer_equiv.streams import batches
 
 # Orbax restores many arrays as fast as one, so neighbours of about so many bytes are restored at once.
 RESTORED_AT_ONCE = 2**28

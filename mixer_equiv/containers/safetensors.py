@@ -10,11 +10,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mixer_equiv.arrays.chunks import PIECE, batches, pieces, spread
+from mixer_equiv.arrays.lazy import as_lazy
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework
 from mixer_equiv.containers.stored import File
 from mixer_equiv.errors import CheckpointError
-from mixer_equiv.lazy import as_lazy
-from mixer_equiv.streams import PIECE, batches, pieces, spread
 
 # The format's own names of dtypes, in the order in which the library sorts arrays by them, the last first.
 _DTYPES = {

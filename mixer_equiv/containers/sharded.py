@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from mixer_equiv.arrays.chunks import batches
+from mixer_equiv.arrays.lazy import as_lazy, specs
 from mixer_equiv.containers import safetensors
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, flush, put, remove
 from mixer_equiv.errors import CheckpointError, MixerEquivError, some
-from mixer_equiv.lazy import as_lazy, specs
-from mixer_equiv.streams import batches
 
 SUFFIX = ".safetensors.index.json"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mixer_equiv.arrays.chunks import PIECE
 from mixer_equiv.containers.container import LazyArray
 from mixer_equiv.errors import CheckpointError
-from mixer_equiv.streams import PIECE
 
 try:
     from zlib_ng.zlib_ng import crc32  # over ten times as fast

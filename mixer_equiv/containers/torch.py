@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import as_mapping, is_array, require, stored_dtype, to_numpy, to_torch
+from mixer_equiv.arrays.interop import as_mapping, is_array, require, stored_dtype, to_numpy, to_torch
 from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray, zip_names
 from mixer_equiv.containers.stored import File
 from mixer_equiv.errors import CheckpointError, ConversionError, MissingDependencyError

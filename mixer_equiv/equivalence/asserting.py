@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import flatten, is_array, to_numpy
+from mixer_equiv.arrays.interop import flatten, is_array, to_numpy
 from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, verdict_of
 from mixer_equiv.equivalence.verify import verify

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import to_numpy
+from mixer_equiv.arrays.interop import to_numpy
+from mixer_equiv.arrays.lazy import joined
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.found import Found
@@ -20,7 +21,6 @@ from mixer_equiv.equivalence.official import official_programs
 from mixer_equiv.equivalence.trace import Trace
 from mixer_equiv.errors import MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL
-from mixer_equiv.lazy import joined
 
 Taps = dict[str, np.ndarray]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mixer_equiv.arrays import DTYPES
+from mixer_equiv.arrays.interop import DTYPES
 from mixer_equiv.equivalence.compare import CONVENTIONS, differing, residual
 from mixer_equiv.equivalence.programs import PROGRAM_NAMES, Taps
 from mixer_equiv.equivalence.subject import Subject

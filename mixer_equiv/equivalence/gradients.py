@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import flatten, require, unflatten
+from mixer_equiv.arrays.interop import flatten, require, unflatten
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import gradient_residuals

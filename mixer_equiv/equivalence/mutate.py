@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mixer_equiv.arrays import require
+from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.programs import run_torch

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_equiv.arrays import BFLOAT16
+from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LINEN

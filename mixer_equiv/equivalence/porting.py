@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import stored_dtype
+from mixer_equiv.arrays.interop import stored_dtype
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.config import as_image
 from mixer_equiv.convert import convert

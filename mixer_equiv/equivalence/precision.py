@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from mixer_equiv.arrays import require
+from mixer_equiv.arrays.interop import require
 from mixer_equiv.errors import ConfigError
 
 # torch's precision switches belong to the process, so that only one thread may turn them at a time.

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixer_equiv.arrays import require
+from mixer_equiv.arrays.interop import require
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.adapters import is_model_class
 from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import require
+from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.config import MixerConfig, as_pair
 from mixer_equiv.containers import SUFFIXES

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import require
+from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoint import Checkpoint
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import Policy

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import to_numpy
+from mixer_equiv.arrays.interop import to_numpy
 from mixer_equiv.config import MixerConfig, as_image
 from mixer_equiv.equivalence.adequacy import visible
 from mixer_equiv.equivalence.compare import Policy, size_differences

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer_equiv.arrays import flatten, unflatten
+from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.throughput.cases import Cell
 from mixer_equiv.throughput.machine import extra_memory

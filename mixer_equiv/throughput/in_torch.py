@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixer_equiv.arrays import to_numpy, to_torch
+from mixer_equiv.arrays.interop import to_numpy, to_torch
 from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.precision import no_tf32
 from mixer_equiv.errors import ConfigError

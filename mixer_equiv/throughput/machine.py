@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from mixer_equiv.arrays import require
+from mixer_equiv.arrays.interop import require
 from mixer_equiv.equivalence.precision import torch_threads
 from mixer_equiv.errors import ConfigError
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixer_equiv.arrays import require
+from mixer_equiv.arrays.interop import require
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.throughput.programs import PROGRAMS
 

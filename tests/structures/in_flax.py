@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks.programs import CHEAP
-from mixer_equiv.arrays import unflatten
+from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.throughput.peers_flax import MixerBlock, official
 

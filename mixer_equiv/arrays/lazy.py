@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays import is_array, stored_dtype, to_numpy
+from mixer_equiv.arrays.chunks import PIECE, ahead, batches, contiguous, copied, spread
+from mixer_equiv.arrays.interop import is_array, stored_dtype, to_numpy
 from mixer_equiv.errors import ConversionError
-from mixer_equiv.streams import PIECE, ahead, batches, contiguous, copied, spread
 
 
 @dataclasses.dataclass(frozen=True)

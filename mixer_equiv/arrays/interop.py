@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from mixer_equiv.arrays.chunks import copied
 from mixer_equiv.errors import ConversionError, MissingDependencyError, MixerEquivError
-from mixer_equiv.streams import copied
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from mixer_equiv.arrays import BFLOAT16
+from mixer_equiv.arrays.chunks import PIECE
+from mixer_equiv.arrays.interop import BFLOAT16
+from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, gathered
 from mixer_equiv.errors import SHOWN, ConversionError
-from mixer_equiv.lazy import Deferred, LazyArrays, as_lazy, gathered
-from mixer_equiv.streams import PIECE
 
 
 def cast(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> Mapping[str, np.ndarray]:

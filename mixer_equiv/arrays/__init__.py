@@ -1,0 +1,1 @@
+"""Arrays of any framework and of files, and their bytes. Internal; knows no Mixer."""
