@@ -27,7 +27,7 @@ from mixer_equiv.equivalence.subject import UNOBSERVABLE
 from mixer_equiv.equivalence.training import OPTIMISERS, Optimiser, steps_in_optax, steps_in_torch
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.layouts import LAYOUTS, LINEN, TORCH, Layout
-from mixer_equiv.layouts.formulations import natural
+from mixer_equiv.layouts.natural import natural
 from mixer_equiv.strategies import DTYPES, FEW_CONFIGS, configs, layouts, params
 from tests.mixers import COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX
 from tests.programs import FLAX_PROGRAMS, TORCH_PROGRAMS, Arrays, Program

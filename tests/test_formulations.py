@@ -27,7 +27,7 @@ from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.formulation import CHANNELS, CONVOLUTIONAL, FORMULATIONS, PATCH, TOKENS
 from mixer_equiv.layouts import LINEN, TORCH, get_layout
-from mixer_equiv.layouts.formulations import natural
+from mixer_equiv.layouts.natural import natural
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer

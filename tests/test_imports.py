@@ -422,7 +422,7 @@ PLANTED = [
     (heavy_imports, "arrays", "try:\n    import flax\nexcept ImportError:\n    flax = None", ["flax"]),
     (heavy_imports, "checkpoint", "class C:\n    from mixer_equiv.models import torch", ["mixer_equiv.models.torch"]),
     (heavy_imports, "checkpoint", "from .models.flax import MlpMixer", ["mixer_equiv.models.flax.MlpMixer"]),
-    (heavy_imports, "layouts.linen", "from ..models import flax", ["mixer_equiv.models.flax"]),
+    (heavy_imports, "layouts.official", "from ..models import flax", ["mixer_equiv.models.flax"]),
     (heavy_imports, "arrays", "if TYPE_CHECKING:\n    import jax\nelse:\n    import torch", ["torch"]),
     (upward_imports, "errors", "from mixer_equiv.config import MixerConfig", ["mixer_equiv.config.MixerConfig"]),
     (upward_imports, "containers", "import mixer_equiv.checkpoint", ["mixer_equiv.checkpoint"]),

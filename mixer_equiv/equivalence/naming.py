@@ -14,7 +14,7 @@ from mixer_equiv.equivalence.matching import Match
 from mixer_equiv.equivalence.trace import Trace, Value
 from mixer_equiv.errors import some
 from mixer_equiv.layouts import ABSENT, LINEN, Conventions, Layout, Row
-from mixer_equiv.layouts.register import sharing_problems
+from mixer_equiv.layouts.custom import sharing_problems
 
 
 def layout_found(

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.errors import LayoutError
+from mixer_equiv.layouts.base import ABSENT, ADVICE, NEUTRAL, OFFICIAL, Binding, Conventions, Layout, Row
+from mixer_equiv.layouts.custom import layout_from_dict, layout_from_file, validated
 from mixer_equiv.layouts.detect import Match, detect
-from mixer_equiv.layouts.formulations import natural_called
-from mixer_equiv.layouts.jankrepl import JANKREPL
 from mixer_equiv.layouts.jeonsworld import JEONSWORLD
-from mixer_equiv.layouts.layout import ABSENT, ADVICE, NEUTRAL, OFFICIAL, Binding, Conventions, Layout, Row
-from mixer_equiv.layouts.linen import LINEN
 from mixer_equiv.layouts.lucidrains import LUCIDRAINS
 from mixer_equiv.layouts.mmpretrain import MMPRETRAIN
+from mixer_equiv.layouts.natural import natural_called
 from mixer_equiv.layouts.nnx import NNX
+from mixer_equiv.layouts.official import LINEN
 from mixer_equiv.layouts.pre_linen import PRE_LINEN
-from mixer_equiv.layouts.register import layout_from_dict, layout_from_file, validated
 from mixer_equiv.layouts.scenic import SCENIC
 from mixer_equiv.layouts.timm import TIMM
 from mixer_equiv.layouts.torch import TORCH
+from mixer_equiv.layouts.tutorial import JANKREPL
 
 _BUILT_IN = (LINEN, TORCH, TIMM, JANKREPL, LUCIDRAINS, JEONSWORLD, MMPRETRAIN, SCENIC, NNX, PRE_LINEN)
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _BUILT_IN}

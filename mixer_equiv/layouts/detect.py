@@ -11,7 +11,7 @@ import numpy as np
 
 from mixer_equiv.arrays.lazy import Spec, split
 from mixer_equiv.errors import LayoutError, some
-from mixer_equiv.layouts.layout import Layout, Row, Shape
+from mixer_equiv.layouts.base import Layout, Row, Shape
 
 # Where optax, Flax's old optimizers and torch keep what is shaped like the parameters.
 OPTIMIZER_STATE = frozenset(

@@ -3,7 +3,7 @@
 So what a file in this layout was trained with is not known from its names. Source: models/modeling.py.
 """
 
-from mixer_equiv.layouts.layout import Conventions, Layout, table
+from mixer_equiv.layouts.base import Conventions, Layout, table
 
 JEONSWORLD = Layout(
     name="jeonsworld",

@@ -5,7 +5,7 @@ The stem is a Linear over `(p1 p2 c)`, and the token MLP two Conv1d of kernel 1.
 what the paper's names suggest; shapes tell. Source: mlp_mixer_pytorch/mlp_mixer_pytorch.py.
 """
 
-from mixer_equiv.layouts.layout import Conventions, Layout, table
+from mixer_equiv.layouts.base import Conventions, Layout, table
 
 LUCIDRAINS = Layout(
     name="lucidrains",

@@ -4,7 +4,7 @@ The weights it publishes are timm's, so what a file was trained with is not know
 Source: open-mmlab/mmpretrain, mmpretrain/models/backbones/mlp_mixer.py.
 """
 
-from mixer_equiv.layouts.layout import Conventions, Layout, table
+from mixer_equiv.layouts.base import Conventions, Layout, table
 
 MMPRETRAIN = Layout(
     name="mmpretrain",

@@ -5,7 +5,7 @@ Its config allows any conventions, so that names alone do not tell what its weig
 
 import dataclasses
 
-from mixer_equiv.layouts.linen import LINEN
+from mixer_equiv.layouts.official import LINEN
 
 NNX = dataclasses.replace(
     LINEN,

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from mixer_equiv.layouts.layout import OFFICIAL, Binding, Layout, Shape, table
+from mixer_equiv.layouts.base import OFFICIAL, Binding, Layout, Shape, table
 
 # A module is unnamed where it is called by its class, such as LayerNorm_3.
 _UNNAMED = re.compile(r"(?P<parent>.*/)(?P<class>[A-Z][A-Za-z]*)_(?P<number>\d+)(?P<rest>/[^/]+)")

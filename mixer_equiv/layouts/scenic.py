@@ -3,7 +3,7 @@
 Source: google-research/scenic, scenic/projects/baselines/mixer.py.
 """
 
-from mixer_equiv.layouts.layout import Conventions, Layout, table
+from mixer_equiv.layouts.base import Conventions, Layout, table
 
 SCENIC = Layout(
     name="scenic",

@@ -5,7 +5,7 @@ trained with the tanh form, MIIL's with erf), so what a file in this layout was 
 known from its arrays' names, but may be from its own.
 """
 
-from mixer_equiv.layouts.layout import OFFICIAL, Conventions, Layout, table
+from mixer_equiv.layouts.base import OFFICIAL, Conventions, Layout, table
 
 TIMM = Layout(
     name="timm",

@@ -3,7 +3,7 @@
 Its config allows any conventions, so that names alone do not tell what its weights were trained with.
 """
 
-from mixer_equiv.layouts.layout import Conventions, Layout, table
+from mixer_equiv.layouts.base import Conventions, Layout, table
 
 TORCH = Layout(
     name="torch",

@@ -16,9 +16,9 @@ EQUIVALENT = ROOT / "tests" / "equivalent_mutants.toml"
 LAYOUTS = ("test_tables.py", "test_layouts.py", "test_register.py", "test_finding.py")
 # Each module with the tests that are about it.
 MODULES: dict[str, tuple[str, ...]] = {
-    "mixer_equiv/layouts/layout.py": LAYOUTS,
+    "mixer_equiv/layouts/base.py": LAYOUTS,
     "mixer_equiv/layouts/detect.py": LAYOUTS,
-    "mixer_equiv/layouts/register.py": LAYOUTS,
+    "mixer_equiv/layouts/custom.py": LAYOUTS,
     "mixer_equiv/layouts/__init__.py": LAYOUTS,
     "mixer_equiv/convert.py": ("test_relabel.py", "test_register.py", "test_convert.py"),
     "mixer_equiv/config.py": ("test_config.py", "test_layouts.py"),

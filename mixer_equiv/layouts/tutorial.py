@@ -1,6 +1,6 @@
 """The PyTorch port of the tutorial. Source: jankrepl/mildlyoverfitted, github_adventures/mixer/ours.py."""
 
-from mixer_equiv.layouts.layout import Conventions, Layout, table
+from mixer_equiv.layouts.base import Conventions, Layout, table
 
 JANKREPL = Layout(
     name="jankrepl",

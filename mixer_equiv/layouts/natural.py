@@ -11,7 +11,7 @@ import dataclasses
 
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.formulation import FORMULATIONS, Formulation, as_formulation
-from mixer_equiv.layouts.layout import Layout, Row
+from mixer_equiv.layouts.base import Layout, Row
 from mixer_equiv.layouts.torch import TORCH
 
 _STEM = {

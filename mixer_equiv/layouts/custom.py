@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mixer_equiv.errors import ConfigError, LayoutError
-from mixer_equiv.layouts.layout import ABSENT, ADVICE, NEUTRAL, Conventions, Layout, Row, axis_groups, fill
-from mixer_equiv.layouts.linen import LINEN
+from mixer_equiv.layouts.base import ABSENT, ADVICE, NEUTRAL, Conventions, Layout, Row, axis_groups, fill
+from mixer_equiv.layouts.official import LINEN
 
 CANONICAL = {row.canonical: row for row in LINEN.rows}
 

@@ -4,7 +4,7 @@ Its names and axes are the canonical ones, so every pattern stands alone. Source
 google-research/vision_transformer, vit_jax/models_mixer.py, and the files under gs://mixer_models.
 """
 
-from mixer_equiv.layouts.layout import OFFICIAL, Layout, table
+from mixer_equiv.layouts.base import OFFICIAL, Layout, table
 
 LINEN = Layout(
     name="linen",
