@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixer_equiv import MixerConfig
-from mixer_equiv.containers import replacing
+from mixer_equiv.checkpoints.formats import replacing
 from mixer_equiv.throughput import page
 from mixer_equiv.throughput.bench import bench
 from mixer_equiv.throughput.cases import Cell, cells
@@ -119,8 +119,8 @@ def _traced_by_jax(contestant: Contestant, cell: Cell) -> tuple[tuple[int, ...],
     import jax
 
     from mixer_equiv.arrays.interop import unflatten
+    from mixer_equiv.checkpoints.validate import parameter_shapes
     from mixer_equiv.layouts import LINEN
-    from mixer_equiv.strict import parameter_shapes
 
     config = cell.config
     shapes = parameter_shapes(LINEN, config)

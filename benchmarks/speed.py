@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from mixer_equiv import MixerConfig
-from mixer_equiv.containers import replacing
+from mixer_equiv.checkpoints.formats import replacing
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.throughput import page, plots
 from mixer_equiv.throughput.bench import bench

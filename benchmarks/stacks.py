@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mixer_equiv import Checkpoint, MixerConfig, convert
-from mixer_equiv.convert import relabel
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.equivalence.gradients import random_cotangent
 from mixer_equiv.equivalence.weights import random_params

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mixer_equiv.inspection import describe_layout, markdown_table
+from mixer_equiv.checkpoints.inspection import describe_layout, markdown_table
 from mixer_equiv.layouts import LAYOUTS
 
 README = Path(__file__).parent.parent / "README.md"

@@ -12,9 +12,10 @@ all that compares programs.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mixer_equiv.checkpoint import Checkpoint, load, save
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, load, save
+from mixer_equiv.checkpoints.conversion import convert, flax_to_torch, torch_to_flax
+from mixer_equiv.checkpoints.surgery import drop_head, enlarge, new_head
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.convert import convert, flax_to_torch, torch_to_flax
 from mixer_equiv.errors import (
     CheckpointError,
     ConfigError,
@@ -28,7 +29,6 @@ from mixer_equiv.errors import (
 )
 from mixer_equiv.formulation import Formulation
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
-from mixer_equiv.surgery import drop_head, enlarge, new_head
 
 if TYPE_CHECKING:
     from mixer_equiv.equivalence.asserting import Comparison, assert_equivalent, compare

@@ -24,16 +24,17 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from mixer_equiv import checkpoint as checkpoints
-from mixer_equiv import digits, surgery
+from mixer_equiv import digits
 from mixer_equiv.arrays.lazy import each
-from mixer_equiv.checkpoint import Checkpoint, load
+from mixer_equiv.checkpoints import checkpoint as checkpoints
+from mixer_equiv.checkpoints import surgery
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, load
+from mixer_equiv.checkpoints.conversion import convert as convert_weights
+from mixer_equiv.checkpoints.formats import SUFFIXES, parse_size, replacing
+from mixer_equiv.checkpoints.inspection import describe_layout, layouts_table, markdown_table
+from mixer_equiv.checkpoints.inspection import inspect as inspect_checkpoint
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.containers import SUFFIXES, parse_size, replacing
-from mixer_equiv.convert import convert as convert_weights
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
-from mixer_equiv.inspection import describe_layout, layouts_table, markdown_table
-from mixer_equiv.inspection import inspect as inspect_checkpoint
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
 
 if TYPE_CHECKING:

@@ -24,13 +24,13 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mixer_equiv import Checkpoint, CheckpointError, ConversionError, LayoutError, MixerConfig, MixerEquivError
-from mixer_equiv import containers as container_module
 from mixer_equiv.arrays.casting import cast
 from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays
-from mixer_equiv.checkpoint import load, save
-from mixer_equiv.containers import SUFFIXES
-from mixer_equiv.convert import convert, relabel
+from mixer_equiv.checkpoints import formats as container_module
+from mixer_equiv.checkpoints.checkpoint import load, save
+from mixer_equiv.checkpoints.conversion import convert, relabel
+from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, Conventions

@@ -24,8 +24,8 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from mixer_equiv import ConventionWarning, MixerConfig, convert, load, save
+from mixer_equiv.checkpoints.formats import SUFFIXES, LazyArray
 from mixer_equiv.cli import app
-from mixer_equiv.containers import SUFFIXES, LazyArray
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN

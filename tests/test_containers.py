@@ -25,10 +25,11 @@ from flax.training import checkpoints
 from flax.training.train_state import TrainState
 from safetensors.numpy import load_file, save_file
 
-from mixer_equiv import CheckpointError, containers
+from mixer_equiv import CheckpointError
 from mixer_equiv.arrays.interop import flatten, to_numpy, unflatten
-from mixer_equiv.containers import SUFFIXES, container, container_for, is_replaceable, msgpack, orbax, sharded
-from mixer_equiv.containers.sharded import parse_size, write_sharded
+from mixer_equiv.checkpoints import formats
+from mixer_equiv.checkpoints.formats import SUFFIXES, base, container_for, is_replaceable, msgpack, orbax, sharded
+from mixer_equiv.checkpoints.formats.sharded import parse_size, write_sharded
 from mixer_equiv.strategies import DTYPES
 from tests.test_checkpoint import arbitrary_bits, changed, files_no_larger_than, snapshot
 from tests.test_imports import BLOCKED, printed, python
@@ -45,7 +46,7 @@ TREE: dict[str, Any] = {
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """All arrays that stand at `path`, by flat names."""
-    return {name: to_numpy(name, leaf) for name, leaf in flatten(containers.read(path).arrays)}
+    return {name: to_numpy(name, leaf) for name, leaf in flatten(formats.read(path).arrays)}
 
 
 def write(path: Path, arrays: Mapping[str, Any], framework: Any = "flax") -> Path:
@@ -86,14 +87,14 @@ def test_round_trip_is_bit_exact(tmp_path: Path, suffix: str, framework: str, dt
         arrays = {name.replace("/", "."): array for name, array in arrays.items()}
     path = write(tmp_path / f"mixer{suffix}", arrays, framework)
     assert changed(arrays, read(path)) == []
-    assert containers.read(path).metadata == {"layout": "linen"}
+    assert formats.read(path).metadata == {"layout": "linen"}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_shapes_and_dtypes_are_known_before_the_numbers(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"mixer{suffix}", TREE)
-    leaves = dict(flatten(containers.read(path).arrays))
-    assert all(isinstance(leaf, containers.LazyArray) for leaf in leaves.values())
+    leaves = dict(flatten(formats.read(path).arrays))
+    assert all(isinstance(leaf, formats.LazyArray) for leaf in leaves.values())
     for name, array in flat(TREE).items():
         assert (leaves[name].shape, leaves[name].dtype) == (array.shape, array.dtype)
         assert changed({name: array}, {name: np.asarray(leaves[name])}) == []
@@ -106,7 +107,7 @@ def test_content_tells_the_format_whatever_the_name(tmp_path: Path, suffix: str)
 
 
 def _recognised(path: Path) -> list[str]:
-    return [container.name for container in containers.CONTAINERS if container.recognise(path)]
+    return [container.name for container in formats.CONTAINERS if container.recognise(path)]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -167,7 +168,7 @@ def test_what_flax_wrote_is_read(tmp_path: Path, dtype: str) -> None:
     arrays = arbitrary_bits(dtype)
     (tmp_path / "mixer.msgpack").write_bytes(serialization.to_bytes(unflatten(arrays)))
     assert changed(arrays, read(tmp_path / "mixer.msgpack")) == []
-    assert containers.read(tmp_path / "mixer.msgpack").metadata == {}
+    assert formats.read(tmp_path / "mixer.msgpack").metadata == {}
 
 
 def test_a_train_state_that_flax_wrote_is_read(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_every_kind_of_value_that_flax_writes_is_read(tmp_path: Path) -> None:
         "many": dict.fromkeys(map(str, range(99)), 1),
     }
     (tmp_path / "x").write_bytes(serialization.msgpack_serialize(tree | {"steps": {0: np.int32(7)}, "none": {}}))
-    found = dict(containers.read(tmp_path / "x").arrays)
+    found = dict(formats.read(tmp_path / "x").arrays)
     assert (found["numbers"], found["others"]) == tuple(
         {str(i): value for i, value in enumerate(values)} for values in (numbers, others)
     )
@@ -266,7 +267,7 @@ def test_truncated_msgpack_is_refused_wherever_it_ends(tmp_path: Path, writer: s
     for end in sorted(ends):
         path.write_bytes(whole[:end])
         with pytest.raises(CheckpointError):
-            containers.read(path)
+            formats.read(path)
 
 
 # Orbax
@@ -420,13 +421,13 @@ def test_half_of_the_tree_s_metadata_is_damage_and_not_some_directory(tmp_path: 
     file = write(tmp_path / "x.orbax", params()) / "_METADATA"
     file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(CheckpointError, match=r"x\.orbax is no Orbax checkpoint; its _METADATA is damaged"):
-        containers.read(tmp_path / "x.orbax")
+        formats.read(tmp_path / "x.orbax")
 
 
 def test_a_file_is_no_orbax_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x.orbax").write_bytes(b"junk")
     with pytest.raises(CheckpointError, match=r"x\.orbax is no Orbax checkpoint; expected a directory"):
-        containers.read(tmp_path / "x.orbax")
+        formats.read(tmp_path / "x.orbax")
 
 
 def test_only_neighbours_are_restored_with_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +436,7 @@ def test_only_neighbours_are_restored_with_an_array(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(orbax, "RESTORED_AT_ONCE", 50)
     monkeypatch.setattr(orbax, "_restore", lambda *args: restored.append(sorted(args[-1])) or real(*args))
     tree = {f"x{i}": np.full(3, i, np.float64) for i in range(5)}
-    arrays = containers.read(write(tmp_path / "x.orbax", tree)).arrays
+    arrays = formats.read(write(tmp_path / "x.orbax", tree)).arrays
     assert restored == []
     for name in ("x0", "x1", "x3", "x2", "x4"):
         np.testing.assert_array_equal(np.asarray(arrays[name]), tree[name])
@@ -443,7 +444,7 @@ def test_only_neighbours_are_restored_with_an_array(tmp_path: Path, monkeypatch:
 
 
 def test_an_array_that_was_read_can_be_written_to_without_harm(tmp_path: Path) -> None:
-    array = containers.read(write(tmp_path / "x.orbax", params())).arrays["stem"]["bias"]
+    array = formats.read(write(tmp_path / "x.orbax", params())).arrays["stem"]["bias"]
     np.asarray(array)[:] = 7
     assert changed({"": params()["stem"]["bias"]}, {"": np.asarray(array)}) == []
 
@@ -479,7 +480,7 @@ FULL_DISK = """
 import json, resource, sys
 from pathlib import Path
 import numpy as np
-from mixer_equiv.containers import container_for
+from mixer_equiv.checkpoints.formats import container_for
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     path = Path(sys.argv[1])
@@ -565,7 +566,7 @@ def _hub_folder(folder: Path, *, sharded: bool) -> None:
 def test_a_downloaded_folder_is_read(tmp_path: Path, sharded: bool) -> None:
     _hub_folder(tmp_path, sharded=sharded)
     assert changed(_arrays(), read(tmp_path)) == []
-    assert containers.read(tmp_path).metadata == {}
+    assert formats.read(tmp_path).metadata == {}
 
 
 def test_an_index_of_any_name_is_read(tmp_path: Path) -> None:
@@ -624,7 +625,7 @@ def test_shards_that_do_not_fit_their_index_are_refused_in_words(tmp_path: Path,
     _hub_folder(tmp_path, sharded=True)
     plant(tmp_path)
     with pytest.raises(CheckpointError, match=fragment) as caught:
-        containers.read(tmp_path / INDEX)
+        formats.read(tmp_path / INDEX)
     assert INDEX in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -651,7 +652,7 @@ def test_folders_of_not_just_one_checkpoint_are_refused_in_words(tmp_path: Path,
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=fragment):
-        containers.read(tmp_path)
+        formats.read(tmp_path)
 
 
 EXISTING = ["model.safetensors", INDEX, "model-00001-of-00004.safetensors", "model-00001-of-00009.safetensors"]
@@ -703,7 +704,7 @@ def test_a_failure_at_any_move_keeps_the_old_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, raised: BaseException
 ) -> None:
     _sharded(tmp_path / INDEX, 8, arrays={f"x{i}": np.ones(1) for i in range(7)})
-    before, moved, put = snapshot(tmp_path), [], container.put
+    before, moved, put = snapshot(tmp_path), [], base.put
 
     def failing_put(source: Path, target: Path, *, force: bool) -> None:
         moved.append(target)
@@ -739,7 +740,7 @@ def test_what_was_put_aside_is_kept_and_named_where_it_cannot_be_put_back(
     kept = {path.name: path.read_bytes() for path in [*aside.iterdir(), *tmp_path.iterdir()] if path.is_file()}
     assert kept == old
     with pytest.raises(CheckpointError, match=f"put aside, are in {aside}"):
-        containers.read(tmp_path)
+        formats.read(tmp_path)
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
@@ -793,7 +794,7 @@ def _tensors() -> dict[str, Any]:
 def test_tensors_of_any_form_are_read(tmp_path: Path, suffix: str, zipped: bool) -> None:
     path = tmp_path / f"x{suffix}"
     torch.save({"state_dict": _tensors(), "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
-    found = dict(containers.read(path).arrays)
+    found = dict(formats.read(path).arrays)
     assert found.pop("epoch") == 3
     arrays = {name: np.asarray(leaf) for name, leaf in found["state_dict"].items()}
     path.write_bytes(b"")
@@ -807,20 +808,20 @@ def test_a_zip_file_is_mapped_where_torch_goes_by_no_suffix(
     calls, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: calls.append(options) or load(*args, **options))
     torch.save({"x": torch.ones(3)}, tmp_path / name)
-    np.testing.assert_array_equal(np.asarray(containers.read(tmp_path / name).arrays["x"]), np.ones(3))
+    np.testing.assert_array_equal(np.asarray(formats.read(tmp_path / name).arrays["x"]), np.ones(3))
     assert [(call["weights_only"], call.get("mmap", False)) for call in calls] == [(True, mapped)]
 
 
 def test_tensors_that_numpy_cannot_hold_are_left_as_they_are(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(2), "y": torch.ones(3).to(torch.float8_e4m3fn)}, tmp_path / "x.pt")
-    arrays = containers.read(tmp_path / "x.pt").arrays
+    arrays = formats.read(tmp_path / "x.pt").arrays
     assert isinstance(arrays["y"], torch.Tensor)
     np.testing.assert_array_equal(np.asarray(arrays["x"]), np.ones(2))
 
 
 def test_a_mapped_file_that_has_been_cut_is_an_error(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(100_000)}, tmp_path / "x.pt")
-    arrays = containers.read(tmp_path / "x.pt").arrays
+    arrays = formats.read(tmp_path / "x.pt").arrays
     os.truncate(tmp_path / "x.pt", 100)
     with pytest.raises(CheckpointError, match=r"x\.pt was replaced or written to since it was opened"):
         np.asarray(arrays["x"])
@@ -861,7 +862,7 @@ LARGE_FILES: dict[str, Callable[[Path], None]] = {
 def test_large_arrays_are_not_read_before_they_are_used(tmp_path: Path, name: str) -> None:
     LARGE_FILES[name](tmp_path / name)
     tracemalloc.start()
-    arrays = containers.read(tmp_path / name).arrays
+    arrays = formats.read(tmp_path / name).arrays
     np.testing.assert_array_equal(np.asarray(arrays["y"]), np.ones(3))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -898,13 +899,14 @@ READ_BLOCKED = (
     + """
 from pathlib import Path
 import numpy as np
-from mixer_equiv import MissingDependencyError, containers
+from mixer_equiv import MissingDependencyError
+from mixer_equiv.checkpoints import formats
 from mixer_equiv.arrays.interop import flatten
 
 found = {}
 for path in map(Path, sys.argv[1:]):
     try:
-        leaves = dict(flatten(containers.read(path).arrays))
+        leaves = dict(flatten(formats.read(path).arrays))
         found[path.name] = {name: np.asarray(leaf).tobytes().hex() for name, leaf in leaves.items()}
     except MissingDependencyError as error:
         found[path.name] = str(error)
@@ -926,7 +928,7 @@ def test_a_file_does_not_take_the_place_of_a_directory(tmp_path: Path) -> None:
     (tmp_path / "kept" / "below").mkdir(parents=True)
     with (
         pytest.raises(CheckpointError, match="kept is a directory, and what is written is a file"),
-        containers.replacing(tmp_path / "kept") as temporary,
+        formats.replacing(tmp_path / "kept") as temporary,
     ):
         temporary.write_text("text")
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "kept", tmp_path / "kept" / "below"]
@@ -935,10 +937,10 @@ def test_a_file_does_not_take_the_place_of_a_directory(tmp_path: Path) -> None:
 def test_a_pipe_is_neither_read_nor_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.npz")
     with pytest.raises(CheckpointError, match=r"x\.npz is a pipe or a device; a checkpoint is a file"):
-        containers.read(tmp_path / "x.npz")
+        formats.read(tmp_path / "x.npz")
     with (
         pytest.raises(CheckpointError, match=r"x\.npz is a pipe or a device, and is not replaced"),
-        containers.replacing(tmp_path / "x.npz") as temporary,
+        formats.replacing(tmp_path / "x.npz") as temporary,
     ):
         temporary.write_text("text")
     assert (tmp_path / "x.npz").is_fifo()
@@ -962,7 +964,7 @@ def test_a_directory_is_back_if_its_replacement_fails_between_the_renames(
     monkeypatch.setattr(os, "replace", replacing_once)
     with (
         pytest.raises(KeyboardInterrupt if isinstance(raised, KeyboardInterrupt) else CheckpointError),
-        containers.replacing(tmp_path / "x.orbax") as temporary,
+        formats.replacing(tmp_path / "x.orbax") as temporary,
     ):
         temporary.mkdir()
     assert len(seen) > failing
@@ -979,7 +981,7 @@ def test_an_old_directory_is_kept_where_it_cannot_be_put_back(tmp_path: Path, mo
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", replacing_old)
-    with pytest.raises(KeyboardInterrupt), containers.replacing(tmp_path / "x.orbax") as temporary:
+    with pytest.raises(KeyboardInterrupt), formats.replacing(tmp_path / "x.orbax") as temporary:
         temporary.mkdir()
     (kept,) = tmp_path.iterdir()
     assert list(snapshot(kept).values()) == before

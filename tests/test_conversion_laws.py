@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer_equiv import Checkpoint, MixerConfig, convert
-from mixer_equiv.convert import relabel
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.draws import draw_images, draw_params
 from mixer_equiv.equivalence.compare import differing, gradient_residuals, residual
 from mixer_equiv.equivalence.gradients import random_cotangent

@@ -517,4 +517,4 @@ def test_what_is_converted_is_first_and_the_rest_goes_by_name(function):
 
 
 def test_torch_is_imported_for_its_types_alone():
-    assert "torch" not in vars(sys.modules["mixer_equiv.convert"])
+    assert "torch" not in vars(sys.modules["mixer_equiv.checkpoints.conversion"])

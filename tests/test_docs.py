@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from benchmarks import speed
 from docs.layouts import with_table
 from mixer_equiv import LAYOUTS, MixerConfig
+from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.cli import EXIT_STATUS, app
-from mixer_equiv.containers import SUFFIXES
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.formulation import CHANNELS, PATCH, TOKENS
 

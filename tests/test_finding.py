@@ -31,14 +31,14 @@ from mixer_equiv import (
     save,
 )
 from mixer_equiv.arrays.interop import flatten, unflatten
+from mixer_equiv.checkpoints.conversion import relabel
+from mixer_equiv.checkpoints.formats import SUFFIXES, LazyArray
+from mixer_equiv.checkpoints.inspection import inspect
 from mixer_equiv.config import fitting_patches
-from mixer_equiv.containers import SUFFIXES, LazyArray
-from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.equivalence.sources import import_timm
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
-from mixer_equiv.inspection import inspect
 from mixer_equiv.layouts import LINEN, OFFICIAL, TIMM
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer

@@ -17,8 +17,8 @@ from torch.nn.utils import prune
 
 from mixer_equiv import Checkpoint, ConfigError, Formulation, LayoutError, MixerConfig, convert, load, save, verify
 from mixer_equiv.arrays.interop import flatten, unflatten
-from mixer_equiv.checkpoint import as_checkpoint
-from mixer_equiv.convert import relabel
+from mixer_equiv.checkpoints.checkpoint import as_checkpoint
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
 from mixer_equiv.equivalence.precision import jax_full_precision
 from mixer_equiv.equivalence.programs import run_reference

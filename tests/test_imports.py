@@ -250,10 +250,8 @@ LAYERS = (
     ("errors",),
     ("config", "formulation", "arrays", "operations", "origin"),
     ("layouts",),
-    ("containers", "strict", "finding"),
-    ("checkpoint",),
-    ("convert",),
-    ("models", "report", "page", "inspection", "surgery", "digits", "draws", "strategies", "snippet"),
+    ("checkpoints",),
+    ("models", "report", "page", "digits", "draws", "strategies", "snippet"),
     ("equivalence",),
     ("throughput",),
     ("cli", "__main__", "__init__"),
@@ -261,21 +259,7 @@ LAYERS = (
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 # Modules that must not load a framework when they are imported, even by way of our models.
-LIGHT = (
-    "errors",
-    "config",
-    "operations",
-    "layouts",
-    "checkpoint",
-    "containers",
-    "strict",
-    "finding",
-    "arrays",
-    "convert",
-    "surgery",
-    "draws",
-    "strategies",
-)
+LIGHT = ("errors", "config", "operations", "arrays", "layouts", "checkpoints", "draws", "strategies")
 OUR_MODELS = "mixer_equiv.models"
 
 # What the models must not know, so that they can be held against each other.
@@ -392,7 +376,7 @@ def test_models_do_not_know_each_other(name: str) -> None:
 
 
 MATCHER = tuple(f"equivalence.{name}" for name in ("matching", "moves", "fitting", "variants", "trace"))
-MIXERS = tuple(f"mixer_equiv.{name}" for name in ("models", "layouts", "config", "checkpoint", "convert", "finding"))
+MIXERS = tuple(f"mixer_equiv.{name}" for name in ("models", "layouts", "config", "checkpoints"))
 
 
 def mixer_knowledge(source: str, module: str) -> list[str]:
@@ -416,17 +400,27 @@ PLANTED = [
         ["mixer_equiv.models.torch"],
     ),
     (mixer_knowledge, "equivalence.matching", "if name == 'stem':\n    pass", ["stem"]),
-    (heavy_imports, "convert", "import torch", ["torch"]),
-    (heavy_imports, "convert", "import jax.numpy as jnp", ["jax.numpy"]),
+    (heavy_imports, "checkpoints.conversion", "import torch", ["torch"]),
+    (heavy_imports, "checkpoints.conversion", "import jax.numpy as jnp", ["jax.numpy"]),
     (heavy_imports, "arrays", "from torch import Tensor", ["torch.Tensor"]),
     (heavy_imports, "arrays", "try:\n    import flax\nexcept ImportError:\n    flax = None", ["flax"]),
-    (heavy_imports, "checkpoint", "class C:\n    from mixer_equiv.models import torch", ["mixer_equiv.models.torch"]),
-    (heavy_imports, "checkpoint", "from .models.flax import MlpMixer", ["mixer_equiv.models.flax.MlpMixer"]),
+    (
+        heavy_imports,
+        "checkpoints.checkpoint",
+        "class C:\n    from mixer_equiv.models import torch",
+        ["mixer_equiv.models.torch"],
+    ),
+    (heavy_imports, "digits", "from .models.flax import MlpMixer", ["mixer_equiv.models.flax.MlpMixer"]),
     (heavy_imports, "layouts.official", "from ..models import flax", ["mixer_equiv.models.flax"]),
     (heavy_imports, "arrays", "if TYPE_CHECKING:\n    import jax\nelse:\n    import torch", ["torch"]),
     (upward_imports, "errors", "from mixer_equiv.config import MixerConfig", ["mixer_equiv.config.MixerConfig"]),
-    (upward_imports, "containers", "import mixer_equiv.checkpoint", ["mixer_equiv.checkpoint"]),
-    (upward_imports, "convert", "def f():\n    from mixer_equiv import cli", ["mixer_equiv.cli"]),
+    (
+        upward_imports,
+        "layouts.base",
+        "import mixer_equiv.checkpoints.checkpoint",
+        ["mixer_equiv.checkpoints.checkpoint"],
+    ),
+    (upward_imports, "checkpoints.conversion", "def f():\n    from mixer_equiv import cli", ["mixer_equiv.cli"]),
     (upward_imports, "report", "from .equivalence.verify import verify", ["mixer_equiv.equivalence.verify.verify"]),
     (upward_imports, "equivalence.verify", "import mixer_equiv", ["mixer_equiv"]),
     (upward_imports, "equivalence.verify", "from mixer_equiv import load", ["mixer_equiv.load"]),
@@ -435,11 +429,11 @@ PLANTED = [
     (strange_imports, "models.reference", "import jax", ["jax"]),
 ]
 ALLOWED = [
-    (heavy_imports, "convert", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
-    (heavy_imports, "convert", "import typing\nif typing.TYPE_CHECKING:\n    import torch"),
-    (heavy_imports, "convert", "def f():\n    import torch"),
-    (heavy_imports, "convert", "from mixer_equiv.layouts import torch\nimport torchless"),
-    (upward_imports, "checkpoint", "from mixer_equiv import containers"),
+    (heavy_imports, "checkpoints.conversion", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+    (heavy_imports, "checkpoints.conversion", "import typing\nif typing.TYPE_CHECKING:\n    import torch"),
+    (heavy_imports, "checkpoints.conversion", "def f():\n    import torch"),
+    (heavy_imports, "checkpoints.conversion", "from mixer_equiv.layouts import torch\nimport torchless"),
+    (upward_imports, "checkpoints.checkpoint", "from mixer_equiv import layouts"),
     (upward_imports, "equivalence.verify", "from mixer_equiv.report import Report\nimport numpy"),
     (strange_imports, "models.flax", "import flax.linen as nn\nfrom mixer_equiv.config import MixerConfig"),
 ]

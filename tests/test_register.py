@@ -23,7 +23,7 @@ from mixer_equiv import (
     register_layout,
     save,
 )
-from mixer_equiv.convert import relabel
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import differing, residual
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params

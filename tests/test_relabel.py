@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixer_equiv import Checkpoint, InexpressibleError, convert
-from mixer_equiv.convert import describe_conventions, relabel
+from mixer_equiv.checkpoints.conversion import describe_conventions, relabel
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.errors import SHOWN

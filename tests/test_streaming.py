@@ -26,8 +26,8 @@ from mixer_equiv import Checkpoint, CheckpointError, ConversionError, convert, d
 from mixer_equiv.arrays.chunks import PIECE, THREADS, TILE, ahead, batches, contiguous, copied, pieces, spread
 from mixer_equiv.arrays.interop import to_torch
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, each, gathered, split
+from mixer_equiv.checkpoints.formats import SUFFIXES, base, container_for, npz, raw_arrays, read, sharded
 from mixer_equiv.cli import app
-from mixer_equiv.containers import SUFFIXES, container, container_for, npz, read, sharded, stored
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS
@@ -50,7 +50,7 @@ def published(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_arrays_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that each array is a task of its own, as only large ones are otherwise."""
-    for module in ("arrays.lazy", "containers.safetensors"):
+    for module in ("arrays.lazy", "checkpoints.formats.safetensors"):
         monkeypatch.setattr(f"mixer_equiv.{module}.PIECE", 1)
 
 
@@ -285,9 +285,9 @@ def test_a_flipped_bit_is_found_and_the_target_kept(published: Path, suffix: str
     assert snapshot(published.parent) == before
 
 
-@pytest.mark.parametrize("crc32", list(dict.fromkeys([zlib.crc32, stored.crc32])))
+@pytest.mark.parametrize("crc32", list(dict.fromkeys([zlib.crc32, raw_arrays.crc32])))
 def test_crcs_are_checked_by_either_library(published: Path, monkeypatch: pytest.MonkeyPatch, crc32: Any) -> None:
-    for module in (npz, stored):
+    for module in (npz, raw_arrays):
         monkeypatch.setattr(module, "crc32", crc32)
     assert changed(load(published).arrays, load(published, verify=False).arrays) == []
     _damaged(published, BROKEN)
@@ -343,7 +343,7 @@ def test_a_file_cut_after_it_was_opened_is_an_error(published: Path) -> None:
 
 
 def test_a_file_that_is_shorter_than_its_arrays_is_an_error(published: Path) -> None:
-    array = stored.File.at(published).array((published.stat().st_size,), np.dtype(np.float32), 0)
+    array = raw_arrays.File.at(published).array((published.stat().st_size,), np.dtype(np.float32), 0)
     with pytest.raises(CheckpointError, match=r"published\.npz cannot be read: .*it ends \d+ bytes before an array"):
         np.asarray(array)
 
@@ -403,7 +403,7 @@ def test_lazy_checkpoints_are_pickled_with_all_that_is_to_be_done(published: Pat
 def test_being_stopped_leaves_no_temporary_files(published: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     number = getattr(signal, name)
     before, inherited = snapshot(published.parent), signal.signal(number, signal.SIG_DFL)  # nohup ignores one of them
-    monkeypatch.setattr("mixer_equiv.containers.npz.pieces", lambda array: os.kill(os.getpid(), number))
+    monkeypatch.setattr("mixer_equiv.checkpoints.formats.npz.pieces", lambda array: os.kill(os.getpid(), number))
     try:
         command("convert", published, published.with_name("x.npz"), status=128 + number)
         assert signal.getsignal(number) == signal.SIG_DFL
@@ -465,7 +465,7 @@ def test_an_interrupted_write_leaves_nothing(
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".safetensors.index.json", ".orbax"])
 def test_fsync_waits_for_all_that_is_renamed(published: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     log: list[tuple[str, str]] = []
-    fsync, put = os.fsync, container.put
+    fsync, put = os.fsync, base.put
     ours = published.parent
 
     def logged_fsync(descriptor: int) -> None:
@@ -478,7 +478,7 @@ def test_fsync_waits_for_all_that_is_renamed(published: Path, monkeypatch: pytes
         put(old, new, force=force)
 
     monkeypatch.setattr(os, "fsync", logged_fsync)
-    for module in (container, sharded):
+    for module in (base, sharded):
         monkeypatch.setattr(module, "put", logged_put)
     for arguments in ([], ["--fsync"]):
         log.clear()
@@ -636,4 +636,4 @@ def test_nothing_made_is_kept_by_what_is_lazy(published: Path) -> None:
 
 def test_flush_tells_what_cannot_be_flushed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        container.flush(tmp_path / "missing")
+        base.flush(tmp_path / "missing")

@@ -13,7 +13,6 @@ from mixer_equiv import (
     ConfigError,
     ConversionError,
     LayoutError,
-    containers,
     convert,
     drop_head,
     enlarge,
@@ -21,10 +20,10 @@ from mixer_equiv import (
     new_head,
     save,
     strategies,
-    surgery,
 )
 from mixer_equiv.arrays.interop import flatten
-from mixer_equiv.convert import relabel
+from mixer_equiv.checkpoints import formats, surgery
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import differing, residual
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
@@ -298,7 +297,7 @@ def test_what_is_no_dtype_of_a_parameter_is_refused(dtype):
 
 
 def names_and_bits(path):
-    return {name: np.asarray(array) for name, array in flatten(containers.read(path).arrays)}
+    return {name: np.asarray(array) for name, array in flatten(formats.read(path).arrays)}
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt"])

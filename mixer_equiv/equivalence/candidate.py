@@ -13,8 +13,8 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import to_numpy
 from mixer_equiv.arrays.lazy import joined
-from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
-from mixer_equiv.convert import relabel
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint, load
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.found import Found
 from mixer_equiv.equivalence.mapping import find_mixer
 from mixer_equiv.equivalence.official import official_programs

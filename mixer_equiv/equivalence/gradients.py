@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import flatten, require, unflatten
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.compare import gradient_residuals
 from mixer_equiv.equivalence.precision import device, jax_full_precision, torch_full_precision
 from mixer_equiv.equivalence.programs import apply_in_parts

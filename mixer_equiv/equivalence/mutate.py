@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixer_equiv.arrays.interop import require
-from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.programs import run_torch
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import stored_dtype
-from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.config import as_image
-from mixer_equiv.convert import convert
 from mixer_equiv.equivalence.adapters import candidate_of
 from mixer_equiv.equivalence.candidate import Candidate, checkpoint_of
 from mixer_equiv.equivalence.compare import size_differences

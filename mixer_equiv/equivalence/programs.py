@@ -11,8 +11,8 @@ import numpy as np
 from einops import rearrange
 
 from mixer_equiv.arrays.interop import require, to_numpy, to_torch, unflatten
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.convert import relabel
 from mixer_equiv.equivalence.precision import device, jax_full_precision, torch_full_precision
 from mixer_equiv.layouts import LINEN, TORCH
 

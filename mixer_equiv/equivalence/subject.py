@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import require
-from mixer_equiv.checkpoint import Checkpoint, as_checkpoint, load
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint, load
+from mixer_equiv.checkpoints.conversion import convert, relabel
+from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.config import MixerConfig, as_pair
-from mixer_equiv.containers import SUFFIXES
-from mixer_equiv.convert import convert, relabel
 from mixer_equiv.equivalence.adapters import VERIFIED, candidate_of, is_model
 from mixer_equiv.equivalence.candidate import Candidate
 from mixer_equiv.equivalence.found import Found

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.checkpoint import Checkpoint
-from mixer_equiv.convert import convert
+from mixer_equiv.checkpoints.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.equivalence.compare import CONVENTIONS, Policy, differing, residual
 from mixer_equiv.equivalence.diagnose import constraint_causes, deviation_causes
 from mixer_equiv.equivalence.evidence import Evidence, Run

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import require
-from mixer_equiv.checkpoint import Checkpoint
-from mixer_equiv.convert import relabel
+from mixer_equiv.checkpoints.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import Policy
 from mixer_equiv.equivalence.gradients import common_space, gradients_in, random_cotangent
 from mixer_equiv.equivalence.precision import jax_full_precision

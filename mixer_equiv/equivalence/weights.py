@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from mixer_equiv.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.draws import draw_params
 from mixer_equiv.equivalence.candidate import checkpoint_of

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mixer_equiv.arrays.interop import to_numpy, to_torch
-from mixer_equiv.convert import relabel
+from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.precision import no_tf32
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LAYOUTS, LINEN

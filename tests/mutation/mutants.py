@@ -20,7 +20,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "mixer_equiv/layouts/detect.py": LAYOUTS,
     "mixer_equiv/layouts/custom.py": LAYOUTS,
     "mixer_equiv/layouts/__init__.py": LAYOUTS,
-    "mixer_equiv/convert.py": ("test_relabel.py", "test_register.py", "test_convert.py"),
+    "mixer_equiv/checkpoints/conversion.py": ("test_relabel.py", "test_register.py", "test_convert.py"),
     "mixer_equiv/config.py": ("test_config.py", "test_layouts.py"),
     "mixer_equiv/equivalence/compare.py": ("test_compare.py",),
 }

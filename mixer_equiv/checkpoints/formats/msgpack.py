@@ -13,8 +13,8 @@ import ml_dtypes  # noqa: F401  # so that NumPy knows bfloat16 by its name
 import numpy as np
 
 from mixer_equiv.arrays.interop import require, unflatten
-from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray
-from mixer_equiv.containers.stored import File
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, LazyArray
+from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError
 
 # Flax's own: the types of extensions, the mark of an array in chunks, and the bytes of the largest chunk.

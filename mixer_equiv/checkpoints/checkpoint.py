@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv import containers, strict
 from mixer_equiv.arrays.casting import cast
 from mixer_equiv.arrays.interop import DTYPES, to_torch, unflatten
 from mixer_equiv.arrays.lazy import Spec, as_lazy, gathered, joined, specs
+from mixer_equiv.checkpoints import formats, validate
+from mixer_equiv.checkpoints.infer import Statements, find
 from mixer_equiv.config import MixerConfig, Size
 from mixer_equiv.errors import SHOWN, CheckpointError, ConversionError, InexpressibleError
-from mixer_equiv.finding import Statements, find
 from mixer_equiv.layouts import Binding, Conventions, Layout, get_layout
 
 
@@ -154,8 +154,8 @@ class Checkpoint(Mapping[str, Any]):
         another shape, and is then left out; the second result says so. `target` is the layout
         whose names the messages give as well. Raises one `ConversionError` with all that is wrong.
         """
-        expected = strict.Expected(self.layout, self.config, self.config_is_stated)
-        return strict.check(self.specs, expected, source=self.source, target=target, allow_missing=allow_missing)
+        expected = validate.Expected(self.layout, self.config, self.config_is_stated)
+        return validate.check(self.specs, expected, source=self.source, target=target, allow_missing=allow_missing)
 
 
 def as_checkpoint(
@@ -204,7 +204,7 @@ def load(
     Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays
     of no known layout, `ConfigError` for an image size of another number of tokens.
     """
-    contents = containers.read(Path(path), mmap=mmap, verify=verify)
+    contents = formats.read(Path(path), mmap=mmap, verify=verify)
     return Checkpoint.from_arrays(
         contents.arrays,
         layout=layout,
@@ -269,19 +269,19 @@ def save(
     arrays = as_lazy(checkpoint.whole).renamed(renamed(checkpoint.whole, rename_prefix or {}))
     written = arrays, _metadata(checkpoint), checkpoint.layout.framework
     if container.several_files or max_shard_size is not None:
-        limit = containers.parse_size(max_shard_size)
-        path = containers.write_sharded(path, *written, limit, force=force, fsync=fsync)
+        limit = formats.parse_size(max_shard_size)
+        path = formats.write_sharded(path, *written, limit, force=force, fsync=fsync)
     else:
-        with containers.replacing(path, force=force, fsync=fsync) as temporary:
+        with formats.replacing(path, force=force, fsync=fsync) as temporary:
             container.write(temporary, *written)
     return path if given.is_symlink() else given.with_name(path.name)
 
 
 def path_to_read(checkpoint: Checkpoint, path: Path, max_shard_size: int | str | None = None) -> Path:
     """The path that `save` would return: of the index where there would be shards."""
-    if not containers.container_for(path).several_files and max_shard_size is None:
+    if not formats.container_for(path).several_files and max_shard_size is None:
         return path
-    return path.with_name(containers.sharded_path(path, checkpoint.whole, containers.parse_size(max_shard_size)).name)
+    return path.with_name(formats.sharded_path(path, checkpoint.whole, formats.parse_size(max_shard_size)).name)
 
 
 def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, str]:
@@ -310,11 +310,11 @@ def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, st
     return result
 
 
-def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = None) -> containers.Container:
+def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = None) -> formats.Container:
     """The format to write `path` in, once nothing that can be known beforehand stands in the way."""
-    container = containers.container_for(path)
+    container = formats.container_for(path)
     if max_shard_size is not None:
-        containers.parse_size(max_shard_size)
+        formats.parse_size(max_shard_size)
         if not path.name.lower().endswith((".safetensors", ".safetensors.index.json")):
             raise CheckpointError(f"{path} cannot be sharded; only safetensors are")
     try:
@@ -327,7 +327,7 @@ def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = 
         raise CheckpointError(f"{path} is a directory; give the name of a file")
     if path.exists() and not force:
         raise CheckpointError(f"{path} exists; pass force=True (--force) to replace it")
-    if path.exists() and not containers.is_replaceable(path, container):
+    if path.exists() and not formats.is_replaceable(path, container):
         raise CheckpointError(f"{path} exists and is no {container.name} checkpoint, so it is not replaced")
     index = path.with_name(f"{path.name}.index.json")
     if max_shard_size is None and os.path.exists(index):  # which no name is too long for

@@ -19,8 +19,8 @@ import numpy as np
 
 from mixer_equiv.arrays.chunks import batches
 from mixer_equiv.arrays.lazy import as_lazy, specs
-from mixer_equiv.containers import safetensors
-from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, flush, put, remove
+from mixer_equiv.checkpoints.formats import safetensors
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, flush, put, remove
 from mixer_equiv.errors import CheckpointError, MixerEquivError, some
 
 SUFFIX = ".safetensors.index.json"

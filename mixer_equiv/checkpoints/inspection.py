@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mixer_equiv.arrays.lazy import Spec
-from mixer_equiv.checkpoint import Checkpoint
-from mixer_equiv.convert import describe_conventions
+from mixer_equiv.checkpoints.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.conversion import describe_conventions
 from mixer_equiv.errors import some
 from mixer_equiv.layouts import Binding, Layout
 

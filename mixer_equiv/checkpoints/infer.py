@@ -9,9 +9,9 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mixer_equiv import strict
 from mixer_equiv.arrays.interop import flatten, is_array
 from mixer_equiv.arrays.lazy import LazyArrays, split
+from mixer_equiv.checkpoints import validate
 from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import SHOWN, CheckpointError, ConfigError, ConversionError, LayoutError, some
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout, layout_called
@@ -195,7 +195,7 @@ def _unless_outgrown(
     Their conventions still hold then, and image size and patch where they fit. Where arrays are
     missing, it is the metadata that tell so.
     """
-    if not strict.parameter_shapes(match.layout, stated).keys() <= arrays.keys():
+    if not validate.parameter_shapes(match.layout, stated).keys() <= arrays.keys():
         return stated, said, computed
     sizes = match.layout.axis_sizes(match.num_blocks, {name: spec.shape for name, spec in arrays.specs.items()})
     old = stated.axis_sizes
@@ -209,7 +209,7 @@ def _unless_outgrown(
         seen = config_from_axes(sizes, match.num_blocks, image_size=told.image_size)
     except (ConfigError, KeyError):
         return stated, said, computed
-    if strict.misfits(match.layout, seen, arrays.specs) >= strict.misfits(match.layout, stated, arrays.specs):
+    if validate.misfits(match.layout, seen, arrays.specs) >= validate.misfits(match.layout, stated, arrays.specs):
         return stated, said, computed
     was, now = ({"num_blocks": config.num_blocks, **config.axis_sizes} for config in (stated, seen))
     changed = [f"{name} {was[name]}, now {now[name]}" for name in was if was[name] != now[name]]
@@ -231,7 +231,7 @@ def _config(
     columns = None if sizes.keys() >= set(PATCH) else patch_columns(sizes)
     shown = {*sizes, *(PATCH if columns else ())}
     if stated is None and not shown >= set(AXES) - {"classes"}:
-        raise strict.without_sizes(source, match.layout, match.num_blocks, arrays.specs, sizes)
+        raise validate.without_sizes(source, match.layout, match.num_blocks, arrays.specs, sizes)
     assumed = said.config is None and said.image_size is None
     assumed = bool(assumed and said.metadata.get("image_size_is_assumed", stated is None))
     try:

@@ -12,8 +12,8 @@ import numpy as np
 
 from mixer_equiv.arrays.chunks import PIECE, batches, pieces, spread
 from mixer_equiv.arrays.lazy import as_lazy
-from mixer_equiv.containers.container import METADATA_KEY, Container, Framework
-from mixer_equiv.containers.stored import File
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework
+from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError
 
 # The format's own names of dtypes, in the order in which the library sorts arrays by them, the last first.

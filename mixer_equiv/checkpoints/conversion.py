@@ -14,7 +14,7 @@ from einops import rearrange
 
 from mixer_equiv.arrays.chunks import copied
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, settled
-from mixer_equiv.checkpoint import Checkpoint, as_checkpoint
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import SHOWN, ConventionWarning, InexpressibleError
 from mixer_equiv.layouts import ADVICE, NEUTRAL, Binding, Conventions, Layout, get_layout

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import as_mapping, is_array, require, stored_dtype, to_numpy, to_torch
-from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray, zip_names
-from mixer_equiv.containers.stored import File
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, LazyArray, zip_names
+from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError, ConversionError, MissingDependencyError
 
 

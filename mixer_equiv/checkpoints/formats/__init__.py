@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.containers.container import Container, LazyArray, reading, replacing
-from mixer_equiv.containers.msgpack import MSGPACK
-from mixer_equiv.containers.npz import NPZ
-from mixer_equiv.containers.orbax import ORBAX, is_item
-from mixer_equiv.containers.safetensors import SAFETENSORS
-from mixer_equiv.containers.sharded import SHARDED, parse_size, sharded_path, write_sharded
-from mixer_equiv.containers.torch import TORCH
+from mixer_equiv.checkpoints.formats.base import Container, LazyArray, reading, replacing
+from mixer_equiv.checkpoints.formats.msgpack import MSGPACK
+from mixer_equiv.checkpoints.formats.npz import NPZ
+from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
+from mixer_equiv.checkpoints.formats.safetensors import SAFETENSORS
+from mixer_equiv.checkpoints.formats.sharded import SHARDED, parse_size, sharded_path, write_sharded
+from mixer_equiv.checkpoints.formats.torch_zip import TORCH
 from mixer_equiv.errors import CheckpointError
 
 CONTAINERS = (NPZ, SAFETENSORS, TORCH, MSGPACK, ORBAX, SHARDED)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer_equiv.arrays.chunks import PIECE
-from mixer_equiv.containers.container import LazyArray
+from mixer_equiv.checkpoints.formats.base import LazyArray
 from mixer_equiv.errors import CheckpointError
 
 try:

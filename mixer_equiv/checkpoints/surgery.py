@@ -13,9 +13,9 @@ import numpy as np
 from einops import rearrange, repeat
 
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, settled
-from mixer_equiv.checkpoint import Checkpoint, as_checkpoint
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from mixer_equiv.checkpoints.conversion import relabel_lazily
 from mixer_equiv.config import MixerConfig, Size, as_pair, fitting_image_sizes
-from mixer_equiv.convert import relabel_lazily
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LINEN
 

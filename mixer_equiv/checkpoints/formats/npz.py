@@ -15,8 +15,8 @@ from numpy.lib.format import dtype_to_descr
 
 from mixer_equiv.arrays.chunks import pieces
 from mixer_equiv.arrays.lazy import each
-from mixer_equiv.containers.container import Container, Framework, LazyArray, zip_names
-from mixer_equiv.containers.stored import Checksum, File, crc32
+from mixer_equiv.checkpoints.formats.base import Container, Framework, LazyArray, zip_names
+from mixer_equiv.checkpoints.formats.raw_arrays import Checksum, File, crc32
 from mixer_equiv.errors import CheckpointError
 
 

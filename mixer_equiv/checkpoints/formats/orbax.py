@@ -22,7 +22,7 @@ import numpy as np
 
 from mixer_equiv.arrays.chunks import batches
 from mixer_equiv.arrays.interop import is_array, require, unflatten
-from mixer_equiv.containers.container import METADATA_KEY, Container, Framework, LazyArray, remove
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, LazyArray, remove
 from mixer_equiv.errors import CheckpointError
 
 # Orbax restores many arrays as fast as one, so neighbours of about so many bytes are restored at once.
