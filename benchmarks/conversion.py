@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import record
-from mixer_equiv.throughput import plots
+from mixer_equiv.bench import plots
 
 VARIANTS = ("B/16", "L/16", "H/14")
 ROUNDS = 9

@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mixer_equiv import MixerConfig
+from mixer_equiv.bench import page
+from mixer_equiv.bench.bench import bench
+from mixer_equiv.bench.cases import Cell, cells
+from mixer_equiv.bench.programs import Contestant
 from mixer_equiv.checkpoints.formats import replacing
-from mixer_equiv.throughput import page
-from mixer_equiv.throughput.bench import bench
-from mixer_equiv.throughput.cases import Cell, cells
-from mixer_equiv.throughput.programs import Contestant
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

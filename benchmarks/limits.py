@@ -15,14 +15,14 @@ import torch
 
 from benchmarks import record
 from mixer_equiv import MixerConfig
+from mixer_equiv.bench.cases import Cell
+from mixer_equiv.bench.clock import in_rounds, quartiles
+from mixer_equiv.bench.in_torch import packed_gemm
+from mixer_equiv.bench.machine import pinned
+from mixer_equiv.bench.page import markdown_rows
+from mixer_equiv.bench.programs import Contestant
+from mixer_equiv.bench.proof import Prover, call_of
 from mixer_equiv.models.torch_packed import packed_product
-from mixer_equiv.throughput.cases import Cell
-from mixer_equiv.throughput.clock import in_rounds, quartiles
-from mixer_equiv.throughput.in_torch import packed_gemm
-from mixer_equiv.throughput.machine import pinned
-from mixer_equiv.throughput.page import markdown_rows
-from mixer_equiv.throughput.programs import Contestant
-from mixer_equiv.throughput.proof import Prover, call_of
 
 CELLS = [Cell(MixerConfig.from_name(name), batch=batch) for name in ("S/32", "B/16") for batch in (1, 8)]
 ROUNDS = 15

@@ -19,12 +19,12 @@ from typing import Any
 from rich.console import Console
 
 from mixer_equiv import MixerConfig
+from mixer_equiv.bench import page, plots
+from mixer_equiv.bench.bench import bench
+from mixer_equiv.bench.cases import DEVICES, cells
+from mixer_equiv.bench.programs import contestants, parse_formulations, running_in
 from mixer_equiv.checkpoints.formats import replacing
 from mixer_equiv.errors import ConfigError
-from mixer_equiv.throughput import page, plots
-from mixer_equiv.throughput.bench import bench
-from mixer_equiv.throughput.cases import DEVICES, cells
-from mixer_equiv.throughput.programs import contestants, parse_formulations, running_in
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from mixer_equiv import MixerConfig
-from mixer_equiv.throughput.bench import clean
-from mixer_equiv.throughput.cases import MODES, Cell
-from mixer_equiv.throughput.machine import pinned
-from mixer_equiv.throughput.programs import PROGRAMS, Contestant
-from mixer_equiv.throughput.proof import Prover, call_of
+from mixer_equiv.bench.bench import clean
+from mixer_equiv.bench.cases import MODES, Cell
+from mixer_equiv.bench.machine import pinned
+from mixer_equiv.bench.programs import PROGRAMS, Contestant
+from mixer_equiv.bench.proof import Prover, call_of
 
 ROUNDS = 10
 BATCH = 8

@@ -29,7 +29,7 @@ OURS = (sys.executable, "-m", "mixer_equiv")
 FOREIGN = """
 import dataclasses
 from mixer_equiv.digits import CONFIG
-from mixer_equiv.throughput.peers_torch import TutorialMixer, as_official
+from mixer_equiv.bench.peers_torch import TutorialMixer, as_official
 
 def model():
     return as_official(TutorialMixer(dataclasses.replace(CONFIG, hidden_dim=64, channels_mlp_dim=128)))

@@ -400,8 +400,8 @@ def bench(
 
     Each is proven right first, in the same process; one that is not is refused, and the exit status is 1.
     """
-    from mixer_equiv.throughput import bench as throughput
-    from mixer_equiv.throughput import cases, page, plots, programs
+    from mixer_equiv.bench import bench as runner
+    from mixer_equiv.bench import cases, page, plots, programs
 
     with _reported():
         files = {"--json": json_file, "--csv": csv_file, "--markdown": markdown_file, "--plot": plot_file}
@@ -416,7 +416,7 @@ def bench(
             programs.contestants(program or programs.running_in(cells), programs.parse_formulations(formulation or []))
         )
         with _progress(len(cells) * (len(contestants) + 1)) as step, contextlib.redirect_stdout(sys.stderr):
-            result = throughput.bench(
+            result = runner.bench(
                 cells,
                 contestants,
                 baseline="timm" if baseline is None and "timm" in map(str, contestants) else baseline,

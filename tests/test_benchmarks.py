@@ -18,15 +18,15 @@ from benchmarks.deep import Finding, Verification, compare
 from benchmarks.programs import LINEAR_STEM, Results, Ways, run_flax, run_torch
 from benchmarks.stacks import Stack, draw, hand_over
 from mixer_equiv import MixerConfig, convert, load, save
+from mixer_equiv.bench import page
+from mixer_equiv.bench.bench import bench
+from mixer_equiv.bench.cases import Cell
+from mixer_equiv.bench.programs import PROGRAMS, Contestant
 from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.programs import run_reference
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.formulation import TOKENS
 from mixer_equiv.models import torch_activations, torch_formulations, torch_fused, torch_inference
-from mixer_equiv.throughput import page
-from mixer_equiv.throughput.bench import bench
-from mixer_equiv.throughput.cases import Cell
-from mixer_equiv.throughput.programs import PROGRAMS, Contestant
 
 SMALL = tutorial.CONFIGS[0]
 

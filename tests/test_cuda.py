@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from mixer_equiv import Formulation, MixerConfig, verify
+from mixer_equiv.bench import page, proof
+from mixer_equiv.bench.bench import bench
+from mixer_equiv.bench.cases import Cell
+from mixer_equiv.bench.peers_torch import TutorialMixer
+from mixer_equiv.bench.programs import PROGRAMS, Contestant
 from mixer_equiv.equivalence.precision import no_tf32
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.models.torch import MlpMixer
-from mixer_equiv.throughput import page, proof
-from mixer_equiv.throughput.bench import bench
-from mixer_equiv.throughput.cases import Cell
-from mixer_equiv.throughput.peers_torch import TutorialMixer
-from mixer_equiv.throughput.programs import PROGRAMS, Contestant
 
 pytestmark = pytest.mark.cuda
 DEVICE = "cuda"

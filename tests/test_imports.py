@@ -253,7 +253,7 @@ LAYERS = (
     ("checkpoints",),
     ("models", "report", "page", "digits", "draws", "strategies", "snippet"),
     ("equivalence",),
-    ("throughput",),
+    ("bench",),
     ("cli", "__main__", "__init__"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

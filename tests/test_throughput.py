@@ -27,6 +27,12 @@ from typer.testing import CliRunner
 
 from benchmarks import speed
 from mixer_equiv import ConfigError, Formulation, MixerConfig
+from mixer_equiv.bench import clock, page, plots, programs, proof
+from mixer_equiv.bench.bench import AGAIN, Result, _affordable, bench, clean
+from mixer_equiv.bench.cases import Cell, cells
+from mixer_equiv.bench.clock import in_rounds, paired_ratio, quartiles
+from mixer_equiv.bench.machine import LIMITS, extra_memory, graphics, instruction_set, pinned, settings
+from mixer_equiv.bench.programs import PROGRAMS, Contestant, Program, contestants, parse_formulations
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.precision import torch_threads
 from mixer_equiv.models import (
@@ -40,12 +46,6 @@ from mixer_equiv.models import (
 )
 from mixer_equiv.models.torch_inference import multiplies_bfloat16
 from mixer_equiv.models.torch_processor import KERNELS, preferred_kernels
-from mixer_equiv.throughput import clock, page, plots, programs, proof
-from mixer_equiv.throughput.bench import AGAIN, Result, _affordable, bench, clean
-from mixer_equiv.throughput.cases import Cell, cells
-from mixer_equiv.throughput.clock import in_rounds, paired_ratio, quartiles
-from mixer_equiv.throughput.machine import LIMITS, extra_memory, graphics, instruction_set, pinned, settings
-from mixer_equiv.throughput.programs import PROGRAMS, Contestant, Program, contestants, parse_formulations
 
 SMALL = MixerConfig(
     num_classes=5,
@@ -247,7 +247,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """More programs: timm as it comes, and one that is right in float64 alone."""
 
     def erf(config: MixerConfig, formulation: Formulation) -> Any:
-        from mixer_equiv.throughput.peers_torch import timm_mixer
+        from mixer_equiv.bench.peers_torch import timm_mixer
 
         return timm_mixer(config)
 
@@ -556,7 +556,7 @@ def test_the_instruction_set_is_told_with_what_limits_it(monkeypatch: pytest.Mon
     plain = page.to_dict(result)
     assert f", {plain['machine']['instruction_set']}, " in page.conditions(plain)[-1]
     monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr("mixer_equiv.throughput.machine._of_processor", lambda field: "sse avx2 avx_ne_convert")
+    monkeypatch.setattr("mixer_equiv.bench.machine._of_processor", lambda field: "sse avx2 avx_ne_convert")
     assert instruction_set() == "AVX2 with avx_ne_convert under ONEDNN_MAX_CPU_ISA=AVX2"
 
 
@@ -849,7 +849,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_timed(
         (tmp_path / folder / "below").mkdir(parents=True)
     (tmp_path / "kept.csv").write_text("kept")
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("mixer_equiv.throughput.bench.bench", None)
+    monkeypatch.setattr("mixer_equiv.bench.bench.bench", None)
     kept = [] if "--csv" in options else ["--csv", "kept.csv"]
     outcome = CliRunner().invoke(app, [*COMMAND, *kept, *options])
     assert outcome.exit_code == 2, outcome.output

@@ -2,13 +2,13 @@
 
 Each is rebuilt from the published names and shapes and from the paper, with its own conventions, and
 shares no code with `mixer_equiv.models`; only timm is the real one. Those that are timed beside ours
-live in `mixer_equiv.throughput`. Every model is made from a
+live in `mixer_equiv.bench`. Every model is made from a
 `MixerConfig`: for torch `Model(config)`, and `as_official(Model(config))` with the official
 conventions set; for Flax by its `run_...`, which takes the weights under the model's own names.
 """
 
-from mixer_equiv.throughput.peers_flax import MixerBlock, OfficialMixer, OfficialMlp, official
-from mixer_equiv.throughput.peers_torch import LucidrainsMixer, TutorialMixer, as_official, timm_mixer
+from mixer_equiv.bench.peers_flax import MixerBlock, OfficialMixer, OfficialMlp, official
+from mixer_equiv.bench.peers_torch import LucidrainsMixer, TutorialMixer, as_official, timm_mixer
 from tests.structures.in_flax import (
     ScenicMixer,
     cheap_jit,

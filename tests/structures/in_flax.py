@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.programs import CHEAP
 from mixer_equiv.arrays.interop import unflatten
+from mixer_equiv.bench.peers_flax import MixerBlock, official
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.throughput.peers_flax import MixerBlock, official
 
 
 class ScenicMixer(linen.Module):

@@ -1,4 +1,4 @@
-"""More Mixers in torch, rebuilt; those that are timed too are in `mixer_equiv.throughput.peers_torch`."""
+"""More Mixers in torch, rebuilt; those that are timed too are in `mixer_equiv.bench.peers_torch`."""
 
 from __future__ import annotations
 

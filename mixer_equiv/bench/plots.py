@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays.interop import require
+from mixer_equiv.bench.programs import PROGRAMS
 from mixer_equiv.errors import ConfigError
-from mixer_equiv.throughput.programs import PROGRAMS
 
 SUFFIXES = (".svg", ".png")
 COLOURS = (

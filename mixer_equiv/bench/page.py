@@ -15,7 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from mixer_equiv.throughput.bench import Result, Row
+from mixer_equiv.bench.bench import Result, Row
 
 Plain = Mapping[str, Any]
 

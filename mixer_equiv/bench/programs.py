@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
+from mixer_equiv.bench.cases import Cell
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.formulation import FORMULATIONS, Formulation
-from mixer_equiv.throughput.cases import Cell
 
 OFFICIAL = Formulation()
 
@@ -53,19 +53,19 @@ def _torch(config: MixerConfig, formulation: Formulation) -> Any:
 
 
 def _timm(config: MixerConfig, formulation: Formulation) -> Any:
-    from mixer_equiv.throughput.peers_torch import timm_mixer, with_conventions
+    from mixer_equiv.bench.peers_torch import timm_mixer, with_conventions
 
     return with_conventions(timm_mixer(config), config.activation, config.layer_norm_eps)
 
 
 def _tutorial(config: MixerConfig, formulation: Formulation) -> Any:
-    from mixer_equiv.throughput.peers_torch import TutorialMixer, with_conventions
+    from mixer_equiv.bench.peers_torch import TutorialMixer, with_conventions
 
     return with_conventions(TutorialMixer(config), config.activation, config.layer_norm_eps)
 
 
 def _lucidrains(config: MixerConfig, formulation: Formulation) -> Any:
-    from mixer_equiv.throughput.peers_torch import LucidrainsMixer, with_conventions
+    from mixer_equiv.bench.peers_torch import LucidrainsMixer, with_conventions
 
     return with_conventions(LucidrainsMixer(config), config.activation, config.layer_norm_eps)
 
@@ -77,7 +77,7 @@ def _flax(config: MixerConfig, formulation: Formulation) -> Any:
 
 
 def _official(config: MixerConfig, formulation: Formulation) -> Any:
-    from mixer_equiv.throughput.peers_flax import official
+    from mixer_equiv.bench.peers_flax import official
 
     return _applied(official(config))
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer_equiv.arrays.interop import flatten, unflatten
+from mixer_equiv.bench.cases import Cell
+from mixer_equiv.bench.machine import extra_memory
+from mixer_equiv.bench.programs import Contestant
 from mixer_equiv.errors import ConfigError
-from mixer_equiv.throughput.cases import Cell
-from mixer_equiv.throughput.machine import extra_memory
-from mixer_equiv.throughput.programs import Contestant
 
 Arrays = Mapping[str, np.ndarray]
 

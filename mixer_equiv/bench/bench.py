@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from mixer_equiv.bench.cases import Cell
+from mixer_equiv.bench.clock import LEAST_ROUNDS, Ratio, in_rounds, paired_ratio, quartiles
+from mixer_equiv.bench.machine import Machine, pinned, settings
+from mixer_equiv.bench.programs import Contestant
+from mixer_equiv.bench.proof import Proof, Prover, call_of
 from mixer_equiv.equivalence.precision import no_tf32
 from mixer_equiv.errors import ConfigError, MixerEquivError
-from mixer_equiv.throughput.cases import Cell
-from mixer_equiv.throughput.clock import LEAST_ROUNDS, Ratio, in_rounds, paired_ratio, quartiles
-from mixer_equiv.throughput.machine import Machine, pinned, settings
-from mixer_equiv.throughput.programs import Contestant
-from mixer_equiv.throughput.proof import Proof, Prover, call_of
 
 AGAIN = "A/A"
 GEMM = "GEMM"
@@ -115,7 +115,7 @@ def bench(
     frameworks = {contestant.program.framework for contestant in contestants}
     with pinned(threads, frameworks) as cores, Machine() as machine:
         if any(contestant.program.compiled for contestant in contestants):
-            from mixer_equiv.throughput import in_torch
+            from mixer_equiv.bench import in_torch
 
             in_torch.start_compiler()
         begun, longest = time.monotonic(), 0.0
@@ -206,11 +206,11 @@ def _products(cell: Cell, contestants: Sequence[Contestant], size: int) -> dict[
     frameworks = {contestant.program.framework for contestant in contestants}
     products = {}
     if "jax" in frameworks:
-        from mixer_equiv.throughput import in_jax
+        from mixer_equiv.bench import in_jax
 
         products[f"{GEMM} jax"] = _affordable(in_jax.gemm, cell, size)
     if "torch" in frameworks:
-        from mixer_equiv.throughput import in_torch
+        from mixer_equiv.bench import in_torch
 
         products[f"{GEMM} torch"] = _affordable(in_torch.gemm, cell, size)
         if any(contestant.program.way == "packed" for contestant in contestants):
@@ -263,7 +263,7 @@ def _as_timed(frameworks: Iterable[str]) -> Iterator[None]:
             if framework == "torch":
                 stack.enter_context(no_tf32())
             else:
-                from mixer_equiv.throughput import in_jax
+                from mixer_equiv.bench import in_jax
 
                 stack.enter_context(in_jax.precision())
         yield
@@ -273,7 +273,7 @@ def _as_timed(frameworks: Iterable[str]) -> Iterator[None]:
 def clean(contestants: Sequence[Contestant]) -> Iterator[None]:
     """Whatever was compiled for another cell is not used again."""
     if any(contestant.program.compiled for contestant in contestants):
-        from mixer_equiv.throughput.in_torch import compiled_anew
+        from mixer_equiv.bench.in_torch import compiled_anew
 
         with compiled_anew():
             yield

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 
 from mixer_equiv.arrays.interop import to_numpy, to_torch
+from mixer_equiv.bench.cases import Cell
+from mixer_equiv.bench.machine import extra_memory
+from mixer_equiv.bench.programs import Contestant, Way
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.precision import no_tf32
 from mixer_equiv.errors import ConfigError
@@ -19,9 +22,6 @@ from mixer_equiv.layouts import LAYOUTS, LINEN
 from mixer_equiv.models import torch_inference
 from mixer_equiv.models.torch_formulations import CHANNELS, TOKENS
 from mixer_equiv.models.torch_packed import packed_product
-from mixer_equiv.throughput.cases import Cell
-from mixer_equiv.throughput.machine import extra_memory
-from mixer_equiv.throughput.programs import Contestant, Way
 
 Arrays = Mapping[str, np.ndarray]
 

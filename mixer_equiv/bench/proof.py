@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from mixer_equiv.bench.cases import Cell
+from mixer_equiv.bench.programs import Contestant
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.draws import draw_images, draw_params
 from mixer_equiv.equivalence.compare import Policy, gradient_residuals, residual
 from mixer_equiv.equivalence.gradients import random_cotangent
 from mixer_equiv.equivalence.programs import run_reference
-from mixer_equiv.throughput.cases import Cell
-from mixer_equiv.throughput.programs import Contestant
 
 POLICY = Policy()
 
@@ -72,11 +72,11 @@ def call_of(contestant: Contestant, cell: Cell, seed: int, first: int = 0, draw:
     """
     make: Any
     if contestant.program.framework == "torch":
-        from mixer_equiv.throughput.in_torch import TorchCall
+        from mixer_equiv.bench.in_torch import TorchCall
 
         make = TorchCall
     else:
-        from mixer_equiv.throughput.in_jax import JaxCall
+        from mixer_equiv.bench.in_jax import JaxCall
 
         make = JaxCall
     params, images, cotangent = inputs(cell.config, seed, draw)
