@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks import record
 from benchmarks.conversion import environment, in_turns, quartiles, ranged
 from mixer_equiv import Checkpoint, MixerConfig, save
-from mixer_equiv.digits import CHECKPOINT
-from mixer_equiv.draws import draw_params
+from mixer_equiv.data.digits import CHECKPOINT
+from mixer_equiv.random_weights import draw_params
 
 ROUNDS = 5
 OURS = (sys.executable, "-m", "mixer_equiv")
@@ -28,7 +28,7 @@ OURS = (sys.executable, "-m", "mixer_equiv")
 # A Mixer of somebody else, about as large as the digits'.
 FOREIGN = """
 import dataclasses
-from mixer_equiv.digits import CONFIG
+from mixer_equiv.data.digits import CONFIG
 from mixer_equiv.bench.peers_torch import TutorialMixer, as_official
 
 def model():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from mixer_equiv import digits, verify
+from mixer_equiv import verify
+from mixer_equiv.data import digits
 from mixer_equiv.equivalence.mutate import mutate
 
 HERE = Path(__file__).parent

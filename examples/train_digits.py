@@ -34,8 +34,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from mixer_equiv import digits
 from mixer_equiv.arrays.interop import flatten
+from mixer_equiv.data import digits
 from mixer_equiv.models.flax import MlpMixer
 
 BATCH_SIZE = 64

@@ -24,7 +24,6 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from mixer_equiv import digits
 from mixer_equiv.arrays.lazy import each
 from mixer_equiv.checkpoints import checkpoint as checkpoints
 from mixer_equiv.checkpoints import surgery
@@ -34,6 +33,7 @@ from mixer_equiv.checkpoints.formats import SUFFIXES, parse_size, replacing
 from mixer_equiv.checkpoints.inspection import describe_layout, layouts_table, markdown_table
 from mixer_equiv.checkpoints.inspection import inspect as inspect_checkpoint
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.data import digits
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
 

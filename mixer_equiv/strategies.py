@@ -20,10 +20,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from mixer_equiv.config import ACTIVATIONS, MixerConfig, as_count
-from mixer_equiv.draws import STYLES, check_style, draw_images, draw_params
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.formulation import CHANNELS, PATCH, TOKENS, Formulation
 from mixer_equiv.layouts import LAYOUTS, Layout, get_layout
+from mixer_equiv.random_weights import STYLES, check_style, draw_images, draw_params
 
 __all__ = [
     "DTYPES",

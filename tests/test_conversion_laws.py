@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.draws import draw_images, draw_params
 from mixer_equiv.equivalence.compare import differing, gradient_residuals, residual
 from mixer_equiv.equivalence.gradients import random_cotangent
 from mixer_equiv.equivalence.subject import UNOBSERVABLE
@@ -28,6 +27,7 @@ from mixer_equiv.equivalence.training import OPTIMISERS, Optimiser, steps_in_opt
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.layouts import LAYOUTS, LINEN, TORCH, Layout
 from mixer_equiv.layouts.natural import natural
+from mixer_equiv.random_weights import draw_images, draw_params
 from mixer_equiv.strategies import DTYPES, FEW_CONFIGS, configs, layouts, params
 from tests.mixers import COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX
 from tests.programs import FLAX_PROGRAMS, TORCH_PROGRAMS, Arrays, Program

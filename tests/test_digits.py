@@ -10,7 +10,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from mixer_equiv import convert, digits, load, verify
+from mixer_equiv import convert, load, verify
+from mixer_equiv.data import digits
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.models.torch import MlpMixer
 from tests.structures import TutorialMixer

@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 
-from mixer_equiv import MixerConfig, MixerEquivError, digits, load, verify
+from mixer_equiv import MixerConfig, MixerEquivError, load, verify
+from mixer_equiv.data import digits
 from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, verdict_of
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.report import Report

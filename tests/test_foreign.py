@@ -32,7 +32,6 @@ from mixer_equiv import (
     assert_equivalent,
     compare,
     convert,
-    digits,
     layout_of,
     load,
     port,
@@ -41,6 +40,7 @@ from mixer_equiv import (
 )
 from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.cli import app
+from mixer_equiv.data import digits
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.equivalence.record_torch import unlisted
 from mixer_equiv.equivalence.sources import import_timm

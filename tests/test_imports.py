@@ -251,7 +251,7 @@ LAYERS = (
     ("config", "formulation", "arrays", "operations", "origin"),
     ("layouts",),
     ("checkpoints",),
-    ("models", "report", "page", "digits", "draws", "strategies", "snippet"),
+    ("models", "report", "page", "data", "random_weights", "strategies", "snippet"),
     ("equivalence",),
     ("bench",),
     ("cli", "__main__", "__init__"),
@@ -259,7 +259,7 @@ LAYERS = (
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 # Modules that must not load a framework when they are imported, even by way of our models.
-LIGHT = ("errors", "config", "operations", "arrays", "layouts", "checkpoints", "draws", "strategies")
+LIGHT = ("errors", "config", "operations", "arrays", "layouts", "checkpoints", "random_weights", "strategies")
 OUR_MODELS = "mixer_equiv.models"
 
 # What the models must not know, so that they can be held against each other.
@@ -410,7 +410,7 @@ PLANTED = [
         "class C:\n    from mixer_equiv.models import torch",
         ["mixer_equiv.models.torch"],
     ),
-    (heavy_imports, "digits", "from .models.flax import MlpMixer", ["mixer_equiv.models.flax.MlpMixer"]),
+    (heavy_imports, "surface", "from .models.flax import MlpMixer", ["mixer_equiv.models.flax.MlpMixer"]),
     (heavy_imports, "layouts.official", "from ..models import flax", ["mixer_equiv.models.flax"]),
     (heavy_imports, "arrays", "if TYPE_CHECKING:\n    import jax\nelse:\n    import torch", ["torch"]),
     (upward_imports, "errors", "from mixer_equiv.config import MixerConfig", ["mixer_equiv.config.MixerConfig"]),

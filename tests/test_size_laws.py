@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixer_equiv import Formulation, MixerConfig
 from mixer_equiv import config as config_module
-from mixer_equiv.draws import draw_params
 from mixer_equiv.layouts import TORCH, Layout
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
+from mixer_equiv.random_weights import draw_params
 from mixer_equiv.strategies import FEW_CONFIGS, configs, few_configs, formulations, layouts
 
 # Tolstikhin et al. 2021, table 1. Parameters are in millions, without the head.

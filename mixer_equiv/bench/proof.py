@@ -21,10 +21,10 @@ import numpy as np
 from mixer_equiv.bench.cases import Cell
 from mixer_equiv.bench.programs import Contestant
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.draws import draw_images, draw_params
 from mixer_equiv.equivalence.compare import Policy, gradient_residuals, residual
 from mixer_equiv.equivalence.gradients import random_cotangent
 from mixer_equiv.equivalence.programs import run_reference
+from mixer_equiv.random_weights import draw_images, draw_params
 
 POLICY = Policy()
 

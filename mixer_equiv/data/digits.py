@@ -13,7 +13,7 @@ import numpy as np
 
 from mixer_equiv.config import MixerConfig
 
-_DATA = Path(__file__).parent / "data"
+_DATA = Path(__file__).parent
 
 CHECKPOINT = _DATA / "digits_mixer.npz"
 HELD_OUT = _DATA / "digits_held_out.npz"

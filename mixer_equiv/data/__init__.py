@@ -1,0 +1,1 @@
+"""A Mixer trained on handwritten digits, and what loads it. Internal."""
