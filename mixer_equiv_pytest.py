@@ -67,7 +67,7 @@ def _with_options(item: pytest.Item) -> Generator[None, Any, Any]:
     options = _options(item)
     if not options:
         return (yield)
-    from mixer_equiv.equivalence.asserting import OPTIONS, defaults
+    from mixer_equiv.testing.assertions import OPTIONS, defaults
 
     unknown = ", ".join(name for name in options if name not in OPTIONS)
     if unknown:
@@ -94,7 +94,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     report = yield
     if not snippets:
         return report
-    from mixer_equiv.snippet import UNWRITTEN
+    from mixer_equiv.testing.reproducer import UNWRITTEN
 
     text = "\n\n".join(snippets)
     title = UNFINISHED if f"# {UNWRITTEN}" in text else TITLE

@@ -31,11 +31,11 @@ from mixer_equiv.formulation import Formulation
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
 
 if TYPE_CHECKING:
-    from mixer_equiv.equivalence.asserting import Comparison, assert_equivalent, compare
     from mixer_equiv.equivalence.compare import Policy
     from mixer_equiv.equivalence.porting import layout_of, port
     from mixer_equiv.equivalence.verify import verify
     from mixer_equiv.report import Report
+    from mixer_equiv.testing.assertions import Comparison, assert_equivalent, compare
 
 __version__ = "0.1.0"
 
@@ -75,11 +75,11 @@ __all__ = [
 ]
 
 _IMPORTED_WHEN_USED = {
-    "Comparison": "equivalence.asserting",
+    "Comparison": "testing.assertions",
     "Policy": "equivalence.compare",
     "Report": "report",
-    "assert_equivalent": "equivalence.asserting",
-    "compare": "equivalence.asserting",
+    "assert_equivalent": "testing.assertions",
+    "compare": "testing.assertions",
     "layout_of": "equivalence.porting",
     "port": "equivalence.porting",
     "verify": "equivalence.verify",

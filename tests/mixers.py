@@ -14,7 +14,7 @@ from mixer_equiv import Formulation, MixerConfig, Policy
 from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.formulation import CONVOLUTIONAL
 from mixer_equiv.random_weights import draw_images, draw_params
-from mixer_equiv.strategies import FEW_CONFIGS, configs
+from mixer_equiv.testing.strategies import FEW_CONFIGS, configs
 from tests.programs import FLAX_PROGRAMS, NNX_PROGRAM, REFERENCE, TORCH_PROGRAMS, Arrays, Program
 
 POLICY = Policy()

@@ -35,7 +35,7 @@ from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, Conventions
 from mixer_equiv.models.torch import MlpMixer
-from mixer_equiv.strategies import DTYPES
+from mixer_equiv.testing.strategies import DTYPES
 
 # No layout's own conventions, so that they can come from the metadata only.
 CONFIG = DEFAULT_CONFIG.replace(activation="quick_gelu", layer_norm_eps=1e-3)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmarks.residuals import CONFIGS, draws
 from mixer_equiv import Checkpoint, MixerConfig, save, verify
 from mixer_equiv.cli import app
-from mixer_equiv.strategies import configs
+from mixer_equiv.testing.strategies import configs
 from tests.mixers import NIGHTLY
 from tests.structures import OwnMixer, PortMixer
 

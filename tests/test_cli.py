@@ -29,7 +29,7 @@ from mixer_equiv.cli import app
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN
-from mixer_equiv.strategies import DTYPES
+from mixer_equiv.testing.strategies import DTYPES
 
 CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
 WRITABLE = [name for name, layout in LAYOUTS.items() if not layout.read_only]

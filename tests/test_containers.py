@@ -30,7 +30,7 @@ from mixer_equiv.arrays.interop import flatten, to_numpy, unflatten
 from mixer_equiv.checkpoints import formats
 from mixer_equiv.checkpoints.formats import SUFFIXES, base, container_for, is_replaceable, msgpack, orbax, sharded
 from mixer_equiv.checkpoints.formats.sharded import parse_size, write_sharded
-from mixer_equiv.strategies import DTYPES
+from mixer_equiv.testing.strategies import DTYPES
 from tests.test_checkpoint import arbitrary_bits, changed, files_no_larger_than, snapshot
 from tests.test_imports import BLOCKED, printed, python
 

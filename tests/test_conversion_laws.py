@@ -28,7 +28,7 @@ from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.layouts import LAYOUTS, LINEN, TORCH, Layout
 from mixer_equiv.layouts.natural import natural
 from mixer_equiv.random_weights import draw_images, draw_params
-from mixer_equiv.strategies import DTYPES, FEW_CONFIGS, configs, layouts, params
+from mixer_equiv.testing.strategies import DTYPES, FEW_CONFIGS, configs, layouts, params
 from tests.mixers import COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX
 from tests.programs import FLAX_PROGRAMS, TORCH_PROGRAMS, Arrays, Program
 from tests.structures import JeonsworldMixer, LucidrainsMixer, MmpretrainMixer, TutorialMixer, as_official, timm_mixer

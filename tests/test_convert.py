@@ -24,7 +24,6 @@ from mixer_equiv import (
     MixerConfig,
     convert,
     flax_to_torch,
-    strategies,
     torch_to_flax,
 )
 from mixer_equiv.arrays.interop import flatten, to_torch, unflatten
@@ -34,7 +33,8 @@ from mixer_equiv.equivalence.weights import random_params
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
-from mixer_equiv.strategies import DTYPES, configs
+from mixer_equiv.testing import strategies
+from mixer_equiv.testing.strategies import DTYPES, configs
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 

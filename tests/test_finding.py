@@ -43,7 +43,7 @@ from mixer_equiv.layouts import LINEN, OFFICIAL, TIMM
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
-from mixer_equiv.strategies import configs
+from mixer_equiv.testing.strategies import configs
 from tests.structures import LucidrainsMixer, pre_linen_arrays
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")

@@ -24,7 +24,7 @@ from mixer_equiv.equivalence.compare import gradient_residuals, residual
 from mixer_equiv.equivalence.gradients import random_cotangent
 from mixer_equiv.models import flax_formulations, jax_activations, torch_formulations, torch_modules
 from mixer_equiv.models.torch_formulations import Mixing
-from mixer_equiv.strategies import FEW_CONFIGS
+from mixer_equiv.testing.strategies import FEW_CONFIGS
 from tests.mixers import ANY_CONFIG, COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
 from tests.programs import (
     FLAX_PROGRAMS,

@@ -248,18 +248,19 @@ PACKAGE = Path(mixer_equiv.__file__).parent
 # From the bottom up; a name stands for the module and all that is below it.
 LAYERS = (
     ("errors",),
-    ("config", "formulation", "arrays", "operations", "origin"),
+    ("config", "formulation", "arrays", "operations"),
     ("layouts",),
     ("checkpoints",),
-    ("models", "report", "page", "data", "random_weights", "strategies", "snippet"),
+    ("models", "report", "page", "data", "random_weights"),
     ("equivalence",),
+    ("testing",),
     ("bench",),
     ("cli", "__main__", "__init__"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 # Modules that must not load a framework when they are imported, even by way of our models.
-LIGHT = ("errors", "config", "operations", "arrays", "layouts", "checkpoints", "random_weights", "strategies")
+LIGHT = ("errors", "config", "operations", "arrays", "layouts", "checkpoints", "random_weights", "testing.strategies")
 OUR_MODELS = "mixer_equiv.models"
 
 # What the models must not know, so that they can be held against each other.

@@ -20,7 +20,7 @@ from mixer_equiv import MixerConfig, operations
 from mixer_equiv.equivalence.programs import stage_names
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.reference import MlpMixer as ReferenceMixer
-from mixer_equiv.strategies import FEW_CONFIGS
+from mixer_equiv.testing.strategies import FEW_CONFIGS
 from tests.mixers import MIXERS, Mixer, assert_same
 from tests.programs import REFERENCE, Arrays
 

@@ -20,7 +20,7 @@ from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.models import flax as flax_models
 from mixer_equiv.models import torch as torch_models
-from mixer_equiv.strategies import configs
+from mixer_equiv.testing.strategies import configs
 from tests.structures import cheap_jit, official, run_official
 
 # Rows of two nearly equal channels, which LayerNorm spreads a thousandfold: residual 5e-11 by rounding.

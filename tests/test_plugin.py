@@ -20,10 +20,10 @@ from hypothesis import given
 
 import mixer_equiv
 from mixer_equiv import MixerConfig, NotEquivalentError, Policy, assert_equivalent, verify
-from mixer_equiv.equivalence.asserting import defaults
-from mixer_equiv.origin import folders_in_use
-from mixer_equiv.snippet import written
-from mixer_equiv.strategies import configs
+from mixer_equiv.testing.assertions import defaults
+from mixer_equiv.testing.origin import folders_in_use
+from mixer_equiv.testing.reproducer import written
+from mixer_equiv.testing.strategies import configs
 from mixer_equiv_pytest import TITLE, UNFINISHED
 from tests.structures import OwnMixer
 
@@ -99,7 +99,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from mixer_equiv import MixerConfig
-from mixer_equiv.strategies import configs
+from mixer_equiv.testing.strategies import configs
 from theirs.mixer import TheirMixer, mixer
 
 CONFIG = {CONFIG!r}
@@ -161,7 +161,7 @@ import pytest
 from conftest import in_conftest
 from hypothesis import Phase, given, settings
 from mixer_equiv import MixerConfig
-from mixer_equiv.strategies import configs
+from mixer_equiv.testing.strategies import configs
 from theirs.mixer import TheirMixer, mixer
 
 CONFIG = {CONFIG!r}
@@ -330,7 +330,7 @@ def test_a_wrong_mixer_fails_with_code_that_shows_it_by_itself(project: Path) ->
     assert "eps = 1e-05" in eps
     assert "seed=3" in eps
     assert "kwargs={'scrambled': True}" in order
-    assert "/asserting.py" not in output
+    assert "/assertions.py" not in output
     for test, code in (("erf", erf), ("eps", eps), ("class", made), ("conftest", conftest), ("partial", partial)):
         shown = re.search(HEADLINE, output[output.index(f"_ test_{test} _") :])
         (project.parent / "snippet.py").write_text(code)

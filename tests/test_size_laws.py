@@ -23,7 +23,7 @@ from mixer_equiv.layouts import TORCH, Layout
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from mixer_equiv.random_weights import draw_params
-from mixer_equiv.strategies import FEW_CONFIGS, configs, few_configs, formulations, layouts
+from mixer_equiv.testing.strategies import FEW_CONFIGS, configs, few_configs, formulations, layouts
 
 # Tolstikhin et al. 2021, table 1. Parameters are in millions, without the head.
 PAPER = """

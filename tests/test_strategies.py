@@ -16,7 +16,7 @@ from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.random_weights import STYLES, draw_images, draw_params
-from mixer_equiv.strategies import (
+from mixer_equiv.testing.strategies import (
     DTYPES,
     FEW_CONFIGS,
     configs,

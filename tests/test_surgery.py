@@ -19,7 +19,6 @@ from mixer_equiv import (
     load,
     new_head,
     save,
-    strategies,
 )
 from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.checkpoints import formats, surgery
@@ -30,7 +29,8 @@ from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.reference import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
-from mixer_equiv.strategies import DTYPES, configs
+from mixer_equiv.testing import strategies
+from mixer_equiv.testing.strategies import DTYPES, configs
 from tests.structures import LucidrainsMixer, as_official, run_official, run_torch, timm_mixer
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv import origin
+from mixer_equiv.testing import origin
 
 WIDTH = 100
 MOST_ELEMENTS = 600  # of an array that is written out

@@ -18,7 +18,7 @@ from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, verdict_of
 from mixer_equiv.equivalence.verify import verify
 from mixer_equiv.errors import ConfigError, ConversionError, NotEquivalentError
 from mixer_equiv.report import Report
-from mixer_equiv.snippet import written
+from mixer_equiv.testing.reproducer import written
 
 _DEFAULTS: dict[str, Any] = {}
 
