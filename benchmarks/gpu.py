@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -24,15 +23,14 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import record
 from mixer_equiv import MixerConfig
 from mixer_equiv.bench import page
 from mixer_equiv.bench.bench import bench
 from mixer_equiv.bench.cases import Cell, cells
 from mixer_equiv.bench.programs import Contestant
-from mixer_equiv.checkpoints.formats import replacing
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 SECONDS = 350
 MATRICES = 8192  # smaller ones do not reach the peak of a large GPU
 
@@ -65,7 +63,7 @@ class Step(NamedTuple):
     command: tuple[str, ...] = ()
 
 
-VERIFY = ("-m", "mixer_equiv", "verify", "--device", "cuda", "--json", str(RESULTS / "gpu_verify.json"))
+VERIFY = ("-m", "mixer_equiv", "verify", "--device", "cuda", "--json", str(record.RESULTS / "gpu_verify.json"))
 STEPS: Mapping[str, Step] = {
     "tests": Step(0.2, command=("-m", "pytest", "-q", "-m", "cuda", "tests/test_cuda.py")),
     "verify": Step(0.1, command=VERIFY),
@@ -153,9 +151,7 @@ def time_cells(name: str, seconds: float) -> int:
 def write(name: str, result: Mapping[str, Any]) -> None:
     """`results/gpu_NAME.json` and `.md`."""
     said = f"# On a GPU: {name}\n\nWritten by `make gpu`.\n\n{page.markdown(result)}"
-    for suffix, text in (("json", json.dumps(result, indent=2) + "\n"), ("md", said)):
-        with replacing(RESULTS / f"gpu_{name}.{suffix}") as temporary:
-            temporary.write_text(text)
+    record.write(result, f"gpu_{name}", said)
 
 
 def run(name: str, seconds: float) -> str:

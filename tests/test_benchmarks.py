@@ -313,7 +313,7 @@ def test_without_a_gpu_nothing_is_run(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_what_a_gpu_gave_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
     result = page.to_dict(
         bench([Cell(SMALL, batch=batch) for batch in (2, 3)], [Contestant("torch")], gemm=32, seconds=0)
     )

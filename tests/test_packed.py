@@ -22,20 +22,7 @@ from mixer_equiv.models.torch import MlpMixer
 from mixer_equiv.models.torch_inference import DTYPES
 from mixer_equiv.models.torch_packed_onednn import packs
 from mixer_equiv.models.torch_processor import KERNELS
-
-CONFIG = MixerConfig(
-    num_classes=5,
-    num_blocks=11,
-    patch_size=(2, 3),
-    image_size=(6, 9),
-    hidden_dim=13,
-    tokens_mlp_dim=7,
-    channels_mlp_dim=20,
-    in_channels=4,
-)
-LARGE = CONFIG.replace(num_blocks=2, hidden_dim=96, tokens_mlp_dim=64, channels_mlp_dim=256)
-EPSILON = {torch.float32: 1e-6, torch.bfloat16: 3e-2}
-
+from tests.small_torch import CONFIG, EPSILON, LARGE, images, mixer
 
 CASES = [
     pytest.param(kernels, dtype, id=f"{kernels}, {dtype}")
@@ -44,19 +31,6 @@ CASES = [
     if kernels != "onednn" or packs(dtype)
 ]
 HERE = [kernels for kernels in KERNELS if kernels != "onednn" or packs(torch.float32)]
-
-
-def mixer(config: MixerConfig = CONFIG, dtype: torch.dtype = torch.float32, **kwargs: Any) -> MlpMixer:
-    torch.manual_seed(7)
-    made = MlpMixer(config, **kwargs)
-    for value in made.parameters():
-        nn.init.normal_(value, std=0.4)
-    return made.to(dtype).eval()
-
-
-def images(config: MixerConfig = CONFIG, dtype: torch.dtype = torch.float32, batch: int = 3) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(8)
-    return torch.randn(batch, config.in_channels, *config.image_hw, generator=generator).to(dtype)
 
 
 def errors(model: MlpMixer, x: torch.Tensor, kernels: Any = None) -> tuple[float, float]:

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from mixer_equiv import ConfigError, Formulation, MixerConfig
+from mixer_equiv import ConfigError, Formulation
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.models import (
     torch_fused,
@@ -31,32 +30,19 @@ from mixer_equiv.models.torch_formulations import TOKENS
 from mixer_equiv.models.torch_inference import DTYPES, multiplies_bfloat16, way_of
 from mixer_equiv.models.torch_packed import kernels_for
 from mixer_equiv.models.torch_processor import agrees, instruction_set, preferred_kernels
+from tests import small_torch
+from tests.small_torch import CONFIG, EPSILON
 
-CONFIG = MixerConfig(
-    num_classes=5,
-    num_blocks=2,
-    patch_size=(2, 3),
-    image_size=(6, 9),
-    hidden_dim=13,
-    tokens_mlp_dim=7,
-    channels_mlp_dim=20,
-    in_channels=4,
-)
-EPSILON = {torch.float32: 1e-6, torch.bfloat16: 3e-2}
+SHALLOW = CONFIG.replace(num_blocks=2)
 LINEAR = TOKENS["linear"]
 
 
 def mixer(dtype: torch.dtype, formulation: Formulation | None = None) -> MlpMixer:
-    torch.manual_seed(7)
-    made = MlpMixer(CONFIG, formulation or Formulation())
-    for value in made.parameters():
-        nn.init.normal_(value, std=0.4)
-    return made.to(dtype).eval().requires_grad_(False)
+    return small_torch.mixer(SHALLOW, dtype, formulation=formulation or Formulation()).requires_grad_(False)
 
 
 def images(dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(8)
-    return torch.randn(3, CONFIG.in_channels, *CONFIG.image_hw, generator=generator).to(dtype)
+    return small_torch.images(SHALLOW, dtype)
 
 
 def error(found: torch.Tensor, model: MlpMixer, x: torch.Tensor) -> float:
@@ -164,10 +150,10 @@ def test_where_torch_does_not_tell_who_watches_the_layers_are_called(
     way_of = torch_inference.way_of
     monkeypatch.setattr(torch_inference, "way_of", lambda *arguments: seen.append("fast") or way_of(*arguments))
     expected = model(x)
-    assert len(seen) == 2 * CONFIG.num_blocks
+    assert len(seen) == 2 * SHALLOW.num_blocks
     monkeypatch.setattr(torch_inference, owner, SimpleNamespace())
     assert torch.allclose(model(x), expected, atol=1e-5)
-    assert len(seen) == 2 * CONFIG.num_blocks
+    assert len(seen) == 2 * SHALLOW.num_blocks
 
 
 @pytest.mark.usefixtures("anew")

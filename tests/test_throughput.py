@@ -303,7 +303,7 @@ def test_half_precision_must_pass_in_float32_too(kernels: str, monkeypatch: pyte
         assert refused.startswith("inexact: its error in float32 is")
 
 
-def _with_eps(norm: torch.nn.LayerNorm) -> Any:
+def _with_eps(norm: torch.nn.LayerNorm, dtype: Any = None) -> Any:
     weight, bias = norm.weight.detach().clone(), norm.bias.detach().clone()
     return lambda x: torch.nn.functional.layer_norm(
         x, norm.normalized_shape, weight.to(x.dtype), bias.to(x.dtype), 1.02e-6
@@ -315,7 +315,7 @@ def test_an_eps_that_is_wrong_by_a_fiftieth_is_noticed_where_there_is_no_float64
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_packed_onednn, "copied_norm", _with_eps)
-    monkeypatch.setattr(torch_packed_blas, "_norm", _with_eps)
+    monkeypatch.setattr(torch_packed_blas, "copied_norm", _with_eps)
     refused = proven(proof.Prover(4), Contestant("torch packed"), Cell(SMALL, dtype, 3)).refused
     assert refused is not None
     assert refused.startswith("inexact: its error in float32 is")

@@ -141,7 +141,7 @@ def _may_be_watched() -> bool:
         return bool(
             _C._len_torch_dispatch_stack()
             or _C._len_torch_function_stack()
-            or _C._functorch.maybe_current_level() is not None
+            or is_transformed()
             or torch.is_autocast_enabled("cpu")
             or forward_ad._current_level >= 0
             or _C._get_tracing_state() is not None

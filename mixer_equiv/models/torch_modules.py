@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -68,6 +69,12 @@ class LinearStem(nn.Conv2d):
         of_images, of_weight = FLATTENED[self.patch]
         ph, pw = self.weight.shape[2:]
         return F.linear(rearrange(input, of_images, ph=ph, pw=pw), rearrange(self.weight, of_weight), self.bias)
+
+
+def copied_norm(norm: nn.LayerNorm, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
+    """What it computes, on copies of its weights as they are now, of another dtype where one is given."""
+    weight, bias = (value.detach().to(dtype or value.dtype, copy=True) for value in (norm.weight, norm.bias))
+    return partial(F.layer_norm, normalized_shape=norm.normalized_shape, weight=weight, bias=bias, eps=norm.eps)
 
 
 class LayerNormChannelsFirst(nn.LayerNorm):

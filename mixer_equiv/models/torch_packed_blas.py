@@ -8,7 +8,6 @@ tensors of all blocks share their memory: pages that are new to a process cost m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from mixer_equiv.models.torch_activations import ACTIVATIONS, activate
 from mixer_equiv.models.torch_inference import is_transformed
-from mixer_equiv.models.torch_modules import FLATTENED, TorchMixer, TorchMlp
+from mixer_equiv.models.torch_modules import FLATTENED, TorchMixer, TorchMlp, copied_norm
 
 
 class Mlp(NamedTuple):
@@ -38,10 +37,15 @@ class BlasMixer:
         self.stem = _copied(model.stem.weight.flatten(1).t()), _bias(model.stem)
         blocks: Iterable[Any] = model.blocks
         self.blocks = [
-            (_norm(b.layer_norm_0), _token_mlp(b.token_mixing), _norm(b.layer_norm_1), _channel_mlp(b.channel_mixing))
+            (
+                copied_norm(b.layer_norm_0, torch.float32),
+                _token_mlp(b.token_mixing),
+                copied_norm(b.layer_norm_1, torch.float32),
+                _channel_mlp(b.channel_mixing),
+            )
             for b in blocks
         ]
-        self.norm = _norm(model.pre_head_layer_norm)
+        self.norm = copied_norm(model.pre_head_layer_norm, torch.float32)
         self.head = None if model.head is None else (_copied(model.head.weight), _bias(model.head))
         self.activation = model.config.activation
 
@@ -117,8 +121,3 @@ def _token_mlp(block: TorchMlp) -> Mlp:
 def _channel_mlp(block: TorchMlp) -> Mlp:
     first, last = block.dense_0, block.dense_1
     return Mlp(_copied(first.weight.t()), _bias(first), _copied(last.weight.t()), _bias(last))
-
-
-def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    weight, bias = _copied(norm.weight), _copied(norm.bias)
-    return partial(F.layer_norm, normalized_shape=norm.normalized_shape, weight=weight, bias=bias, eps=norm.eps)

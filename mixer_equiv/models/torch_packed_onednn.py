@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixer_equiv.models.torch_activations import ACTIVATIONS
 from mixer_equiv.models.torch_fused import NO_POST_OP, POST_OPS, few_numbers
-from mixer_equiv.models.torch_modules import FLATTENED, TorchMixer, TorchMlp
+from mixer_equiv.models.torch_modules import FLATTENED, TorchMixer, TorchMlp, copied_norm
 from mixer_equiv.models.torch_processor import agrees
 
 # None in a torch that does not have them under these names.
@@ -75,12 +75,6 @@ def packs(dtype: torch.dtype) -> bool:
 
     sums = agrees(lambda: multiplied(plus=product.to(dtype)), 2 * product)
     return sums and all(agrees(partial(multiplied, name), ACTIVATIONS[name](product)) for name in POST_OPS)
-
-
-def copied_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    """What it computes, on copies of its weights as they are now."""
-    weight, bias = (value.detach().clone() for value in (norm.weight, norm.bias))
-    return partial(F.layer_norm, normalized_shape=norm.normalized_shape, weight=weight, bias=bias, eps=norm.eps)
 
 
 def _mlp(block: TorchMlp) -> tuple[PackedLinear, PackedLinear]:
