@@ -38,7 +38,7 @@ def full_precision() -> Iterator[None]:
     """
     import torch
 
-    from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision, torch_threads
+    from mixer_equiv.equivalence.record.precision import jax_full_precision, torch_full_precision, torch_threads
 
     with torch_threads(1), jax_full_precision(), torch_full_precision(), torch.enable_grad():
         yield

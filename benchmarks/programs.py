@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from benchmarks.stacks import Arrays, Stack, relabelled
 from mixer_equiv import Formulation
 from mixer_equiv.arrays.interop import flatten, unflatten
-from mixer_equiv.equivalence.precision import jax_full_precision, torch_full_precision, torch_threads
+from mixer_equiv.equivalence.record.precision import jax_full_precision, torch_full_precision, torch_threads
 from mixer_equiv.layouts import LINEN, TORCH
 from mixer_equiv.models.flax import OFFICIAL
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer

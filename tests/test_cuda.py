@@ -13,7 +13,7 @@ from mixer_equiv.bench.bench import bench
 from mixer_equiv.bench.cases import Cell
 from mixer_equiv.bench.peers_torch import TutorialMixer
 from mixer_equiv.bench.programs import PROGRAMS, Contestant
-from mixer_equiv.equivalence.precision import no_tf32
+from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.models.torch import MlpMixer
 

@@ -42,7 +42,7 @@ from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.cli import app
 from mixer_equiv.data import digits
 from mixer_equiv.equivalence.compare import differing
-from mixer_equiv.equivalence.record_torch import unlisted
+from mixer_equiv.equivalence.record.torch import unlisted
 from mixer_equiv.equivalence.sources import import_timm
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_params

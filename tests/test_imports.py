@@ -376,7 +376,7 @@ def test_models_do_not_know_each_other(name: str) -> None:
     assert strange_imports(SOURCES[name], f"mixer_equiv.{name}") == []
 
 
-MATCHER = tuple(f"equivalence.{name}" for name in ("matching", "moves", "fitting", "variants", "trace"))
+MATCHER = tuple(f"equivalence.{name}" for name in ("matching", "moves", "fitting", "variants", "record.trace"))
 MIXERS = tuple(f"mixer_equiv.{name}" for name in ("models", "layouts", "config", "checkpoints"))
 
 

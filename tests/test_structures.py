@@ -12,7 +12,7 @@ from torch import nn
 from mixer_equiv import LAYOUTS, Checkpoint, ConventionWarning, MixerConfig, convert, load, save
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.equivalence.compare import differing, residual
-from mixer_equiv.equivalence.precision import jax_full_precision
+from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sources import import_timm
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params

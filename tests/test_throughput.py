@@ -34,7 +34,7 @@ from mixer_equiv.bench.clock import in_rounds, paired_ratio, quartiles
 from mixer_equiv.bench.machine import LIMITS, extra_memory, graphics, instruction_set, pinned, settings
 from mixer_equiv.bench.programs import PROGRAMS, Contestant, Program, contestants, parse_formulations
 from mixer_equiv.cli import app
-from mixer_equiv.equivalence.precision import torch_threads
+from mixer_equiv.equivalence.record.precision import torch_threads
 from mixer_equiv.models import (
     jax_activations,
     torch_activations,

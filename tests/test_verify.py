@@ -16,7 +16,7 @@ from mixer_equiv import Checkpoint, ConfigError, MixerEquivError, convert, save,
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.equivalence import programs
 from mixer_equiv.equivalence.compare import Policy, residual
-from mixer_equiv.equivalence.precision import jax_full_precision
+from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
 from mixer_equiv.equivalence.weights import random_images, random_params
 from mixer_equiv.models import flax as flax_models

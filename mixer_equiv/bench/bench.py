@@ -15,7 +15,7 @@ from mixer_equiv.bench.clock import LEAST_ROUNDS, Ratio, in_rounds, paired_ratio
 from mixer_equiv.bench.machine import Machine, pinned, settings
 from mixer_equiv.bench.programs import Contestant
 from mixer_equiv.bench.proof import Proof, Prover, call_of
-from mixer_equiv.equivalence.precision import no_tf32
+from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.errors import ConfigError, MixerEquivError
 
 AGAIN = "A/A"

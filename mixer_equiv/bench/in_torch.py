@@ -16,7 +16,7 @@ from mixer_equiv.bench.cases import Cell
 from mixer_equiv.bench.machine import extra_memory
 from mixer_equiv.bench.programs import Contestant, Way
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.equivalence.precision import no_tf32
+from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LAYOUTS, LINEN
 from mixer_equiv.models import torch_inference

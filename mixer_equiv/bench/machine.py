@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays.interop import require
-from mixer_equiv.equivalence.precision import torch_threads
+from mixer_equiv.equivalence.record.precision import torch_threads
 from mixer_equiv.errors import ConfigError
 
 PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "einops")

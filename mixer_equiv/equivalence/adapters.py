@@ -17,7 +17,7 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
 from mixer_equiv.equivalence.candidate import Candidate, Draw
-from mixer_equiv.equivalence.trace import Trace
+from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.errors import MixerEquivError
 
 
@@ -28,8 +28,8 @@ def torch_candidate(module: Any, name: str) -> Candidate:
         raise MixerEquivError(
             f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
         )
-    from mixer_equiv.equivalence.record_torch import gradients, outputs, record, unlisted
-    from mixer_equiv.equivalence.reparameterised import computed_weights, taken_as_parameters
+    from mixer_equiv.equivalence.record.parametrizations import computed_weights, taken_as_parameters
+    from mixer_equiv.equivalence.record.torch import gradients, outputs, record, unlisted
 
     dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
     computed = computed_weights(module)
@@ -158,7 +158,7 @@ def _jax_candidate(
     notices: tuple[str, ...],
 ) -> Candidate:
     """A function of parameters by name and images, as `applied` gives it for a mode and a seed of its keys."""
-    from mixer_equiv.equivalence.record_jax import gradients, record
+    from mixer_equiv.equivalence.record.jax import gradients, record
 
     function = applied(False, 0)
 

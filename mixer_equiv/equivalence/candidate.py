@@ -18,7 +18,7 @@ from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.found import Found
 from mixer_equiv.equivalence.mapping import find_mixer
 from mixer_equiv.equivalence.official import official_programs
-from mixer_equiv.equivalence.trace import Trace
+from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.errors import MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.equivalence.trace import TOLERANCE, Print, Trace, Value
+from mixer_equiv.equivalence.record.trace import TOLERANCE, Print, Trace, Value
 from mixer_equiv.operations import Array
 
 

@@ -8,7 +8,7 @@ from mixer_equiv.equivalence.fitting import Use
 from mixer_equiv.equivalence.matching import Match
 from mixer_equiv.equivalence.moves import Deviation
 from mixer_equiv.equivalence.official import DEEPEST, official_programs
-from mixer_equiv.equivalence.trace import Trace
+from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import Step
 
 

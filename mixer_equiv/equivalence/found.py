@@ -12,7 +12,7 @@ from mixer_equiv.equivalence.fitting import Use, in_order
 from mixer_equiv.equivalence.matching import Match
 from mixer_equiv.equivalence.moves import Deviation
 from mixer_equiv.equivalence.official import deviations_of
-from mixer_equiv.equivalence.trace import Trace
+from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.layouts import Layout
 
 

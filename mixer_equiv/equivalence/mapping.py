@@ -16,8 +16,8 @@ from mixer_equiv.equivalence.found import Found, Source, Tap
 from mixer_equiv.equivalence.matching import Match
 from mixer_equiv.equivalence.moves import Deviation
 from mixer_equiv.equivalence.naming import layout_found
+from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.equivalence.searching import best_match
-from mixer_equiv.equivalence.trace import Trace, Value
 from mixer_equiv.errors import some
 from mixer_equiv.layouts import LINEN, OFFICIAL
 from mixer_equiv.operations import Parameter

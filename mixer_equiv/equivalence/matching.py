@@ -22,7 +22,7 @@ import numpy as np
 
 from mixer_equiv.equivalence.fitting import Use
 from mixer_equiv.equivalence.moves import COST_OF, Deviation, Moves, State, names_of
-from mixer_equiv.equivalence.trace import Trace, Value
+from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Program, Step
 
 LARGEST_COST = 4

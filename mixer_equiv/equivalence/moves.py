@@ -11,7 +11,7 @@ from typing import Any
 
 from mixer_equiv import operations
 from mixer_equiv.equivalence.fitting import Fit, Fits, Use, arranged, by_axes
-from mixer_equiv.equivalence.trace import Trace, Value
+from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.equivalence.variants import OUTPUTS, SKIPPED, constants, epsilons, norms, variants
 from mixer_equiv.operations import ACTIVATIONS, Array, Program, Step
 

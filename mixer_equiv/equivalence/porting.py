@@ -19,7 +19,7 @@ from mixer_equiv.equivalence.candidate import Candidate, checkpoint_of
 from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.diagnose import told
 from mixer_equiv.equivalence.found import Found
-from mixer_equiv.equivalence.precision import on_device
+from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, LayoutError, MixerEquivError, some
 from mixer_equiv.layouts import Layout
 

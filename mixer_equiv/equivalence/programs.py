@@ -13,7 +13,7 @@ from einops import rearrange
 from mixer_equiv.arrays.interop import require, to_numpy, to_torch, unflatten
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.precision import device, jax_full_precision, torch_full_precision
+from mixer_equiv.equivalence.record.precision import device, jax_full_precision, torch_full_precision
 from mixer_equiv.layouts import LINEN, TORCH
 
 Arrays = Mapping[str, np.ndarray]

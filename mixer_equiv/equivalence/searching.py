@@ -13,7 +13,7 @@ from mixer_equiv.equivalence.found import is_settled
 from mixer_equiv.equivalence.matching import Match, match
 from mixer_equiv.equivalence.moves import Deviation
 from mixer_equiv.equivalence.official import DEEPEST, official_programs
-from mixer_equiv.equivalence.trace import Print, Trace
+from mixer_equiv.equivalence.record.trace import Print, Trace
 from mixer_equiv.operations import cut
 
 

@@ -17,8 +17,8 @@ from mixer_equiv.equivalence.diagnose import constraint_causes, deviation_causes
 from mixer_equiv.equivalence.evidence import Evidence, Run
 from mixer_equiv.equivalence.faults import verdict_of
 from mixer_equiv.equivalence.judge import Judgement, without
-from mixer_equiv.equivalence.precision import device, jax_device
 from mixer_equiv.equivalence.programs import PROGRAM_NAMES
+from mixer_equiv.equivalence.record.precision import device, jax_device
 from mixer_equiv.equivalence.subject import UNOBSERVABLE, Subject
 from mixer_equiv.errors import ConventionWarning
 from mixer_equiv.layouts import OFFICIAL

@@ -17,7 +17,7 @@ from mixer_equiv.equivalence.diagnose import round_trip_causes, weight_causes
 from mixer_equiv.equivalence.evidence import Evidence, gather
 from mixer_equiv.equivalence.gradients import common_space, compare_gradients
 from mixer_equiv.equivalence.judge import explained, judge, trained_apart, with_gradients
-from mixer_equiv.equivalence.precision import on_device
+from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.subject import Image, Subject, subjects
 from mixer_equiv.equivalence.summary import not_found, of_other_sizes, of_other_weights, report_of, sides_of
 from mixer_equiv.equivalence.training import compare_training

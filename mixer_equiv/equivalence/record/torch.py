@@ -22,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from mixer_equiv.equivalence.precision import device, torch_full_precision
-from mixer_equiv.equivalence.randomness import Generators, seeded
-from mixer_equiv.equivalence.restoring import kept
-from mixer_equiv.equivalence.trace import Trace, Value, narrowing
+from mixer_equiv.equivalence.record.isolation import kept
+from mixer_equiv.equivalence.record.precision import device, torch_full_precision
+from mixer_equiv.equivalence.record.randomness import Generators, seeded
+from mixer_equiv.equivalence.record.trace import Trace, Value, narrowing
 from mixer_equiv.errors import MixerEquivError
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]

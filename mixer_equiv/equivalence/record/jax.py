@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from mixer_equiv.equivalence.precision import jax_full_precision
-from mixer_equiv.equivalence.randomness import seeded
-from mixer_equiv.equivalence.trace import Trace, Value, narrowing
+from mixer_equiv.equivalence.record.precision import jax_full_precision
+from mixer_equiv.equivalence.record.randomness import seeded
+from mixer_equiv.equivalence.record.trace import Trace, Value, narrowing
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 
