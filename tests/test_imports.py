@@ -376,7 +376,13 @@ def test_models_do_not_know_each_other(name: str) -> None:
     assert strange_imports(SOURCES[name], f"mixer_equiv.{name}") == []
 
 
-MATCHER = tuple(f"equivalence.{name}" for name in ("matching", "moves", "fitting", "variants", "record.trace"))
+MATCHER = (
+    "equivalence.match.matcher",
+    "equivalence.match.moves",
+    "equivalence.match.fits",
+    "equivalence.match.variants",
+    "equivalence.record.trace",
+)
 MIXERS = tuple(f"mixer_equiv.{name}" for name in ("models", "layouts", "config", "checkpoints"))
 
 
@@ -393,14 +399,19 @@ def test_the_matcher_knows_no_mixer(name: str) -> None:
 
 
 PLANTED = [
-    (mixer_knowledge, "equivalence.matching", "from mixer_equiv.layouts import LINEN", ["mixer_equiv.layouts.LINEN"]),
     (
         mixer_knowledge,
-        "equivalence.fitting",
+        "equivalence.match.matcher",
+        "from mixer_equiv.layouts import LINEN",
+        ["mixer_equiv.layouts.LINEN"],
+    ),
+    (
+        mixer_knowledge,
+        "equivalence.match.fits",
         "def f():\n    import mixer_equiv.models.torch",
         ["mixer_equiv.models.torch"],
     ),
-    (mixer_knowledge, "equivalence.matching", "if name == 'stem':\n    pass", ["stem"]),
+    (mixer_knowledge, "equivalence.match.matcher", "if name == 'stem':\n    pass", ["stem"]),
     (heavy_imports, "checkpoints.conversion", "import torch", ["torch"]),
     (heavy_imports, "checkpoints.conversion", "import jax.numpy as jnp", ["jax.numpy"]),
     (heavy_imports, "arrays", "from torch import Tensor", ["torch.Tensor"]),

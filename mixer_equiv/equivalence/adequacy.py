@@ -14,8 +14,8 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.faults import name_of
-from mixer_equiv.equivalence.moves import Deviation
-from mixer_equiv.equivalence.variants import OUTPUTS, SKIPPED, norms, variants
+from mixer_equiv.equivalence.match.moves import Deviation
+from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPED, norms, variants
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.reference import MlpMixer
 from mixer_equiv.operations import Array, Parameter, Step

@@ -10,11 +10,11 @@ import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.faults import recognised
-from mixer_equiv.equivalence.fitting import Use, places_in
 from mixer_equiv.equivalence.folding import folded, relocated
 from mixer_equiv.equivalence.found import Found, Source, Tap
-from mixer_equiv.equivalence.matching import Match
-from mixer_equiv.equivalence.moves import Deviation
+from mixer_equiv.equivalence.match.fits import Use, places_in
+from mixer_equiv.equivalence.match.matcher import Match
+from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.naming import layout_found
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.equivalence.searching import best_match

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.fitting import Use
-from mixer_equiv.equivalence.matching import Match
+from mixer_equiv.equivalence.match.fits import Use
+from mixer_equiv.equivalence.match.matcher import Match
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import some
 from mixer_equiv.layouts import ABSENT, LINEN, Conventions, Layout, Row

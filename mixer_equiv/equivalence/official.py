@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.moves import Deviation
+from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.layouts import LINEN, OFFICIAL
 from mixer_equiv.models.reference import MlpMixer
 from mixer_equiv.operations import Parameter, Program, Step

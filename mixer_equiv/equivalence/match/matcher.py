@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from mixer_equiv.equivalence.fitting import Use
-from mixer_equiv.equivalence.moves import COST_OF, Deviation, Moves, State, names_of
+from mixer_equiv.equivalence.match.fits import Use
+from mixer_equiv.equivalence.match.moves import COST_OF, Deviation, Moves, State, names_of
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Program, Step
 

@@ -10,9 +10,9 @@ from functools import cached_property, partial
 from typing import Any
 
 from mixer_equiv import operations
-from mixer_equiv.equivalence.fitting import Fit, Fits, Use, arranged, by_axes
+from mixer_equiv.equivalence.match.fits import Fit, Fits, Use, arranged, by_axes
+from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPED, constants, epsilons, norms, variants
 from mixer_equiv.equivalence.record.trace import Trace, Value
-from mixer_equiv.equivalence.variants import OUTPUTS, SKIPPED, constants, epsilons, norms, variants
 from mixer_equiv.operations import ACTIVATIONS, Array, Program, Step
 
 COST_OF = {"variant": 1, "skip": 1, "insert": 2, "unknown": 3}
