@@ -15,9 +15,9 @@ from mixer_equiv.arrays.interop import to_numpy
 from mixer_equiv.arrays.lazy import joined
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.equivalence.found import Found
-from mixer_equiv.equivalence.mapping import find_mixer
-from mixer_equiv.equivalence.official import official_programs
+from mixer_equiv.equivalence.mixer.find import find_mixer
+from mixer_equiv.equivalence.mixer.reference import official_programs
+from mixer_equiv.equivalence.mixer.result import Found
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.errors import MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL

@@ -10,10 +10,10 @@ import numpy as np
 
 from mixer_equiv.equivalence.compare import CONVENTIONS
 from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, Fault, name_of
-from mixer_equiv.equivalence.found import Found
 from mixer_equiv.equivalence.handover import explained
 from mixer_equiv.equivalence.match.moves import Deviation
-from mixer_equiv.equivalence.official import deviations_of, official_steps
+from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
+from mixer_equiv.equivalence.mixer.result import Found
 from mixer_equiv.equivalence.programs import Taps
 from mixer_equiv.equivalence.subject import Subject
 from mixer_equiv.errors import some

@@ -7,7 +7,7 @@ import dataclasses
 from mixer_equiv.equivalence.match.fits import Use
 from mixer_equiv.equivalence.match.matcher import Match
 from mixer_equiv.equivalence.match.moves import Deviation
-from mixer_equiv.equivalence.official import DEEPEST, official_programs
+from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import Step
 

@@ -11,7 +11,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.match.fits import Use, in_order
 from mixer_equiv.equivalence.match.matcher import Match
 from mixer_equiv.equivalence.match.moves import Deviation
-from mixer_equiv.equivalence.official import deviations_of
+from mixer_equiv.equivalence.mixer.reference import deviations_of
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.layouts import Layout
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.faults import recognised
-from mixer_equiv.equivalence.folding import folded, relocated
-from mixer_equiv.equivalence.found import Found, Source, Tap
 from mixer_equiv.equivalence.match.fits import Use, places_in
 from mixer_equiv.equivalence.match.matcher import Match
 from mixer_equiv.equivalence.match.moves import Deviation
-from mixer_equiv.equivalence.naming import layout_found
+from mixer_equiv.equivalence.mixer.layout import layout_found
+from mixer_equiv.equivalence.mixer.result import Found, Source, Tap
+from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
+from mixer_equiv.equivalence.mixer.search import best_match
 from mixer_equiv.equivalence.record.trace import Trace, Value
-from mixer_equiv.equivalence.searching import best_match
 from mixer_equiv.errors import some
 from mixer_equiv.layouts import LINEN, OFFICIAL
 from mixer_equiv.operations import Parameter
