@@ -14,8 +14,8 @@ import numpy as np
 
 from mixer_equiv import MixerConfig
 from mixer_equiv.equivalence.compare import residual
-from mixer_equiv.equivalence.programs import run_flax, run_torch
-from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.frameworks import run_flax, run_torch
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
 
 SIZES = [  # patch, image, channels, hidden, tokens_mlp, channels_mlp, classes
     (2, 8, 1, 32, 24, 64, 10),

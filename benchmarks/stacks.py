@@ -11,7 +11,7 @@ from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.equivalence.gradients import random_cotangent
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN, TORCH, Layout
 
 Arrays = Mapping[str, np.ndarray]

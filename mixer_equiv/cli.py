@@ -474,7 +474,7 @@ def _stop(number: int, _: object) -> None:
 
 def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:
     from mixer_equiv.equivalence.porting import layout_of
-    from mixer_equiv.equivalence.sources import is_source, model_at
+    from mixer_equiv.equivalence.sides.locate import is_source, model_at
 
     if not is_source(model):
         raise ConfigError(f"{model} is no place of a model: path/to/file.py:Name, package.module:Name, timm:NAME")

@@ -31,8 +31,8 @@ from mixer_equiv.checkpoints import formats as container_module
 from mixer_equiv.checkpoints.checkpoint import load, save
 from mixer_equiv.checkpoints.conversion import convert, relabel
 from mixer_equiv.checkpoints.formats import SUFFIXES
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, Conventions
 from mixer_equiv.models.torch import MlpMixer
 from mixer_equiv.testing.strategies import DTYPES

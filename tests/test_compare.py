@@ -18,7 +18,7 @@ from mixer_equiv.equivalence.compare import (
     residual,
     size_differences,
 )
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 
 HUGE = np.finfo(np.float64).max
 

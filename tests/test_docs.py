@@ -13,7 +13,7 @@ from docs.layouts import with_table
 from mixer_equiv import LAYOUTS, MixerConfig
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.cli import EXIT_STATUS, app
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.formulation import CHANNELS, PATCH, TOKENS
 
 ROOT = Path(__file__).parent.parent

@@ -36,9 +36,9 @@ from mixer_equiv.checkpoints.formats import SUFFIXES, LazyArray
 from mixer_equiv.checkpoints.inspection import inspect
 from mixer_equiv.config import fitting_patches
 from mixer_equiv.equivalence.compare import differing
-from mixer_equiv.equivalence.sources import import_timm
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.sides.locate import import_timm
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN, OFFICIAL, TIMM
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer

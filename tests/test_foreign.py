@@ -43,9 +43,9 @@ from mixer_equiv.cli import app
 from mixer_equiv.data import digits
 from mixer_equiv.equivalence.compare import differing
 from mixer_equiv.equivalence.record.torch import unlisted
-from mixer_equiv.equivalence.sources import import_timm
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.sides.locate import import_timm
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN, Row
 from mixer_equiv.layouts.custom import layout_from_file
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer

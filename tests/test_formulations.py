@@ -20,11 +20,11 @@ from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoints.checkpoint import as_checkpoint
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
-from mixer_equiv.equivalence.programs import run_reference
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.torch import record
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.frameworks import run_reference
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.formulation import CHANNELS, CONVOLUTIONAL, FORMULATIONS, PATCH, TOKENS
 from mixer_equiv.layouts import LINEN, TORCH, get_layout
 from mixer_equiv.layouts.natural import natural

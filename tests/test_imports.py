@@ -17,8 +17,8 @@ import pytest
 
 import mixer_equiv
 from mixer_equiv import MissingDependencyError
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_params
 
 FRAMEWORKS = frozenset({"torch", "jax", "jaxlib", "flax"})
 

@@ -15,9 +15,9 @@ from mixer_equiv import MixerConfig, convert, operations, verify
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.equivalence.compare import residual
-from mixer_equiv.equivalence.programs import run_flax, run_reference, run_torch, stage_names
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.frameworks import run_flax, run_reference, run_torch, stage_names
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.models import flax as flax_models
 from mixer_equiv.models import torch as torch_models
 from mixer_equiv.testing.strategies import configs

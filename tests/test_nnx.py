@@ -12,10 +12,10 @@ from mixer_equiv import Checkpoint, ConversionError, MixerConfig, convert
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.equivalence.compare import differing, residual
-from mixer_equiv.equivalence.programs import run_flax, stage_names
 from mixer_equiv.equivalence.record.precision import jax_full_precision
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.frameworks import run_flax, stage_names
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.models import flax as linen_models
 from mixer_equiv.models import nnx as nnx_models
 from tests.structures import cheap_jit, run_official

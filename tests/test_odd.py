@@ -31,8 +31,8 @@ from mixer_equiv import (
 )
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.equivalence.compare import residual
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import constrained, random_images, random_params
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import constrained, random_images, random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.reference import MlpMixer as ReferenceMixer

@@ -19,8 +19,8 @@ from mixer_equiv.cli import app
 from mixer_equiv.equivalence import training
 from mixer_equiv.equivalence.compare import Policy
 from mixer_equiv.equivalence.record.precision import device
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.page import to_html
 from tests.structures import OwnMixer
 

@@ -25,8 +25,8 @@ from mixer_equiv import (
 )
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import differing, residual
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.layouts import LINEN, TIMM, Conventions, Row, get_layout
 from tests.structures import PORTS, PortMixer, run_official, run_torch
 

@@ -8,8 +8,8 @@ import pytest
 
 from mixer_equiv import Checkpoint, InexpressibleError, convert
 from mixer_equiv.checkpoints.conversion import describe_conventions, relabel
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.errors import SHOWN
 from mixer_equiv.layouts import LINEN, TIMM, Conventions, Layout
 

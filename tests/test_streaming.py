@@ -28,8 +28,8 @@ from mixer_equiv.arrays.interop import to_torch
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, each, gathered, split
 from mixer_equiv.checkpoints.formats import SUFFIXES, base, container_for, npz, raw_arrays, read, sharded
 from mixer_equiv.cli import app
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LAYOUTS
 from mixer_equiv.models.torch import MlpMixer
 from tests.test_checkpoint import changed, snapshot

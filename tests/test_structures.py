@@ -13,9 +13,9 @@ from mixer_equiv import LAYOUTS, Checkpoint, ConventionWarning, MixerConfig, con
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.equivalence.compare import differing, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
-from mixer_equiv.equivalence.sources import import_timm
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.locate import import_timm
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer
 from tests.structures import (

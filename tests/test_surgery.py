@@ -24,8 +24,8 @@ from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.checkpoints import formats, surgery
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import differing, residual
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.reference import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer

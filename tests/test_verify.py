@@ -14,11 +14,11 @@ from flax import nnx
 
 from mixer_equiv import Checkpoint, ConfigError, MixerEquivError, convert, save, verify
 from mixer_equiv.arrays.interop import unflatten
-from mixer_equiv.equivalence import programs
 from mixer_equiv.equivalence.compare import Policy, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
-from mixer_equiv.equivalence.weights import random_images, random_params
+from mixer_equiv.equivalence.sides import frameworks as programs
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.models import flax as flax_models
 from mixer_equiv.models import torch as torch_models
 from mixer_equiv.models import torch_activations

@@ -11,7 +11,7 @@ from einops.layers.torch import Rearrange, Reduce
 from torch import nn
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.sources import import_timm
+from mixer_equiv.equivalence.sides.locate import import_timm
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -14,8 +14,8 @@ from mixer_equiv.equivalence.handover import explained
 from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
 from mixer_equiv.equivalence.mixer.result import Found
-from mixer_equiv.equivalence.programs import Taps
-from mixer_equiv.equivalence.subject import Subject
+from mixer_equiv.equivalence.sides.frameworks import Taps
+from mixer_equiv.equivalence.sides.side import Subject
 from mixer_equiv.errors import some
 from mixer_equiv.layouts import OFFICIAL
 from mixer_equiv.report import Cause, Side

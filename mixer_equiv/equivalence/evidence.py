@@ -9,9 +9,9 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES
 from mixer_equiv.equivalence.compare import CONVENTIONS, differing, residual
-from mixer_equiv.equivalence.programs import PROGRAM_NAMES, Taps
-from mixer_equiv.equivalence.subject import Subject
-from mixer_equiv.equivalence.weights import random_images
+from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES, Taps
+from mixer_equiv.equivalence.sides.side import Subject
+from mixer_equiv.equivalence.sides.weights import random_images
 from mixer_equiv.report import Stage
 
 

@@ -16,10 +16,10 @@ from rich.text import Text
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.programs import run_torch
-from mixer_equiv.equivalence.subject import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.frameworks import run_torch
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images
 from mixer_equiv.equivalence.verify import verify
-from mixer_equiv.equivalence.weights import random_images
 
 CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
 

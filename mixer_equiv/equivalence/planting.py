@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.weights import random_params
+from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.reference import MlpMixer as Reference
 from mixer_equiv.operations import Parameter, Step

@@ -17,9 +17,9 @@ from mixer_equiv.equivalence.diagnose import constraint_causes, deviation_causes
 from mixer_equiv.equivalence.evidence import Evidence, Run
 from mixer_equiv.equivalence.faults import verdict_of
 from mixer_equiv.equivalence.judge import Judgement, without
-from mixer_equiv.equivalence.programs import PROGRAM_NAMES
 from mixer_equiv.equivalence.record.precision import device, jax_device
-from mixer_equiv.equivalence.subject import UNOBSERVABLE, Subject
+from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES
+from mixer_equiv.equivalence.sides.side import UNOBSERVABLE, Subject
 from mixer_equiv.errors import ConventionWarning
 from mixer_equiv.layouts import OFFICIAL
 from mixer_equiv.report import Cause, Report, Side

@@ -18,7 +18,7 @@ from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import Policy
 from mixer_equiv.equivalence.gradients import common_space, gradients_in, random_cotangent
 from mixer_equiv.equivalence.record.precision import jax_full_precision
-from mixer_equiv.equivalence.subject import UNOBSERVABLE, Subject
+from mixer_equiv.equivalence.sides.side import UNOBSERVABLE, Subject
 from mixer_equiv.layouts import LINEN, Layout
 from mixer_equiv.report import Training
 

@@ -18,10 +18,10 @@ from mixer_equiv.equivalence.evidence import Evidence, gather
 from mixer_equiv.equivalence.gradients import common_space, compare_gradients
 from mixer_equiv.equivalence.judge import explained, judge, trained_apart, with_gradients
 from mixer_equiv.equivalence.record.precision import on_device
-from mixer_equiv.equivalence.subject import Image, Subject, subjects
+from mixer_equiv.equivalence.sides.side import Image, Subject, subjects
+from mixer_equiv.equivalence.sides.weights import give_weights, is_said, random_images, weights_by, weights_holder
 from mixer_equiv.equivalence.summary import not_found, of_other_sizes, of_other_weights, report_of, sides_of
 from mixer_equiv.equivalence.training import compare_training
-from mixer_equiv.equivalence.weights import give_weights, is_said, random_images, weights_by, weights_holder
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
 from mixer_equiv.report import Gradients, Report, Training
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.adapters import is_model_class
+from mixer_equiv.equivalence.sides.adapters import is_model_class
 from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError
 
 

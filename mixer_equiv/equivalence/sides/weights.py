@@ -11,9 +11,9 @@ from einops import rearrange
 
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.candidate import checkpoint_of
 from mixer_equiv.equivalence.compare import size_differences
-from mixer_equiv.equivalence.subject import Subject, subjects
+from mixer_equiv.equivalence.sides.candidate import checkpoint_of
+from mixer_equiv.equivalence.sides.side import Subject, subjects
 from mixer_equiv.errors import ConfigError, LayoutError, MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL, Layout
 from mixer_equiv.random_weights import draw_params

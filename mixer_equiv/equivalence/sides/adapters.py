@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
-from mixer_equiv.equivalence.candidate import Candidate, Draw
 from mixer_equiv.equivalence.record.trace import Trace
+from mixer_equiv.equivalence.sides.candidate import Candidate, Draw
 from mixer_equiv.errors import MixerEquivError
 
 

@@ -17,11 +17,11 @@ from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint, load
 from mixer_equiv.checkpoints.conversion import convert, relabel
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.config import MixerConfig, as_pair
-from mixer_equiv.equivalence.adapters import VERIFIED, candidate_of, is_model
-from mixer_equiv.equivalence.candidate import Candidate
 from mixer_equiv.equivalence.mixer.result import Found
-from mixer_equiv.equivalence.programs import PROGRAMS, Taps, run_module
-from mixer_equiv.equivalence.sources import is_maker, is_source, model_at
+from mixer_equiv.equivalence.sides.adapters import VERIFIED, candidate_of, is_model
+from mixer_equiv.equivalence.sides.candidate import Candidate
+from mixer_equiv.equivalence.sides.frameworks import PROGRAMS, Taps, run_module
+from mixer_equiv.equivalence.sides.locate import is_maker, is_source, model_at
 from mixer_equiv.errors import ConfigError, ConversionError, MixerEquivError
 from mixer_equiv.layouts import LINEN, NNX, OFFICIAL, TORCH, Layout
 
