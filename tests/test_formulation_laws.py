@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from mixer_equiv import Formulation, MixerConfig
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
-from mixer_equiv.equivalence.gradients import random_cotangent
+from mixer_equiv.equivalence.judge.gradients import random_cotangent
 from mixer_equiv.models import flax_formulations, jax_activations, torch_formulations, torch_modules
 from mixer_equiv.models.torch_formulations import Mixing
 from mixer_equiv.testing.strategies import FEW_CONFIGS

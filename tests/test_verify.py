@@ -452,7 +452,7 @@ def test_not_a_number_makes_no_float32_warning():
 
 
 def test_a_conversion_that_does_not_come_back_is_never_equivalent(monkeypatch):
-    module = importlib.import_module("mixer_equiv.equivalence.summary")
+    module = importlib.import_module("mixer_equiv.equivalence.judge.summary")
     relabelled = module.convert
 
     def losing(source, to):

@@ -22,7 +22,7 @@ from mixer_equiv.bench.cases import Cell
 from mixer_equiv.bench.programs import Contestant
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.compare import Policy, gradient_residuals, residual
-from mixer_equiv.equivalence.gradients import random_cotangent
+from mixer_equiv.equivalence.judge.gradients import random_cotangent
 from mixer_equiv.equivalence.sides.frameworks import run_reference
 from mixer_equiv.random_weights import draw_images, draw_params
 

@@ -16,7 +16,7 @@ from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.compare import Policy
-from mixer_equiv.equivalence.gradients import common_space, gradients_in, random_cotangent
+from mixer_equiv.equivalence.judge.gradients import common_space, gradients_in, random_cotangent
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides.side import UNOBSERVABLE, Subject
 from mixer_equiv.layouts import LINEN, Layout

@@ -13,10 +13,10 @@ import numpy as np
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.equivalence.compare import CONVENTIONS, Policy, differing, residual
-from mixer_equiv.equivalence.diagnose import constraint_causes, deviation_causes
-from mixer_equiv.equivalence.evidence import Evidence, Run
 from mixer_equiv.equivalence.faults import verdict_of
-from mixer_equiv.equivalence.judge import Judgement, without
+from mixer_equiv.equivalence.judge.causes import constraint_causes, deviation_causes
+from mixer_equiv.equivalence.judge.decide import Judgement, without
+from mixer_equiv.equivalence.judge.evidence import Evidence, Run
 from mixer_equiv.equivalence.record.precision import device, jax_device
 from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES
 from mixer_equiv.equivalence.sides.side import UNOBSERVABLE, Subject

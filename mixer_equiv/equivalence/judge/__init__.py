@@ -1,0 +1,1 @@
+"""Internal. Runs both sides, compares them, decides and explains."""
