@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from mixer_equiv import verify
 from mixer_equiv.data import digits
-from mixer_equiv.equivalence.mutate import mutate
+from mixer_equiv.equivalence.faults.kill_matrix import mutate
 
 HERE = Path(__file__).parent
 SIZES = {"image_size": 12, "patch_size": 4, "hidden": 20, "depth": 4}

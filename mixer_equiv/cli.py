@@ -349,7 +349,7 @@ def mutate(
     json_file: JsonOption = None,
 ) -> None:
     """Plant every catalogued fault in a Mixer, and show which checks notice it, and what verify says."""
-    from mixer_equiv.equivalence.mutate import mutate as plant_all
+    from mixer_equiv.equivalence.faults.kill_matrix import mutate as plant_all
 
     with _reported():
         _check_outputs({"--json": json_file})

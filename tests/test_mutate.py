@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from mixer_equiv.cli import app
-from mixer_equiv.equivalence import mutate as mutation
-from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS
+from mixer_equiv.equivalence.faults import kill_matrix as mutation
+from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS
+from mixer_equiv.equivalence.faults.planted_code import HANDED_OVER, PLANTED, Planted, PlantedMixer
 from mixer_equiv.equivalence.handover import HANDOVERS
-from mixer_equiv.equivalence.planting import HANDED_OVER, PLANTED, Planted, PlantedMixer
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_every_code_fault_of_the_catalogue_is_planted_or_beyond_it() -> None:
 
 def test_a_fault_that_is_not_named_is_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutation, "verify", lambda *args, **kwargs: _Nothing())
-    monkeypatch.setattr("mixer_equiv.equivalence.planting.PLANTED", {"eps 1e-5": PLANTED["eps 1e-5"]})
-    monkeypatch.setattr("mixer_equiv.equivalence.planting.HANDED_OVER", {})
+    monkeypatch.setattr("mixer_equiv.equivalence.faults.planted_code.PLANTED", {"eps 1e-5": PLANTED["eps 1e-5"]})
+    monkeypatch.setattr("mixer_equiv.equivalence.faults.planted_code.HANDED_OVER", {})
     result = CliRunner().invoke(app, ["mutate", "--json", "-"], catch_exceptions=False)
     assert result.exit_code == 1
     rows = json.loads(result.stdout)["rows"]
@@ -91,9 +91,10 @@ def test_what_is_planted_wrongly_is_not_called_named(monkeypatch: pytest.MonkeyP
         "no stem bias": Planted("constraint", "tied_blocks", held={"stem/bias": None}),
         "dropout": Planted("notice", "in train mode"),
     }
-    monkeypatch.setattr("mixer_equiv.equivalence.planting.PLANTED", wrong)
+    monkeypatch.setattr("mixer_equiv.equivalence.faults.planted_code.PLANTED", wrong)
     monkeypatch.setattr(
-        "mixer_equiv.equivalence.planting.HANDED_OVER", {"nothing": (lambda weights, config: weights, "zeroed")}
+        "mixer_equiv.equivalence.faults.planted_code.HANDED_OVER",
+        {"nothing": (lambda weights, config: weights, "zeroed")},
     )
     matrix = mutation.mutate()
     assert {row.fault: row.named for row in matrix.rows} == {

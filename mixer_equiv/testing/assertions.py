@@ -14,7 +14,7 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import flatten, is_array, to_numpy
 from mixer_equiv.equivalence.compare import residual
-from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, verdict_of
+from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, verdict_of
 from mixer_equiv.equivalence.verify import verify
 from mixer_equiv.errors import ConfigError, ConversionError, NotEquivalentError
 from mixer_equiv.report import Report

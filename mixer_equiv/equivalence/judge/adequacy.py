@@ -13,7 +13,7 @@ import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.compare import residual
-from mixer_equiv.equivalence.faults import name_of
+from mixer_equiv.equivalence.faults.catalogue import name_of
 from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPED, norms, variants
 from mixer_equiv.layouts import LINEN

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mixer_equiv.equivalence.compare import CONVENTIONS
-from mixer_equiv.equivalence.faults import CODE, CONSTRAINTS, Fault, name_of
+from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, Fault, name_of
 from mixer_equiv.equivalence.handover import explained
 from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps

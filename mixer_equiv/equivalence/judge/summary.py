@@ -13,7 +13,7 @@ import numpy as np
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.equivalence.compare import CONVENTIONS, Policy, differing, residual
-from mixer_equiv.equivalence.faults import verdict_of
+from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import constraint_causes, deviation_causes
 from mixer_equiv.equivalence.judge.decide import Judgement, without
 from mixer_equiv.equivalence.judge.evidence import Evidence, Run

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.faults import recognised
+from mixer_equiv.equivalence.faults.catalogue import recognised
 from mixer_equiv.equivalence.match.fits import Use, places_in
 from mixer_equiv.equivalence.match.matcher import Match
 from mixer_equiv.equivalence.match.moves import Deviation

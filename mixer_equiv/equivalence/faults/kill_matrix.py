@@ -152,7 +152,7 @@ def _in_code(config: MixerConfig, seed: int, on_step: Callable[[str], None]) -> 
     """The model without a fault, then every fault of code and constraint, and what is only to be noticed."""
     import torch
 
-    from mixer_equiv.equivalence.planting import PLANTED, Planted, PlantedMixer
+    from mixer_equiv.equivalence.faults.planted_code import PLANTED, Planted, PlantedMixer
 
     images = torch.randn(8, config.in_channels, *config.image_hw, generator=torch.Generator().manual_seed(seed))
 
@@ -194,7 +194,7 @@ _HANDED_OVER = MixerConfig(
 
 def _in_weights(seed: int, on_step: Callable[[str], None]) -> Iterator[Row]:
     """Every fault of weights handed over: official ones against what became of them."""
-    from mixer_equiv.equivalence.planting import HANDED_OVER, initial
+    from mixer_equiv.equivalence.faults.planted_code import HANDED_OVER, initial
 
     config = _HANDED_OVER
     images = random_images(config, seed).astype(np.float32)

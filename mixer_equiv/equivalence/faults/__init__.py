@@ -1,0 +1,1 @@
+"""Internal. The catalogue of faults, the faults planted in code and in weights, and the kill matrix."""
