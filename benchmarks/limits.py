@@ -22,7 +22,7 @@ from mixer_equiv.bench.machine import pinned
 from mixer_equiv.bench.page import markdown_rows
 from mixer_equiv.bench.programs import Contestant
 from mixer_equiv.bench.proof import Prover, call_of
-from mixer_equiv.models.torch_packed import packed_product
+from mixer_equiv.models.torch.packed import packed_product
 
 CELLS = [Cell(MixerConfig.from_name(name), batch=batch) for name in ("S/32", "B/16") for batch in (1, 8)]
 ROUNDS = 15

@@ -19,8 +19,10 @@ from mixer_equiv.bench.clock import in_rounds, paired_ratio, quartiles
 from mixer_equiv.bench.machine import pinned
 from mixer_equiv.bench.page import markdown_rows
 from mixer_equiv.equivalence.compare import residual
-from mixer_equiv.models import flax, flax_formulations, torch_formulations
+from mixer_equiv.models.flax import formulations as flax_formulations
+from mixer_equiv.models.flax import model as flax
 from mixer_equiv.models.torch import MlpBlock
+from mixer_equiv.models.torch import formulations as torch_formulations
 
 CELLS = [(name, batch) for name in ("S/32", "B/16") for batch in (1, 8, 32)]
 ROUNDS = 20

@@ -16,8 +16,8 @@ from mixer_equiv import Formulation
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.equivalence.record.precision import jax_full_precision, torch_full_precision, torch_threads
 from mixer_equiv.layouts import LINEN, TORCH
-from mixer_equiv.models.flax import OFFICIAL
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
+from mixer_equiv.models.flax.model import OFFICIAL
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 
 # Options of XLA that make compiling cheap and running slow, right for what runs 64 times.

@@ -24,7 +24,7 @@ from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.layouts import LINEN, TORCH
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
-from mixer_equiv.models.reference import MlpMixer as ReferenceMixer
+from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from tests.structures import cheap_jit
 

@@ -26,7 +26,10 @@ from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.sides.frameworks import run_reference
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.formulation import TOKENS
-from mixer_equiv.models import torch_activations, torch_formulations, torch_fused, torch_inference
+from mixer_equiv.models.torch import activations as torch_activations
+from mixer_equiv.models.torch import formulations as torch_formulations
+from mixer_equiv.models.torch import fused as torch_fused
+from mixer_equiv.models.torch import inference as torch_inference
 
 SMALL = tutorial.CONFIGS[0]
 

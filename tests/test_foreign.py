@@ -220,7 +220,7 @@ def test_the_digits_checkpoint_predicts_the_same_in_an_unseen_class() -> None:
     port(digits.CHECKPOINT, model)
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     images, labels = digits.held_out()
-    from mixer_equiv.models.reference import MlpMixer as Reference
+    from mixer_equiv.models.numpy import MlpMixer as Reference
 
     expected = Reference(checkpoint.config)(checkpoint.arrays, images)
     actual = run_torch(model, images.astype(np.float64))

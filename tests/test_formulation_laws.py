@@ -22,8 +22,11 @@ from hypothesis import strategies as st
 from mixer_equiv import Formulation, MixerConfig
 from mixer_equiv.equivalence.compare import gradient_residuals, residual
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
-from mixer_equiv.models import flax_formulations, jax_activations, torch_formulations, torch_modules
-from mixer_equiv.models.torch_formulations import Mixing
+from mixer_equiv.models.flax import activations as jax_activations
+from mixer_equiv.models.flax import formulations as flax_formulations
+from mixer_equiv.models.torch import formulations as torch_formulations
+from mixer_equiv.models.torch import modules as torch_modules
+from mixer_equiv.models.torch.formulations import Mixing
 from mixer_equiv.testing.strategies import FEW_CONFIGS
 from tests.mixers import ANY_CONFIG, COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
 from tests.programs import (

@@ -16,11 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixer_equiv import Formulation
 from mixer_equiv.config import ACTIVATIONS
-from mixer_equiv.models import torch as models
-from mixer_equiv.models import torch_activations, torch_formulations, torch_fused, torch_inference
 from mixer_equiv.models.torch import MlpBlock
-from mixer_equiv.models.torch_activations import ACTIVATIONS as IN_TORCH
-from mixer_equiv.models.torch_inference import DTYPES, Mixing, way_of
+from mixer_equiv.models.torch import activations as torch_activations
+from mixer_equiv.models.torch import formulations as torch_formulations
+from mixer_equiv.models.torch import fused as torch_fused
+from mixer_equiv.models.torch import inference as torch_inference
+from mixer_equiv.models.torch import model as models
+from mixer_equiv.models.torch.activations import ACTIVATIONS as IN_TORCH
+from mixer_equiv.models.torch.inference import DTYPES, Mixing, way_of
 
 FUSED = sorted(torch_fused.POST_OPS)
 LINEAR = torch_formulations.TOKENS["linear"]

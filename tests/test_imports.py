@@ -436,7 +436,12 @@ PLANTED = [
     (upward_imports, "report", "from .equivalence.verify import verify", ["mixer_equiv.equivalence.verify.verify"]),
     (upward_imports, "equivalence.verify", "import mixer_equiv", ["mixer_equiv"]),
     (upward_imports, "equivalence.verify", "from mixer_equiv import load", ["mixer_equiv.load"]),
-    (strange_imports, "models.torch", "def f():\n    import mixer_equiv.models.flax", ["mixer_equiv.models.flax"]),
+    (
+        strange_imports,
+        "models.torch",
+        "def f():\n    import mixer_equiv.models.flax",
+        ["mixer_equiv.models.flax"],
+    ),
     (strange_imports, "models.flax", "from mixer_equiv.models import torch", ["mixer_equiv.models.torch"]),
     (strange_imports, "models.reference", "import jax", ["jax"]),
 ]

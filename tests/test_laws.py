@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mixer_equiv import MixerConfig, operations
 from mixer_equiv.equivalence.sides.frameworks import stage_names
 from mixer_equiv.layouts import LINEN
-from mixer_equiv.models.reference import MlpMixer as ReferenceMixer
+from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
 from mixer_equiv.testing.strategies import FEW_CONFIGS
 from tests.mixers import MIXERS, Mixer, assert_same
 from tests.programs import REFERENCE, Arrays

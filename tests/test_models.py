@@ -18,8 +18,8 @@ from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.sides.frameworks import run_flax, run_reference, run_torch, stage_names
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
-from mixer_equiv.models import flax as flax_models
-from mixer_equiv.models import torch as torch_models
+from mixer_equiv.models.flax import model as flax_models
+from mixer_equiv.models.torch import model as torch_models
 from mixer_equiv.testing.strategies import configs
 from tests.structures import cheap_jit, official, run_official
 

@@ -16,8 +16,8 @@ from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides.frameworks import run_flax, stage_names
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
-from mixer_equiv.models import flax as linen_models
 from mixer_equiv.models import nnx as nnx_models
+from mixer_equiv.models.flax import model as linen_models
 from tests.structures import cheap_jit, run_official
 
 SQUARE = MixerConfig(

@@ -35,7 +35,7 @@ from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import constrained, random_images, random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
-from mixer_equiv.models.reference import MlpMixer as ReferenceMixer
+from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from tests.structures import PortMixer
 

@@ -17,11 +17,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.config import ACTIVATIONS
-from mixer_equiv.models import torch_fused
 from mixer_equiv.models.torch import MlpMixer
-from mixer_equiv.models.torch_inference import DTYPES
-from mixer_equiv.models.torch_packed_onednn import packs
-from mixer_equiv.models.torch_processor import KERNELS
+from mixer_equiv.models.torch import fused as torch_fused
+from mixer_equiv.models.torch.inference import DTYPES
+from mixer_equiv.models.torch.packed_onednn import packs
+from mixer_equiv.models.torch.processor import KERNELS
 from tests.small_torch import CONFIG, EPSILON, LARGE, images, mixer
 
 CASES = [

@@ -17,19 +17,17 @@ import torch.nn.functional as F
 
 from mixer_equiv import ConfigError, Formulation
 from mixer_equiv.formulation import FORMULATIONS
-from mixer_equiv.models import (
-    torch_fused,
-    torch_inference,
-    torch_packed,
-    torch_packed_onednn,
-    torch_processor,
-)
 from mixer_equiv.models.torch import MlpMixer
-from mixer_equiv.models.torch_activations import ACTIVATIONS
-from mixer_equiv.models.torch_formulations import TOKENS
-from mixer_equiv.models.torch_inference import DTYPES, multiplies_bfloat16, way_of
-from mixer_equiv.models.torch_packed import kernels_for
-from mixer_equiv.models.torch_processor import agrees, instruction_set, preferred_kernels
+from mixer_equiv.models.torch import fused as torch_fused
+from mixer_equiv.models.torch import inference as torch_inference
+from mixer_equiv.models.torch import packed as torch_packed
+from mixer_equiv.models.torch import packed_onednn as torch_packed_onednn
+from mixer_equiv.models.torch import processor as torch_processor
+from mixer_equiv.models.torch.activations import ACTIVATIONS
+from mixer_equiv.models.torch.formulations import TOKENS
+from mixer_equiv.models.torch.inference import DTYPES, multiplies_bfloat16, way_of
+from mixer_equiv.models.torch.packed import kernels_for
+from mixer_equiv.models.torch.processor import agrees, instruction_set, preferred_kernels
 from tests import small_torch
 from tests.small_torch import CONFIG, EPSILON
 

@@ -27,7 +27,7 @@ from mixer_equiv.equivalence.compare import differing, residual
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.layouts import LINEN
-from mixer_equiv.models.reference import MlpMixer as ReferenceMixer
+from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from mixer_equiv.testing import strategies
 from mixer_equiv.testing.strategies import DTYPES, configs

@@ -35,17 +35,15 @@ from mixer_equiv.bench.machine import LIMITS, extra_memory, graphics, instructio
 from mixer_equiv.bench.programs import PROGRAMS, Contestant, Program, contestants, parse_formulations
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.record.precision import torch_threads
-from mixer_equiv.models import (
-    jax_activations,
-    torch_activations,
-    torch_fused,
-    torch_inference,
-    torch_packed,
-    torch_packed_blas,
-    torch_packed_onednn,
-)
-from mixer_equiv.models.torch_inference import multiplies_bfloat16
-from mixer_equiv.models.torch_processor import KERNELS, preferred_kernels
+from mixer_equiv.models.flax import activations as jax_activations
+from mixer_equiv.models.torch import activations as torch_activations
+from mixer_equiv.models.torch import fused as torch_fused
+from mixer_equiv.models.torch import inference as torch_inference
+from mixer_equiv.models.torch import packed as torch_packed
+from mixer_equiv.models.torch import packed_blas as torch_packed_blas
+from mixer_equiv.models.torch import packed_onednn as torch_packed_onednn
+from mixer_equiv.models.torch.inference import multiplies_bfloat16
+from mixer_equiv.models.torch.processor import KERNELS, preferred_kernels
 
 SMALL = MixerConfig(
     num_classes=5,

@@ -19,10 +19,10 @@ from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides import frameworks as programs
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
-from mixer_equiv.models import flax as flax_models
-from mixer_equiv.models import torch as torch_models
-from mixer_equiv.models import torch_activations
+from mixer_equiv.models.flax import model as flax_models
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
+from mixer_equiv.models.torch import activations as torch_activations
+from mixer_equiv.models.torch import model as torch_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 

@@ -35,7 +35,7 @@ class Row:
     `ms` are quartiles of the milliseconds of one call, `share` the part of the best matrix product's rate in
     the same cell, `memory` bytes at the height of a call beyond weights and inputs, `compiling` the seconds
     by which the first call was longer than the others. `kernels` are those of ours that it ran by on this processor
-    (`mixer_equiv.models.torch_inference`), where that is a choice; for a product, `size` is the side of its matrices.
+    (`mixer_equiv.models.torch.inference`), where that is a choice; for a product, `size` is the side of its matrices.
     Where `refused` says why, nothing was timed.
     """
 

@@ -19,9 +19,9 @@ from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LAYOUTS, LINEN
-from mixer_equiv.models import torch_inference
-from mixer_equiv.models.torch_formulations import CHANNELS, TOKENS
-from mixer_equiv.models.torch_packed import packed_product
+from mixer_equiv.models.torch import inference as torch_inference
+from mixer_equiv.models.torch.formulations import CHANNELS, TOKENS
+from mixer_equiv.models.torch.packed import packed_product
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -98,7 +98,7 @@ def instruction_set() -> str:
     """
     torch = sys.modules.get("torch")
     if torch:
-        from mixer_equiv.models import torch_processor
+        from mixer_equiv.models.torch import processor as torch_processor
 
         vectors = torch_processor.instruction_set()
         has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -1,4 +1,4 @@
-"""The official MLP-Mixer: `flax` (linen), `nnx`, `torch`, and `reference` in NumPy float64.
+"""The official MLP-Mixer: `flax` (linen), `nnx`, `torch`, and `numpy`, the reference in float64.
 
 Each module has an `MlpMixer(config)`; that of `nnx` takes `rngs` as well. Called with `taps=True` it
 returns every stage of the residual stream instead of the logits alone, a dict in order of

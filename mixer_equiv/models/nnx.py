@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.models.jax_activations import ACTIVATIONS
+from mixer_equiv.models.flax.activations import ACTIVATIONS
 
 
 class MlpBlock(nnx.Module):

@@ -20,7 +20,7 @@ from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN
-from mixer_equiv.models.reference import MlpMixer as Reference
+from mixer_equiv.models.numpy import MlpMixer as Reference
 from mixer_equiv.operations import Parameter, Step
 
 Kind = Literal["code", "constraint", "port", "notice"]

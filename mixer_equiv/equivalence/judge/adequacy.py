@@ -17,7 +17,7 @@ from mixer_equiv.equivalence.faults.catalogue import name_of
 from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPED, norms, variants
 from mixer_equiv.layouts import LINEN
-from mixer_equiv.models.reference import MlpMixer
+from mixer_equiv.models.numpy import MlpMixer
 from mixer_equiv.operations import Array, Parameter, Step
 
 Arrays = Mapping[str, Array]

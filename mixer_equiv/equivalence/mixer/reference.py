@@ -8,7 +8,7 @@ from typing import Any
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.layouts import LINEN, OFFICIAL
-from mixer_equiv.models.reference import MlpMixer
+from mixer_equiv.models.numpy import MlpMixer
 from mixer_equiv.operations import Parameter, Program, Step
 
 DEEPEST = 96  # blocks of the deepest Mixer that is looked for

@@ -107,7 +107,7 @@ def run_module(model: Any, config: MixerConfig, params: Arrays, images: np.ndarr
 
 def run_reference(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
     """Taps of the NumPy reference, which computes in float64 whatever the dtype of `images`."""
-    from mixer_equiv.models.reference import MlpMixer
+    from mixer_equiv.models.numpy import MlpMixer
 
     taps: Taps = MlpMixer(config)(params, images, taps=True)
     return taps

@@ -227,8 +227,8 @@ def _holder(source: Any, image: Image | None, allow_missing: Collection[str], se
     if is_model(source) and not type(source).__module__.startswith("mixer_equiv.models."):
         return _foreign(source, image, seed)
     module, _, name = f"{type(source).__module__}.{type(source).__qualname__}".rpartition(".")
-    program = module.removeprefix("mixer_equiv.models.")
-    if name != "MlpMixer" or program not in PROGRAMS:
+    program = _PROGRAM_OF.get(module.removeprefix("mixer_equiv.models.").partition(".")[0], "")
+    if name != "MlpMixer" or not program:
         raise MixerEquivError(f"found a {module}.{name}; {VERIFIED}")
     weights = None
     if program in _WEIGHTS_OF:
@@ -240,6 +240,10 @@ def _holder(source: Any, image: Image | None, allow_missing: Collection[str], se
         )
     own = source if program == "torch" else None
     return _with_image(Subject(program, program, source.config, weights, module=own), image)
+
+
+# By the name of the package in `mixer_equiv.models`.
+_PROGRAM_OF = {"flax": "flax", "nnx": "nnx", "torch": "torch", "numpy": "reference"}
 
 
 def _foreign(model: Any, image: Image | None, seed: int) -> Subject:

@@ -16,12 +16,12 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
 from mixer_equiv.errors import ConfigError, some
-from mixer_equiv.models.torch_formulations import check_images
-from mixer_equiv.models.torch_inference import DTYPES
-from mixer_equiv.models.torch_modules import TorchMixer
-from mixer_equiv.models.torch_packed_blas import BlasMixer, product
-from mixer_equiv.models.torch_packed_onednn import OneDnnMixer, PackedLinear, packs
-from mixer_equiv.models.torch_processor import KERNELS, Kernels, instruction_set, preferred_kernels
+from mixer_equiv.models.torch.formulations import check_images
+from mixer_equiv.models.torch.inference import DTYPES
+from mixer_equiv.models.torch.modules import TorchMixer
+from mixer_equiv.models.torch.packed_blas import BlasMixer, product
+from mixer_equiv.models.torch.packed_onednn import OneDnnMixer, PackedLinear, packs
+from mixer_equiv.models.torch.processor import KERNELS, Kernels, instruction_set, preferred_kernels
 
 OWN = (f"{__package__}.torch", f"{__package__}.torch_modules")
 
@@ -32,7 +32,7 @@ class PackedMixer:
     `kernels` says by which products. "onednn": the weights are packed by oneDNN, in their own dtype, and the
     activation is computed inside the products. "blas": the weights are transposed copies in float32, for torch's own
     products into memory that is used again, and the activation is in place; a model in bfloat16 is computed in float32
-    and its logits are rounded. By default "onednn" where that is fast (`mixer_equiv.models.torch_processor`), and in
+    and its logits are rounded. By default "onednn" where that is fast (`mixer_equiv.models.torch.processor`), and in
     bfloat16 wherever oneDNN has products in it, unless it is switched off (`torch.backends.mkldnn.enabled = False`).
 
     It has no parameters, gradients or hooks, and `model` may be deleted; it cannot be copied or saved, as oneDNN's

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.models import torch_fused
-from mixer_equiv.models.torch_activations import ACTIVATIONS
-from mixer_equiv.models.torch_inference import Mixing, infer
-from mixer_equiv.models.torch_modules import Dense, LayerNormChannelsFirst, LinearStem
+from mixer_equiv.models.torch import fused as torch_fused
+from mixer_equiv.models.torch.activations import ACTIVATIONS
+from mixer_equiv.models.torch.inference import Mixing, infer
+from mixer_equiv.models.torch.modules import Dense, LayerNormChannelsFirst, LinearStem
 
 
 def _matmul(x: Tensor, layer: nn.Linear) -> Tensor:

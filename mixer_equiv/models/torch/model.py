@@ -21,19 +21,10 @@ from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.formulation import Formulation, as_formulation
-from mixer_equiv.models.torch_formulations import (
-    CHANNELS,
-    TOKENS,
-    check_images,
-    dense,
-    embed,
-    mlp,
-    norm,
-    stem,
-)
-from mixer_equiv.models.torch_inference import Mixing
-from mixer_equiv.models.torch_packed import PackedMixer
-from mixer_equiv.models.torch_processor import Kernels
+from mixer_equiv.models.torch.formulations import CHANNELS, TOKENS, check_images, dense, embed, mlp, norm, stem
+from mixer_equiv.models.torch.inference import Mixing
+from mixer_equiv.models.torch.packed import PackedMixer
+from mixer_equiv.models.torch.processor import Kernels
 
 OFFICIAL = Formulation()
 
@@ -43,7 +34,7 @@ class MlpBlock(nn.Module):
 
     `mlp_dim` defaults to `dim`. `mixing` is the operation that stands for a Linear: the layers are of class
     nn.Linear all the same, and hooks on them run.
-    In inference on a CPU it takes the kernels that are fast there (`mixer_equiv.models.torch_inference`).
+    In inference on a CPU it takes the kernels that are fast there (`mixer_equiv.models.torch.inference`).
     """
 
     def __init__(

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from mixer_equiv.models.torch_activations import ACTIVATIONS
-from mixer_equiv.models.torch_fused import NO_POST_OP, POST_OPS, few_numbers
-from mixer_equiv.models.torch_modules import FLATTENED, TorchMixer, TorchMlp, copied_norm
-from mixer_equiv.models.torch_processor import agrees
+from mixer_equiv.models.torch.activations import ACTIVATIONS
+from mixer_equiv.models.torch.fused import NO_POST_OP, POST_OPS, few_numbers
+from mixer_equiv.models.torch.modules import FLATTENED, TorchMixer, TorchMlp, copied_norm
+from mixer_equiv.models.torch.processor import agrees
 
 # None in a torch that does not have them under these names.
 _LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)

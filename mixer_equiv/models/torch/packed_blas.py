@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mixer_equiv.models.torch_activations import ACTIVATIONS, activate
-from mixer_equiv.models.torch_inference import is_transformed
-from mixer_equiv.models.torch_modules import FLATTENED, TorchMixer, TorchMlp, copied_norm
+from mixer_equiv.models.torch.activations import ACTIVATIONS, activate
+from mixer_equiv.models.torch.inference import is_transformed
+from mixer_equiv.models.torch.modules import FLATTENED, TorchMixer, TorchMlp, copied_norm
 
 
 class Mlp(NamedTuple):

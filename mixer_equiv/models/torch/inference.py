@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
 
-from mixer_equiv.models import torch_fused
-from mixer_equiv.models.torch_activations import activate
-from mixer_equiv.models.torch_fused import NO_POST_OP, POST_OPS, Operation
-from mixer_equiv.models.torch_modules import Dense, Mix
-from mixer_equiv.models.torch_processor import preferred_kernels
+from mixer_equiv.models.torch import fused as torch_fused
+from mixer_equiv.models.torch.activations import activate
+from mixer_equiv.models.torch.fused import NO_POST_OP, POST_OPS, Operation
+from mixer_equiv.models.torch.modules import Dense, Mix
+from mixer_equiv.models.torch.processor import preferred_kernels
 
 DTYPES = (torch.float32, torch.bfloat16)
 

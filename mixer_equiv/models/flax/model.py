@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.formulation import Formulation, as_formulation
-from mixer_equiv.models.flax_formulations import CHANNELS, TOKENS, Dense, Mixing, Stem
-from mixer_equiv.models.jax_activations import ACTIVATIONS
+from mixer_equiv.models.flax.activations import ACTIVATIONS
+from mixer_equiv.models.flax.formulations import CHANNELS, TOKENS, Dense, Mixing, Stem
 
 OFFICIAL = Formulation()
 

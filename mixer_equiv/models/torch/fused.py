@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_equiv.models.torch_activations import ACTIVATIONS
-from mixer_equiv.models.torch_processor import agrees
+from mixer_equiv.models.torch.activations import ACTIVATIONS
+from mixer_equiv.models.torch.processor import agrees
 
 # What oneDNN calls each activation, and how it is to approximate it. Its ReLU makes a zero of nan.
 POST_OPS = {"gelu_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none"), "silu": ("swish", "")}
