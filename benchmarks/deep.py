@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.programs import Results, Ways, run_flax, run_torch
 from benchmarks.stacks import Arrays, Stack, draw, hand_over, relabelled
 from mixer_equiv import MixerConfig
-from mixer_equiv.equivalence.compare import Policy, Rating, differing, gradient_residuals, residual
+from mixer_equiv.equivalence.policy import Policy, Rating, differing, gradient_residuals, residual
 from mixer_equiv.layouts import LINEN, TORCH
 
 POLICY = Policy()
@@ -49,7 +49,7 @@ def verify_draws(config: MixerConfig, count: int, batch: int, seed: int, ways: W
 
 
 def compare(stack: Stack, state: Arrays, in_flax: Results, in_torch: Results) -> Verification:
-    """Every draw by the policy of `mixer_equiv.equivalence.compare`.
+    """Every draw by the policy of `mixer_equiv.equivalence.policy`.
 
     `state` are the weights that torch was given, by its names.
     """

@@ -18,7 +18,7 @@ from mixer_equiv import MixerConfig
 from mixer_equiv.bench.clock import in_rounds, paired_ratio, quartiles
 from mixer_equiv.bench.machine import pinned
 from mixer_equiv.bench.page import markdown_rows
-from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.models.flax import formulations as flax_formulations
 from mixer_equiv.models.flax import model as flax
 from mixer_equiv.models.torch import MlpBlock

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mixer_equiv import MixerConfig
-from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.frameworks import run_flax, run_torch
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 

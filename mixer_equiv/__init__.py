@@ -31,10 +31,10 @@ from mixer_equiv.formulation import Formulation
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
 
 if TYPE_CHECKING:
-    from mixer_equiv.equivalence.compare import Policy
+    from mixer_equiv.equivalence.policy import Policy
     from mixer_equiv.equivalence.porting import layout_of, port
+    from mixer_equiv.equivalence.report import Report
     from mixer_equiv.equivalence.verify import verify
-    from mixer_equiv.report import Report
     from mixer_equiv.testing.assertions import Comparison, assert_equivalent, compare
 
 __version__ = "0.1.0"

@@ -38,7 +38,7 @@ from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleErro
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
 
 if TYPE_CHECKING:
-    from mixer_equiv.equivalence.compare import Policy
+    from mixer_equiv.equivalence.policy import Policy
 
 EXIT_STATUS = {
     "equivalent": 0,
@@ -336,7 +336,7 @@ def verify(
                 source, b, weights=weights, seed=seed, allow_missing=allow_missing or (), on_step=step, **arguments
             )
         if html_file is not None:
-            from mixer_equiv.page import to_html
+            from mixer_equiv.render.html import to_html
 
             _write_file("--html", html_file, to_html(report))
         _output(report, report.to_dict(), json_file)
@@ -629,7 +629,7 @@ def _parse_kwargs(text: str | None) -> dict[str, Any] | None:
 
 
 def _parse_rtol(texts: list[str] | None) -> Policy:
-    from mixer_equiv.equivalence.compare import Policy
+    from mixer_equiv.equivalence.policy import Policy
 
     thresholds = {}
     for text in texts or ():

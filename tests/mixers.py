@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from mixer_equiv import Formulation, MixerConfig, Policy
-from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.formulation import CONVOLUTIONAL
 from mixer_equiv.random_weights import draw_images, draw_params
 from mixer_equiv.testing.strategies import FEW_CONFIGS, configs

@@ -22,7 +22,7 @@ from mixer_equiv.bench import page
 from mixer_equiv.bench.bench import bench
 from mixer_equiv.bench.cases import Cell
 from mixer_equiv.bench.programs import PROGRAMS, Contestant
-from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.frameworks import run_reference
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.formulation import TOKENS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.compare import (
+from mixer_equiv.equivalence.policy import (
     CONVENTIONS,
     NEGLIGIBLE,
     Policy,

@@ -11,8 +11,8 @@ import torch
 from mixer_equiv import MixerConfig, MixerEquivError, load, verify
 from mixer_equiv.data import digits
 from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, verdict_of
+from mixer_equiv.equivalence.report import Report
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
-from mixer_equiv.report import Report
 from tests.structures import FAULTS, STRANGE, OwnMixer
 from tests.structures.foreign import DEVIATIONS, FOREIGN
 

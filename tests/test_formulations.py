@@ -19,7 +19,7 @@ from mixer_equiv import Checkpoint, ConfigError, Formulation, LayoutError, Mixer
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoints.checkpoint import as_checkpoint
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.equivalence.compare import gradient_residuals, residual
+from mixer_equiv.equivalence.policy import gradient_residuals, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.torch import record
 from mixer_equiv.equivalence.sides.frameworks import run_reference

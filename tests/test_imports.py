@@ -451,7 +451,7 @@ ALLOWED = [
     (heavy_imports, "checkpoints.conversion", "def f():\n    import torch"),
     (heavy_imports, "checkpoints.conversion", "from mixer_equiv.layouts import torch\nimport torchless"),
     (upward_imports, "checkpoints.checkpoint", "from mixer_equiv import layouts"),
-    (upward_imports, "equivalence.verify", "from mixer_equiv.report import Report\nimport numpy"),
+    (upward_imports, "equivalence.verify", "from mixer_equiv.equivalence.report import Report\nimport numpy"),
     (strange_imports, "models.flax", "import flax.linen as nn\nfrom mixer_equiv.config import MixerConfig"),
 ]
 

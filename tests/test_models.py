@@ -14,7 +14,7 @@ from benchmarks.tutorial import CONFIGS, GRID
 from mixer_equiv import MixerConfig, convert, operations, verify
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.config import ACTIVATIONS
-from mixer_equiv.equivalence.compare import residual
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.frameworks import run_flax, run_reference, run_torch, stage_names
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from mixer_equiv import Checkpoint, ConfigError, convert, save, verify
 from mixer_equiv.cli import app
-from mixer_equiv.equivalence.compare import Policy
 from mixer_equiv.equivalence.judge import training
+from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import device
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
-from mixer_equiv.page import to_html
+from mixer_equiv.render.html import to_html
 from tests.structures import OwnMixer
 
 SMALL = DEFAULT_CONFIG.replace(num_blocks=3)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from mixer_equiv import Checkpoint, ConfigError, MixerEquivError, convert, save, verify
 from mixer_equiv.arrays.interop import unflatten
-from mixer_equiv.equivalence.compare import Policy, residual
+from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides import frameworks as programs
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG

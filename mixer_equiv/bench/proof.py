@@ -21,8 +21,8 @@ import numpy as np
 from mixer_equiv.bench.cases import Cell
 from mixer_equiv.bench.programs import Contestant
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.compare import Policy, gradient_residuals, residual
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
+from mixer_equiv.equivalence.policy import Policy, gradient_residuals, residual
 from mixer_equiv.equivalence.sides.frameworks import run_reference
 from mixer_equiv.random_weights import draw_images, draw_params
 

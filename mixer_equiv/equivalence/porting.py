@@ -14,9 +14,9 @@ from mixer_equiv.arrays.interop import stored_dtype
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.config import as_image
-from mixer_equiv.equivalence.compare import size_differences
 from mixer_equiv.equivalence.judge.causes import told
 from mixer_equiv.equivalence.mixer.result import Found
+from mixer_equiv.equivalence.policy import size_differences
 from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.sides.adapters import candidate_of
 from mixer_equiv.equivalence.sides.candidate import Candidate, checkpoint_of

@@ -22,7 +22,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "mixer_equiv/layouts/__init__.py": LAYOUTS,
     "mixer_equiv/checkpoints/conversion.py": ("test_relabel.py", "test_register.py", "test_convert.py"),
     "mixer_equiv/config.py": ("test_config.py", "test_layouts.py"),
-    "mixer_equiv/equivalence/compare.py": ("test_compare.py",),
+    "mixer_equiv/equivalence/policy.py": ("test_compare.py",),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mixer_equiv.equivalence.match.moves import Deviation
-from mixer_equiv.report import Verdict
+from mixer_equiv.equivalence.report import Verdict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.compare import residual
 from mixer_equiv.equivalence.faults.catalogue import name_of
 from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPED, norms, variants
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.numpy import MlpMixer
 from mixer_equiv.operations import Array, Parameter, Step

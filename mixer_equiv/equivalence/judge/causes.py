@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from mixer_equiv.equivalence.compare import CONVENTIONS
+from mixer_equiv.checkpoints.differences import explained
 from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, Fault, name_of
-from mixer_equiv.equivalence.handover import explained
 from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
 from mixer_equiv.equivalence.mixer.result import Found
+from mixer_equiv.equivalence.policy import CONVENTIONS
+from mixer_equiv.equivalence.report import Cause, Side
 from mixer_equiv.equivalence.sides.frameworks import Taps
 from mixer_equiv.equivalence.sides.side import Subject
 from mixer_equiv.errors import some
 from mixer_equiv.layouts import OFFICIAL
-from mixer_equiv.report import Cause, Side
 
 
 def weight_causes(a: Subject, b: Subject) -> list[Cause]:

@@ -7,12 +7,12 @@ from collections.abc import Collection
 
 import numpy as np
 
-from mixer_equiv.equivalence.compare import Policy, residual
 from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import constraint_causes, convention_causes, deviation_causes, ill_conditioned
 from mixer_equiv.equivalence.judge.evidence import Evidence
+from mixer_equiv.equivalence.policy import Policy, residual
+from mixer_equiv.equivalence.report import Cause, Gradients, Training, Verdict
 from mixer_equiv.equivalence.sides.side import Subject
-from mixer_equiv.report import Cause, Gradients, Training, Verdict
 
 
 @dataclasses.dataclass(frozen=True)

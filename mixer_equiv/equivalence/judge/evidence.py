@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES
-from mixer_equiv.equivalence.compare import CONVENTIONS, differing, residual
+from mixer_equiv.equivalence.policy import CONVENTIONS, differing, residual
+from mixer_equiv.equivalence.report import Stage
 from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES, Taps
 from mixer_equiv.equivalence.sides.side import Subject
 from mixer_equiv.equivalence.sides.weights import random_images
-from mixer_equiv.report import Stage
 
 
 @dataclasses.dataclass(frozen=True)

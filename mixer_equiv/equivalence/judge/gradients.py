@@ -14,12 +14,12 @@ import numpy as np
 from mixer_equiv.arrays.interop import flatten, require, unflatten
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.compare import gradient_residuals
+from mixer_equiv.equivalence.policy import gradient_residuals
 from mixer_equiv.equivalence.record.precision import device, jax_full_precision, torch_full_precision
+from mixer_equiv.equivalence.report import Gradients
 from mixer_equiv.equivalence.sides.frameworks import apply_in_parts
 from mixer_equiv.equivalence.sides.side import Subject
 from mixer_equiv.layouts import LINEN, TORCH, Layout
-from mixer_equiv.report import Gradients
 
 Arrays = Mapping[str, np.ndarray]
 

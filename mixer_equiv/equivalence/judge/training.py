@@ -15,12 +15,12 @@ import numpy as np
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.equivalence.compare import Policy
 from mixer_equiv.equivalence.judge.gradients import common_space, gradients_in, random_cotangent
+from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import jax_full_precision
+from mixer_equiv.equivalence.report import Training
 from mixer_equiv.equivalence.sides.side import UNOBSERVABLE, Subject
 from mixer_equiv.layouts import LINEN, Layout
-from mixer_equiv.report import Training
 
 Arrays = Mapping[str, np.ndarray]
 Gradient = Callable[[Arrays], Arrays]

@@ -11,7 +11,7 @@ from einops import rearrange
 
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.compare import size_differences
+from mixer_equiv.equivalence.policy import size_differences
 from mixer_equiv.equivalence.sides.candidate import checkpoint_of
 from mixer_equiv.equivalence.sides.side import Subject, subjects
 from mixer_equiv.errors import ConfigError, LayoutError, MixerEquivError

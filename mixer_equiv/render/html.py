@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import math
 
-from mixer_equiv.report import HEADLINES, Report, number, readable, shown_by_inputs
+from mixer_equiv.equivalence.report import HEADLINES, Report, number, readable, shown_by_inputs
 
 # A bar is empty at the first power of ten, and full at the second.
 _LEAST, _MOST = -18, 0

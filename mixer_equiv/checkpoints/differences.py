@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.compare import differing
+from mixer_equiv.equivalence.policy import differing
 
 Arrays = Mapping[str, np.ndarray]
 # From all weights of the one side and a name to what the other then has under this name, None if it cannot be.

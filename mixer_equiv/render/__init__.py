@@ -1,0 +1,1 @@
+"""Reports, tables, HTML and pictures for people."""
