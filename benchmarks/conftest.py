@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixer_equiv.bench.cases import DEVICES
+from mixer_equiv.bench.cells import DEVICES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -25,10 +25,10 @@ from rich.table import Table
 
 from benchmarks import record
 from mixer_equiv import MixerConfig
-from mixer_equiv.bench import page
+from mixer_equiv.bench import export as page
 from mixer_equiv.bench.bench import bench
-from mixer_equiv.bench.cases import Cell, cells
-from mixer_equiv.bench.programs import Contestant
+from mixer_equiv.bench.cells import Cell, cells
+from mixer_equiv.bench.contestants import Contestant
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 350

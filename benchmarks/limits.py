@@ -15,13 +15,13 @@ import torch
 
 from benchmarks import record
 from mixer_equiv import MixerConfig
-from mixer_equiv.bench.cases import Cell
-from mixer_equiv.bench.clock import in_rounds, quartiles
+from mixer_equiv.bench.cells import Cell
+from mixer_equiv.bench.contestants import Contestant
+from mixer_equiv.bench.correctness import Prover, call_of
+from mixer_equiv.bench.environment import pinned
+from mixer_equiv.bench.export import markdown_rows
 from mixer_equiv.bench.in_torch import packed_gemm
-from mixer_equiv.bench.machine import pinned
-from mixer_equiv.bench.page import markdown_rows
-from mixer_equiv.bench.programs import Contestant
-from mixer_equiv.bench.proof import Prover, call_of
+from mixer_equiv.bench.timing import in_rounds, quartiles
 from mixer_equiv.models.torch.packed import packed_product
 
 CELLS = [Cell(MixerConfig.from_name(name), batch=batch) for name in ("S/32", "B/16") for batch in (1, 8)]

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks import record
 from mixer_equiv import MixerConfig
-from mixer_equiv.bench.clock import in_rounds, paired_ratio, quartiles
-from mixer_equiv.bench.machine import pinned
-from mixer_equiv.bench.page import markdown_rows
+from mixer_equiv.bench.environment import pinned
+from mixer_equiv.bench.export import markdown_rows
+from mixer_equiv.bench.timing import in_rounds, paired_ratio, quartiles
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.models.flax import formulations as flax_formulations
 from mixer_equiv.models.flax import model as flax

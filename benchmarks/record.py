@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.deep import Verification
 from benchmarks.programs import CHEAP
-from mixer_equiv.bench.clock import LEAST_ROUNDS
-from mixer_equiv.bench.machine import PACKAGES, Machine
+from mixer_equiv.bench.environment import PACKAGES, Machine
+from mixer_equiv.bench.timing import LEAST_ROUNDS
 
 __all__ = ["RESULTS", "Machine", "command", "conditions", "page", "summary", "whole", "write"]
 

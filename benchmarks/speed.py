@@ -19,10 +19,11 @@ from typing import Any
 from rich.console import Console
 
 from mixer_equiv import MixerConfig
-from mixer_equiv.bench import page, plots
+from mixer_equiv.bench import export as page
+from mixer_equiv.bench import plots
 from mixer_equiv.bench.bench import bench
-from mixer_equiv.bench.cases import DEVICES, cells
-from mixer_equiv.bench.programs import contestants, parse_formulations, running_in
+from mixer_equiv.bench.cells import DEVICES, cells
+from mixer_equiv.bench.contestants import contestants, parse_formulations, running_in
 from mixer_equiv.checkpoints.formats import replacing
 from mixer_equiv.errors import ConfigError
 

@@ -12,10 +12,10 @@ import pytest
 
 from mixer_equiv import MixerConfig
 from mixer_equiv.bench.bench import clean
-from mixer_equiv.bench.cases import MODES, Cell
-from mixer_equiv.bench.machine import pinned
-from mixer_equiv.bench.programs import PROGRAMS, Contestant
-from mixer_equiv.bench.proof import Prover, call_of
+from mixer_equiv.bench.cells import MODES, Cell
+from mixer_equiv.bench.contestants import PROGRAMS, Contestant
+from mixer_equiv.bench.correctness import Prover, call_of
+from mixer_equiv.bench.environment import pinned
 
 ROUNDS = 10
 BATCH = 8

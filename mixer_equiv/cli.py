@@ -401,7 +401,10 @@ def bench(
     Each is proven right first, in the same process; one that is not is refused, and the exit status is 1.
     """
     from mixer_equiv.bench import bench as runner
-    from mixer_equiv.bench import cases, page, plots, programs
+    from mixer_equiv.bench import cells as cases
+    from mixer_equiv.bench import contestants as programs
+    from mixer_equiv.bench import export as page
+    from mixer_equiv.bench import plots
 
     with _reported():
         files = {"--json": json_file, "--csv": csv_file, "--markdown": markdown_file, "--plot": plot_file}

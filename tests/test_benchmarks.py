@@ -18,10 +18,10 @@ from benchmarks.deep import Finding, Verification, compare
 from benchmarks.programs import LINEAR_STEM, Results, Ways, run_flax, run_torch
 from benchmarks.stacks import Stack, draw, hand_over
 from mixer_equiv import MixerConfig, convert, load, save
-from mixer_equiv.bench import page
+from mixer_equiv.bench import export as page
 from mixer_equiv.bench.bench import bench
-from mixer_equiv.bench.cases import Cell
-from mixer_equiv.bench.programs import PROGRAMS, Contestant
+from mixer_equiv.bench.cells import Cell
+from mixer_equiv.bench.contestants import PROGRAMS, Contestant
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.frameworks import run_reference
 from mixer_equiv.equivalence.sides.weights import random_params

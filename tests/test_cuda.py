@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from mixer_equiv import Formulation, MixerConfig, verify
-from mixer_equiv.bench import page, proof
+from mixer_equiv.bench import correctness as proof
+from mixer_equiv.bench import export as page
 from mixer_equiv.bench.bench import bench
-from mixer_equiv.bench.cases import Cell
+from mixer_equiv.bench.cells import Cell
+from mixer_equiv.bench.contestants import PROGRAMS, Contestant
 from mixer_equiv.bench.peers_torch import TutorialMixer
-from mixer_equiv.bench.programs import PROGRAMS, Contestant
 from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.models.torch import MlpMixer

@@ -27,12 +27,16 @@ from typer.testing import CliRunner
 
 from benchmarks import speed
 from mixer_equiv import ConfigError, Formulation, MixerConfig
-from mixer_equiv.bench import clock, page, plots, programs, proof
+from mixer_equiv.bench import contestants as programs
+from mixer_equiv.bench import correctness as proof
+from mixer_equiv.bench import export as page
+from mixer_equiv.bench import plots
+from mixer_equiv.bench import timing as clock
 from mixer_equiv.bench.bench import AGAIN, Result, _affordable, bench, clean
-from mixer_equiv.bench.cases import Cell, cells
-from mixer_equiv.bench.clock import in_rounds, paired_ratio, quartiles
-from mixer_equiv.bench.machine import LIMITS, extra_memory, graphics, instruction_set, pinned, settings
-from mixer_equiv.bench.programs import PROGRAMS, Contestant, Program, contestants, parse_formulations
+from mixer_equiv.bench.cells import Cell, cells
+from mixer_equiv.bench.contestants import PROGRAMS, Contestant, Program, contestants, parse_formulations
+from mixer_equiv.bench.environment import LIMITS, extra_memory, graphics, instruction_set, pinned, settings
+from mixer_equiv.bench.timing import in_rounds, paired_ratio, quartiles
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.record.precision import torch_threads
 from mixer_equiv.models.flax import activations as jax_activations
@@ -554,7 +558,7 @@ def test_the_instruction_set_is_told_with_what_limits_it(monkeypatch: pytest.Mon
     plain = page.to_dict(result)
     assert f", {plain['machine']['instruction_set']}, " in page.conditions(plain)[-1]
     monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr("mixer_equiv.bench.machine._of_processor", lambda field: "sse avx2 avx_ne_convert")
+    monkeypatch.setattr("mixer_equiv.bench.environment._of_processor", lambda field: "sse avx2 avx_ne_convert")
     assert instruction_set() == "AVX2 with avx_ne_convert under ONEDNN_MAX_CPU_ISA=AVX2"
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.bench.cases import Cell
-from mixer_equiv.bench.clock import LEAST_ROUNDS, Ratio, in_rounds, paired_ratio, quartiles
-from mixer_equiv.bench.machine import Machine, pinned, settings
-from mixer_equiv.bench.programs import Contestant
-from mixer_equiv.bench.proof import Proof, Prover, call_of
+from mixer_equiv.bench.cells import Cell
+from mixer_equiv.bench.contestants import Contestant
+from mixer_equiv.bench.correctness import Proof, Prover, call_of
+from mixer_equiv.bench.environment import Machine, pinned, settings
+from mixer_equiv.bench.timing import LEAST_ROUNDS, Ratio, in_rounds, paired_ratio, quartiles
 from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.errors import ConfigError, MixerEquivError
 

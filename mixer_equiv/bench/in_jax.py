@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixer_equiv.arrays.interop import flatten, unflatten
-from mixer_equiv.bench.cases import Cell
-from mixer_equiv.bench.machine import extra_memory
-from mixer_equiv.bench.programs import Contestant
+from mixer_equiv.bench.cells import Cell
+from mixer_equiv.bench.contestants import Contestant
+from mixer_equiv.bench.environment import extra_memory
 from mixer_equiv.errors import ConfigError
 
 Arrays = Mapping[str, np.ndarray]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from mixer_equiv.arrays.interop import to_numpy, to_torch
-from mixer_equiv.bench.cases import Cell
-from mixer_equiv.bench.machine import extra_memory
-from mixer_equiv.bench.programs import Contestant, Way
+from mixer_equiv.bench.cells import Cell
+from mixer_equiv.bench.contestants import Contestant, Way
+from mixer_equiv.bench.environment import extra_memory
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.errors import ConfigError

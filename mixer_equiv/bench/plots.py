@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays.interop import require
-from mixer_equiv.bench.programs import PROGRAMS
+from mixer_equiv.bench.contestants import PROGRAMS
 from mixer_equiv.errors import ConfigError
 
 SUFFIXES = (".svg", ".png")

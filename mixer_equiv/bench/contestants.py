@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from mixer_equiv.bench.cases import Cell
+from mixer_equiv.bench.cells import Cell
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.formulation import FORMULATIONS, Formulation

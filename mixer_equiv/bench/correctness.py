@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.bench.cases import Cell
-from mixer_equiv.bench.programs import Contestant
+from mixer_equiv.bench.cells import Cell
+from mixer_equiv.bench.contestants import Contestant
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
 from mixer_equiv.equivalence.policy import Policy, gradient_residuals, residual
