@@ -50,9 +50,10 @@ mutation: $(INSTALLED)  ## whether the tests notice 400 changes to what moves an
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutation]'
 	@nice $(BIN)/python -m tests.mutation $(MUTATION)
 
-check: $(INSTALLED)  ## formatting, lint and types
+check: $(INSTALLED)  ## formatting, lint, the laws of imports, and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy
 
 format: $(INSTALLED)  ## format, and sort imports

@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.programs import Results, Ways, run_flax, run_torch
 from benchmarks.stacks import Arrays, Stack, draw, hand_over, relabelled
 from mixer_equiv import MixerConfig
-from mixer_equiv.equivalence.policy import Policy, Rating, differing, gradient_residuals, residual
+from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.equivalence.policy import Policy, Rating, gradient_residuals, residual
 from mixer_equiv.layouts import LINEN, TORCH
 
 POLICY = Policy()

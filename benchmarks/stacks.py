@@ -9,8 +9,8 @@ import numpy as np
 
 from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.checkpoints.conversion import relabel
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
-from mixer_equiv.equivalence.policy import differing
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN, TORCH, Layout
 

@@ -76,8 +76,8 @@ __all__ = [
 
 _IMPORTED_WHEN_USED = {
     "Comparison": "testing.assertions",
-    "Policy": "equivalence.compare",
-    "Report": "report",
+    "Policy": "equivalence.policy",
+    "Report": "equivalence.report",
     "assert_equivalent": "testing.assertions",
     "compare": "testing.assertions",
     "layout_of": "equivalence.porting",

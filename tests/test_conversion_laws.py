@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.checkpoints.conversion import relabel
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
 from mixer_equiv.equivalence.judge.training import OPTIMISERS, Optimiser, steps_in_optax, steps_in_torch
-from mixer_equiv.equivalence.policy import differing, gradient_residuals, residual
+from mixer_equiv.equivalence.policy import gradient_residuals, residual
 from mixer_equiv.equivalence.sides.side import UNOBSERVABLE
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.layouts import LAYOUTS, LINEN, TORCH, Layout

@@ -27,7 +27,7 @@ from mixer_equiv import (
     torch_to_flax,
 )
 from mixer_equiv.arrays.interop import flatten, to_torch, unflatten
-from mixer_equiv.equivalence.policy import differing
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN

@@ -11,8 +11,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from mixer_equiv import convert, load, verify
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.data import digits
-from mixer_equiv.equivalence.policy import differing
 from mixer_equiv.models.torch import MlpMixer
 from tests.structures import TutorialMixer
 

@@ -32,10 +32,10 @@ from mixer_equiv import (
 )
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoints.conversion import relabel
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.checkpoints.formats import SUFFIXES, LazyArray
 from mixer_equiv.checkpoints.inspection import inspect
 from mixer_equiv.config import fitting_patches
-from mixer_equiv.equivalence.policy import differing
 from mixer_equiv.equivalence.sides.locate import import_timm
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params

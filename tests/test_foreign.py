@@ -39,9 +39,9 @@ from mixer_equiv import (
     verify,
 )
 from mixer_equiv.arrays.interop import flatten
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.cli import app
 from mixer_equiv.data import digits
-from mixer_equiv.equivalence.policy import differing
 from mixer_equiv.equivalence.record.torch import unlisted
 from mixer_equiv.equivalence.sides.locate import import_timm
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import mixer_equiv
 from mixer_equiv import MissingDependencyError
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
@@ -241,226 +239,117 @@ def test_torchs_compiler_is_not_imported_but_by_models_that_compile_themselves_a
     }
 
 
-# The direction of imports
+# What may import what
 
-PACKAGE = Path(mixer_equiv.__file__).parent
+ROOT = Path(__file__).parent.parent
 
-# From the bottom up; a name stands for the module and all that is below it.
-LAYERS = (
-    ("errors",),
-    ("config", "formulation", "arrays", "operations"),
-    ("layouts",),
-    ("checkpoints",),
-    ("models", "report", "page", "data", "random_weights"),
-    ("equivalence",),
-    ("testing",),
-    ("bench",),
-    ("cli", "__main__", "__init__"),
+# Modules that need torch or JAX as soon as they are imported; all others import these where they use them.
+OF_A_FRAMEWORK = (
+    "mixer_equiv.bench.in_jax",
+    "mixer_equiv.bench.in_torch",
+    "mixer_equiv.bench.peers_flax",
+    "mixer_equiv.bench.peers_torch",
+    "mixer_equiv.equivalence.faults.planted_code",
+    "mixer_equiv.equivalence.record.jax",
+    "mixer_equiv.equivalence.record.parametrizations",
+    "mixer_equiv.equivalence.record.torch",
+    "mixer_equiv.models.flax",
+    "mixer_equiv.models.nnx",
+    "mixer_equiv.models.torch",
 )
-LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
-# Modules that must not load a framework when they are imported, even by way of our models.
-LIGHT = ("errors", "config", "operations", "arrays", "layouts", "checkpoints", "random_weights", "testing.strategies")
-OUR_MODELS = "mixer_equiv.models"
+EVERY_MODULE = (
+    BLOCKED
+    + """
+import importlib, pkgutil
+import mixer_equiv
 
-# What the models must not know, so that they can be held against each other.
-_MODELS = {"torch": ("jax", "flax"), "flax": ("torch",), "nnx": ("torch",), "reference": tuple(sorted(FRAMEWORKS))}
-_MODULES = {**_MODELS, **{f"{name}_formulations": _MODELS[name] for name in ("torch", "flax")}}
-_PARTS_OF_TORCH = (
-    "activations",
-    "fused",
-    "inference",
-    "modules",
-    "packed",
-    "packed_blas",
-    "packed_onednn",
-    "processor",
+failed = []
+for module in pkgutil.walk_packages(mixer_equiv.__path__, "mixer_equiv.", onerror=lambda name: None):
+    if module.name.endswith("__main__"):
+        continue
+    try:
+        importlib.import_module(module.name)
+    except ImportError:
+        failed.append(module.name)
+print(json.dumps(failed))
+"""
 )
-_MODULES.update({f"torch_{name}": _MODELS["torch"] for name in _PARTS_OF_TORCH})
-_MODULES["jax_activations"] = ("torch",)
-_OF_JAX = ("flax", "nnx")
 
 
-def _may_know(model: str, other: str) -> bool:
-    return model == other or (other == "jax" and model in _OF_JAX)
+def test_modules_need_no_framework_when_imported_but_those_that_are_about_one() -> None:
+    assert tuple(printed(EVERY_MODULE)) == OF_A_FRAMEWORK
 
 
-STRANGERS = {
-    f"models.{name}": (
-        *frameworks,
-        *(
-            f"mixer_equiv.models.{other}"
-            for other in _MODULES
-            if not _may_know(name.partition("_")[0], other.partition("_")[0])
-        ),
-    )
-    for name, frameworks in _MODULES.items()
+# An import for each of the contracts in pyproject.toml that breaks it, and where it is planted.
+VIOLATIONS = {
+    "Imports run downward": ("errors", "if TYPE_CHECKING:\n    from mixer_equiv.config import MixerConfig"),
+    "Imports run downward inside equivalence": (
+        "equivalence.policy",
+        "def f():\n    from mixer_equiv.equivalence.verify import verify",
+    ),
+    "Imports run downward inside checkpoints": (
+        "checkpoints.infer",
+        "import mixer_equiv.checkpoints.surgery",
+    ),
+    "No module needs the whole package": ("layouts.base", "import mixer_equiv"),
+    "Models know sizes and operations, and nothing that converts or compares": (
+        "models.numpy",
+        "from mixer_equiv.layouts import LINEN",
+    ),
+    "Models do not know each other; the two of Flax share their activations": (
+        "models.torch.model",
+        "def f():\n    from mixer_equiv.models import nnx",
+    ),
+    "The matcher knows no Mixer": ("equivalence.match.fits", "from mixer_equiv.config import MixerConfig"),
+    "Diagnosis does not know the faults that are planted": (
+        "equivalence.judge.causes",
+        "def f():\n    from mixer_equiv.equivalence.faults import planted_code",
+    ),
+    "Strategies draw without comparing": (
+        "testing.strategies",
+        "if TYPE_CHECKING:\n    from mixer_equiv.equivalence.policy import Policy",
+    ),
+    "Terminals and pages are for render and the command line": ("arrays.interop", "def f():\n    import rich"),
 }
 
 
-def imported(source: str, module: str, *, when_called: bool) -> set[str]:
-    """Absolute names of all that `source`, the text of `module`, imports; with `when_called`, in functions too.
-
-    What only the type checker sees is left out.
-    """
-    return set(_imported(ast.parse(source), module, when_called))
-
-
-def _imported(node: ast.AST, module: str, when_called: bool) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        relative = "." * node.level + (node.module or "")
-        base = importlib.util.resolve_name(relative, module.rpartition(".")[0]) if node.level else node.module
-        yield from (f"{base}.{alias.name}" for alias in node.names)
-    elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-        for child in node.orelse:
-            yield from _imported(child, module, when_called)
-    elif when_called or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-        for child in ast.iter_child_nodes(node):
-            yield from _imported(child, module, when_called)
+def contracts(folder: Path) -> dict[str, str]:
+    """KEPT or BROKEN, for each contract of the package in `folder`."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "COLUMNS": "200"})
+    found = re.findall(r"^(.*?) (KEPT|BROKEN)\b", finished.stdout, re.MULTILINE)
+    assert found, finished.stdout + finished.stderr
+    return dict(found)
 
 
-def within(name: str, *roots: str) -> bool:
-    """Whether `name` is one of `roots` or lies below one."""
-    return any(name == root or name.startswith(f"{root}.") for root in roots)
+def test_every_contract_on_imports_is_kept() -> None:
+    assert set(contracts(ROOT).values()) == {"KEPT"}
 
 
-def heavy_imports(source: str, module: str) -> list[str]:
-    """What a light module must not import when it is imported."""
-    names = imported(source, module, when_called=False)
-    return sorted(name for name in names if within(name, OUR_MODELS, *FRAMEWORKS))
+def test_every_contract_on_imports_is_broken_by_an_import_that_is_planted(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "mixer_equiv", tmp_path / "mixer_equiv", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for module, planted in VIOLATIONS.values():
+        path = tmp_path / "mixer_equiv" / f"{module.replace('.', '/')}.py"
+        path.write_text(f"{path.read_text()}\n\nfrom typing import TYPE_CHECKING\n{planted}\n")
+    assert contracts(tmp_path) == dict.fromkeys(VIOLATIONS, "BROKEN")
 
 
-def upward_imports(source: str, module: str) -> list[str]:
-    """What a module imports, ever, from a layer above its own."""
-    own = LAYER_OF[module.removeprefix("mixer_equiv.").partition(".")[0]]
-    ours = [name for name in imported(source, module, when_called=True) if within(name, "mixer_equiv")]
-    # What is no module of ours is exported by the package itself, which lies in the top layer.
-    layer_of = {name: LAYER_OF.get(name.removeprefix("mixer_equiv.").partition(".")[0], len(LAYERS)) for name in ours}
-    return sorted(name for name in ours if layer_of[name] > own)
+STEPS = ("MixerBlock", "token_mixing", "channel_mixing", "stem", "head/", "pre_head")
 
 
-def strange_imports(source: str, module: str) -> list[str]:
-    """What a model imports, ever, of the others it is compared with."""
-    strangers = STRANGERS[module.removeprefix("mixer_equiv.")]
-    return sorted(name for name in imported(source, module, when_called=True) if within(name, *strangers))
+def mixer_words(source: str) -> list[str]:
+    return [step for step in STEPS if step in source]
 
 
-def sources() -> dict[str, str]:
-    """The text of every module of the package, by the module's name without the package's."""
-    paths = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
-    return {name: path.read_text() for name, path in sorted(paths.items())}
+MATCHER = sorted((ROOT / "mixer_equiv/equivalence/match").glob("*.py"))
 
 
-SOURCES = sources()
+@pytest.mark.parametrize("path", MATCHER, ids=lambda path: path.stem)
+def test_the_matcher_names_no_step_of_a_mixer(path: Path) -> None:
+    assert mixer_words(path.read_text()) == []
 
 
-def test_every_module_has_a_layer_and_every_layer_its_modules() -> None:
-    assert {name.partition(".")[0] for name in SOURCES} == set(LAYER_OF)
-    assert set(STRANGERS) == {name for name in SOURCES if name.startswith("models.")} - {"models.__init__"}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_nothing_imports_upward(name: str) -> None:
-    assert upward_imports(SOURCES[name], f"mixer_equiv.{name}") == []
-
-
-@pytest.mark.parametrize("name", [name for name in SOURCES if within(name, *LIGHT)])
-def test_light_modules_import_no_framework(name: str) -> None:
-    assert heavy_imports(SOURCES[name], f"mixer_equiv.{name}") == []
-
-
-@pytest.mark.parametrize("name", STRANGERS)
-def test_models_do_not_know_each_other(name: str) -> None:
-    assert strange_imports(SOURCES[name], f"mixer_equiv.{name}") == []
-
-
-MATCHER = (
-    "equivalence.match.matcher",
-    "equivalence.match.moves",
-    "equivalence.match.fits",
-    "equivalence.match.variants",
-    "equivalence.record.trace",
-)
-MIXERS = tuple(f"mixer_equiv.{name}" for name in ("models", "layouts", "config", "checkpoints"))
-
-
-def mixer_knowledge(source: str, module: str) -> list[str]:
-    """What the matcher, which knows operations and values, would know of Mixers: imports, and names of steps."""
-    names = sorted(name for name in imported(source, module, when_called=True) if within(name, *MIXERS))
-    steps = ("MixerBlock", "token_mixing", "channel_mixing", "stem", "head/", "pre_head")
-    return names + [step for step in steps if step in source]
-
-
-@pytest.mark.parametrize("name", MATCHER)
-def test_the_matcher_knows_no_mixer(name: str) -> None:
-    assert mixer_knowledge(SOURCES[name], f"mixer_equiv.{name}") == []
-
-
-PLANTED = [
-    (
-        mixer_knowledge,
-        "equivalence.match.matcher",
-        "from mixer_equiv.layouts import LINEN",
-        ["mixer_equiv.layouts.LINEN"],
-    ),
-    (
-        mixer_knowledge,
-        "equivalence.match.fits",
-        "def f():\n    import mixer_equiv.models.torch",
-        ["mixer_equiv.models.torch"],
-    ),
-    (mixer_knowledge, "equivalence.match.matcher", "if name == 'stem':\n    pass", ["stem"]),
-    (heavy_imports, "checkpoints.conversion", "import torch", ["torch"]),
-    (heavy_imports, "checkpoints.conversion", "import jax.numpy as jnp", ["jax.numpy"]),
-    (heavy_imports, "arrays", "from torch import Tensor", ["torch.Tensor"]),
-    (heavy_imports, "arrays", "try:\n    import flax\nexcept ImportError:\n    flax = None", ["flax"]),
-    (
-        heavy_imports,
-        "checkpoints.checkpoint",
-        "class C:\n    from mixer_equiv.models import torch",
-        ["mixer_equiv.models.torch"],
-    ),
-    (heavy_imports, "surface", "from .models.flax import MlpMixer", ["mixer_equiv.models.flax.MlpMixer"]),
-    (heavy_imports, "layouts.official", "from ..models import flax", ["mixer_equiv.models.flax"]),
-    (heavy_imports, "arrays", "if TYPE_CHECKING:\n    import jax\nelse:\n    import torch", ["torch"]),
-    (upward_imports, "errors", "from mixer_equiv.config import MixerConfig", ["mixer_equiv.config.MixerConfig"]),
-    (
-        upward_imports,
-        "layouts.base",
-        "import mixer_equiv.checkpoints.checkpoint",
-        ["mixer_equiv.checkpoints.checkpoint"],
-    ),
-    (upward_imports, "checkpoints.conversion", "def f():\n    from mixer_equiv import cli", ["mixer_equiv.cli"]),
-    (upward_imports, "report", "from .equivalence.verify import verify", ["mixer_equiv.equivalence.verify.verify"]),
-    (upward_imports, "equivalence.verify", "import mixer_equiv", ["mixer_equiv"]),
-    (upward_imports, "equivalence.verify", "from mixer_equiv import load", ["mixer_equiv.load"]),
-    (
-        strange_imports,
-        "models.torch",
-        "def f():\n    import mixer_equiv.models.flax",
-        ["mixer_equiv.models.flax"],
-    ),
-    (strange_imports, "models.flax", "from mixer_equiv.models import torch", ["mixer_equiv.models.torch"]),
-    (strange_imports, "models.reference", "import jax", ["jax"]),
-]
-ALLOWED = [
-    (heavy_imports, "checkpoints.conversion", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
-    (heavy_imports, "checkpoints.conversion", "import typing\nif typing.TYPE_CHECKING:\n    import torch"),
-    (heavy_imports, "checkpoints.conversion", "def f():\n    import torch"),
-    (heavy_imports, "checkpoints.conversion", "from mixer_equiv.layouts import torch\nimport torchless"),
-    (upward_imports, "checkpoints.checkpoint", "from mixer_equiv import layouts"),
-    (upward_imports, "equivalence.verify", "from mixer_equiv.equivalence.report import Report\nimport numpy"),
-    (strange_imports, "models.flax", "import flax.linen as nn\nfrom mixer_equiv.config import MixerConfig"),
-]
-
-
-@pytest.mark.parametrize(("law", "name", "source", "found"), PLANTED)
-def test_a_planted_import_is_found(law: Any, name: str, source: str, found: list[str]) -> None:
-    assert law(source, f"mixer_equiv.{name}") == found
-
-
-@pytest.mark.parametrize(("law", "name", "source"), ALLOWED)
-def test_an_import_that_is_allowed_is_not_found(law: Any, name: str, source: str) -> None:
-    assert law(source, f"mixer_equiv.{name}") == []
+def test_a_step_of_a_mixer_is_noticed_in_the_matcher() -> None:
+    assert mixer_words("if name == 'stem':\n    pass") == ["stem"]

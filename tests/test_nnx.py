@@ -10,8 +10,9 @@ from flax import nnx
 
 from mixer_equiv import Checkpoint, ConversionError, MixerConfig, convert
 from mixer_equiv.arrays.interop import flatten, unflatten
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.config import ACTIVATIONS
-from mixer_equiv.equivalence.policy import differing, residual
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides.frameworks import run_flax, stage_names
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG

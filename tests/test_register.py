@@ -24,7 +24,8 @@ from mixer_equiv import (
     save,
 )
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.equivalence.policy import differing, residual
+from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.layouts import LINEN, TIMM, Conventions, Row, get_layout

@@ -12,8 +12,8 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from mixer_equiv import LAYOUTS, ConfigError, Formulation, MixerConfig, convert
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.config import ACTIVATIONS
-from mixer_equiv.equivalence.policy import differing
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.random_weights import STYLES, draw_images, draw_params
 from mixer_equiv.testing.strategies import (

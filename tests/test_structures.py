@@ -11,7 +11,8 @@ from torch import nn
 
 from mixer_equiv import LAYOUTS, Checkpoint, ConventionWarning, MixerConfig, convert, load, save
 from mixer_equiv.arrays.interop import flatten, unflatten
-from mixer_equiv.equivalence.policy import differing, residual
+from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides.locate import import_timm
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG

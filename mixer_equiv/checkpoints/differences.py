@@ -10,7 +10,6 @@ import ml_dtypes
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.policy import differing
 
 Arrays = Mapping[str, np.ndarray]
 # From all weights of the one side and a name to what the other then has under this name, None if it cannot be.
@@ -149,3 +148,18 @@ def _ulps(x: np.ndarray, y: np.ndarray) -> float:
     with np.errstate(all="ignore"):
         distance = np.abs(x - y) / np.spacing(np.maximum(np.abs(x), np.abs(y)))
     return float(np.max(np.where(x == y, 0, distance), initial=0.0))
+
+
+def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the arrays that are not the same in dtype, shape and every bit."""
+    return [name for name in {**a, **b} if name not in a or name not in b or not _same_bits(a[name], b[name])]
+
+
+def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return False
+    return np.array_equal(_bytes(x), _bytes(y))
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

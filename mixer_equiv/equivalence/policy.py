@@ -84,21 +84,6 @@ def gradient_residuals(actual: Mapping[str, np.ndarray], expected: Mapping[str, 
     }
 
 
-def differing(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of the arrays that are not the same in dtype, shape and every bit."""
-    return [name for name in {**a, **b} if name not in a or name not in b or not _same_bits(a[name], b[name])]
-
-
-def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
-    if x.dtype != y.dtype or x.shape != y.shape:
-        return False
-    return np.array_equal(_bytes(x), _bytes(y))
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
 def size_differences(a: MixerConfig, b: MixerConfig) -> list[str]:
     """One sentence for each size, not convention, in which two configs differ."""
     ours, theirs = a.to_dict(), b.to_dict()

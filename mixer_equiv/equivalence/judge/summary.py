@@ -12,11 +12,12 @@ import numpy as np
 
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import constraint_causes, deviation_causes
 from mixer_equiv.equivalence.judge.decide import Judgement, without
 from mixer_equiv.equivalence.judge.evidence import Evidence, Run
-from mixer_equiv.equivalence.policy import CONVENTIONS, Policy, differing, residual
+from mixer_equiv.equivalence.policy import CONVENTIONS, Policy, residual
 from mixer_equiv.equivalence.record.precision import device, jax_device
 from mixer_equiv.equivalence.report import Cause, Report, Side
 from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES
