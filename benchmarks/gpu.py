@@ -29,6 +29,7 @@ from mixer_equiv.bench import export as page
 from mixer_equiv.bench.bench import bench
 from mixer_equiv.bench.cells import Cell, cells
 from mixer_equiv.bench.contestants import Contestant
+from mixer_equiv.render.bench import Tables
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 350
@@ -144,7 +145,7 @@ def time_cells(name: str, seconds: float) -> int:
         )
     )
     write(name, result)
-    Console().print(page.Tables(result))
+    Console().print(Tables(result))
     return int(bool(page.refusals(result)))
 
 

@@ -26,6 +26,7 @@ from mixer_equiv.bench.cells import DEVICES, cells
 from mixer_equiv.bench.contestants import contestants, parse_formulations, running_in
 from mixer_equiv.checkpoints.formats import replacing
 from mixer_equiv.errors import ConfigError
+from mixer_equiv.render.bench import Tables
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = run(section, options.device, options.threads)
         except ConfigError as error:
             parser.error(str(error))
-        Console().print(page.Tables(result))
+        Console().print(Tables(result))
         refused += page.refusals(result)
         if options.write:
             write(section, result)

@@ -405,6 +405,7 @@ def bench(
     from mixer_equiv.bench import contestants as programs
     from mixer_equiv.bench import export as page
     from mixer_equiv.bench import plots
+    from mixer_equiv.render.bench import Tables
 
     with _reported():
         files = {"--json": json_file, "--csv": csv_file, "--markdown": markdown_file, "--plot": plot_file}
@@ -434,7 +435,7 @@ def bench(
             _write_file("--csv", csv_file, page.to_csv(plain))
         if markdown_file is not None:
             _write_file("--markdown", markdown_file, page.markdown(plain))
-        _output(page.Tables(plain), plain, json_file)
+        _output(Tables(plain), plain, json_file)
         if plot_file is not None and any(row["ms"] for row in plain["rows"]):
             plots.plot(plain["rows"], plot_file)
         elif plot_file is not None:

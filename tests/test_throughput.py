@@ -48,6 +48,7 @@ from mixer_equiv.models.torch import packed_blas as torch_packed_blas
 from mixer_equiv.models.torch import packed_onednn as torch_packed_onednn
 from mixer_equiv.models.torch.inference import multiplies_bfloat16
 from mixer_equiv.models.torch.processor import KERNELS, preferred_kernels
+from mixer_equiv.render.bench import NARROW, Tables
 
 SMALL = MixerConfig(
     num_classes=5,
@@ -685,18 +686,18 @@ def test_a_terminal_of_80_columns_shows_every_name_and_number_whole(result: Resu
     row = {**plain["rows"][0], "images_per_second": 12345.67}
     rows = [{**row, "program": name} for name in (*PROGRAMS, "torch compiled (linear, depthwise_conv, linear)")]
     console = Console(file=io.StringIO(), width=80)
-    console.print(page.Tables({**plain, "rows": rows}))
+    console.print(Tables({**plain, "rows": rows}))
     shown = console.file.getvalue()
     assert "…" not in shown
     assert all(re.search(rf"^ ?{name} +12,345\.7 ", shown, re.MULTILINE) for name in PROGRAMS)
-    assert all(heading in shown for heading in page.NARROW)
+    assert all(heading in shown for heading in NARROW)
 
 
 def test_a_wide_terminal_shows_all_columns(result: Result) -> None:
     plain = page.to_dict(result)
-    for width, shown in ((80, page.NARROW), (150, page.COLUMNS)):
+    for width, shown in ((80, NARROW), (150, page.COLUMNS)):
         console = Console(width=width, file=io.StringIO())
-        console.print(page.Tables(plain))
+        console.print(Tables(plain))
         headings = next(line for line in console.file.getvalue().splitlines() if "images/s" in line)
         assert {heading for heading in page.COLUMNS if heading in headings} == set(shown)
 

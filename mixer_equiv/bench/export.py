@@ -1,19 +1,12 @@
-"""A `Result` as plain data, and that as a table for the terminal, as Markdown and as CSV."""
+"""A `Result` as plain data, and that as Markdown and as CSV. Tables for the terminal are in `render.bench`."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
-
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
 from mixer_equiv.bench.bench import Result, Row
 
@@ -81,10 +74,6 @@ COLUMNS: Mapping[str, Callable[[Plain], str]] = {
 }
 
 
-# A terminal of 80 columns has no room for all; about 130 have.
-NARROW = {heading: say for heading, say in COLUMNS.items() if heading not in ("quartiles", "GFLOP/s", "error")}
-
-
 def cells_of(row: Plain, columns: Mapping[str, Callable[[Plain], str]] = COLUMNS) -> list[str]:
     """What stands under each of `columns`."""
     if row["refused"]:
@@ -97,33 +86,6 @@ def by_cell(rows: Iterable[Plain]) -> Iterator[tuple[str, list[Plain]]]:
     for cell, group in groupby(rows, lambda row: [row[name] for name in CELL]):
         variant, dtype, batch, device, mode = cell
         yield f"{variant}, {dtype}, batch {batch}, {device}, {mode}", list(group)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tables:
-    """A table for each cell, and below them what was refused, and how all was measured: all columns if they fit."""
-
-    result: Plain
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        whole, endless = self._tables(COLUMNS), options.update_width(1000)
-        needed = max((Measurement.get(console, endless, shown).maximum for shown in whole), default=0)
-        yield from whole if needed <= options.max_width else self._tables(NARROW)
-        yield Text("\n".join([*refusals(self.result), *notes(self.result), *conditions(self.result)]))
-
-    def _tables(self, columns: Mapping[str, Callable[[Plain], str]]) -> list[Table]:
-        tables = []
-        for title, rows in by_cell(self.result["rows"]):
-            shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
-            words = [word for row in rows for word in (row["program"].partition(" (")[0], *row["program"].split())]
-            shown.add_column("program", min_width=max(map(len, words)))
-            for heading in list(columns)[1:]:
-                shown.add_column(heading, justify="right", no_wrap=True)
-            for row in rows:
-                style = "bold red" if row["refused"] else "bold" if row["ours"] else ""
-                shown.add_row(*cells_of(row, columns), style=style)
-            tables.append(shown)
-        return tables
 
 
 def refusals(result: Plain) -> list[str]:
