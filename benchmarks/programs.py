@@ -15,9 +15,9 @@ from benchmarks.stacks import Arrays, Stack, relabelled
 from mixer_equiv import Formulation
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.equivalence.record.precision import jax_full_precision, torch_full_precision, torch_threads
+from mixer_equiv.formulation import DEFAULT_FORMULATION
 from mixer_equiv.layouts import LINEN, TORCH
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
-from mixer_equiv.models.flax.model import OFFICIAL
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 
 # Options of XLA that make compiling cheap and running slow, right for what runs 64 times.
@@ -64,8 +64,8 @@ class Ways:
     torch: str = "vmap"
     threads: int = 1
     options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: CHEAP)
-    flax_formulation: Formulation = OFFICIAL
-    torch_formulation: Formulation = OFFICIAL
+    flax_formulation: Formulation = DEFAULT_FORMULATION
+    torch_formulation: Formulation = DEFAULT_FORMULATION
 
 
 def run_flax(stack: Stack, ways: Ways) -> Results:

@@ -14,6 +14,9 @@ from mixer_equiv.errors import ConfigError
 # Names as timm's `create_act` spells them: "gelu" is the exact form, with erf.
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu", "quick_gelu")
 
+# The fields in which two Mixers of the same shapes can differ.
+CONVENTIONS = ("activation", "layer_norm_eps")
+
 # Tolstikhin et al. 2021, table 1.  Columns: _VARIANT_FIELDS.
 VARIANTS = {
     "S": (8, 512, 256, 2048),
@@ -173,7 +176,7 @@ def config_from_axes(
     `fitting_patches` likes best and `image_size` allows. Without `image_size` the image is taken as
     the squarest that has the tokens. Raises `ConfigError` for an image of another number of tokens.
     """
-    if not sizes.keys() >= set(PATCH):
+    if not sizes.keys() >= set(PATCH_AXES):
         sizes = {**sizes, **_split_patch(sizes, image_size)}
     patch = sizes["ph"], sizes["pw"]
     hw = fitting_image_sizes(sizes["tokens"], patch)[0]
@@ -194,16 +197,16 @@ def config_from_axes(
 
 def patch_columns(sizes: Mapping[str, int]) -> int | None:
     """How many numbers a patch has, if the `sizes` of its axes, alone or joined, tell."""
-    shown = [axis for axis in sizes if set(axis.split()) <= set(PATCH)]
+    shown = [axis for axis in sizes if set(axis.split()) <= set(PATCH_AXES)]
     seen = sorted(name for axis in shown for name in axis.split())
-    return math.prod(sizes[axis] for axis in shown) if seen == sorted(PATCH) else None
+    return math.prod(sizes[axis] for axis in shown) if seen == sorted(PATCH_AXES) else None
 
 
 def _split_patch(sizes: Mapping[str, int], image_size: Size | None) -> dict[str, int]:
     """Sizes of ph, pw and channels."""
     columns = patch_columns(sizes)
     assert columns is not None
-    splits = [dict(zip(PATCH, patch, strict=True)) for patch in fitting_patches(columns)]
+    splits = [dict(zip(PATCH_AXES, patch, strict=True)) for patch in fitting_patches(columns)]
     splits = [split for split in splits if all(sizes.get(axis, size) == size for axis, size in split.items())]
     if image_size is not None:
         hw = as_pair("image_size", image_size)
@@ -259,7 +262,7 @@ def joint_axis(axes: Iterable[str]) -> str:
 
 
 AXES = ("ph", "pw", "channels", "tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
-PATCH = ("ph", "pw", "channels")
+PATCH_AXES = ("ph", "pw", "channels")
 _VARIANT_FIELDS = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 

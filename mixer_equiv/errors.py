@@ -79,10 +79,10 @@ class ConventionWarning(UserWarning):
 
 
 # Problems of one kind that an error spells out.
-SHOWN = 12
+MAX_LISTED = 12
 
 
-def some(texts: Collection[str], shown: int = 4, joint: str = ", ") -> str:
+def summarize(texts: Collection[str], shown: int = 4, joint: str = ", ") -> str:
     """The first few in a row, and how many more there are, for messages."""
     more = f" and {len(texts) - shown} more" if len(texts) > shown else ""
     return joint.join(itertools.islice(texts, shown)) + more

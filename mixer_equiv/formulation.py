@@ -8,9 +8,9 @@ from typing import Any
 
 from mixer_equiv.errors import ConfigError
 
-PATCH = ("conv", "linear", "linear_channels_first")
-TOKENS = ("linear", "matmul", "depthwise_conv", "shared_conv", "conv1d")
-CHANNELS = ("linear", "conv1d")
+PATCH_CHOICES = ("conv", "linear", "linear_channels_first")
+TOKENS_CHOICES = ("linear", "matmul", "depthwise_conv", "shared_conv", "conv1d")
+CHANNELS_CHOICES = ("linear", "conv1d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Formulation:
     channels: str = "linear"
 
     def __post_init__(self) -> None:
-        for field, known in (("patch", PATCH), ("tokens", TOKENS), ("channels", CHANNELS)):
+        for field, known in (("patch", PATCH_CHOICES), ("tokens", TOKENS_CHOICES), ("channels", CHANNELS_CHOICES)):
             value = getattr(self, field)
             if value not in known:
                 raise ConfigError(f"formulation {field} is {value!r}; it must be one of {', '.join(known)}")
@@ -56,5 +56,8 @@ def as_formulation(value: Any) -> Formulation:
     raise ConfigError(f"formulation is {value!r}; it must be a Formulation, such as Formulation(channels='conv1d')")
 
 
-FORMULATIONS = tuple(Formulation(*names) for names in itertools.product(PATCH, TOKENS, CHANNELS))
+DEFAULT_FORMULATION = Formulation()  # the operations of the official model
+FORMULATIONS = tuple(
+    Formulation(*names) for names in itertools.product(PATCH_CHOICES, TOKENS_CHOICES, CHANNELS_CHOICES)
+)
 CONVOLUTIONAL = Formulation("conv", "shared_conv", "conv1d")

@@ -25,7 +25,7 @@ from mixer_equiv.bench.contestants import PROGRAMS, Contestant
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.frameworks import run_reference
 from mixer_equiv.equivalence.sides.weights import random_params
-from mixer_equiv.formulation import TOKENS
+from mixer_equiv.formulation import TOKENS_CHOICES
 from mixer_equiv.models.torch import activations as torch_activations
 from mixer_equiv.models.torch import formulations as torch_formulations
 from mixer_equiv.models.torch import fused as torch_fused
@@ -259,7 +259,9 @@ def test_parts_of_a_models_time_are_measured_and_a_wrong_model_is_not(monkeypatc
 
 def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = mixing.measure(SMALL, 1, 10)
-    assert {(row["framework"], row["tokens"]) for row in rows} == set(itertools.product(mixing.FRAMEWORKS, TOKENS))
+    assert {(row["framework"], row["tokens"]) for row in rows} == set(
+        itertools.product(mixing.FRAMEWORKS, TOKENS_CHOICES)
+    )
     assert all(row["times_linear"] == [1, 1, 1] for row in rows if row["tokens"] == "linear")
     shared = torch_formulations.TOKENS["shared_conv"]
     wrong = shared._replace(mix=lambda x, layer: 1.0001 * shared.mix(x, layer))  # one that is fused rightly has no say

@@ -8,9 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from mixer_equiv.config import MixerConfig
+from mixer_equiv.config import CONVENTIONS, MixerConfig
 from mixer_equiv.equivalence.policy import (
-    CONVENTIONS,
     NEGLIGIBLE,
     Policy,
     differing,

@@ -8,7 +8,7 @@ from mixer_equiv import ConfigError, MixerConfig
 from mixer_equiv.config import (
     ACTIVATIONS,
     AXES,
-    PATCH,
+    PATCH_AXES,
     VARIANTS,
     as_image,
     as_pair,
@@ -172,7 +172,7 @@ def test_macs_are_every_kernel_s_numbers_times_how_often_it_is_applied(num_class
 def test_axes_have_the_sizes_of_the_fields_in_the_order_of_their_names():
     assert PRIMES.axis_sizes == dict(zip(AXES, (2, 5, 13, 77, 17, 19, 23, 29), strict=True))
     assert (PRIMES.grid_hw, PRIMES.num_tokens) == ((7, 11), 77)
-    assert PATCH == AXES[:3] == ("ph", "pw", "channels")
+    assert PATCH_AXES == AXES[:3] == ("ph", "pw", "channels")
 
 
 def test_variants_are_table_1_of_the_paper():

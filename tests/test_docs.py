@@ -14,7 +14,7 @@ from mixer_equiv import LAYOUTS, MixerConfig
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.cli import EXIT_STATUS, app
 from mixer_equiv.equivalence.sides.weights import random_params
-from mixer_equiv.formulation import CHANNELS, PATCH, TOKENS
+from mixer_equiv.formulation import CHANNELS_CHOICES, PATCH_CHOICES, TOKENS_CHOICES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -111,7 +111,7 @@ def test_every_formulation_of_the_claims_is_one():
     told = " ".join(rows)
     named = set(re.findall(r'"(\w+)"', told))
     assert {"linear", "linear_channels_first", "depthwise_conv", "shared_conv", "conv1d"} <= named
-    assert named <= {*PATCH, *TOKENS, *CHANNELS}
+    assert named <= {*PATCH_CHOICES, *TOKENS_CHOICES, *CHANNELS_CHOICES}
 
 
 def test_links_inside_the_docs_lead_somewhere():

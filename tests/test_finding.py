@@ -39,7 +39,7 @@ from mixer_equiv.config import fitting_patches
 from mixer_equiv.equivalence.sides.locate import import_timm
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
-from mixer_equiv.layouts import LINEN, OFFICIAL, TIMM
+from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS, TIMM
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
@@ -194,7 +194,7 @@ def test_the_names_of_every_release_of_timm_tell_what_it_was_trained_with(tmp_pa
     arrays = in_layout("timm")
     for release in releases:
         url = timm.get_pretrained_cfg(release).url
-        expected = OFFICIAL if ".goog_" in release else Conventions("gelu")
+        expected = OFFICIAL_CONVENTIONS if ".goog_" in release else Conventions("gelu")
         assert ".goog_" in release or ".miil_" in release
         for name in (release, PurePosixPath(url).name):
             found = Checkpoint.from_arrays(arrays, called=[name])

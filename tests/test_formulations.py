@@ -25,7 +25,7 @@ from mixer_equiv.equivalence.record.torch import record
 from mixer_equiv.equivalence.sides.frameworks import run_reference
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
-from mixer_equiv.formulation import CHANNELS, CONVOLUTIONAL, FORMULATIONS, PATCH, TOKENS
+from mixer_equiv.formulation import CHANNELS_CHOICES, CONVOLUTIONAL, FORMULATIONS, PATCH_CHOICES, TOKENS_CHOICES
 from mixer_equiv.layouts import LINEN, TORCH, get_layout
 from mixer_equiv.layouts.natural import natural
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
@@ -89,7 +89,7 @@ def test_every_formulation_is_the_reference_with_the_gradients_of_the_official_o
 def test_there_are_all_combinations() -> None:
     assert len(FORMULATIONS) == len(set(FORMULATIONS)) == 30
     named = {(f.patch, f.tokens, f.channels) for f in FORMULATIONS}
-    assert named == set(itertools.product(PATCH, TOKENS, CHANNELS))
+    assert named == set(itertools.product(PATCH_CHOICES, TOKENS_CHOICES, CHANNELS_CHOICES))
     assert Formulation() == FORMULATIONS[0]
 
 

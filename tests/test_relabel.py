@@ -10,7 +10,7 @@ from mixer_equiv import Checkpoint, InexpressibleError, convert
 from mixer_equiv.checkpoints.conversion import describe_conventions, relabel
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
-from mixer_equiv.errors import SHOWN
+from mixer_equiv.errors import MAX_LISTED
 from mixer_equiv.layouts import LINEN, TIMM, Conventions, Layout
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
@@ -84,7 +84,7 @@ def test_what_is_given_is_the_callers_own() -> None:
     ("absent", "more"), [([NORM], 0), ([NORM, "stem/bias"], 1), ([NORM, NORM.replace("0/b", "1/b")], 12)]
 )
 def test_the_first_reasons_are_shown_and_the_others_counted(absent: list[str], more: int) -> None:
-    assert SHOWN == CONFIG.num_blocks == 12
+    assert MAX_LISTED == CONFIG.num_blocks == 12
     with pytest.raises(InexpressibleError, match="no weights of the layout ours are the same function:") as caught:
         relabel(PARAMS, LINEN, without(*absent), CONFIG)
     assert len(caught.value.reasons) == 12 + more

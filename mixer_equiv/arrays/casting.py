@@ -10,7 +10,7 @@ import numpy as np
 from mixer_equiv.arrays.chunks import PIECE
 from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, gathered
-from mixer_equiv.errors import SHOWN, ConversionError
+from mixer_equiv.errors import MAX_LISTED, ConversionError
 
 
 def cast(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> Mapping[str, np.ndarray]:
@@ -30,7 +30,7 @@ def _cast(arrays: LazyArrays, name: str, dtype: np.dtype) -> np.ndarray:
     result, fits = _rounded(arrays.strided(name), dtype)
     if not fits:
         lost = [name for name in arrays if not _rounded(arrays.strided(name), dtype)[1]]
-        names = ", ".join(lost[:SHOWN])
+        names = ", ".join(lost[:MAX_LISTED])
         raise ConversionError(f"{dtype} cannot hold values of {names}: they would become infinite")
     return result
 

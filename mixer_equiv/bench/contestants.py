@@ -9,9 +9,7 @@ from typing import Any, Literal
 from mixer_equiv.bench.cells import Cell
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import ConfigError
-from mixer_equiv.formulation import FORMULATIONS, Formulation
-
-OFFICIAL = Formulation()
+from mixer_equiv.formulation import DEFAULT_FORMULATION, FORMULATIONS, Formulation
 
 # A torch module as it is; through `torch.compile`; as a CUDA graph; its weights packed.
 Way = Literal["plain", "compiled", "graphed", "packed"]
@@ -121,12 +119,12 @@ class Contestant:
     """A program in one formulation."""
 
     name: str
-    formulation: Formulation = OFFICIAL
+    formulation: Formulation = DEFAULT_FORMULATION
 
     def __post_init__(self) -> None:
         if self.name not in PROGRAMS:
             raise ConfigError(f"program is {self.name!r}; it must be one of {', '.join(PROGRAMS)}")
-        if self.formulation != OFFICIAL and not self.program.formulated:
+        if self.formulation != DEFAULT_FORMULATION and not self.program.formulated:
             raise ConfigError(f"{self.name} is written in one way, and not as {self.formulation}")
 
     @property
@@ -139,7 +137,7 @@ class Contestant:
         return dataclasses.replace(self, name=self.name.removesuffix(f" {self.program.way}"))
 
     def __str__(self) -> str:
-        return self.name if self.formulation == OFFICIAL else f"{self.name} ({self.formulation})"
+        return self.name if self.formulation == DEFAULT_FORMULATION else f"{self.name} ({self.formulation})"
 
 
 def running_in(cells: Iterable[Cell]) -> list[str]:
@@ -153,7 +151,7 @@ def contestants(names: Iterable[str], formulations: Iterable[Formulation]) -> It
     for name in names:
         yield Contestant(name)
         if PROGRAMS[name].formulated:
-            yield from (Contestant(name, each) for each in formulations if each != OFFICIAL)
+            yield from (Contestant(name, each) for each in formulations if each != DEFAULT_FORMULATION)
 
 
 def parse_formulations(texts: Iterable[str]) -> list[Formulation]:

@@ -20,7 +20,7 @@ from mixer_equiv.arrays.lazy import Spec, as_lazy, gathered, joined, specs
 from mixer_equiv.checkpoints import formats, validate
 from mixer_equiv.checkpoints.infer import Statements, find
 from mixer_equiv.config import MixerConfig, Size
-from mixer_equiv.errors import SHOWN, CheckpointError, ConversionError, InexpressibleError
+from mixer_equiv.errors import MAX_LISTED, CheckpointError, ConversionError, InexpressibleError
 from mixer_equiv.layouts import Binding, Conventions, Layout, get_layout
 
 
@@ -298,14 +298,14 @@ def renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, st
             raise ConversionError(f"rename_prefix {old!r}: no name begins so; they begin as {next(iter(names), '')}")
     twice = [name for name, count in Counter(result.values()).items() if count > 1]
     if twice:
-        raise ConversionError(f"rename_prefix makes several names the same: {', '.join(twice[:SHOWN])}")
+        raise ConversionError(f"rename_prefix makes several names the same: {', '.join(twice[:MAX_LISTED])}")
     empty = [name for name, new in result.items() if "" in new.split("/")]
     if empty:
-        raise ConversionError(f"rename_prefix leaves an empty name of {', '.join(empty[:SHOWN])}")
+        raise ConversionError(f"rename_prefix leaves an empty name of {', '.join(empty[:MAX_LISTED])}")
     new = set(result.values())
     below = [name for name in new if any("/".join(name.split("/")[:n]) in new for n in range(1, name.count("/") + 1))]
     if below:
-        names = ", ".join(sorted(below)[:SHOWN])
+        names = ", ".join(sorted(below)[:MAX_LISTED])
         raise ConversionError(f"rename_prefix puts arrays below another, where no nested file can have both: {names}")
     return result
 

@@ -16,7 +16,7 @@ from mixer_equiv.arrays.chunks import copied
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, settled
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.errors import SHOWN, ConventionWarning, InexpressibleError
+from mixer_equiv.errors import MAX_LISTED, ConventionWarning, InexpressibleError
 from mixer_equiv.layouts import ADVICE, NEUTRAL, Binding, Conventions, Layout, get_layout
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _dtype_beside(canonical: str, theirs: Mapping[str, Binding], found: Mapping[
 
 
 def _inexpressible(target: Layout, reasons: list[str], advice: str = "") -> InexpressibleError:
-    shown = [f"  {reason}" for reason in reasons[:SHOWN]]
+    shown = [f"  {reason}" for reason in reasons[:MAX_LISTED]]
     if len(reasons) > len(shown):
         shown.append(f"  and {len(reasons) - len(shown)} more")
     shown += [advice] if advice else []

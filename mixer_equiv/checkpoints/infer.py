@@ -12,9 +12,9 @@ from typing import Any
 from mixer_equiv.arrays.interop import flatten, is_array
 from mixer_equiv.arrays.lazy import LazyArrays, split
 from mixer_equiv.checkpoints import validate
-from mixer_equiv.config import AXES, PATCH, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
-from mixer_equiv.errors import SHOWN, CheckpointError, ConfigError, ConversionError, LayoutError, some
-from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, Match, detect, get_layout, layout_called
+from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
+from mixer_equiv.errors import MAX_LISTED, CheckpointError, ConfigError, ConversionError, LayoutError, summarize
+from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, detect, get_layout, layout_called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> Mappin
 
 def _detect(
     shapes: Mapping[str, tuple[int, ...]], layout: str | Layout | None, source: str, written: str | None
-) -> Match:
+) -> LayoutMatch:
     """The layout found, or the given one if it is there, as `detect` tells.
 
     `written` is the layout's name in the file's metadata; it settles what names leave open.
@@ -118,7 +118,7 @@ def _strip(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> tuple[d
     if len(own) < len(inside):
         twice = sorted(name for name in inside if not name.startswith(prefix) and prefix + name in leaves)
         raise ConversionError(
-            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[:SHOWN])}",
+            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[:MAX_LISTED])}",
             unexpected_keys=twice,
         )
     notes = []
@@ -126,11 +126,11 @@ def _strip(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> tuple[d
         notes.append(f"the prefix {prefix!r} was stripped from every name")
     beside = beside + [name for name in leaves if name not in inside]
     if beside:
-        notes.append(f"left out beside {prefix!r}: {some(beside)}")
+        notes.append(f"left out beside {prefix!r}: {summarize(beside)}")
     return own, notes
 
 
-def _tidy(match: Match, leaves: Mapping[str, Any], notes: list[str]) -> LazyArrays:
+def _tidy(match: LayoutMatch, leaves: Mapping[str, Any], notes: list[str]) -> LazyArrays:
     """The arrays under the names and in the shapes of the layout's table, where it knows older ones."""
     if match.layout.tidy is None:
         return LazyArrays(leaves)
@@ -187,7 +187,12 @@ def _by_name(called: Collection[str], layout: Layout, notes: list[str]) -> Conve
 
 
 def _unless_outgrown(
-    stated: MixerConfig, said: Statements, computed: Conventions, match: Match, arrays: LazyArrays, notes: list[str]
+    stated: MixerConfig,
+    said: Statements,
+    computed: Conventions,
+    match: LayoutMatch,
+    arrays: LazyArrays,
+    notes: list[str],
 ) -> tuple[MixerConfig | None, Statements, Conventions]:
     """The metadata's config, or None where the sizes that the arrays show fit more of them.
 
@@ -199,8 +204,8 @@ def _unless_outgrown(
         return stated, said, computed
     sizes = match.layout.axis_sizes(match.num_blocks, {name: spec.shape for name, spec in arrays.specs.items()})
     old = stated.axis_sizes
-    if patch_columns(sizes) == math.prod(old[axis] for axis in PATCH):
-        sizes.update({axis: old[axis] for axis in PATCH})
+    if patch_columns(sizes) == math.prod(old[axis] for axis in PATCH_AXES):
+        sizes.update({axis: old[axis] for axis in PATCH_AXES})
     told = dataclasses.replace(said, metadata={})
     try:
         if said.image_size is None and not said.metadata.get("image_size_is_assumed"):
@@ -218,7 +223,7 @@ def _unless_outgrown(
 
 
 def _config(
-    match: Match,
+    match: LayoutMatch,
     arrays: LazyArrays,
     stated: MixerConfig | None,
     said: Statements,
@@ -228,8 +233,8 @@ def _config(
 ) -> tuple[MixerConfig, bool]:
     """The config stated or read off the shapes, and whether its image size had to be assumed."""
     sizes = match.layout.axis_sizes(match.num_blocks, {name: spec.shape for name, spec in arrays.specs.items()})
-    columns = None if sizes.keys() >= set(PATCH) else patch_columns(sizes)
-    shown = {*sizes, *(PATCH if columns else ())}
+    columns = None if sizes.keys() >= set(PATCH_AXES) else patch_columns(sizes)
+    shown = {*sizes, *(PATCH_AXES if columns else ())}
     if stated is None and not shown >= set(AXES) - {"classes"}:
         raise validate.without_sizes(source, match.layout, match.num_blocks, arrays.specs, sizes)
     assumed = said.config is None and said.image_size is None

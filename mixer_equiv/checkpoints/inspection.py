@@ -16,7 +16,7 @@ from rich.text import Text
 from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import describe_conventions
-from mixer_equiv.errors import some
+from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import Binding, Layout
 
 
@@ -55,7 +55,7 @@ class Inspection:
         for flag in ("NaN", "inf"):
             names = [array.name for array in self.arrays if flag in array.flags]
             if names:
-                sentences.append(f"{flag} in {_count(len(names), 'array')}: {some(names, 3)}")
+                sentences.append(f"{flag} in {_count(len(names), 'array')}: {summarize(names, 3)}")
         head = [array for array in self.arrays if array.canonical == "head/kernel"]
         if head and "all zero" in head[0].flags:
             sentences.append(
@@ -64,7 +64,7 @@ class Inspection:
         kernels = [a for a in self.arrays if a.canonical.endswith("kernel") and not a.canonical.startswith("head")]
         dead = [array.name for array in kernels if {"all zero", "constant"} & set(array.flags)]
         if dead:
-            sentences.append(f"zero or constant in {_count(len(dead), 'kernel')}: {some(dead, 3)}")
+            sentences.append(f"zero or constant in {_count(len(dead), 'kernel')}: {summarize(dead, 3)}")
         return sentences
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from mixer_equiv.arrays.interop import DTYPES
 from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.config import AXES, MixerConfig
-from mixer_equiv.errors import SHOWN, ConversionError, InexpressibleError
+from mixer_equiv.errors import MAX_LISTED, ConversionError, InexpressibleError
 from mixer_equiv.layouts import Binding, Layout
 
 _Problems = dict[str, dict[str, str]]  # what is wrong, by kind and by name
@@ -141,7 +141,7 @@ def _tuple_text(shape: tuple[int | str, ...]) -> str:
 def _error(source: str, layout: Layout, depth: int, problems: _Problems, specs: Mapping[str, Spec]) -> ConversionError:
     lines = [f"{source} cannot fill the layout {layout.name} of {depth} blocks:"]
     for kind, items in problems.items():
-        shown = list(items.items())[:SHOWN]
+        shown = list(items.items())[:MAX_LISTED]
         lines += [f"  {kind}: {name}, {what}" for name, what in shown]
         if len(items) > len(shown):
             lines.append(f"  {kind}: and {len(items) - len(shown)} more")

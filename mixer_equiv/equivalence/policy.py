@@ -8,12 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mixer_equiv.config import MixerConfig
+from mixer_equiv.config import CONVENTIONS, MixerConfig
 
 Rating = Literal["same", "rounding", "undecidable", "apart"]
-
-# The fields in which two Mixers of the same shapes can differ.
-CONVENTIONS = ("activation", "layer_norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,14 @@ from mixer_equiv.equivalence.policy import size_differences
 from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.sides.adapters import candidate_of
 from mixer_equiv.equivalence.sides.candidate import Candidate, checkpoint_of
-from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, LayoutError, MixerEquivError, some
+from mixer_equiv.errors import (
+    ConfigError,
+    ConventionWarning,
+    InexpressibleError,
+    LayoutError,
+    MixerEquivError,
+    summarize,
+)
 from mixer_equiv.layouts import Layout
 
 Image = tuple[int, int, int]
@@ -132,11 +139,11 @@ def _put_otherwise(result: Checkpoint, candidate: Candidate) -> list[str]:
         )
     asked = {name.partition("[")[0] for name in result.layout.parameters(result.config.num_blocks)}
     if candidate.computed:
-        computed = some(candidate.computed, 3)
+        computed = summarize(candidate.computed, 3)
         messages.append(f"{candidate.name} computes {computed} from other parameters, and has them but for rounding")
     untouched = [name for name in candidate.own if name not in result.whole and name not in asked]
     if untouched:
-        messages.append(f"parameters of {candidate.name} that stay as they were: {some(untouched, 3)}")
+        messages.append(f"parameters of {candidate.name} that stay as they were: {summarize(untouched, 3)}")
     return messages
 
 

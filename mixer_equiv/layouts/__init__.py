@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.errors import LayoutError
-from mixer_equiv.layouts.base import ABSENT, ADVICE, NEUTRAL, OFFICIAL, Binding, Conventions, Layout, Row
+from mixer_equiv.layouts.base import ABSENT, ADVICE, NEUTRAL, OFFICIAL_CONVENTIONS, Binding, Conventions, Layout, Row
 from mixer_equiv.layouts.custom import layout_from_dict, layout_from_file, validated
-from mixer_equiv.layouts.detect import Match, detect
+from mixer_equiv.layouts.detect import LayoutMatch, detect
 from mixer_equiv.layouts.jeonsworld import JEONSWORLD
 from mixer_equiv.layouts.lucidrains import LUCIDRAINS
 from mixer_equiv.layouts.mmpretrain import MMPRETRAIN
@@ -33,12 +33,12 @@ __all__ = [
     "LINEN",
     "NEUTRAL",
     "NNX",
-    "OFFICIAL",
+    "OFFICIAL_CONVENTIONS",
     "TORCH",
     "Binding",
     "Conventions",
     "Layout",
-    "Match",
+    "LayoutMatch",
     "Row",
     "detect",
     "get_layout",

@@ -53,7 +53,7 @@ class Conventions:
             raise ConfigError(f"padding is {self.padding!r}; it must be 'same' or 'valid'")
 
 
-OFFICIAL = Conventions(padding="same")
+OFFICIAL_CONVENTIONS = Conventions(padding="same")
 
 # What to do where a layout does not say it.
 ADVICE = {

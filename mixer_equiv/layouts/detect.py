@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from mixer_equiv.arrays.lazy import Spec, split
-from mixer_equiv.errors import LayoutError, some
+from mixer_equiv.errors import LayoutError, summarize
 from mixer_equiv.layouts.base import Layout, Row, Shape
 
 # Where optax, Flax's old optimizers and torch keep what is shaped like the parameters.
@@ -20,7 +20,7 @@ OPTIMIZER_STATE = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class Match:
+class LayoutMatch:
     """Where a layout was found among names: behind `prefix`, with `num_blocks` blocks."""
 
     layout: Layout
@@ -44,7 +44,7 @@ class Match:
         return not OPTIMIZER_STATE.isdisjoint(re.split(r"[./]", self.prefix))
 
 
-def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> Match:
+def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> LayoutMatch:
     """The one layout and prefix whose names are `names`, or most of them.
 
     Raises `LayoutError` if none fits, or if several do that give different canonical results.
@@ -90,7 +90,7 @@ def _unstacked(layout: Layout, names: Collection[str], shapes: Mapping[str, Shap
 _ANY = np.dtype(np.float32)
 
 
-def _matches(layout: Layout, names: Collection[str]) -> list[Match]:
+def _matches(layout: Layout, names: Collection[str]) -> list[LayoutMatch]:
     """The layout behind every prefix where any of its block parameters is found."""
     blocks: dict[str, set[int]] = {}
     patterns = _block_patterns(layout.rows)
@@ -105,7 +105,7 @@ def _matches(layout: Layout, names: Collection[str]) -> list[Match]:
     return [_best_depth(layout, prefix, found, names) for prefix, found in blocks.items()]
 
 
-def _best_depth(layout: Layout, prefix: str, blocks: set[int], names: Collection[str]) -> Match:
+def _best_depth(layout: Layout, prefix: str, blocks: set[int], names: Collection[str]) -> LayoutMatch:
     """Depth by the highest block, or by the first gap, whichever explains the names better.
 
     Where names go on counting behind the blocks, the highest may be none.
@@ -120,15 +120,15 @@ def _best_depth(layout: Layout, prefix: str, blocks: set[int], names: Collection
     return max(
         candidates,
         key=lambda match: (match.score, match.num_blocks),
-        default=Match(layout, prefix, 1, 0, len(layout.rows)),
+        default=LayoutMatch(layout, prefix, 1, 0, len(layout.rows)),
     )
 
 
-def _match(layout: Layout, prefix: str, depth: int, names: Collection[str]) -> Match:
+def _match(layout: Layout, prefix: str, depth: int, names: Collection[str]) -> LayoutMatch:
     parameters = layout.parameters(depth).items()
     found = sum(prefix + name in names for name, _ in parameters)
     absent = sum(prefix + name not in names and not binding.row.in_head for name, binding in parameters)
-    return Match(layout, prefix, depth, found, absent)
+    return LayoutMatch(layout, prefix, depth, found, absent)
 
 
 @cache
@@ -153,13 +153,13 @@ def _block_patterns(rows: tuple[Row, ...]) -> list[tuple[str, re.Pattern[str], i
     return patterns
 
 
-def _reading(match: Match) -> dict[str, tuple[str, str]]:
+def _reading(match: LayoutMatch) -> dict[str, tuple[str, str]]:
     """What each parameter is: the array's name and its axes, by the canonical name."""
     bindings = match.layout.bindings(match.num_blocks).values()
     return {b.canonical: (b.foreign, f"{b.row.foreign_axes} -> {b.row.canonical_axes}") for b in bindings}
 
 
-def _shapes_agree(match: Match, shapes: Mapping[str, Shape]) -> bool:
+def _shapes_agree(match: LayoutMatch, shapes: Mapping[str, Shape]) -> bool:
     leaves = {name: Spec(shape, _ANY) for name, shape in shapes.items() if name.startswith(match.prefix)}
     parts = split(leaves, match.layout.depth_of_stack)
     own = {name.removeprefix(match.prefix): leaf.shape for name, leaf in parts.items()}
@@ -168,8 +168,8 @@ def _shapes_agree(match: Match, shapes: Mapping[str, Shape]) -> bool:
     return all(name not in own or binding.may_have(own[name], sizes) for name, binding in parameters)
 
 
-def _unknown(names: Collection[str], layouts: Iterable[Layout], matches: list[Match]) -> str:
-    shown = some(sorted(names)) or "no arrays"
+def _unknown(names: Collection[str], layouts: Iterable[Layout], matches: list[LayoutMatch]) -> str:
+    shown = summarize(sorted(names)) or "no arrays"
     known = "; ".join(f"{layout.name}: {next(iter(layout.parameters(1)))}" for layout in layouts)
     nearest = max(matches, key=lambda match: match.score, default=None)
     near = (

@@ -4,15 +4,15 @@ Its names and axes are the canonical ones, so every pattern stands alone. Source
 google-research/vision_transformer, vit_jax/models_mixer.py, and the files under gs://mixer_models.
 """
 
-from mixer_equiv.layouts.base import OFFICIAL, Layout, table
+from mixer_equiv.layouts.base import OFFICIAL_CONVENTIONS, Layout, table
 
 LINEN = Layout(
     name="linen",
     aliases=("flax", "official", "big_vision"),
     summary="official Flax linen model, published npz, big_vision",
     framework="flax",
-    computes=OFFICIAL,
-    trained_with=OFFICIAL,
+    computes=OFFICIAL_CONVENTIONS,
+    trained_with=OFFICIAL_CONVENTIONS,
     advice={
         "activation": "the official code fixes nn.gelu: use mixer_equiv.models.flax with activation={activation!r}",
         "layer_norm_eps": "the official code fixes it: use mixer_equiv.models.flax with layer_norm_eps={layer_norm_eps:g}",

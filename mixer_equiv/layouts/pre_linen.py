@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from mixer_equiv.layouts.base import OFFICIAL, Binding, Layout, Shape, table
+from mixer_equiv.layouts.base import OFFICIAL_CONVENTIONS, Binding, Layout, Shape, table
 
 # A module is unnamed where it is called by its class, such as LayerNorm_3.
 _UNNAMED = re.compile(r"(?P<parent>.*/)(?P<class>[A-Z][A-Za-z]*)_(?P<number>\d+)(?P<rest>/[^/]+)")
@@ -60,8 +60,8 @@ PRE_LINEN = Layout(
     name="pre-linen",
     summary="the official model before flax.linen",
     framework="flax",
-    computes=OFFICIAL,
-    trained_with=OFFICIAL,
+    computes=OFFICIAL_CONVENTIONS,
+    trained_with=OFFICIAL_CONVENTIONS,
     advice={},
     read_only="where its kernels had axes of size 1 is recorded nowhere; write linen instead",
     tidy=_tidy,

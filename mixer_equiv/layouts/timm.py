@@ -5,7 +5,7 @@ trained with the tanh form, MIIL's with erf), so what a file in this layout was 
 known from its arrays' names, but may be from its own.
 """
 
-from mixer_equiv.layouts.base import OFFICIAL, Conventions, Layout, table
+from mixer_equiv.layouts.base import OFFICIAL_CONVENTIONS, Conventions, Layout, table
 
 TIMM = Layout(
     name="timm",
@@ -14,8 +14,8 @@ TIMM = Layout(
     computes=Conventions(activation="gelu"),
     trained_with=None,
     provenance={
-        "*mixer_*.goog_*": OFFICIAL,
-        "jx_mixer_*": OFFICIAL,
+        "*mixer_*.goog_*": OFFICIAL_CONVENTIONS,
+        "jx_mixer_*": OFFICIAL_CONVENTIONS,
         "*mixer_*.miil_*": Conventions(activation="gelu"),
         "mixer_*_miil*": Conventions(activation="gelu"),
     },

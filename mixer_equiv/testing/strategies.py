@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from mixer_equiv.config import ACTIVATIONS, MixerConfig, as_count
 from mixer_equiv.errors import ConfigError
-from mixer_equiv.formulation import CHANNELS, PATCH, TOKENS, Formulation
+from mixer_equiv.formulation import CHANNELS_CHOICES, PATCH_CHOICES, TOKENS_CHOICES, Formulation
 from mixer_equiv.layouts import LAYOUTS, Layout, get_layout
 from mixer_equiv.random_weights import STYLES, check_style, draw_images, draw_params
 
@@ -201,7 +201,7 @@ def _checked(function: str, config: Any, style: str, dtype: Any) -> dict[str, st
 
 def formulations(**fields: str) -> st.SearchStrategy[Formulation]:
     """Any formulation, or those with some of `patch`, `tokens`, `channels` fixed. Shrinks to the official one."""
-    known = {"patch": PATCH, "tokens": TOKENS, "channels": CHANNELS}
+    known = {"patch": PATCH_CHOICES, "tokens": TOKENS_CHOICES, "channels": CHANNELS_CHOICES}
     unknown = sorted(fields.keys() - known.keys())
     if unknown:
         raise ConfigError(f"a Formulation has no {', '.join(unknown)}; it has {', '.join(known)}")

@@ -21,7 +21,7 @@ from mixer_equiv.arrays.chunks import batches
 from mixer_equiv.arrays.lazy import as_lazy, specs
 from mixer_equiv.checkpoints.formats import safetensors
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, flush, put, remove
-from mixer_equiv.errors import CheckpointError, MixerEquivError, some
+from mixer_equiv.errors import CheckpointError, MixerEquivError, summarize
 
 SUFFIX = ".safetensors.index.json"
 
@@ -66,10 +66,10 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
     shards = {shard: safetensors.read(path.parent / shard)[0] for shard in _present(path, set(weight_map.values()))}
     absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
     if absent:
-        raise CheckpointError(f"{path} names arrays that their shards do not hold: {some(absent)}; {_AGAIN}")
+        raise CheckpointError(f"{path} names arrays that their shards do not hold: {summarize(absent)}; {_AGAIN}")
     extra = [f"{name} in {shard}" for shard in shards for name in shards[shard] if weight_map.get(name) != shard]
     if extra:
-        raise CheckpointError(f"{path} does not name arrays that its shards hold: {some(extra)}; {_AGAIN}")
+        raise CheckpointError(f"{path} does not name arrays that its shards hold: {summarize(extra)}; {_AGAIN}")
     return {name: shards[shard][name] for name, shard in weight_map.items()}, metadata
 
 
@@ -87,7 +87,7 @@ def _only_checkpoint(folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
     if shards:
-        held = some([shard.name for shard in shards])
+        held = summarize([shard.name for shard in shards])
         raise CheckpointError(f"{folder} holds shards ({held}) without their index; get it{_aside(folder)}")
     raise CheckpointError(f"{folder} holds no safetensors file; give the path of a checkpoint")
 
@@ -122,10 +122,12 @@ def _present(index: Path, shards: set[str]) -> list[str]:
     """The shards' names, once all are safetensors files beside the index."""
     outside = sorted(shard for shard in shards if not _is_plain(shard))
     if outside:
-        raise CheckpointError(f"{index} names files outside its folder: {some(outside)}; shards must stand beside it")
+        raise CheckpointError(
+            f"{index} names files outside its folder: {summarize(outside)}; shards must stand beside it"
+        )
     other = sorted(shard for shard in shards if not shard.endswith(".safetensors"))
     if other:
-        raise CheckpointError(f"{index} names shards that are not safetensors: {some(other)}; no others are read")
+        raise CheckpointError(f"{index} names shards that are not safetensors: {summarize(other)}; no others are read")
     missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
     if missing:
         raise CheckpointError(
@@ -216,7 +218,9 @@ class _Target:
         alike = self.index.parent.glob(f"{glob.escape(self.stem)}-*-of-*.safetensors")
         found = sorted(str(path) for path in {*ours, *alike} if os.path.lexists(path))
         if found and not force:
-            raise CheckpointError(f"{some(found)} exist{'s'[len(found) > 1 :]}; pass force=True (--force) to replace")
+            raise CheckpointError(
+                f"{summarize(found)} exist{'s'[len(found) > 1 :]}; pass force=True (--force) to replace"
+            )
         old = sorted(path for path in {*ours, *self._old_shards()} if os.path.lexists(path))
         folders = [str(path) for path in old if path.is_dir()]
         if folders:

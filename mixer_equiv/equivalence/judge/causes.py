@@ -9,16 +9,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mixer_equiv.checkpoints.differences import explained
+from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, Fault, name_of
 from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
 from mixer_equiv.equivalence.mixer.result import Found
-from mixer_equiv.equivalence.policy import CONVENTIONS
 from mixer_equiv.equivalence.report import Cause, Side
 from mixer_equiv.equivalence.sides.frameworks import Taps
 from mixer_equiv.equivalence.sides.side import Subject
-from mixer_equiv.errors import some
-from mixer_equiv.layouts import OFFICIAL
+from mixer_equiv.errors import summarize
+from mixer_equiv.layouts import OFFICIAL_CONVENTIONS
 
 
 def weight_causes(a: Subject, b: Subject) -> list[Cause]:
@@ -56,7 +56,7 @@ def convention_causes(a: Subject, b: Subject) -> list[Cause]:
 
 
 def _convention_cause(name: str, a: Subject, b: Subject) -> Cause:
-    odd, other = (a, b) if getattr(b.config, name) == getattr(OFFICIAL, name) else (b, a)
+    odd, other = (a, b) if getattr(b.config, name) == getattr(OFFICIAL_CONVENTIONS, name) else (b, a)
     blocks = a.config.num_blocks
     count = {"activation": f"all {2 * blocks} MLPs", "layer_norm_eps": f"all {2 * blocks + 1} LayerNorms"}[name]
     return Cause(
@@ -131,7 +131,7 @@ def constraint_causes(side: Subject) -> list[Cause]:
     for kind, words in CONSTRAINTS.items():
         all_of_kind = [text for text in constraints if any(word in text for word in words)]
         if all_of_kind:
-            said = some(all_of_kind, 2, "; ")
+            said = summarize(all_of_kind, 2, "; ")
             count = f"{len(all_of_kind)} parameter{'s'[: len(all_of_kind) > 1]}"
             causes.append(Cause(kind, "constraint", "free", said, count, f"in {side.name}; {_ONE_WAY}"))
     return causes

@@ -9,7 +9,8 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES
 from mixer_equiv.checkpoints.differences import differing
-from mixer_equiv.equivalence.policy import CONVENTIONS, residual
+from mixer_equiv.config import CONVENTIONS
+from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.report import Stage
 from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES, Taps
 from mixer_equiv.equivalence.sides.side import Subject

@@ -13,17 +13,18 @@ import numpy as np
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import constraint_causes, deviation_causes
 from mixer_equiv.equivalence.judge.decide import Judgement, without
 from mixer_equiv.equivalence.judge.evidence import Evidence, Run
-from mixer_equiv.equivalence.policy import CONVENTIONS, Policy, residual
+from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import device, jax_device
 from mixer_equiv.equivalence.report import Cause, Report, Side
 from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES
 from mixer_equiv.equivalence.sides.side import UNOBSERVABLE, Subject
 from mixer_equiv.errors import ConventionWarning
-from mixer_equiv.layouts import OFFICIAL
+from mixer_equiv.layouts import OFFICIAL_CONVENTIONS
 
 
 def sides_of(evidence: Evidence, origin: str, labels: np.ndarray | None) -> tuple[Side, Side]:
@@ -79,7 +80,7 @@ def not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
     """Where a model is no Mixer, or one whose weights no official model can have."""
     assert side.found is not None
     found = side.found
-    official = side.config.replace(**{name: getattr(OFFICIAL, name) for name in CONVENTIONS})
+    official = side.config.replace(**{name: getattr(OFFICIAL_CONVENTIONS, name) for name in CONVENTIONS})
     causes = deviation_causes(side, side.replace(found=None, config=official)) + constraint_causes(side)
     named = any(verdict_of(cause.name) == "inexpressible" for cause in causes)
     # Without a LayerNorm, or with next to nothing found, it is no Mixer; else one that differs.

@@ -18,8 +18,8 @@ from mixer_equiv.equivalence.mixer.result import Found, Source, Tap
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
 from mixer_equiv.equivalence.mixer.search import best_match
 from mixer_equiv.equivalence.record.trace import Trace, Value
-from mixer_equiv.errors import some
-from mixer_equiv.layouts import LINEN, OFFICIAL
+from mixer_equiv.errors import summarize
+from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS
 from mixer_equiv.operations import Parameter
 
 
@@ -171,8 +171,8 @@ def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray) -> MixerC
         hidden_dim=found.values[2].shape[-1],
         tokens_mlp_dim=sizes.get("tokens_mlp", 1),
         channels_mlp_dim=sizes.get("channels_mlp", 1),
-        activation=_throughout(found, "activate", "activation", OFFICIAL.activation),
-        layer_norm_eps=_throughout(found, "layer_norm", "layer_norm_eps", OFFICIAL.layer_norm_eps),
+        activation=_throughout(found, "activate", "activation", OFFICIAL_CONVENTIONS.activation),
+        layer_norm_eps=_throughout(found, "layer_norm", "layer_norm_eps", OFFICIAL_CONVENTIONS.layer_norm_eps),
     )
 
 
@@ -199,11 +199,11 @@ def _lacking(found: Match, deviations: tuple[Deviation, ...], config: MixerConfi
     untold = [name for name in without if name.rpartition("/")[0] in unknown]
     if untold:
         reasons.append(
-            f"it does something else at {some(sorted(unknown), 2)}, by which {some(untold, 2)} cannot be told"
+            f"it does something else at {summarize(sorted(unknown), 2)}, by which {summarize(untold, 2)} cannot be told"
         )
     lacking = [name for name in without if name not in untold]
     if lacking:
-        reasons.append(f"no parameter of it is {some(lacking, 2)}")
+        reasons.append(f"no parameter of it is {summarize(lacking, 2)}")
     return reasons
 
 

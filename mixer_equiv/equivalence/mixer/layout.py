@@ -12,7 +12,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.match.fits import Use
 from mixer_equiv.equivalence.match.matcher import Match
 from mixer_equiv.equivalence.record.trace import Trace, Value
-from mixer_equiv.errors import some
+from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import ABSENT, LINEN, Conventions, Layout, Row
 from mixer_equiv.layouts.custom import sharing_problems
 
@@ -35,9 +35,13 @@ def layout_found(
     used = {foreign.partition("[")[0] for foreign, _ in names.values()}
     hidden = [own for own in trace.hidden if own in used]
     notices = (
-        [f"not in the state_dict, so that loading leaves them as they are: {some(hidden, 2, '; ')}"] if hidden else []
+        [f"not in the state_dict, so that loading leaves them as they are: {summarize(hidden, 2, '; ')}"]
+        if hidden
+        else []
     )
-    unnamed = f"parameters are not its own, so that no layout has them: {some(computed, 2, '; ')}" if computed else ""
+    unnamed = (
+        f"parameters are not its own, so that no layout has them: {summarize(computed, 2, '; ')}" if computed else ""
+    )
     rows = tuple(_rows(names, config.num_blocks))
     computes = Conventions(config.activation, config.layer_norm_eps)
     layout = Layout(

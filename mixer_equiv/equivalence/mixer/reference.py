@@ -7,7 +7,7 @@ from typing import Any
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.match.moves import Deviation
-from mixer_equiv.layouts import LINEN, OFFICIAL
+from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS
 from mixer_equiv.models.numpy import MlpMixer
 from mixer_equiv.operations import Parameter, Program, Step
 
@@ -43,7 +43,7 @@ def official_programs(deepest: int) -> tuple[Program, ...]:
 def deviations_of(config: MixerConfig) -> list[Deviation]:
     """The steps at which a model of ours with this config differs from the official one."""
     fields = {"activate": "activation", "layer_norm": "layer_norm_eps"}
-    official = {field: getattr(OFFICIAL, field) for field in fields.values()}
+    official = {field: getattr(OFFICIAL_CONVENTIONS, field) for field in fields.values()}
     return [
         Deviation(step.name, "variant", field, official[field], getattr(config, field))
         for step in official_steps(config.num_blocks)

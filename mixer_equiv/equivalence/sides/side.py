@@ -23,7 +23,7 @@ from mixer_equiv.equivalence.sides.candidate import Candidate
 from mixer_equiv.equivalence.sides.frameworks import PROGRAMS, Taps, run_module
 from mixer_equiv.equivalence.sides.locate import is_maker, is_source, model_at
 from mixer_equiv.errors import ConfigError, ConversionError, MixerEquivError
-from mixer_equiv.layouts import LINEN, NNX, OFFICIAL, TORCH, Layout
+from mixer_equiv.layouts import LINEN, NNX, OFFICIAL_CONVENTIONS, TORCH, Layout
 
 Image = tuple[int, int, int]
 
@@ -311,4 +311,6 @@ def _following(side: Subject, other: Subject) -> Subject:
 
 
 def _official(config: MixerConfig) -> MixerConfig:
-    return config.replace(activation=OFFICIAL.activation, layer_norm_eps=OFFICIAL.layer_norm_eps)
+    return config.replace(
+        activation=OFFICIAL_CONVENTIONS.activation, layer_norm_eps=OFFICIAL_CONVENTIONS.layer_norm_eps
+    )

@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.formulation import Formulation, as_formulation
+from mixer_equiv.formulation import DEFAULT_FORMULATION, Formulation, as_formulation
 from mixer_equiv.models.flax.activations import ACTIVATIONS
 from mixer_equiv.models.flax.formulations import CHANNELS, TOKENS, Dense, Mixing, Stem
-
-OFFICIAL = Formulation()
 
 
 class MlpBlock(nn.Module):
@@ -54,7 +52,7 @@ class MixerBlock(nn.Module):
     channels_mlp_dim: int
     activation: str = "gelu_tanh"
     layer_norm_eps: float = 1e-6
-    formulation: Formulation = OFFICIAL
+    formulation: Formulation = DEFAULT_FORMULATION
     use_fast_variance: bool = True
 
     @nn.compact
@@ -88,7 +86,7 @@ class MlpMixer(nn.Module):
     """
 
     config: MixerConfig
-    formulation: Formulation = OFFICIAL
+    formulation: Formulation = DEFAULT_FORMULATION
     use_fast_variance: bool = True
 
     def __post_init__(self) -> None:

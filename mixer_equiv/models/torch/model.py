@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.formulation import Formulation, as_formulation
+from mixer_equiv.formulation import DEFAULT_FORMULATION, Formulation, as_formulation
 from mixer_equiv.models.torch.formulations import CHANNELS, TOKENS, check_images, dense, embed, mlp, norm, stem
 from mixer_equiv.models.torch.inference import Mixing
 from mixer_equiv.models.torch.packed import PackedMixer
 from mixer_equiv.models.torch.processor import Kernels
-
-OFFICIAL = Formulation()
 
 
 class MlpBlock(nn.Module):
@@ -70,7 +68,7 @@ class MixerBlock(nn.Module):
         channels_mlp_dim: int | None = None,
         activation: str = "gelu_tanh",
         layer_norm_eps: float = 1e-6,
-        formulation: Formulation = OFFICIAL,
+        formulation: Formulation = DEFAULT_FORMULATION,
     ) -> None:
         super().__init__()
         first = formulation.channels_first
@@ -94,7 +92,7 @@ class MlpMixer(nn.Module):
     Parameters are the same whatever the `formulation`, which says by what operations they are used.
     """
 
-    def __init__(self, config: MixerConfig, formulation: Formulation = OFFICIAL) -> None:
+    def __init__(self, config: MixerConfig, formulation: Formulation = DEFAULT_FORMULATION) -> None:
         super().__init__()
         self.config, self.formulation = config, as_formulation(formulation)
         self.stem = stem(config, self.formulation.patch)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
-from mixer_equiv.errors import ConfigError, some
+from mixer_equiv.errors import ConfigError, summarize
 from mixer_equiv.models.torch.formulations import check_images
 from mixer_equiv.models.torch.inference import DTYPES
 from mixer_equiv.models.torch.modules import TorchMixer
@@ -51,11 +51,12 @@ class PackedMixer:
         hooked = [name or "the model" for name, part in parts if part._forward_hooks or part._forward_pre_hooks]
         if hooked:
             raise ConfigError(
-                f"hooks on {some(hooked)} would not run; remove them, those of pruning by torch.nn.utils.prune.remove"
+                f"hooks on {summarize(hooked)} would not run; remove them, "
+                "those of pruning by torch.nn.utils.prune.remove"
             )
         if replaced := [f"{name} is a {type(part).__name__}" for name, part in parts if not _is_known(part)]:
             kinds = [kind.__name__ for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm)]
-            raise ConfigError(f"{some(replaced)}; only weights of {', '.join(kinds)} as they are made are packed")
+            raise ConfigError(f"{summarize(replaced)}; only weights of {', '.join(kinds)} as they are made are packed")
         if not _is_of_patches(model.stem, self.config.patch_hw):
             raise ConfigError(f"stem is {model.stem}; only a convolution of patches, side by side, is packed")
         self.dtype = model.stem.weight.dtype
