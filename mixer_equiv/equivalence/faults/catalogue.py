@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mixer_equiv.equivalence.match.moves import Deviation
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.report import Verdict
 
 

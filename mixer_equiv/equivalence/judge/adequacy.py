@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import name_of
-from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPED, norms, variants
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.layouts import LINEN

@@ -10,8 +10,8 @@ import numpy as np
 
 from mixer_equiv.checkpoints.differences import explained
 from mixer_equiv.config import CONVENTIONS
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, Fault, name_of
-from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
 from mixer_equiv.equivalence.mixer.result import Found
 from mixer_equiv.equivalence.report import Cause, Side

@@ -20,8 +20,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.fits import Use
-from mixer_equiv.equivalence.match.moves import COST_OF, Deviation, Moves, State, names_of
+from mixer_equiv.equivalence.match.moves import COST_OF, Insertion, Moves, State, names_of
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Program, Step
 
@@ -164,7 +165,7 @@ class _Matcher:
         if budget < COST_OF["insert"]:
             return
         for array, value, what, found, uses in list(self.moves.inserted(result, position)):
-            first = Deviation(program.steps[-1].name, "insert", what, None, found, names_of(*uses), uses)
+            first = Insertion(program.steps[-1].name, "insert", what, None, found, names_of(*uses), uses)
             for last, more in self._results(program, array, value.number, budget - COST_OF["insert"]):
                 yield last, (first, *more)
 

@@ -7,9 +7,9 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
-from typing import Any
 
 from mixer_equiv import operations
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.fits import Fit, Fits, Use, arranged, by_axes
 from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPED, constants, epsilons, norms, variants
 from mixer_equiv.equivalence.record.trace import Trace, Value
@@ -25,19 +25,9 @@ PARAMETERS_AT_MOST = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class Deviation:
-    """A step at which the trace does something else: `expected` by the program, `found` in the trace.
+class Insertion(Deviation):
+    """A deviation by one more operation; `uses` are the parameters of the trace that it takes."""
 
-    `kind` is among "variant", "skip", "insert" and "unknown"; `what` is the setting or operation
-    that differs; `parameters` are the trace's, where it has more than the program, and `uses` say how.
-    """
-
-    step: str
-    kind: str
-    what: str
-    expected: Any
-    found: Any
-    parameters: tuple[str, ...] = ()
     uses: tuple[Use, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
 
@@ -200,7 +190,7 @@ class Moves:
                 changed.append((array, seen, "reshape", "reshaped", ()))
             for array, value, what, found, uses in changed:
                 expected = "transposed" if what == "reshape" else None
-                deviation = Deviation(step.name, "insert", what, expected, found, names_of(*uses), uses)
+                deviation = Insertion(step.name, "insert", what, expected, found, names_of(*uses), uses)
                 replaced = {step.inputs[i]: (array, value)}
                 for move in self._as_said(step, (*inputs[:i], array, *inputs[i + 1 :]), state):
                     if move.sure:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import recognised
 from mixer_equiv.equivalence.match.fits import Use, places_in
 from mixer_equiv.equivalence.match.matcher import Match
-from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import Found, Source, Tap
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.match.moves import Deviation
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS
 from mixer_equiv.models.numpy import MlpMixer
 from mixer_equiv.operations import Parameter, Program, Step

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.fits import Use, in_order
 from mixer_equiv.equivalence.match.matcher import Match
-from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.mixer.reference import deviations_of
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.layouts import Layout

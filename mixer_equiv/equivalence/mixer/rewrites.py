@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.fits import Use
 from mixer_equiv.equivalence.match.matcher import Match
-from mixer_equiv.equivalence.match.moves import Deviation
+from mixer_equiv.equivalence.match.moves import Insertion
 from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import Step
@@ -37,7 +38,7 @@ def folded(found: Match, deviations: tuple[Deviation, ...]) -> tuple[Match, tupl
     kept, notices = [], []
     for deviation in deviations:
         for fold in (_second_layer, _affine_after_mean, _head_before_mean):
-            folded = fold(found, deviation) if deviation.kind == "insert" else None
+            folded = fold(found, deviation) if isinstance(deviation, Insertion) else None
             if folded is not None:
                 found, notice = folded
                 notices.append(notice)
@@ -47,13 +48,13 @@ def folded(found: Match, deviations: tuple[Deviation, ...]) -> tuple[Match, tupl
     return found, tuple(kept), notices
 
 
-def _before(found: Match, deviation: Deviation) -> Step | None:
+def _before(found: Match, deviation: Insertion) -> Step | None:
     """The step whose result was changed first."""
     step = next(step for step in found.program.steps if step.name == deviation.step)
     return found.program.steps[step.inputs[0] - 1] if step.inputs and step.inputs[0] else None
 
 
-def _second_layer(found: Match, deviation: Deviation) -> tuple[Match, str] | None:
+def _second_layer(found: Match, deviation: Insertion) -> tuple[Match, str] | None:
     before = _before(found, deviation)
     if deviation.what != "linear" or before is None or before.operation != "linear":
         return None
@@ -67,7 +68,7 @@ def _second_layer(found: Match, deviation: Deviation) -> tuple[Match, str] | Non
     return dataclasses.replace(found, uses=uses), notice
 
 
-def _affine_after_mean(found: Match, deviation: Deviation) -> tuple[Match, str] | None:
+def _affine_after_mean(found: Match, deviation: Insertion) -> tuple[Match, str] | None:
     before = _before(found, deviation)
     if deviation.what not in ("scale", "bias", "affine") or before is None or before.operation != "mean":
         return None
@@ -79,7 +80,7 @@ def _affine_after_mean(found: Match, deviation: Deviation) -> tuple[Match, str] 
     return dataclasses.replace(found, uses=uses), "the scale and bias of the last LayerNorm stand behind the mean"
 
 
-def _head_before_mean(found: Match, deviation: Deviation) -> tuple[Match, str] | None:
+def _head_before_mean(found: Match, deviation: Insertion) -> tuple[Match, str] | None:
     last = found.program.steps[-1]
     if deviation.what != "linear" or last.operation != "mean" or deviation.step != last.name:
         return None

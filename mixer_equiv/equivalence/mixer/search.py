@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from einops import rearrange
 
+from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.fits import arranged, places_in
 from mixer_equiv.equivalence.match.matcher import Match, match
-from mixer_equiv.equivalence.match.moves import Deviation
 from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
 from mixer_equiv.equivalence.mixer.result import is_settled
 from mixer_equiv.equivalence.record.trace import Print, Trace
