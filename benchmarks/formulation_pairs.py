@@ -14,11 +14,11 @@ import time
 
 import numpy as np
 
+from benchmarks.model_functions import FLAX_PROGRAMS, NNX_PROGRAM, REFERENCE, TORCH_PROGRAMS
 from mixer_equiv import Policy
 from mixer_equiv.equivalence.record.precision import jax_full_precision, torch_full_precision
 from mixer_equiv.random_weights import draw_images, draw_params
 from mixer_equiv.testing.strategies import FEW_CONFIGS
-from tests.programs import FLAX_PROGRAMS, NNX_PROGRAM, REFERENCE, TORCH_PROGRAMS
 
 PROGRAMS = (REFERENCE, *TORCH_PROGRAMS, *FLAX_PROGRAMS, NNX_PROGRAM)
 STYLES = ("normal", "heavy_tailed")

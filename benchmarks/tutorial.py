@@ -8,7 +8,8 @@ import jax
 import torch
 
 from mixer_equiv import MixerConfig
-from tests.structures import TutorialMixer, official
+from mixer_equiv.bench.peers_flax import official
+from mixer_equiv.bench.peers_torch import TutorialMixer
 
 FIELDS = (
     "image_size",

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,20 +16,9 @@ import pytest
 from mixer_equiv import MissingDependencyError
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
+from tests.support.scripts import BLOCKED, printed, python
 
 FRAMEWORKS = frozenset({"torch", "jax", "jaxlib", "flax"})
-
-
-def python(script: str, *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-
-
-def printed(script: str, *arguments: Any, **environment: str) -> Any:
-    """The JSON that a script prints; it must succeed."""
-    finished = python(script, *arguments, **environment)
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
 
 
 # What an import loads
@@ -51,18 +39,6 @@ def test_importing_the_command_line_loads_no_framework() -> None:
 
 
 # Without the frameworks
-
-BLOCKED = """
-import json, sys
-from importlib.abc import MetaPathFinder
-
-class Blocked(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "jax", "jaxlib", "flax"):
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocked())
-"""
 
 COMMANDS = (
     BLOCKED
@@ -208,8 +184,11 @@ def test_float64_survives_where_jax_has_x64_off(published: Path) -> None:
 COMPILING = """
 import json, sys, torch
 from mixer_equiv import verify
-from tests.structures.ports import PortMixer
-from tests.test_foreign import IMAGE, SMALL
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from tests.support.structures.ports import PortMixer
+
+SMALL = DEFAULT_CONFIG.replace(num_blocks=2)
+IMAGE = (SMALL.in_channels, *SMALL.image_hw)
 
 class Compiling(PortMixer):
     def forward(self, images):
@@ -334,6 +313,33 @@ def test_every_contract_on_imports_is_broken_by_an_import_that_is_planted(tmp_pa
         path = tmp_path / "mixer_equiv" / f"{module.replace('.', '/')}.py"
         path.write_text(f"{path.read_text()}\n\nfrom typing import TYPE_CHECKING\n{planted}\n")
     assert contracts(tmp_path) == dict.fromkeys(VIOLATIONS, "BROKEN")
+
+
+def imported(source: str) -> set[str]:
+    """Modules of the tests that a source imports, also in the scripts that it has as strings."""
+    lines = re.findall(r"^\s*from (tests[\w.]*) import (.*)|^\s*import (tests[\w.]*)", source, re.MULTILINE)
+    return {f"{module}.{name}" for module, names, _ in lines for name in re.findall(r"\w+", names)} | {
+        name for line in lines for name in (line[0], line[2]) if name
+    }
+
+
+def test_no_module_of_tests_imports_a_test_module() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        modules = {name for name in imported(path.read_text()) if ".test_" in name}
+        assert not modules, f"{path.relative_to(ROOT)} imports {modules}"
+
+
+def test_benchmarks_and_the_package_import_no_tests() -> None:
+    for folder in ("benchmarks", "mixer_equiv", "docs", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            assert not imported(path.read_text()), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize(
+    "line", ["from tests.a.test_b import c", "    import tests.test_b", "from tests.a import b, test_c"]
+)
+def test_an_import_of_a_test_module_is_seen(line: str) -> None:
+    assert any(".test_" in name for name in imported(f'SCRIPT = """\n{line}\n"""'))
 
 
 STEPS = ("MixerBlock", "token_mixing", "channel_mixing", "stem", "head/", "pre_head")

@@ -11,18 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-EQUIVALENT = ROOT / "tests" / "equivalent_mutants.toml"
+EQUIVALENT = ROOT / "tests" / "mutation" / "equivalent_mutants.toml"
 
-LAYOUTS = ("test_tables.py", "test_layouts.py", "test_register.py", "test_finding.py")
+LAYOUTS = ("layouts/test_tables.py", "layouts/test_layouts.py", "layouts/test_custom.py", "checkpoints/test_infer.py")
 # Each module with the tests that are about it.
 MODULES: dict[str, tuple[str, ...]] = {
     "mixer_equiv/layouts/base.py": LAYOUTS,
     "mixer_equiv/layouts/detect.py": LAYOUTS,
     "mixer_equiv/layouts/custom.py": LAYOUTS,
     "mixer_equiv/layouts/__init__.py": LAYOUTS,
-    "mixer_equiv/checkpoints/conversion.py": ("test_relabel.py", "test_register.py", "test_convert.py"),
-    "mixer_equiv/config.py": ("test_config.py", "test_layouts.py"),
-    "mixer_equiv/equivalence/policy.py": ("test_compare.py",),
+    "mixer_equiv/checkpoints/conversion.py": (
+        "checkpoints/test_relabel.py",
+        "layouts/test_custom.py",
+        "checkpoints/test_conversion.py",
+    ),
+    "mixer_equiv/config.py": ("test_config.py", "layouts/test_layouts.py"),
+    "mixer_equiv/equivalence/policy.py": ("equivalence/test_policy.py",),
 }
 
 

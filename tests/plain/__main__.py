@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 
-MODELS = ("tests/test_processor.py", "tests/test_fused.py", "tests/test_packed.py")
-ALL = (*MODELS, "tests/test_throughput.py", "tests/test_benchmarks.py", "tests/test_streaming.py", "tests/test_cli.py")
+MODELS = ("tests/models/torch",)
+ALL = (*MODELS, "tests/bench", "tests/benchmarks", "tests/checkpoints/test_streaming.py", "tests/cli")
 
 # What torch's own kernels and oneDNN may use, and the tests that run so.
 LEVELS = {"avx2": ("AVX2", ALL), "default": ("SSE41", MODELS)}

@@ -1,0 +1,123 @@
+"""Every code block of the docs is run: Python as it stands, and the shell's mixer-equiv commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import speed
+from docs.layouts import with_table
+from mixer_equiv import LAYOUTS, MixerConfig
+from mixer_equiv.checkpoints.formats import SUFFIXES
+from mixer_equiv.cli import EXIT_STATUS, app
+from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.formulation import CHANNELS_CHOICES, PATCH_CHOICES, TOKENS_CHOICES
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [line[2:] for kind, text in BLOCKS if kind == "console" for line in text.splitlines() if line[:2] == "$ "]
+
+
+@pytest.fixture
+def published_file(tmp_path, monkeypatch):
+    """A small random checkpoint under the name that the README uses."""
+    config = MixerConfig.from_name("B/16", hidden_dim=12, tokens_mlp_dim=10, channels_mlp_dim=20, num_classes=7)
+    params = {name: array.astype(np.float32) for name, array in random_params(config, 0).items()}
+    np.savez(tmp_path / "Mixer-B_16.npz", **params)
+    (tmp_path / "ours.toml").write_text(next(text for kind, text in BLOCKS if kind == "toml"))
+    before = dict(LAYOUTS)
+    monkeypatch.chdir(tmp_path)
+    yield
+    LAYOUTS.clear()
+    LAYOUTS.update(before)
+
+
+@pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
+def test_the_python_blocks_run_one_after_another(published_file):
+    blocks = [text for kind, text in BLOCKS if kind == "python"]
+    assert len(blocks) >= 5
+    names = {}
+    exec(compile("\n".join(blocks), "README.md", "exec"), names)
+    tests = [name for name in names if name.startswith("test_")]
+    assert tests == ["test_my_mixer"]
+    names["test_my_mixer"]()
+
+
+def test_the_mixer_equiv_commands_run(published_file):
+    commands = [shlex.split(command, comments=True) for command in COMMANDS]
+    ours = [words[1:] for words in commands if Path(words[0]).name == "mixer-equiv"]
+    assert len(ours) >= 4
+    for arguments in ours:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+
+
+def test_the_make_commands_are_targets():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = {words[1] for words in map(str.split, COMMANDS) if words[0] == "make"}
+    assert named == {"verify", "test"}
+    assert named <= set(targets)
+
+
+def test_the_layouts_table_is_the_registry_s():
+    assert with_table(README) == README
+    assert all(f"| `{name}`" in README for name in LAYOUTS)
+
+
+def test_a_table_that_is_out_of_date_is_seen():
+    assert with_table(README.replace("| both ways |", "| no |", 1)) == README
+
+
+def test_the_table_of_speed_is_that_of_the_recorded_results():
+    assert speed.with_table(README) == README
+    assert "<!-- python -m benchmarks.speed -->" in README
+
+
+def test_the_formats_table_has_every_suffix():
+    rows = [line for line in README.splitlines() if line.startswith("|")]
+    assert all(any(f"`{suffix}`" in row for row in rows) for suffix in SUFFIXES)
+
+
+def test_the_verdicts_table_has_every_exit_status():
+    for verdict, status in EXIT_STATUS.items():
+        row = next((line for line in README.splitlines() if line.startswith(f"| `{verdict}` |")), None)
+        assert row.endswith(f"| {status} |")
+
+
+def suite() -> set[str]:
+    files = (ROOT / "tests").rglob("test_*.py")
+    return {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
+
+
+def named_tests(text: str) -> set[str]:
+    return set(re.findall(r"`(test_\w+)`", text))
+
+
+def test_the_tests_that_prove_claims_exist():
+    assert len(named_tests(README)) >= 6
+    assert named_tests(README) <= suite()
+
+
+def test_a_claim_whose_test_is_gone_is_seen():
+    assert not named_tests(README.replace("`test_the_", "`test_that_the_")) <= suite()
+
+
+def test_every_formulation_of_the_claims_is_one():
+    rows = [row for row in README.splitlines() if row.startswith("| ") and "`test_" in row]
+    told = " ".join(rows)
+    named = set(re.findall(r'"(\w+)"', told))
+    assert {"linear", "linear_channels_first", "depthwise_conv", "shared_conv", "conv1d"} <= named
+    assert named <= {*PATCH_CHOICES, *TOKENS_CHOICES, *CHANNELS_CHOICES}
+
+
+def test_links_inside_the_docs_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        prose = re.sub(r"^```.*?^```", "", (ROOT / name).read_text(), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^):]+)\)", prose):
+            file, _, heading = target.partition("#")
+            assert (ROOT / file).exists(), target
+            assert not heading or f"\n## {heading.replace('-', ' ')}\n" in README.lower(), target

@@ -1,0 +1,200 @@
+"""Every catalogued fault, planted in a Mixer that shares no code with ours: noticed, named, and at the right stage."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from mixer_equiv import MixerConfig, MixerEquivError, load, verify
+from mixer_equiv.data import digits
+from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, verdict_of
+from mixer_equiv.equivalence.report import Report
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from tests.support.structures import FAULTS, STRANGE, OwnMixer
+from tests.support.structures.foreign import DEVIATIONS, FOREIGN
+
+SMALL = DEFAULT_CONFIG.replace(num_blocks=3)
+EQUAL = MixerConfig(
+    num_classes=16,
+    num_blocks=2,
+    patch_size=4,
+    image_size=16,
+    in_channels=4,
+    hidden_dim=16,
+    tokens_mlp_dim=16,
+    channels_mlp_dim=16,
+)
+ONE_BLOCK = SMALL.replace(num_blocks=1)
+EIGHT = EQUAL.replace(
+    num_classes=8, patch_size=2, image_size=(4, 8), in_channels=3, hidden_dim=8, tokens_mlp_dim=8, channels_mlp_dim=8
+)
+IMAGE = SMALL.in_channels, *SMALL.image_hw
+WIDE = MixerConfig.from_name("B/16", num_blocks=2)
+SIZES = {"tiny": DEFAULT_CONFIG, "digits": load(digits.CHECKPOINT).config, "B/16 width": WIDE, "all equal": EQUAL}
+
+
+def verified(config: MixerConfig, faults: tuple[str, ...], seed: int = 0) -> Report:
+    return verify(OwnMixer(config, faults), image=(config.in_channels, *config.image_hw), seed=seed, gradients=False)
+
+
+def assert_named(report: Report, fault: str) -> None:
+    _, name, found, _ = FAULTS[fault]
+    assert any(cause.name == name and found in cause.found for cause in report.causes), report.causes
+
+
+def assert_explained(report: Report, fault: str, config: MixerConfig) -> None:
+    verdict, _, _, first = FAULTS[fault]
+    assert_named(report, fault)
+    assert report.verdict == verdict
+    assert len(report.causes) == 1
+    assert report.first_divergence == (first and first.format(last=config.num_blocks - 1))
+    assert report.residual_without_causes is not None
+    assert report.residual_without_causes <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "config", [SMALL, pytest.param(EQUAL, marks=pytest.mark.nightly)], ids=["all different", "all equal"]
+)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_has_its_verdict_and_is_named(fault: str, config: MixerConfig) -> None:
+    assert_explained(verified(config, (fault,)), fault, config)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_named_at_every_size_and_seed(fault: str, size: str, seed: int) -> None:
+    assert_explained(verified(SIZES[size], (fault,), seed), fault, SIZES[size])
+
+
+def conflict(one: str, other: str) -> bool:
+    """Whether the one leaves nothing for the other to be done at."""
+    stems = [fault.split("_")[0] for fault in (one, other)]
+    return (stems[0] == stems[1] and stems[0] in ("activation", "eps", "pool", "residual")) or {one, other} in _EXCLUDE
+
+
+_EXCLUDE = [
+    {"norm_final_missing", "norm_after_pool"},
+    {"post_norm", "residual_normalised"},
+    {"post_norm", "norm_missing"},
+    {"post_norm", "norm_shared"},
+]
+
+PAIRS = [pair for pair in itertools.combinations(FAULTS, 2) if not conflict(*pair)]
+
+
+@pytest.mark.parametrize("pair", random.Random(7).sample(PAIRS, 20), ids=" and ".join)
+def test_both_of_two_faults_are_named(pair: tuple[str, str]) -> None:
+    report = verified(SMALL, pair)
+    assert report.verdict != "equivalent"
+    for fault in pair:
+        assert_named(report, fault)
+
+
+def test_without_a_fault_it_is_equivalent() -> None:
+    for config in (SMALL, EQUAL):
+        report = verified(config, ())
+        assert report.verdict == "equivalent"
+        assert not report.causes
+
+
+def test_the_catalogue_has_every_cause_and_its_verdict() -> None:
+    for verdict, name, _, _ in FAULTS.values():
+        assert name in CODE or name in CONSTRAINTS
+        assert verdict_of(name) == verdict
+
+
+WRITINGS = {**STRANGE, **{f"foreign: {name}": make for name, make in FOREIGN.items()}}
+NOT_FOLLOWED = "foreign: vmap"
+
+
+@pytest.mark.parametrize("name", [name for name in WRITINGS if name != NOT_FOLLOWED])
+def test_strange_writings_of_the_official_function_are_seen_to_be_it(name: str) -> None:
+    config = DEFAULT_CONFIG if name in STRANGE else SMALL
+    report = verify(WRITINGS[name](config), image=(config.in_channels, *config.image_hw))
+    assert report.verdict == "equivalent", report.causes
+    assert not report.causes
+    assert report.residual is not None
+    assert report.residual <= 1e-12
+    assert report.gradients is None or report.gradients.residual <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(size, marks=pytest.mark.nightly) for size in (EIGHT, ONE_BLOCK)],
+    ids=["all sizes 8", "one block"],
+)
+@pytest.mark.parametrize("name", [name for name in FOREIGN if name != "vmap"])
+def test_strange_writings_are_seen_at_sizes_that_tell_little(name: str, config: MixerConfig) -> None:
+    report = verify(FOREIGN[name](config), image=(config.in_channels, *config.image_hw), gradients=False)
+    assert report.verdict == "equivalent", report.causes
+    assert not report.causes
+
+
+@pytest.mark.parametrize("name", ["column-major tokens", "two layers for a stem", "mean of logits"])
+def test_the_hardest_writings_are_seen_with_all_sizes_equal(name: str) -> None:
+    report = verify(FOREIGN[name](EIGHT), image=(EIGHT.in_channels, *EIGHT.image_hw), gradients=False)
+    assert report.verdict == "equivalent", report.causes
+
+
+def test_what_leaves_the_recording_is_said_to_have_failed() -> None:
+    with pytest.raises(MixerEquivError, match="raised RuntimeError when it was run"):
+        verify(FOREIGN["vmap"](SMALL), image=IMAGE)
+
+
+# Deviations that are in no catalogue, with the causes that may be named since they are right.
+RIGHT = {
+    "eps 3e-6": ("layer_norm_eps",),
+    "RMSNorm": ("layer_norm_mean",),
+    "layer scale": ("extra_scale",),
+    "block bias": ("extra_bias",),
+    "residual times 0.5": ("constant",),
+    "images in [-1, 1]": ("preprocessing",),
+    "temperature 2": ("constant",),
+}
+FIRST = "MixerBlock_0/token_mixing"
+# The first stage, or step where not all stages have a counterpart, at which each is another function.
+STAGES = {
+    "mish": FIRST,
+    "hardswish in one block": FIRST,
+    "softplus": FIRST,
+    "GELU of rounded constants": FIRST,
+    "squared ReLU": FIRST,
+    "eps 3e-6": FIRST,
+    "RMSNorm": FIRST,
+    "group norm": "MixerBlock_0/LayerNorm_0",
+    "layer scale": FIRST,
+    "block bias": "MixerBlock_1/token_mixing",
+    "coupled batch": "MixerBlock_0/LayerNorm_0",
+    "dropout in eval": f"{FIRST}/add",
+    "clamp": "MixerBlock_0/LayerNorm_0",
+    "token mixing twice": FIRST,
+    "channels first in one block": FIRST,
+    "gating in one block": FIRST,
+    "residual times 0.5": FIRST,
+    "images in [-1, 1]": "stem",
+    "temperature 2": "logits",
+    "GeM pooling": "pooled",
+    "half max, half mean": "pooled",
+    "mean of activated logits": "pre_head_layer_norm/mean",
+}
+DEVIANT_SIZES = {"tiny": SMALL, **{name: SIZES[name] for name in ("digits", "B/16 width")}}
+
+
+@pytest.mark.parametrize(
+    "size", [pytest.param(size, marks=[pytest.mark.nightly] * (size != "tiny")) for size in DEVIANT_SIZES]
+)
+@pytest.mark.parametrize("name", DEVIATIONS)
+def test_what_nobody_listed_is_different_and_no_wrong_cause_is_named(name: str, size: str) -> None:
+    torch.manual_seed(0)
+    config = DEVIANT_SIZES[size]
+    image = config.in_channels, *config.image_hw
+    report = verify(DEVIATIONS[name](config), image=image, gradients=False)
+    assert report.verdict != "equivalent"
+    assert report.verdict == "different" or name in ("eps 3e-6", "group norm")
+    assert {cause.name for cause in report.causes} <= {"unknown", *RIGHT.get(name, ())}
+    assert report.first_divergence == STAGES[name]

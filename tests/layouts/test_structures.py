@@ -1,0 +1,170 @@
+"""What a layout names is the structure that real code has, and computes the official logits there."""
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+from mixer_equiv import LAYOUTS, Checkpoint, ConventionWarning, MixerConfig, convert, load, save
+from mixer_equiv.arrays.interop import flatten, unflatten
+from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.equivalence.policy import residual
+from mixer_equiv.equivalence.record.precision import jax_full_precision
+from mixer_equiv.equivalence.sides.locate import import_timm
+from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.weights import random_images, random_params
+from mixer_equiv.models.nnx import MlpMixer as NnxMixer
+from mixer_equiv.models.torch import MlpMixer
+from tests.support.structures import (
+    JeonsworldMixer,
+    LucidrainsMixer,
+    MmpretrainMixer,
+    TutorialMixer,
+    as_official,
+    pre_linen_arrays,
+    run_official,
+    run_scenic,
+    run_torch,
+    timm_mixer,
+)
+
+TANH = {"act_layer": partial(nn.GELU, approximate="tanh")}
+SQUARE = MixerConfig(
+    num_classes=16,
+    num_blocks=12,
+    patch_size=2,
+    image_size=8,
+    in_channels=4,
+    hidden_dim=16,
+    tokens_mlp_dim=16,
+    channels_mlp_dim=16,
+)
+
+
+# The structure behind each torch layout, as it computes by itself.
+STRUCTURES = {
+    "torch": MlpMixer,
+    "timm": timm_mixer,
+    "jankrepl": TutorialMixer,
+    "lucidrains": LucidrainsMixer,
+    "jeonsworld": JeonsworldMixer,
+    "mmpretrain": MmpretrainMixer,
+}
+
+
+def run_nnx(config, arrays, images):
+    """Float64 logits of our nnx model, given exactly these arrays."""
+    with jax_full_precision():
+        model = NnxMixer(config, rngs=nnx.Rngs(0))
+        own = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        assert {n: a.shape for n, a in flatten(own)} == {n: a.shape for n, a in arrays.items()}
+        nnx.update(model, unflatten(arrays))
+        return np.asarray(model(images))
+
+
+def run_from_linen(config, arrays, images):
+    """For a layout that is only read: what the official model gives for its arrays, converted."""
+    return run_official(config, dict(flatten(convert(arrays, to="linen", config=config))), images)
+
+
+# How each Flax layout's arrays are run by the structure behind it.
+FLAX_RUNS = {"linen": run_official, "scenic": run_scenic, "nnx": run_nnx, "pre-linen": run_from_linen}
+
+
+@pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
+@pytest.mark.parametrize("config", [DEFAULT_CONFIG, SQUARE], ids=["all sizes different", "all sizes equal"])
+@pytest.mark.parametrize("layout", STRUCTURES)
+def test_a_converted_checkpoint_loads_strictly_and_computes_the_official_logits(layout, config):
+    params, images = random_params(config, 11), random_images(config, 12)
+    state = convert(params, to=layout, config=config)
+    expected = run_official(config, params, images)
+    model = as_official(STRUCTURES[layout](config)).double()
+    model.load_state_dict(state, strict=True)
+    assert residual(run_torch(model, images), expected) <= 1e-12
+    model = STRUCTURES[layout](config).double()
+    model.load_state_dict(state, strict=True)
+    same = LAYOUTS[layout].computes.activation == "gelu_tanh"
+    assert (residual(run_torch(model, images), expected) <= 1e-12) == same
+
+
+@pytest.mark.parametrize("config", [DEFAULT_CONFIG, SQUARE], ids=["all sizes different", "all sizes equal"])
+@pytest.mark.parametrize("layout", FLAX_RUNS)
+def test_a_converted_checkpoint_computes_the_official_logits_in_flax(layout, config):
+    params, images = random_params(config, 18), random_images(config, 19)
+    if LAYOUTS[layout].read_only:
+        arrays = pre_linen_arrays(params, config, np.random.default_rng(20))
+    else:
+        arrays = dict(flatten(convert(params, to=layout, config=config)))
+    logits = FLAX_RUNS[layout](config, arrays, images)
+    assert residual(logits, run_official(config, params, images)) <= 1e-12
+
+
+def test_every_layout_has_a_structure_here():
+    assert {*STRUCTURES, *FLAX_RUNS} == set(LAYOUTS)
+    assert set(STRUCTURES) == {name for name, layout in LAYOUTS.items() if layout.framework == "torch"}
+
+
+@pytest.mark.parametrize("layout", STRUCTURES)
+def test_a_model_s_own_weights_convert_to_the_official_model(layout):
+    config = DEFAULT_CONFIG
+    torch.manual_seed(0)
+    model = as_official(STRUCTURES[layout](config)).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    images = random_images(config, 13)
+    params = Checkpoint.from_arrays(convert(model.state_dict(), to="linen", config=config)).arrays
+    assert residual(run_torch(model, images), run_official(config, params, images)) <= 1e-12
+
+
+@pytest.mark.parametrize("wrong", ["norm", "mlp", "order"])
+def test_a_wrong_but_invertible_table_is_seen_by_the_structures(wrong):
+    """The planted fault: each of these tables round-trips, and loads strictly where shapes allow."""
+    timm = LAYOUTS["timm"]
+    swaps = {"norm": ("norm1", "norm2"), "mlp": ("mlp_tokens", "mlp_channels"), "order": ("{i}", "{i}")}
+    one, other = swaps[wrong]
+    swap = {one: other, other: one}
+    rows = []
+    for row in timm.rows:
+        foreign = ".".join(swap.get(part, part) for part in row.foreign.split("."))
+        pattern = row.canonical_axes if wrong == "order" and "mlp_tokens" in foreign else row.pattern
+        rows.append(dataclasses.replace(row, foreign=foreign, pattern=pattern))
+    config = SQUARE
+    params, images = random_params(config, 14), random_images(config, 15)
+    with pytest.warns(ConventionWarning):
+        state = convert(params, to=dataclasses.replace(timm, rows=tuple(rows)), config=config)
+    model = timm_mixer(config, **TANH).double()
+    model.load_state_dict(state, strict=True)
+    assert residual(run_torch(model, images), run_official(config, params, images)) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def b16():
+    config = MixerConfig.from_name("B/16")
+    return config, {name: array.astype(np.float32) for name, array in random_params(config, 16).items()}
+
+
+def test_timm_s_own_b16_loads_ours_and_computes_the_official_logits_once_told_the_activation(b16):
+    config, params = b16
+    with pytest.warns(ConventionWarning, match=r"pass act_layer=partial\(nn.GELU, approximate='tanh'\)"):
+        state = convert(params, to="timm", config=config)
+    images = random_images(config, 17)[:1]
+    expected = run_official(config, params, images)
+    for kwargs, agrees in ((TANH, True), ({}, False)):
+        model = import_timm().create_model("mixer_b16_224", **kwargs)
+        model.load_state_dict(state, strict=True)
+        assert (residual(run_torch(model, images), expected) <= 1e-12) == agrees
+
+
+@pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
+def test_b16_npz_to_timm_safetensors_to_npz_is_byte_equal(b16, tmp_path):
+    _, params = b16
+    np.savez(tmp_path / "published.npz", **params)
+    save(convert(load(tmp_path / "published.npz"), to="timm"), tmp_path / "timm.safetensors")
+    save(convert(load(tmp_path / "timm.safetensors"), to="linen"), tmp_path / "back.npz")
+    with np.load(tmp_path / "back.npz") as back:
+        assert not differing({name: back[name] for name in back.files}, params)
+    assert load(tmp_path / "back.npz").config.name == "B/16"

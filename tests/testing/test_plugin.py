@@ -1,0 +1,570 @@
+"""The pytest plugin in a project of somebody else's, and failing examples as code that runs by itself."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+import mixer_equiv
+from mixer_equiv import MixerConfig, NotEquivalentError, Policy, assert_equivalent, verify
+from mixer_equiv.testing.assertions import defaults
+from mixer_equiv.testing.origin import folders_in_use
+from mixer_equiv.testing.reproducer import written
+from mixer_equiv.testing.strategies import configs
+from mixer_equiv_pytest import TITLE, UNFINISHED
+from tests.support.structures import OwnMixer
+
+CONFIG = MixerConfig(
+    num_classes=5,
+    num_blocks=1,
+    patch_size=(2, 3),
+    image_size=(4, 9),
+    in_channels=2,
+    hidden_dim=7,
+    tokens_mlp_dim=4,
+    channels_mlp_dim=8,
+)
+HEADLINE = r"NOT EQUIVALENT, explained: fp64 residual \S+"
+
+
+# A project of its own
+
+PYPROJECT = """
+[project]
+name = "theirs"
+version = "1"
+
+[tool.pytest.ini_options]
+addopts = "--strict-markers --strict-config"
+filterwarnings = ["error"]
+pythonpath = ["src"]
+"""
+
+MIXER = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, tokens, dim, across, along, eps, gelu):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps) for _ in range(2))
+        self.across = nn.Sequential(nn.Linear(tokens, across), gelu, nn.Linear(across, tokens))
+        self.along = nn.Sequential(nn.Linear(dim, along), gelu, nn.Linear(along, dim))
+
+    def forward(self, x):
+        x = x + self.across(self.norms[0](x).mT).mT
+        return x + self.along(self.norms[1](x))
+
+
+class TheirMixer(nn.Module):
+    def __init__(self, tokens, channels, patch, dim, across, along, depth, classes, eps=1e-6, approximate="tanh",
+                 scrambled=False):
+        super().__init__()
+        self.scrambled = scrambled
+        gelu = nn.GELU(approximate)
+        self.cut = nn.Conv2d(channels, dim, patch, patch)
+        self.blocks = nn.Sequential(*(Block(tokens, dim, across, along, eps, gelu) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim, eps)
+        self.answer = nn.Linear(dim, classes) if classes else nn.Identity()
+
+    def forward(self, images):
+        patches = self.cut(images)
+        tokens = patches.flatten(2).mT
+        if self.scrambled:
+            tokens = patches.reshape(tokens.shape)
+        return self.answer(self.norm(self.blocks(tokens)).mean(1))
+
+
+def mixer(c, **kwargs):
+    return TheirMixer(c.num_tokens, c.in_channels, c.patch_hw, c.hidden_dim, c.tokens_mlp_dim, c.channels_mlp_dim,
+                      c.num_blocks, c.num_classes, **kwargs)
+"""
+
+RIGHT = f"""
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from mixer_equiv import MixerConfig
+from mixer_equiv.testing.strategies import configs
+from theirs.mixer import TheirMixer, mixer
+
+CONFIG = {CONFIG!r}
+OFFICIAL = {{"activation": "gelu_tanh", "layer_norm_eps": 1e-6}}
+
+
+@settings(max_examples=3, derandomize=True, database=None, deadline=None)
+@given(configs(max_blocks=2, min_dim=3, **OFFICIAL))
+def test_for_drawn_configs(assert_equivalent, config):
+    assert_equivalent(mixer, "reference", config=config, gradients=False)
+
+
+def test_with_gradients(assert_equivalent):
+    report = assert_equivalent(TheirMixer(6, 2, (2, 3), 7, 4, 8, 1, 5), image=(2, 4, 9))
+    assert report.gradients.residual < 1e-12
+
+
+def test_by_its_place(assert_equivalent):
+    assert_equivalent("src/theirs/mixer.py:mixer", "reference", config=CONFIG, gradients=False)
+
+
+@pytest.mark.mixer_equiv(under=["layer_norm_eps"], gradients=False)
+class TestPort:
+    @pytest.mark.mixer_equiv(seed=3)
+    def test_under(self, assert_equivalent):
+        report = assert_equivalent(mixer, "reference", config=CONFIG, kwargs={{"eps": 1e-5}})
+        assert report.verdict == "equivalent_under"
+        assert report.gradients is None
+
+    @pytest.fixture
+    def made_before(self, assert_equivalent):
+        return assert_equivalent(mixer, "reference", config=CONFIG, kwargs={{"eps": 1e-5}})
+
+    def test_in_a_fixture(self, made_before):
+        assert made_before.gradients is None
+
+    def test_in_a_thread(self, assert_equivalent):
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(assert_equivalent, mixer, "reference", config=CONFIG, kwargs={{"eps": 1e-5}})
+        assert asked.result().gradients is None
+
+    @pytest.mark.mixer_equiv(under=None)
+    def test_undone(self, assert_equivalent):
+        with pytest.raises(AssertionError, match="^not equivalent\\n"):
+            assert_equivalent(mixer, "reference", config=CONFIG, kwargs={{"eps": 1e-5}})
+"""
+
+CONFTEST = """
+def in_conftest(config):
+    from theirs.mixer import mixer
+
+    return mixer(config, eps=1e-5)
+"""
+
+WRONG = f"""
+import functools
+
+import pytest
+from conftest import in_conftest
+from hypothesis import Phase, given, settings
+from mixer_equiv import MixerConfig
+from mixer_equiv.testing.strategies import configs
+from theirs.mixer import TheirMixer, mixer
+
+CONFIG = {CONFIG!r}
+ALL_BUT_HIDDEN = {{name: size for name, size in CONFIG.to_dict().items() if name != "hidden_dim"}}
+PHASES = Phase.generate, Phase.shrink
+pytestmark = pytest.mark.mixer_equiv(gradients=False)
+
+
+@settings(max_examples=2, derandomize=True, database=None, deadline=None, phases=PHASES)
+@given(configs(min_dim=5, max_dim=6, **ALL_BUT_HIDDEN))
+def test_erf(assert_equivalent, config):
+    assert_equivalent(lambda c: mixer(c, approximate="none"), "reference", config=config)
+
+
+@pytest.mark.mixer_equiv(seed=3)
+def test_eps(assert_equivalent):
+    eps = 1e-5
+    assert_equivalent(TheirMixer(6, 2, (2, 3), 7, 4, 8, 1, 5, eps), "reference", image=(2, 4, 9))
+
+
+class InThisFile(TheirMixer):
+    pass
+
+
+def test_class(assert_equivalent):
+    assert_equivalent(InThisFile(6, 2, (2, 3), 7, 4, 8, 1, 5, 1e-5), "reference", image=(2, 4, 9))
+
+
+def test_conftest(assert_equivalent):
+    assert_equivalent(in_conftest, "reference", config=CONFIG)
+
+
+PARTIAL = functools.partial(mixer, eps=1e-5)
+
+
+@pytest.mark.mixer_equiv(config=CONFIG)
+def test_partial(assert_equivalent):
+    assert_equivalent(PARTIAL, "reference")
+
+
+@pytest.fixture
+def model():
+    return TheirMixer(6, 2, (2, 3), 7, 4, 8, 1, 5, 1e-5)
+
+
+def test_fixture(assert_equivalent, model):
+    assert_equivalent(model, "reference", image=(2, 4, 9))
+
+
+def test_order(assert_equivalent):
+    assert_equivalent(mixer, "reference", config=CONFIG, kwargs={{"scrambled": True}})
+
+
+@pytest.mark.mixer_equiv(3)
+def test_marker(assert_equivalent):
+    assert_equivalent(mixer, "reference", config=CONFIG)
+
+
+@pytest.mark.mixer_equiv(sed=3)
+def test_unknown(assert_equivalent):
+    assert_equivalent(mixer, "reference", config=CONFIG)
+"""
+
+IMPORTED = f"""
+from mixer_equiv import MixerConfig, assert_equivalent
+from theirs.mixer import mixer
+
+CONFIG = {CONFIG!r}
+
+
+def test_imported():
+    assert_equivalent(mixer, "reference", config=CONFIG, kwargs={{"eps": 1e-5}}, gradients=False)
+"""
+
+NOTHING = """
+import sys
+
+import pytest
+
+HEAVY = {"mixer_equiv", "numpy", "torch", "jax", "flax", "rich", "typer"}
+
+
+def test_nothing_is_loaded(request):
+    assert request.config.pluginmanager.has_plugin("mixer_equiv")
+    assert not HEAVY & set(sys.modules)
+
+
+def test_until_it_is_used(assert_equivalent):
+    assert HEAVY & set(sys.modules) == {"mixer_equiv", "numpy", "rich"}
+
+
+class TestOwn:
+    @pytest.fixture
+    def assert_equivalent(self):
+        return "their own"
+
+    def test_a_fixture_of_their_own_stays(self, assert_equivalent):
+        assert assert_equivalent == "their own"
+"""
+
+FILES = {
+    "pyproject.toml": PYPROJECT,
+    "src/theirs/__init__.py": "",
+    "src/theirs/mixer.py": MIXER,
+    "tests/conftest.py": CONFTEST,
+    "tests/test_right.py": RIGHT,
+    "tests/test_wrong.py": WRONG,
+    "tests/test_imported.py": IMPORTED,
+    "tests/test_nothing.py": NOTHING,
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        path = tmp_path / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "project"
+
+
+def python(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    ours = ("PYTEST_", "HYPOTHESIS_", "CI")  # what concerns the tests that are running
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+def outcome(project: Path, *arguments: str) -> tuple[str, list[str]]:
+    """What pytest prints, and the tests that failed, or whose setup did."""
+    run = python(project, "-m", "pytest", *arguments)
+    assert run.returncode in (0, 1), run.stdout + run.stderr
+    return run.stdout, re.findall(r"^(?:FAILED|ERROR) \S+::(\w+)", run.stdout, re.MULTILINE)
+
+
+def snippets(output: str, title: str = TITLE) -> list[str]:
+    """The code below each failure, each piece to its end."""
+    return re.findall(rf"^-+ {title} -+\n(.*?^print\(report\)\n)", output, re.DOTALL | re.MULTILINE)
+
+
+def test_the_plugin_is_installed() -> None:
+    plugins = {entry.name: entry.value for entry in importlib.metadata.entry_points(group="pytest11")}
+    assert plugins.get("mixer_equiv") == "mixer_equiv_pytest", "install anew: pip install -e '.[all]'"
+
+
+def test_a_right_mixer_passes(project: Path) -> None:
+    output, failed = outcome(project, "tests/test_right.py")
+    assert (failed, "7 passed" in output) == ([], True), output
+
+
+def test_a_wrong_mixer_fails_with_code_that_shows_it_by_itself(project: Path) -> None:
+    output, failed = outcome(project, "tests/test_wrong.py", "--mixer-equiv-seed", "7")
+    tests = "erf", "eps", "class", "conftest", "partial", "fixture", "order", "marker", "unknown"
+    assert failed == [f"test_{name}" for name in tests], output
+    assert "the marker mixer_equiv takes options by name, and was given (3,)" in output
+    assert "the marker mixer_equiv was given sed; it takes under, weights, config, kwargs, " in output
+    erf, eps, made, conftest, partial, order = snippets(output)  # of Hypothesis's examples the last alone
+    (unfinished,) = snippets(output, UNFINISHED)
+    assert "mine = ...  # to be filled in: model, a TheirMixer that only the test has" in unfinished
+    assert "hidden_dim=5,\n" in erf
+    assert "num_blocks=1,\n" in erf
+    assert "mine = lambda c: mixer(c, approximate='none')" in erf
+    assert re.search(
+        r"^report = verify\(mine, 'reference', seed=7, gradients=False, config=config\)", erf, re.MULTILINE
+    )
+    assert "eps = 1e-05" in eps
+    assert "seed=3" in eps
+    assert "kwargs={'scrambled': True}" in order
+    assert "/assertions.py" not in output
+    for test, code in (("erf", erf), ("eps", eps), ("class", made), ("conftest", conftest), ("partial", partial)):
+        shown = re.search(HEADLINE, output[output.index(f"_ test_{test} _") :])
+        (project.parent / "snippet.py").write_text(code)
+        run = python(project.parent, "snippet.py")
+        assert shown
+        assert shown[0] in run.stdout, run.stdout + run.stderr
+
+
+def test_folders_are_those_that_modules_are_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bin", "real/site-packages", "unused"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    for entry in ("unused", "link/site-packages", "link", "bin", "."):
+        monkeypatch.syspath_prepend(tmp_path / entry)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "bin/runner"), raising=False)
+    before = folders_in_use()
+    for folder, name in (("link", "by_a_link"), ("link/site-packages", "installed_by_them")):
+        module = ModuleType(name)
+        module.__file__ = str(tmp_path / folder / f"{name}.py")
+        monkeypatch.setitem(sys.modules, name, module)
+    assert folders_in_use() == [str((tmp_path / "real").resolve()), *before]
+
+
+@pytest.mark.parametrize("arguments", [("-n1",), ("-p", "no:mixer_equiv")], ids=" ".join)
+def test_the_snippet_is_shown_with_other_plugins_and_without_ours(project: Path, arguments: tuple[str, ...]) -> None:
+    output, failed = outcome(project, "tests/test_imported.py", *arguments)
+    assert failed == ["test_imported"], output
+    code = "report = verify("
+    assert output.count(code) == 1
+    if "no:mixer_equiv" in arguments:
+        assert re.search(rf"^E +{re.escape(code)}", output, re.MULTILINE)
+        assert TITLE not in output
+    else:
+        assert len(snippets(output)) == 1
+
+
+def test_nothing_is_imported_until_it_is_used(project: Path) -> None:
+    output, failed = outcome(project, "tests/test_nothing.py")
+    assert (failed, "3 passed" in output) == ([], True), output
+
+
+def test_pytest_tells_what_there_is(project: Path) -> None:
+    assert "@pytest.mark.mixer_equiv(**options): what assert_equivalent takes" in outcome(project, "--markers")[0]
+    fixtures = outcome(project, "--fixtures", "tests/test_nothing.py")[0]
+    assert re.search(r"^assert_equivalent \[session scope\].*\n +Fail unless a Mixer is", fixtures, re.MULTILINE)
+
+
+# Code for a call
+
+
+class Thing:
+    """Something that a test makes."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    class Inner:
+        pass
+
+
+THING = Thing("global")
+
+
+def code_of(*sides: Any, **options: Any) -> str:
+    return written("verify", {**dict(zip("ab", sides, strict=False)), **options}, sys._getframe(1))
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Runs code, and gives what it calls `verify` with."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    monkeypatch.setattr(mixer_equiv, "verify", lambda *sides, **options: calls.append((sides, options)))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(code: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        exec(compile(code, "snippet.py", "exec"), {"__name__": "snippet"})
+        return calls.pop()
+
+    return run
+
+
+def test_values_and_what_can_be_imported_are_written_as_they_are(called: Any) -> None:
+    options = {
+        "config": CONFIG,
+        "policy": Policy(residual=1e-9),
+        "kwargs": {"a": (1,), "b": [None, True, 2.5e-8, "it's"], "c": float("-inf"), "d": np.float32(0.1)},
+        "on_step": print,
+    }
+    sides, again = called(code_of(Thing, Thing.Inner, **options))
+    assert sides == (Thing, Thing.Inner)
+    assert again == options
+    assert called(code_of(Path("weights.npz"), THING)) == (("weights.npz", THING), {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_small_tensors_are_written_bit_for_bit(called: Any, dtype: torch.dtype) -> None:
+    images = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    _, options = called(code_of("torch", images=images, labels=torch.tensor(2)))
+    assert (options["images"].dtype, options["labels"].shape) == (dtype, ())
+    assert torch.equal(options["images"], images)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.eye(2).to_sparse(),
+        torch.ones(2).to(torch.float8_e4m3fn),
+        torch.ones(2, requires_grad=True),
+        torch.ones(900),
+    ],
+    ids=["sparse", "float8", "with a gradient", "large"],
+)
+def test_other_tensors_are_left_to_be_filled_in(odd: torch.Tensor) -> None:
+    assert "images = ...  # to be filled in: odd, a Tensor that only the test has\n" in code_of("torch", images=odd)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+def test_small_arrays_are_written_bit_for_bit(called: Any, dtype: str) -> None:
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(dtype)
+    _, options = called(code_of("flax", images=images, labels=np.zeros((0, 3))))
+    assert options["images"].dtype == images.dtype
+    assert options["images"].tobytes() == images.tobytes()
+    assert options["images"].shape == images.shape
+    assert options["labels"].shape == (0, 3)
+
+
+def test_lambdas_and_local_functions_come_with_the_names_in_them(called: Any) -> None:
+    eps, pair = 1e-5, (CONFIG, 2)
+
+    def make(config: Any, eps: float = eps) -> Any:
+        return [Thing(config, eps, pair, n).arguments for n in range(2)]
+
+    sides, _ = called(code_of(lambda c: make(c, np.float64(eps)), make))
+    assert sides[0] is not make
+    assert [side(7) for side in sides] == [[(7, eps, pair, 0), (7, eps, pair, 1)]] * 2
+
+
+def test_a_model_is_made_as_the_call_makes_it(called: Any) -> None:
+    eps = 1e-5
+    (made, *_), _ = called(code_of(Thing(eps, CONFIG, [n + 1 for n in range(3)]), THING, seed=int("3")))
+    assert made.arguments == (eps, CONFIG, [1, 2, 3])
+    (made, *_), options = called(code_of(functools.partial(Thing, eps), kwargs=dict.fromkeys("x", 1)))
+    assert made("rest").arguments == (eps, "rest")
+    assert options == {"kwargs": {"x": 1}}
+
+
+def test_what_only_the_test_has_is_left_to_be_filled_in(called: Any) -> None:
+    model = Thing(1)
+    model.arguments = (2,)
+    code = code_of(model, lambda c: model, config=CONFIG)
+    assert "mine = ...  # to be filled in: model, a Thing that only the test has\n" in code
+    assert "other = ...  # to be filled in: model, a Thing that only the test has\n" in code
+    assert called(code) == ((..., ...), {"config": CONFIG})
+
+    self = Thing()
+    self.model = model
+    code = code_of(self.model, lambda c: self.model)
+    assert "mine = ...  # to be filled in: self.model, a Thing that only the test has\n" in code
+    assert "other = ...  # to be filled in: self, a Thing that only the test has\n" in code
+
+    class Local:
+        pass
+
+    code = code_of(Local, lambda c: Local())
+    assert "mine = ...  # to be filled in: Local, the class test_what_only_the_test_has_is" in code
+    assert "other = ...  # to be filled in: Local, the class test_what_only_the_test_has_is" in code
+
+
+def test_two_lambdas_in_a_line_are_not_taken_for_each_other(called: Any) -> None:
+    (one, other), _ = called(code_of(lambda c: (c, 1), lambda c: (c, 2)))
+    assert (one(0), other(0)) == ((0, 1), (0, 2))
+
+
+def test_two_things_of_one_name_are_not_taken_for_each_other(called: Any) -> None:
+    def adding(number: int) -> Callable[[int], int]:
+        return lambda c: c + number
+
+    code = code_of(adding(1), adding(2))
+    assert "number = 1\nmine = lambda c: c + number\n" in code
+    (one, other), _ = called(code)
+    assert (one(0), other(0)) == (1, 2)
+    one, other = adding(1), adding(2)
+    assert "other = ...  # to be filled in: there are two things called number" in code_of(one, other)
+
+
+# `config`, and what is not told
+
+
+def test_of_a_config_classes_functions_and_built_ins_are_made() -> None:
+    config = CONFIG.replace(activation="gelu")
+    wrong = verify(OwnMixer, "reference", config=config, gradients=False)
+    assert (wrong.verdict, [cause.name for cause in wrong.causes]) == ("equivalent_under", ["activation"])
+    right = verify(functools.partial(OwnMixer, faults=["activation_erf"]), "reference", config=config, gradients=False)
+    assert right.equivalent
+    sized = verify("torch", "reference", config=config, kwargs={"num_classes": 3})
+    assert sized.sides[0].num_parameters == config.replace(num_classes=3).num_parameters
+
+
+def test_a_config_that_fits_nothing_is_an_error() -> None:
+    model = OwnMixer(CONFIG)
+    for arguments, options, message in (
+        ((OwnMixer,), {"image": (2, 9, 4)}, "image is (2, 9, 4), and that of the config (2, 4, 9)"),
+        (("flax:B/16",), {}, "have a config of their own, and another one is given"),
+        ((model, model), {}, "config is for classes, functions that make a model, and"),
+        (("timm:mixer_b16_224",), {}, "is made with kwargs, and takes no config"),
+    ):
+        with pytest.raises(mixer_equiv.ConfigError, match=re.escape(message)):
+            verify(*arguments, config=CONFIG, **options)
+
+
+def test_what_a_class_raises_is_left_to_it() -> None:
+    def broken(config: MixerConfig) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        verify(broken, config=CONFIG)
+
+
+def test_what_is_not_told_is_taken_from_the_defaults() -> None:
+    wrong = functools.partial(OwnMixer, faults=["eps_1e-5"])
+    with defaults(gradients=False, under=["activation"]), defaults(seed=3, under=["layer_norm_eps"]):
+        assert assert_equivalent(wrong, "reference", config=CONFIG).gradients is None
+        with pytest.raises(NotEquivalentError, match=r"^not equivalent\n") as caught:
+            assert_equivalent(wrong, "reference", config=CONFIG, under=[])
+    assert isinstance(caught.value, AssertionError)
+    assert caught.value.report.verdict == "equivalent_under"
+    assert caught.value.__notes__ == [caught.value.snippet]
+    assert "gradients=False, seed=3, config=config" in caught.value.snippet
+    with pytest.raises(NotEquivalentError, match="not equivalent under activation"):
+        assert_equivalent(wrong, "reference", config=CONFIG, gradients=False, under=["activation"])
+
+
+@given(config=configs(min_dim=3))
+def test_min_dim_bounds_what_a_mixer_is_found_by(config: MixerConfig) -> None:
+    sizes = config.axis_sizes
+    assert min(sizes[name] for name in ("tokens", "hidden", "tokens_mlp", "channels_mlp")) >= 3
+    assert sizes["classes"] == 0 or sizes["classes"] >= 3
