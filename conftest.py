@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 from collections.abc import Iterator
@@ -26,8 +27,11 @@ settings.load_profile(PROFILE)
 
 def pytest_report_header() -> str:
     names = "numpy", "torch", "jax", "flax", "optax", "timm", "hypothesis"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    return f"{versions}; Hypothesis profile {PROFILE}, {settings().max_examples} examples"
+    versions = []
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the base install has no framework
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return f"{', '.join(versions)}; Hypothesis profile {PROFILE}, {settings().max_examples} examples"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import mixer_equiv
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -23,6 +25,7 @@ def test_the_wheel_has_every_module_the_data_and_the_type_marker_and_nothing_els
     data = {f"mixer_equiv/data/digits_{part}.npz" for part in ("mixer", "held_out")}
     data.add("mixer_equiv/data/report.html")
     assert names == wanted | data | {"mixer_equiv/py.typed", "mixer_equiv_pytest.py"}
+    assert wheel.name.startswith(f"mixer_equiv-{mixer_equiv.__version__}-")
     told = (
         zipfile.ZipFile(wheel).read(next(n for n in zipfile.ZipFile(wheel).namelist() if "entry_points" in n)).decode()
     )
