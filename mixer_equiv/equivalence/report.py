@@ -43,7 +43,7 @@ class Cause:
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
+class SideReport:
     """One of the two that were compared.
 
     `rms_error` is the relative RMS error of the logits in the report's `dtype` against float64 ones, None
@@ -122,7 +122,7 @@ class Report:
     unobservable: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    sides: tuple[Side, ...] = ()
+    sides: tuple[SideReport, ...] = ()
     weights: str = ""
     images: str = ""
     num_images: int = 0

@@ -14,7 +14,7 @@ from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, Fault, name_of
 from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
 from mixer_equiv.equivalence.mixer.result import Found
-from mixer_equiv.equivalence.report import Cause, Side
+from mixer_equiv.equivalence.report import Cause, SideReport
 from mixer_equiv.equivalence.sides.frameworks import Taps
 from mixer_equiv.equivalence.sides.side import Subject
 from mixer_equiv.errors import summarize
@@ -41,7 +41,7 @@ def _difference(x: np.ndarray, y: np.ndarray) -> str:
     return f"max |difference| {gap:.1e}" + ("" if x.dtype == y.dtype else f", {dtypes}")
 
 
-def round_trip_causes(sides: tuple[Side, Side]) -> list[Cause]:
+def round_trip_causes(sides: tuple[SideReport, SideReport]) -> list[Cause]:
     """A cause for each side whose weights did not come back from the other's layout as they were."""
     return [
         Cause("round_trip", "port", "the same bits", "others", side.round_trip_path, f"in {side.name}")

@@ -20,14 +20,14 @@ from mixer_equiv.equivalence.judge.decide import Judgement, without
 from mixer_equiv.equivalence.judge.evidence import Evidence, Run
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import device, jax_device
-from mixer_equiv.equivalence.report import Cause, Report, Side
+from mixer_equiv.equivalence.report import Cause, Report, SideReport
 from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES
 from mixer_equiv.equivalence.sides.side import UNOBSERVABLE, Subject
 from mixer_equiv.errors import ConventionWarning
 from mixer_equiv.layouts import OFFICIAL_CONVENTIONS
 
 
-def sides_of(evidence: Evidence, origin: str, labels: np.ndarray | None) -> tuple[Side, Side]:
+def sides_of(evidence: Evidence, origin: str, labels: np.ndarray | None) -> tuple[SideReport, SideReport]:
     """Both sides as a report shows them; `origin` says where the weights are from."""
     a, b = evidence.a.side, evidence.b.side
     return _side(evidence.a, b, origin, labels), _side(evidence.b, a, origin, labels)
@@ -36,7 +36,7 @@ def sides_of(evidence: Evidence, origin: str, labels: np.ndarray | None) -> tupl
 def report_of(
     evidence: Evidence,
     judgement: Judgement,
-    sides: tuple[Side, Side],
+    sides: tuple[SideReport, SideReport],
     policy: Policy,
     *,
     weights: str,
@@ -128,13 +128,13 @@ def of_other_weights(causes: list[Cause], policy: Policy) -> Report:
     )
 
 
-def _side(run: Run, other: Subject, origin: str, labels: np.ndarray | None) -> Side:
+def _side(run: Run, other: Subject, origin: str, labels: np.ndarray | None) -> SideReport:
     side, last = run.side, run.last
     assert side.checkpoint is not None
     # A model that deviates is not the reference, whatever the precision.
     low, reference = run.low[last], (run.reference if side.found is None else run.float64)[last]
     trip = _round_trip(side.checkpoint, other.layout) if origin == "given" else (None, "")
-    return Side(
+    return SideReport(
         name=side.name,
         program=PROGRAM_NAMES[side.program],
         num_parameters=side.checkpoint.num_parameters,
@@ -155,7 +155,7 @@ def _round_trip(checkpoint: Checkpoint, there: Any) -> tuple[bool, str]:
     return not differing(checkpoint.arrays, back.arrays), f"{home.name} -> {there.name} -> {home.name}"
 
 
-def _rms_warnings(dtype: str, sides: tuple[Side, Side], policy: Policy) -> list[str]:
+def _rms_warnings(dtype: str, sides: tuple[SideReport, SideReport], policy: Policy) -> list[str]:
     ours, theirs = (side.rms_error for side in sides)
     bound = policy.float32_ratio
     if not ours or not theirs or not np.isfinite([ours, theirs]).all() or 1 / bound <= ours / theirs <= bound:
