@@ -7,7 +7,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixer_equiv.errors import ConfigError
 
@@ -164,6 +164,27 @@ def check_conventions(activation: Any, layer_norm_eps: Any) -> None:
     is_number = isinstance(layer_norm_eps, numbers.Real) and not isinstance(layer_norm_eps, bool)
     if not is_number or not 0 <= layer_norm_eps < 1:
         raise ConfigError(f"layer_norm_eps is {layer_norm_eps!r}; it must be a number in [0, 1), such as 1e-6")
+
+
+class SizeDifference(NamedTuple):
+    """A field of `MixerConfig` that is a size, and its values in two configs that disagree on it."""
+
+    field: str
+    a: Any
+    b: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} is {self.a} in one and {self.b} in the other"
+
+
+def size_differences(a: MixerConfig, b: MixerConfig) -> list[SizeDifference]:
+    """The sizes in which two configs differ, as `to_dict` has them; conventions are no sizes."""
+    ours, theirs = a.to_dict(), b.to_dict()
+    return [
+        SizeDifference(name, ours[name], theirs[name])
+        for name in ours
+        if name not in CONVENTIONS and ours[name] != theirs[name]
+    ]
 
 
 def config_from_axes(

@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mixer_equiv.config import CONVENTIONS, MixerConfig
-
 Rating = Literal["same", "rounding", "undecidable", "apart"]
 
 
@@ -79,13 +77,3 @@ def gradient_residuals(actual: Mapping[str, np.ndarray], expected: Mapping[str, 
         name: residual(actual[name], gradient, max(float(np.linalg.norm(gradient)), NEGLIGIBLE * whole))
         for name, gradient in expected.items()
     }
-
-
-def size_differences(a: MixerConfig, b: MixerConfig) -> list[str]:
-    """One sentence for each size, not convention, in which two configs differ."""
-    ours, theirs = a.to_dict(), b.to_dict()
-    return [
-        f"{name} is {ours[name]} in one and {theirs[name]} in the other"
-        for name in ours
-        if name not in CONVENTIONS and ours[name] != theirs[name]
-    ]

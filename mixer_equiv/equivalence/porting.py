@@ -13,10 +13,9 @@ import numpy as np
 from mixer_equiv.arrays.interop import stored_dtype
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
-from mixer_equiv.config import as_image
+from mixer_equiv.config import as_image, size_differences
 from mixer_equiv.equivalence.judge.causes import told
 from mixer_equiv.equivalence.mixer.result import Found
-from mixer_equiv.equivalence.policy import size_differences
 from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.sides.adapters import candidate_of
 from mixer_equiv.equivalence.sides.candidate import Candidate, checkpoint_of
@@ -80,14 +79,14 @@ def port(
         warnings.simplefilter("always", ConventionWarning)
         result = convert(source, to=found.layout, allow_missing=allow_missing)
     differences = [
-        text
-        for text in size_differences(result.config, found.config)
-        if not text.startswith("num_classes")
+        difference
+        for difference in size_differences(result.config, found.config)
+        if difference.field != "num_classes"
         or any(row.in_head and row.foreign in result.arrays for row in found.layout.rows)
     ]
     if differences:
         raise ConfigError(
-            f"the weights of {Path(source.source).name} do not fit {candidate.name}: {'; '.join(differences)}"
+            f"the weights of {Path(source.source).name} do not fit {candidate.name}: {'; '.join(map(str, differences))}"
         )
     messages = [str(warning.message) for warning in caught]
     messages += [f"{candidate.name} {text}" for text in told(found)]

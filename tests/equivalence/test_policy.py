@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 
 from mixer_equiv.checkpoints.differences import differing
-from mixer_equiv.config import CONVENTIONS, MixerConfig
-from mixer_equiv.equivalence.policy import (
-    NEGLIGIBLE,
-    Policy,
-    gradient_residuals,
-    residual,
-    size_differences,
-)
+from mixer_equiv.config import CONVENTIONS, MixerConfig, size_differences
+from mixer_equiv.equivalence.policy import NEGLIGIBLE, Policy, gradient_residuals, residual
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 
 HUGE = np.finfo(np.float64).max
@@ -172,9 +166,9 @@ def test_arrays_of_one_side_alone_differ() -> None:
 def test_sizes_that_differ_are_named_with_both_values_and_conventions_are_not() -> None:
     ours = DEFAULT_CONFIG
     theirs = ours.replace(hidden_dim=ours.hidden_dim + 1, activation="gelu", layer_norm_eps=1e-5)
-    assert size_differences(ours, theirs) == [
-        f"hidden_dim is {ours.hidden_dim} in one and {ours.hidden_dim + 1} in the other"
-    ]
+    (difference,) = size_differences(ours, theirs)
+    assert difference == ("hidden_dim", ours.hidden_dim, ours.hidden_dim + 1)
+    assert str(difference) == f"hidden_dim is {ours.hidden_dim} in one and {ours.hidden_dim + 1} in the other"
     assert size_differences(ours, ours.replace(activation="relu")) == []
     every = MixerConfig(
         num_classes=9,
@@ -186,5 +180,6 @@ def test_sizes_that_differ_are_named_with_both_values_and_conventions_are_not() 
         tokens_mlp_dim=92,
         channels_mlp_dim=93,
     )
-    named = [sentence.partition(" is ")[0] for sentence in size_differences(ours, every)]
-    assert named == [field.name for field in dataclasses.fields(MixerConfig) if field.name not in CONVENTIONS]
+    assert [difference.field for difference in size_differences(ours, every)] == [
+        field.name for field in dataclasses.fields(MixerConfig) if field.name not in CONVENTIONS
+    ]

@@ -13,7 +13,7 @@ import numpy as np
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.differences import differing
-from mixer_equiv.config import CONVENTIONS
+from mixer_equiv.config import CONVENTIONS, SizeDifference
 from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import constraint_causes, deviation_causes
 from mixer_equiv.equivalence.judge.decide import Judgement, without
@@ -107,12 +107,12 @@ def _stage_of(step: str | None) -> str | None:
 LEAST_KNOWN = 7
 
 
-def of_other_sizes(a: Subject, b: Subject, differences: list[str], policy: Policy) -> Report:
+def of_other_sizes(a: Subject, b: Subject, differences: list[SizeDifference], policy: Policy) -> Report:
     """Where two are of different sizes."""
     return Report(
         verdict="different",
         threshold=policy.residual,
-        reasons=(f"{a.name} and {b.name} are of different sizes, so nothing was run", *differences),
+        reasons=(f"{a.name} and {b.name} are of different sizes, so nothing was run", *map(str, differences)),
         environment=environment(),
     )
 

@@ -10,8 +10,7 @@ import numpy as np
 from einops import rearrange
 
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
-from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.policy import size_differences
+from mixer_equiv.config import MixerConfig, size_differences
 from mixer_equiv.equivalence.sides.candidate import checkpoint_of
 from mixer_equiv.equivalence.sides.side import Subject, subjects
 from mixer_equiv.errors import ConfigError, LayoutError, MixerEquivError
@@ -46,7 +45,7 @@ def give_weights(a: Subject, b: Subject, weights: Subject | str | None, seed: in
         return a.replace(checkpoint=a.checkpoint or donors[0]), b.replace(checkpoint=b.checkpoint or donors[0]), "given"
     differences = size_differences(a.config, weights.config)
     if differences:
-        raise ConfigError(f"the weights of {weights.name} do not fit {a.name}: {'; '.join(differences)}")
+        raise ConfigError(f"the weights of {weights.name} do not fit {a.name}: {'; '.join(map(str, differences))}")
     return a.replace(checkpoint=weights.checkpoint), b.replace(checkpoint=weights.checkpoint), weights.name
 
 
