@@ -116,7 +116,7 @@ def describe_layout(layout: Layout) -> dict[str, Any]:
         "whose": layout.summary,
         "framework": {"flax": "Flax", "torch": "torch"}[layout.framework],
         "its code computes": describe_conventions(layout.computes).replace("LayerNorm ", "").replace("e-0", "e-"),
-        "expressible": "read only" if layout.read_only else "; ".join(layout.constraints) or "both ways",
+        "expressible": "read only" if layout.read_only else "; ".join(map(str, layout.constraints)) or "both ways",
         "a name in it": next(b.foreign for b in layout.bindings(1).values() if b.row is example),
     }
 

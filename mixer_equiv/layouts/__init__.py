@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.errors import LayoutError
-from mixer_equiv.layouts.base import ABSENT, ADVICE, NEUTRAL, OFFICIAL_CONVENTIONS, Binding, Conventions, Layout, Row
+from mixer_equiv.layouts.base import (
+    ABSENT,
+    ADVICE,
+    CONSTRAINTS,
+    NEUTRAL,
+    OFFICIAL_CONVENTIONS,
+    Binding,
+    Constraint,
+    ConstraintKind,
+    Conventions,
+    Layout,
+    Row,
+)
 from mixer_equiv.layouts.custom import layout_from_dict, layout_from_file, validated
 from mixer_equiv.layouts.detect import LayoutMatch, detect
 from mixer_equiv.layouts.jeonsworld import JEONSWORLD
@@ -29,6 +41,7 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _BUILT_IN}
 __all__ = [
     "ABSENT",
     "ADVICE",
+    "CONSTRAINTS",
     "LAYOUTS",
     "LINEN",
     "NEUTRAL",
@@ -36,6 +49,8 @@ __all__ = [
     "OFFICIAL_CONVENTIONS",
     "TORCH",
     "Binding",
+    "Constraint",
+    "ConstraintKind",
     "Conventions",
     "Layout",
     "LayoutMatch",

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from mixer_equiv.config import check_conventions, joint_axis
 from mixer_equiv.errors import ConfigError
@@ -33,6 +33,10 @@ ABSENT = "-"  # the name of a parameter that the code does not have
 
 # What a parameter that the code does not have amounts to, by the last part of its canonical name.
 NEUTRAL = {"bias": 0, "scale": 1}
+
+
+ConstraintKind = Literal["shared_parameters", "tied_blocks", "absent_parameters"]
+CONSTRAINTS: tuple[ConstraintKind, ...] = get_args(ConstraintKind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +148,29 @@ class Binding:
 
 
 @dataclasses.dataclass(frozen=True)
+class Constraint:
+    """A condition on official weights without which a layout cannot hold them.
+
+    `parameters` are canonical names. Of "shared_parameters" all are one array, which the first one names;
+    those of "absent_parameters" have the neutral value, zeros or ones; those of "tied_blocks" are the same
+    in every block.
+    """
+
+    kind: ConstraintKind
+    parameters: tuple[str, ...]
+
+    def __str__(self) -> str:
+        first, *others = self.parameters
+        match self.kind:
+            case "shared_parameters":
+                return f"{', '.join(others)} equal to {first}"
+            case "absent_parameters":
+                return f"{first} all {('zeros', 'ones')[NEUTRAL[first.rpartition('/')[2]]]}"
+            case "tied_blocks":
+                return f"{first} the same in all blocks"
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """Names and shapes of a Mixer's parameters in one implementation, and what it computes.
 
@@ -249,25 +276,24 @@ class Layout:
         return not any(row.in_block and not row.is_tied and not row.is_absent for row in self.rows)
 
     @cached_property
-    def constraints(self) -> tuple[str, ...]:
-        """What weights must be like for this layout to hold them; none where it holds any."""
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The constraints that weights must meet for this layout to hold them; none where it holds any."""
         return tuple(_constraints(self.rows))
 
 
-def _constraints(rows: tuple[Row, ...]) -> Iterator[str]:
-    """In words: which parameters are in common, and which are not there."""
+def _constraints(rows: tuple[Row, ...]) -> Iterator[Constraint]:
     by_name: dict[str, list[str]] = {}
     for row in rows:
         by_name.setdefault(row.foreign, []).append(row.canonical)
     for row in rows:
         first, *others = by_name[row.foreign]
         if row.is_absent:
-            yield f"{row.canonical} all {('zeros', 'ones')[NEUTRAL[row.canonical.rpartition('/')[2]]]}"
+            yield Constraint("absent_parameters", (row.canonical,))
         elif row.canonical == first and others:
-            yield f"{', '.join(others)} equal to {first}"
+            yield Constraint("shared_parameters", (first, *others))
     for row in rows:
         if row.is_tied and by_name[row.foreign][0] == row.canonical:
-            yield f"{row.canonical} the same in all blocks"
+            yield Constraint("tied_blocks", (row.canonical,))
 
 
 def table(text: str) -> tuple[Row, ...]:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import flatten, is_array, to_numpy
-from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, verdict_of
+from mixer_equiv.equivalence.faults.catalogue import CODE, verdict_of
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.report import Report
 from mixer_equiv.equivalence.verify import verify
 from mixer_equiv.errors import ConfigError, ConversionError, NotEquivalentError
+from mixer_equiv.layouts import CONSTRAINTS
 from mixer_equiv.testing.reproducer import written
 
 _DEFAULTS: dict[str, Any] = {}

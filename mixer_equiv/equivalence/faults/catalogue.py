@@ -6,6 +6,7 @@ import dataclasses
 
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.report import Verdict
+from mixer_equiv.layouts import CONSTRAINTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +46,6 @@ CODE = {
     "constant": Fault("", "places"),
     "preprocessing": Fault("", "input"),
     "unknown": Fault("", "steps"),
-}
-
-# What is in common or absent, and the words that tell it in a layout's constraints.
-CONSTRAINTS = {
-    "shared_parameters": (" equal to ",),
-    "tied_blocks": (" the same in all blocks",),
-    "absent_parameters": (" all zeros", " all ones"),
 }
 
 _NAMES = {

@@ -11,14 +11,14 @@ import numpy as np
 from mixer_equiv.checkpoints.differences import explained
 from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS, Fault, name_of
+from mixer_equiv.equivalence.faults.catalogue import CODE, Fault, name_of
 from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
 from mixer_equiv.equivalence.mixer.result import Found
 from mixer_equiv.equivalence.report import Cause, SideReport
 from mixer_equiv.equivalence.sides.frameworks import Taps
 from mixer_equiv.equivalence.sides.side import Subject
 from mixer_equiv.errors import summarize
-from mixer_equiv.layouts import OFFICIAL_CONVENTIONS
+from mixer_equiv.layouts import CONSTRAINTS, OFFICIAL_CONVENTIONS
 
 
 def weight_causes(a: Subject, b: Subject) -> list[Cause]:
@@ -128,8 +128,8 @@ def constraint_causes(side: Subject) -> list[Cause]:
     """What the official model leaves free and this one does not: parameters that it shares, ties or lacks."""
     causes = []
     constraints = side.found.constraints if side.found is not None else ()
-    for kind, words in CONSTRAINTS.items():
-        all_of_kind = [text for text in constraints if any(word in text for word in words)]
+    for kind in CONSTRAINTS:
+        all_of_kind = [str(constraint) for constraint in constraints if constraint.kind == kind]
         if all_of_kind:
             said = summarize(all_of_kind, 2, "; ")
             count = f"{len(all_of_kind)} parameter{'s'[: len(all_of_kind) > 1]}"

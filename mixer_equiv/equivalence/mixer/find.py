@@ -19,7 +19,7 @@ from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
 from mixer_equiv.equivalence.mixer.search import best_match
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
-from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS
+from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS, Constraint
 from mixer_equiv.operations import Parameter
 
 
@@ -31,7 +31,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
     found = dataclasses.replace(found, uses=relocated(found, deviations, trace))
     config = layout = sources = None
     notices: list[str] = []
-    constraints: tuple[str, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
     unnamed = ""
     if found.is_whole:
         found, deviations, notices = folded(found, deviations)

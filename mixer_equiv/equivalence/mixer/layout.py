@@ -13,13 +13,13 @@ from mixer_equiv.equivalence.match.fits import Use
 from mixer_equiv.equivalence.match.matcher import Match
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
-from mixer_equiv.layouts import ABSENT, LINEN, Conventions, Layout, Row
+from mixer_equiv.layouts import ABSENT, LINEN, Constraint, Conventions, Layout, Row
 from mixer_equiv.layouts.custom import sharing_problems
 
 
 def layout_found(
     found: Match, trace: Trace, config: MixerConfig, name: str, framework: str
-) -> tuple[Layout | None, tuple[str, ...], list[str], str]:
+) -> tuple[Layout | None, tuple[Constraint, ...], list[str], str]:
     """The layout, if every parameter is one of its own; what it constrains; what to know; and why there is none."""
     names: dict[str, tuple[str, str]] = {}
     computed = []

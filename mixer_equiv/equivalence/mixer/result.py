@@ -13,7 +13,7 @@ from mixer_equiv.equivalence.match.fits import Use, in_order
 from mixer_equiv.equivalence.match.matcher import Match
 from mixer_equiv.equivalence.mixer.reference import deviations_of
 from mixer_equiv.equivalence.record.trace import Trace
-from mixer_equiv.layouts import Layout
+from mixer_equiv.layouts import Constraint, Layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class Found:
     config: MixerConfig | None
     layout: Layout | None
     sources: Mapping[str, Source] | None
-    constraints: tuple[str, ...]
+    constraints: tuple[Constraint, ...]
     deviations: tuple[Deviation, ...]
     residual: float | None
     missing: str | None

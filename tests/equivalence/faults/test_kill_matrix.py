@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from mixer_equiv.checkpoints.differences import HANDOVERS
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.faults import kill_matrix as mutation
-from mixer_equiv.equivalence.faults.catalogue import CODE, CONSTRAINTS
+from mixer_equiv.equivalence.faults.catalogue import CODE
 from mixer_equiv.equivalence.faults.planted_code import HANDED_OVER, PLANTED, Planted, PlantedMixer
+from mixer_equiv.layouts import CONSTRAINTS
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_the_layout_of_a_public_port_is_found_as_the_table_has_it(name: str, con
 def test_what_a_port_shares_ties_or_lacks_is_found(name: str) -> None:
     arguments = PORTS[name]
     found = layout_of(PortMixer(CONFIG, **arguments), IMAGE)
-    said = "\n".join(found.constraints)
+    said = "\n".join(map(str, found.constraints))
     assert ("LayerNorm_1/scale equal to MixerBlock_{i}/LayerNorm_0/scale" in said) == bool(
         arguments.get("shared_norm") or arguments.get("norm_all")
     )

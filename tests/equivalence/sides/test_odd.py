@@ -33,6 +33,7 @@ from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import constrained, random_images, random_params
+from mixer_equiv.layouts import Constraint
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
@@ -455,7 +456,8 @@ def test_a_norm_that_one_block_alone_shares_is_named_and_ported_into() -> None:
     report = verify(model, image=IMAGE)
     assert (report.verdict, [cause.name for cause in report.causes]) == ("equivalent_under", ["shared_parameters"])
     layout = layout_of(model, IMAGE)
-    assert "MixerBlock_1/LayerNorm_1/scale equal to MixerBlock_1/LayerNorm_0/scale" in layout.constraints
+    one = "MixerBlock_1/LayerNorm_0/scale", "MixerBlock_1/LayerNorm_1/scale"
+    assert Constraint("shared_parameters", one) in layout.constraints
     params = {
         name: array.astype(np.float32) for name, array in constrained(random_params(CONFIG, 0), layout, CONFIG).items()
     }
