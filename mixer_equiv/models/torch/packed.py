@@ -23,7 +23,7 @@ from mixer_equiv.models.torch.packed_blas import BlasMixer, product
 from mixer_equiv.models.torch.packed_onednn import OneDnnMixer, PackedLinear, packs
 from mixer_equiv.models.torch.processor import KERNELS, Kernels, instruction_set, preferred_kernels
 
-OWN = (f"{__package__}.torch", f"{__package__}.torch_modules")
+OWN = (f"{__package__}.model", f"{__package__}.modules")
 
 
 class PackedMixer:
