@@ -280,7 +280,7 @@ VIOLATIONS = {
         "models.torch.model",
         "def f():\n    from mixer_equiv.models import nnx",
     ),
-    "The matcher knows no Mixer": ("equivalence.match.fits", "from mixer_equiv.config import MixerConfig"),
+    "The matcher knows no Mixer": ("equivalence.match.parameters", "from mixer_equiv.config import MixerConfig"),
     "Diagnosis does not know the faults that are planted": (
         "equivalence.judge.causes",
         "def f():\n    from mixer_equiv.equivalence.faults import planted_code",

@@ -11,8 +11,9 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import recognised
-from mixer_equiv.equivalence.match.fits import Use, places_in
-from mixer_equiv.equivalence.match.matcher import Match
+from mixer_equiv.equivalence.match.axes import locate_elements
+from mixer_equiv.equivalence.match.parameters import Assignment
+from mixer_equiv.equivalence.match.search import ProgramMatch
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import Found, Source, Tap
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
@@ -28,7 +29,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
     found, order = best_match(trace, entry, thorough)
     tokens = None if order is None else tuple(np.argsort(order).tolist())
     deviations = recognised(found.deviations)
-    found = dataclasses.replace(found, uses=relocated(found, deviations, trace))
+    found = dataclasses.replace(found, assignments=relocated(found, deviations, trace))
     config = layout = sources = None
     notices: list[str] = []
     constraints: tuple[Constraint, ...] = ()
@@ -40,7 +41,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
             config = _config(found, sizes, entry)
             reasons = _lacking(found, deviations, config)
             if not reasons:
-                sources = {name: Source.of(use, tokens) for name, use in found.uses.items()}
+                sources = {name: Source.of(use, tokens) for name, use in found.assignments.items()}
             layout, constraints, made, unnamed = layout_found(found, trace, config, name, framework)
             if order is not None:
                 unnamed = f"its tokens are {_called(order, config)}, so that no layout is of its parameters"
@@ -54,7 +55,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
         if seen is not None:
             if tokens is not None and meant.ndim == 3:
                 meant = meant[:, list(tokens)]
-            taps[stage] = Tap(seen.number, places_in(seen.array, meant), meant.shape)
+            taps[stage] = Tap(seen.number, locate_elements(seen.array, meant), meant.shape)
     return Found(
         config=config,
         layout=layout,
@@ -66,7 +67,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
         known=tuple(
             step.name
             for step in found.program.steps[: len(found.values) - 1]
-            if step.parameters and all(found.uses[parameter.name].is_known for parameter in step.parameters)
+            if step.parameters and all(found.assignments[parameter.name].is_known for parameter in step.parameters)
         ),
         reasons=tuple(reasons),
         unnamed=unnamed,
@@ -77,7 +78,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
         num_values=len(trace.values),
         batch=len(entry),
         depth=_depth(found),
-        draws=trace.draws,
+        draws=trace.uses_random_numbers,
     )
 
 
@@ -92,7 +93,7 @@ def _is_blind(trace: Trace) -> bool:
     return not any(output.is_data and np.isfinite(output.array).all() for output in outputs)
 
 
-def _why_not(found: Match, trace: Trace) -> Iterator[str]:
+def _why_not(found: ProgramMatch, trace: Trace) -> Iterator[str]:
     outputs = [trace.values[number] for number in trace.outputs.values()]
     if not any(output.is_data for output in outputs):
         yield (
@@ -136,7 +137,7 @@ _OPERATIONS = {
 }
 
 
-def _sizes(found: Match) -> tuple[dict[str, int], list[str]]:
+def _sizes(found: ProgramMatch) -> tuple[dict[str, int], list[str]]:
     """The size of every axis, and where parameters disagree on it."""
     holders: dict[str, dict[int, list[str]]] = {}
     for parameter, use in _used(found):
@@ -152,14 +153,14 @@ def _sizes(found: Match) -> tuple[dict[str, int], list[str]]:
     return {axis: max(by_size, key=lambda size: len(by_size[size])) for axis, by_size in holders.items()}, conflicts
 
 
-def _used(found: Match) -> Iterator[tuple[Parameter, Use]]:
+def _used(found: ProgramMatch) -> Iterator[tuple[Parameter, Assignment]]:
     for step in found.program.steps:
         for parameter in step.parameters:
-            if found.uses.get(parameter.name, Use(None)).operand is not None:
-                yield parameter, found.uses[parameter.name]
+            if found.assignments.get(parameter.name, Assignment(None)).operand is not None:
+                yield parameter, found.assignments[parameter.name]
 
 
-def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray) -> MixerConfig:
+def _config(found: ProgramMatch, sizes: Mapping[str, int], entry: np.ndarray) -> MixerConfig:
     _, height, width, channels = entry.shape
     ph, pw = found.values[1].shape[2:4]
     return MixerConfig(
@@ -176,11 +177,11 @@ def _config(found: Match, sizes: Mapping[str, int], entry: np.ndarray) -> MixerC
     )
 
 
-def _depth(found: Match) -> int:
+def _depth(found: ProgramMatch) -> int:
     return len({step.name.split("/")[0] for step in found.program.steps if step.name.startswith("MixerBlock_")})
 
 
-def _throughout(found: Match, operation: str, what: str, official: Any) -> Any:
+def _throughout(found: ProgramMatch, operation: str, what: str, official: Any) -> Any:
     """What every such step computes, if it is one thing, else what the official model's do."""
     steps = [step.name for step in found.program.steps if step.operation == operation]
     others = {deviation.step: deviation.found for deviation in found.deviations if deviation.what == what}
@@ -188,13 +189,13 @@ def _throughout(found: Match, operation: str, what: str, official: Any) -> Any:
     return kinds.pop() if len(kinds) == 1 else official
 
 
-def _lacking(found: Match, deviations: tuple[Deviation, ...], config: MixerConfig) -> list[str]:
+def _lacking(found: ProgramMatch, deviations: tuple[Deviation, ...], config: MixerConfig) -> list[str]:
     """Why the official parameters are not all there."""
     reasons = [_BEYOND[d.what] for d in deviations if d.what in _BEYOND]
     bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
     axes = {name: len(binding.row.canonical_axes.split()) for name, binding in bindings.items()}
     # One of more axes, as a scale for every token and channel, is none of the official ones either.
-    without = [n for n in bindings if not found.uses[n].is_known or len(found.uses[n].sizes) > axes[n]]
+    without = [n for n in bindings if not found.assignments[n].is_known or len(found.assignments[n].sizes) > axes[n]]
     unknown = {deviation.step for deviation in deviations if deviation.kind == "unknown"}
     untold = [name for name in without if name.rpartition("/")[0] in unknown]
     if untold:

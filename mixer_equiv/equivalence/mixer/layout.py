@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.match.fits import Use
-from mixer_equiv.equivalence.match.matcher import Match
+from mixer_equiv.equivalence.match.parameters import Assignment
+from mixer_equiv.equivalence.match.search import ProgramMatch
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import ABSENT, LINEN, Constraint, Conventions, Layout, Row
@@ -18,13 +18,13 @@ from mixer_equiv.layouts.custom import sharing_problems
 
 
 def layout_found(
-    found: Match, trace: Trace, config: MixerConfig, name: str, framework: str
+    found: ProgramMatch, trace: Trace, config: MixerConfig, name: str, framework: str
 ) -> tuple[Layout | None, tuple[Constraint, ...], list[str], str]:
     """The layout, if every parameter is one of its own; what it constrains; what to know; and why there is none."""
     names: dict[str, tuple[str, str]] = {}
     computed = []
     for canonical, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
-        use, axes = found.uses[canonical], binding.row.canonical_axes
+        use, axes = found.assignments[canonical], binding.row.canonical_axes
         own = None if use.operand is None or use.then is not None else _name_of(use.operand, trace)
         if use.operand is None and use.is_known:
             names[canonical] = ABSENT, axes
@@ -80,7 +80,7 @@ def _place_in(whole: np.ndarray, part: np.ndarray) -> str | None:
     return next((f"[{i}]{place}" for i, place in places if place is not None), None)
 
 
-def _pattern(canonical_axes: str, use: Use, own: str, trace: Trace) -> str:
+def _pattern(canonical_axes: str, use: Assignment, own: str, trace: Trace) -> str:
     """The einops pattern from the canonical axes to those of the parameter in its own shape."""
     axes = canonical_axes.split()
     assert use.operand is not None

@@ -9,8 +9,9 @@ import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.match.fits import Use, in_order
-from mixer_equiv.equivalence.match.matcher import Match
+from mixer_equiv.equivalence.match.axes import reorder_axes
+from mixer_equiv.equivalence.match.parameters import Assignment
+from mixer_equiv.equivalence.match.search import ProgramMatch
 from mixer_equiv.equivalence.mixer.reference import deviations_of
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.layouts import Constraint, Layout
@@ -44,7 +45,7 @@ class Source:
     tokens: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, use: Use, tokens: tuple[int, ...] | None = None) -> Source:
+    def of(cls, use: Assignment, tokens: tuple[int, ...] | None = None) -> Source:
         then = None if use.then is None else (cls.of(use.then[0]), cls.of(use.then[1]))
         return cls(None if use.operand is None else use.operand.number, use.order, use.sizes, then, tokens)
 
@@ -59,7 +60,7 @@ class Source:
         if self.number is None:
             held = np.full(self.sizes, float(neutral))
         else:
-            held = in_order(trace.values[self.number].array, self.sizes, self.order)
+            held = reorder_axes(trace.values[self.number].array, self.sizes, self.order)
         if self.then is not None:
             kernel, bias = (source._as_found(trace, 0.0) for source in self.then)
             held = held @ kernel + (bias if held.ndim == 1 else 0.0)
@@ -138,6 +139,6 @@ class Found:
         return self.config is not None and set(self.deviations) == set(deviations_of(self.config))
 
 
-def is_settled(found: Match | Found) -> bool:
+def is_settled(found: ProgramMatch | Found) -> bool:
     """Whether the output was reached without a step that is not known."""
     return found.is_whole and all(deviation.kind != "unknown" for deviation in found.deviations)

@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.match.fits import Use
-from mixer_equiv.equivalence.match.matcher import Match
 from mixer_equiv.equivalence.match.moves import Insertion
+from mixer_equiv.equivalence.match.parameters import Assignment
+from mixer_equiv.equivalence.match.search import ProgramMatch
 from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import Step
 
 
-def relocated(found: Match, deviations: tuple[Deviation, ...], trace: Trace) -> dict[str, Use]:
+def relocated(found: ProgramMatch, deviations: tuple[Deviation, ...], trace: Trace) -> dict[str, Assignment]:
     """Uses by parameter, with those of a LayerNorm that stands elsewhere in their own place."""
-    uses = dict(found.uses)
+    uses = dict(found.assignments)
     moved = [d for d in deviations if d.what in ("post_norm", "norm_after_pool")]
     norms = [step for step in found.program.steps if step.operation == "layer_norm"]
     for deviation in moved:
         operands = {operand.name: operand for operand in trace.operands}
-        extra = [Use(operands[name], sizes=(operands[name].size,)) for name in deviation.parameters if name in operands]
+        extra = [
+            Assignment(operands[name], sizes=(operands[name].size,))
+            for name in deviation.parameters
+            if name in operands
+        ]
         if len(extra) == 2:
             places = norms if deviation.what == "post_norm" else norms[-1:]
             held = [[uses[parameter.name] for parameter in step.parameters] for step in places[1:]] + [extra]
@@ -29,7 +33,9 @@ def relocated(found: Match, deviations: tuple[Deviation, ...], trace: Trace) -> 
     return uses
 
 
-def folded(found: Match, deviations: tuple[Deviation, ...]) -> tuple[Match, tuple[Deviation, ...], list[str]]:
+def folded(
+    found: ProgramMatch, deviations: tuple[Deviation, ...]
+) -> tuple[ProgramMatch, tuple[Deviation, ...], list[str]]:
     """Without the deviations that only write the official function otherwise, and what they are.
 
     A second affine layer right behind a linear one is part of it; the head and the affine part of
@@ -48,39 +54,40 @@ def folded(found: Match, deviations: tuple[Deviation, ...]) -> tuple[Match, tupl
     return found, tuple(kept), notices
 
 
-def _before(found: Match, deviation: Insertion) -> Step | None:
+def _before(found: ProgramMatch, deviation: Insertion) -> Step | None:
     """The step whose result was changed first."""
     step = next(step for step in found.program.steps if step.name == deviation.step)
     return found.program.steps[step.inputs[0] - 1] if step.inputs and step.inputs[0] else None
 
 
-def _second_layer(found: Match, deviation: Insertion) -> tuple[Match, str] | None:
+def _second_layer(found: ProgramMatch, deviation: Insertion) -> tuple[ProgramMatch, str] | None:
     before = _before(found, deviation)
     if deviation.what != "linear" or before is None or before.operation != "linear":
         return None
-    uses = dict(found.uses)
+    uses = dict(found.assignments)
     for parameter in before.parameters:
-        kernel, bias = deviation.uses
+        kernel, bias = deviation.assignments
         uses[parameter.name] = dataclasses.replace(uses[parameter.name], then=(kernel, bias))
     place = found.program.steps.index(before) + 1
     found = dataclasses.replace(found, before={p: pair for p, pair in found.before.items() if p != place})
     notice = f"two affine layers in a row are taken as one: {before.name}, and {deviation.parameters[0]}"
-    return dataclasses.replace(found, uses=uses), notice
+    return dataclasses.replace(found, assignments=uses), notice
 
 
-def _affine_after_mean(found: Match, deviation: Insertion) -> tuple[Match, str] | None:
+def _affine_after_mean(found: ProgramMatch, deviation: Insertion) -> tuple[ProgramMatch, str] | None:
     before = _before(found, deviation)
     if deviation.what not in ("scale", "bias", "affine") or before is None or before.operation != "mean":
         return None
     norm = found.program.steps[before.inputs[0] - 1]
     names = [parameter.name for parameter in norm.parameters]
-    if norm.operation != "layer_norm" or any(found.uses[name].operand is not None for name in names):
+    if norm.operation != "layer_norm" or any(found.assignments[name].operand is not None for name in names):
         return None
-    uses = {**found.uses, **dict(zip(names, deviation.uses, strict=True))}
-    return dataclasses.replace(found, uses=uses), "the scale and bias of the last LayerNorm stand behind the mean"
+    uses = {**found.assignments, **dict(zip(names, deviation.assignments, strict=True))}
+    notice = "the scale and bias of the last LayerNorm stand behind the mean"
+    return dataclasses.replace(found, assignments=uses), notice
 
 
-def _head_before_mean(found: Match, deviation: Insertion) -> tuple[Match, str] | None:
+def _head_before_mean(found: ProgramMatch, deviation: Insertion) -> tuple[ProgramMatch, str] | None:
     last = found.program.steps[-1]
     if deviation.what != "linear" or last.operation != "mean" or deviation.step != last.name:
         return None
@@ -89,8 +96,10 @@ def _head_before_mean(found: Match, deviation: Insertion) -> tuple[Match, str] |
         for program in official_programs(DEEPEST)
         if len(program.steps) == len(found.program.steps) + 1 and program.steps[:-1] == found.program.steps
     )
-    uses = dict(zip((parameter.name for parameter in program.steps[-1].parameters), deviation.uses, strict=True))
+    uses = dict(zip((parameter.name for parameter in program.steps[-1].parameters), deviation.assignments, strict=True))
     seen = (*found.seen[:-2], None, None, found.seen[-1])
     values = (*found.values, found.values[-1])
-    changed = dataclasses.replace(found, program=program, uses={**found.uses, **uses}, values=values, seen=seen)
+    changed = dataclasses.replace(
+        found, program=program, assignments={**found.assignments, **uses}, values=values, seen=seen
+    )
     return changed, "the head stands before the mean"

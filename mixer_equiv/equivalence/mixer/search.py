@@ -9,41 +9,42 @@ import numpy as np
 from einops import rearrange
 
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.match.fits import arranged, places_in
-from mixer_equiv.equivalence.match.matcher import Match, match
+from mixer_equiv.equivalence.match.axes import arrange_like, locate_elements
+from mixer_equiv.equivalence.match.search import ProgramMatch, find_program
 from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
 from mixer_equiv.equivalence.mixer.result import is_settled
-from mixer_equiv.equivalence.record.trace import Print, Trace
+from mixer_equiv.equivalence.record.fingerprint import Fingerprint
+from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import cut
 
 
-def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[Match, np.ndarray | None]:
+def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[ProgramMatch, np.ndarray | None]:
     """The match, also of tokens in another order, which the second result is, and of an image changed first."""
     programs = official_programs(_deepest(trace))
-    found = match(trace, entry, programs, thorough=False)
+    found = find_program(trace, entry, programs, thorough=False)
     if is_settled(found) or not trace.operands:
         return found, None
     if len(found.values) > 2:
         others = []
         for order in _token_orders(found.values[2], trace):
             reordered = _with_patches_in(entry, found.values[1].shape[2:4], order)
-            others.append((match(trace, reordered, programs, thorough=False), order, reordered))
+            others.append((find_program(trace, reordered, programs, thorough=False), order, reordered))
             if is_settled(others[-1][0]):
                 return others[-1][:2]
         if thorough:
             further = max(others, key=lambda other: len(other[0].values), default=None)
             further = further if further is not None and len(further[0].values) > len(found.values) else None
-            found = match(trace, entry, programs)
+            found = find_program(trace, entry, programs)
             if further is not None and not found.is_whole:
-                other = match(trace, further[2], programs)
+                other = find_program(trace, further[2], programs)
                 if other.is_whole:
                     return other, further[1]
         return found, None
     given = trace.values[trace.input]
     for value in trace.by_size.get(entry.size, [])[1:5]:
         if value.array.shape == given.array.shape:
-            image = arranged(value.array, given.array, entry)
-            changed = match(dataclasses.replace(trace, input=value.number), image, programs, thorough=thorough)
+            image = arrange_like(value.array, given.array, entry)
+            changed = find_program(dataclasses.replace(trace, input=value.number), image, programs, thorough=thorough)
             if changed.is_whole:
                 scaled = Deviation(changed.program.steps[0].name, "insert", "preprocessing", None, value.operation)
                 return dataclasses.replace(changed, deviations=(scaled, *changed.deviations)), None
@@ -53,10 +54,10 @@ def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[Match, 
 def _token_orders(meant: np.ndarray, trace: Trace) -> Iterator[np.ndarray]:
     """Orders other than by rows in which the trace has `meant`, (batch, tokens, hidden): its tokens, first to last."""
     tried = {tuple(range(meant.shape[1]))}
-    own = Print(meant)
+    own = Fingerprint(meant)
     for value in trace.values:
-        if value.is_data and own.same(value.print):
-            orders = np.argsort(places_in(value.array, meant).reshape(meant.shape), axis=1)
+        if value.is_data and own.matches(value.fingerprint):
+            orders = np.argsort(locate_elements(value.array, meant).reshape(meant.shape), axis=1)
             order = orders[0, :, 0]
             if np.all(orders == order[:, None]) and tuple(order) not in tried:
                 tried.add(tuple(order))

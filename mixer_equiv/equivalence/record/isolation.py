@@ -16,7 +16,7 @@ _HELD_ELSEWHERE = ("torch", "jax", "jaxlib", "numpy", "builtins", "logging", "th
 
 
 @contextlib.contextmanager
-def kept(objects: Iterable[Any]) -> Iterator[None]:
+def restoring_state(objects: Iterable[Any]) -> Iterator[None]:
     """On leaving, attributes of these objects, and what plain containers and objects in them hold, are as they were.
 
     Tensors are put back where they stood; what is written into one is for its owner to see to.

@@ -12,8 +12,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mixer_equiv.equivalence.record.precision import jax_full_precision
-from mixer_equiv.equivalence.record.randomness import seeded
-from mixer_equiv.equivalence.record.trace import Trace, Value, narrowing
+from mixer_equiv.equivalence.record.randomness import fork_generators
+from mixer_equiv.equivalence.record.trace import Trace, Value
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 
@@ -33,15 +33,15 @@ def record(
     Everything is computed in `dtype`, also where the function asks for another float. If not `every` value is
     asked for, those that are no outputs are left empty. Python's and NumPy's generators begin with `seed`.
     """
-    with jax_full_precision(), seeded(seed) as generators:
+    with jax_full_precision(), fork_generators(seed) as generators:
         drawn = _drawn(shapes, draw, dtype)
         tape, entry, outputs = _interpreted(function, drawn, drawn, images.astype(dtype), dtype)
         outputs = {path: value for path, value in outputs.items() if tape.values[value].is_data}
         wanted = range(len(tape.arrays)) if every else set(outputs.values())
         held = [tape.finished(value, value.number in wanted) for value in tape.values]
-        draws = generators.drawn or any(value.operation in _RANDOM for value in held)
+        draws = generators.were_used or any(value.operation in _RANDOM for value in held)
     scalars = tuple(dict.fromkeys(tape.scalars))
-    return Trace(held, entry, outputs, dict(shapes), (), scalars, tuple(tape.notices), draws)
+    return Trace(held, entry, outputs, dict(shapes), (), scalars, tuple(tape.narrow_dtypes), draws)
 
 
 def gradients(
@@ -54,7 +54,7 @@ def gradients(
     dtype: Any = np.float64,
 ) -> dict[str, np.ndarray]:
     """Gradients of the sum of an output times `cotangent` by the parameters, drawn and computed as `record` does."""
-    with jax_full_precision(), seeded(0):
+    with jax_full_precision(), fork_generators(0):
         drawn = _drawn(shapes, draw, dtype)
         given, weighed = images.astype(dtype), cotangent.astype(dtype)
 
@@ -77,11 +77,11 @@ def _interpreted(
     dtype: Any,
     *,
     differentiable: bool = False,
-) -> tuple[_Tape, int, dict[str, int]]:
+) -> tuple[_Interpreter, int, dict[str, int]]:
     """The function's program, as it is for parameters `like` these, run on `params`; its input, and outputs by path."""
     # A function of its own each time, because JAX keeps what it once traced, with the random numbers of that time.
     closed, result = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(dict(like), images)
-    tape = _Tape(np.dtype(dtype), differentiable)
+    tape = _Interpreter(np.dtype(dtype), differentiable)
     leaves = [tape.add(params[name], "parameter", (), name=name) for name in sorted(params)]
     entry = tape.add(images, "input", (), is_data=True)
     values = tape.run(closed.jaxpr, [tape.constant(c) for c in closed.consts], [*leaves, entry])
@@ -111,7 +111,7 @@ _RANDOM = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "rng_un
 _OPAQUE = frozenset({"while", "cond", "pallas_call", "custom_linear_solve"})
 
 
-class _Tape:
+class _Interpreter:
     """Values by their numbers, which stand for them in the environment of a jaxpr."""
 
     def __init__(self, dtype: np.dtype, differentiable: bool) -> None:
@@ -119,7 +119,7 @@ class _Tape:
         self.values: list[Value] = []
         self.arrays: list[Any] = []
         self.scalars: list[float] = []
-        self.notices: dict[str, None] = {}
+        self.narrow_dtypes: dict[str, None] = {}
 
     def add(
         self, array: Any, operation: str, inputs: tuple[int, ...], *, name: str | None = None, is_data: bool = False
@@ -190,7 +190,7 @@ class _Tape:
         """The pass's dtype for another float."""
         if isinstance(value, np.dtype | type) and jnp.issubdtype(value, jnp.floating):
             if value != self.dtype:
-                self.notices[narrowing(str(np.dtype(value)))] = None
+                self.narrow_dtypes[str(np.dtype(value))] = None
             return self.dtype
         return value
 

@@ -18,7 +18,7 @@ ROUNDING = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Computed:
+class ComputedWeight:
     """A weight of a submodule that `torch.nn.utils.parametrize` computes: its name there, and what it is computed from.
 
     `value` stands for it in a recorded pass.
@@ -29,13 +29,13 @@ class Computed:
     originals: tuple[str, ...]
     value: Tensor
 
-    def put(self, array: Tensor) -> None:
+    def assign(self, array: Tensor) -> None:
         """Set what it is computed from, so that it is `array` but for rounding."""
         with torch.no_grad():
             setattr(self.module, self.tensor, array.reshape(self.value.shape).to(self.value))
 
 
-def computed_weights(module: nn.Module) -> dict[str, Computed]:
+def find_computed_weights(module: nn.Module) -> dict[str, ComputedWeight]:
     """By their names, such as "fc.weight": those that are whatever they are set to, so that any weights fit."""
     found = {}
     for prefix, submodule in module.named_modules():
@@ -46,7 +46,7 @@ def computed_weights(module: nn.Module) -> dict[str, Computed]:
                 originals = tuple(within + inner for inner, _ in held.named_parameters())
                 value = getattr(submodule, tensor).detach()
                 if _may_be_any(submodule, tensor, value):
-                    found[name] = Computed(submodule, tensor, originals, value)
+                    found[name] = ComputedWeight(submodule, tensor, originals, value)
     return found
 
 
@@ -66,9 +66,9 @@ def _may_be_any(module: nn.Module, tensor: str, value: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def taken_as_parameters(weights: Collection[Computed]) -> Iterator[None]:
+def treat_as_parameters(weights: Collection[ComputedWeight]) -> Iterator[None]:
     """Inside, each is its `value`, and is not computed."""
-    lists: list[tuple[Computed, Any]] = [(w, w.module.parametrizations[w.tensor]) for w in weights]  # type: ignore[index]
+    lists: list[tuple[ComputedWeight, Any]] = [(w, w.module.parametrizations[w.tensor]) for w in weights]  # type: ignore[index]
     for weight, held in lists:
         held.forward = _giving(weight.value)
     try:

@@ -10,20 +10,20 @@ from collections.abc import Iterator
 import numpy as np
 
 
-class Generators:
+class GeneratorWatch:
     """The generators of Python, NumPy and torch that a model may draw from without saying so."""
 
     def __init__(self) -> None:
         self._begun = _states()
 
     @property
-    def drawn(self) -> bool:
+    def were_used(self) -> bool:
         """Whether Python's or NumPy's gave a number; torch's operations tell it themselves."""
         return _states() != self._begun
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[Generators]:
+def fork_generators(seed: int) -> Iterator[GeneratorWatch]:
     """Inside, all generators begin with `seed`; after it they go on as if nothing had been drawn."""
     states = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
@@ -33,7 +33,7 @@ def seeded(seed: int) -> Iterator[Generators]:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:
-            yield Generators()
+            yield GeneratorWatch()
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])

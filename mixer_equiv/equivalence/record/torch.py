@@ -22,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from mixer_equiv.equivalence.record.isolation import kept
+from mixer_equiv.equivalence.record.isolation import restoring_state
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
-from mixer_equiv.equivalence.record.randomness import Generators, seeded
-from mixer_equiv.equivalence.record.trace import Trace, Value, narrowing
+from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators
+from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import MixerEquivError
 
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]
@@ -96,13 +96,13 @@ def record(
     """
     if names is None:
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
-    tape = _Tape(draw, names, dtype)
+    tape = Tape(draw, names, dtype)
     with _as_found(module) as generators, torch_full_precision(), _default_dtype(dtype):
         given = arguments[0].to(device(), dtype)
         entry = tape.enter(given)
         with _Functions(tape), _Operations(tape):
             result = module(given, *arguments[1:], **(kwargs or {}))
-        draws = tape.draws or generators.drawn
+        draws = tape.draws or generators.were_used
     outputs = {}
     for path, leaf in _tensors_of(result):
         outputs[path] = tape.number_of(leaf)
@@ -110,9 +110,9 @@ def record(
     tape.hidden += [name for name in names if listed is not None and name not in listed]
     wanted = range(len(tape.values)) if every else set(outputs.values())
     values = [value.finished(value.number in wanted) for value in tape.values]
-    notices = tuple(dict.fromkeys(tape.notices))
+    narrow_dtypes = tuple(dict.fromkeys(tape.narrow_dtypes))
     scalars = tuple(dict.fromkeys(tape.scalars))
-    return Trace(values, entry, outputs, shapes, tuple(tape.hidden), scalars, notices, draws)
+    return Trace(values, entry, outputs, shapes, tuple(tape.hidden), scalars, narrow_dtypes, draws)
 
 
 @_uncompiled
@@ -130,7 +130,7 @@ def gradients(
 
     Those of unused parameters are 0. Raises `MixerEquivError` if all are unused, or no gradient is kept.
     """
-    tape = _Tape(draw, names, dtype, differentiable=True)
+    tape = Tape(draw, names, dtype, differentiable=True)
     with _as_found(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
         given = argument.to(device(), dtype)
         tape.enter(given)
@@ -163,7 +163,7 @@ def outputs(
     seed: int,
 ) -> dict[str, np.ndarray]:
     """The outputs of one pass in float64, with parameters drawn as for `record`, and torch's generators so seeded."""
-    tape = _Tape(draw, names, torch.float64, differentiable=True)
+    tape = Tape(draw, names, torch.float64, differentiable=True)
     with _as_found(module, training, seed), torch_full_precision(), _default_dtype(torch.float64):
         given = argument.to(device(), torch.float64)
         tape.enter(given)
@@ -173,10 +173,10 @@ def outputs(
 
 
 @contextlib.contextmanager
-def _as_found(module: Any, training: bool = False, seed: int = 0) -> Iterator[Generators]:
+def _as_found(module: Any, training: bool = False, seed: int = 0) -> Iterator[GeneratorWatch]:
     """In eval or train mode, with generators seeded; what the pass leaves behind in the module is taken back."""
     submodules = list(module.modules()) if isinstance(module, nn.Module) else []
-    with seeded(seed) as generators, torch.inference_mode(False), kept(submodules):
+    with fork_generators(seed) as generators, torch.inference_mode(False), restoring_state(submodules):
         for submodule in submodules:
             submodule.training = training
         yield generators
@@ -192,7 +192,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class _Recorded:
+class RecordedValue:
     """A value whose tensor is kept as it is until something is about to write into it."""
 
     def __init__(self, number: int, tensor: Tensor, operation: str, inputs: tuple[int, ...], is_data: bool) -> None:
@@ -214,7 +214,7 @@ class _Recorded:
         )
 
 
-class _Tape:
+class Tape:
     """What has been recorded, and the stand-ins for tensors from outside."""
 
     def __init__(
@@ -222,21 +222,21 @@ class _Tape:
     ) -> None:
         self.draw, self.dtype, self.differentiable = draw, dtype, differentiable
         self.names = {id(parameter): name for name, parameter in reversed(list(names.items()))}
-        self.values: list[_Recorded] = []
+        self.values: list[RecordedValue] = []
         self.hidden: list[str] = []
         self.scalars: list[float] = []
-        self.notices: list[str] = []
+        self.narrow_dtypes: list[str] = []
         self.draws = False
         self.stand_ins: dict[int, Tensor] = {}
         self.alive: list[Any] = list(names.values())  # so that no id is used twice
         self.known: dict[int, tuple[Tensor, int]] = {}  # tensors made during the pass: their value's number
-        self.by_storage: dict[int, list[_Recorded]] = {}
+        self.by_storage: dict[int, list[RecordedValue]] = {}
 
     def enter(self, tensor: Tensor) -> int:
         return self._add(tensor, "input", (), is_data=True).number
 
-    def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> _Recorded:
-        value = _Recorded(len(self.values), tensor, operation, inputs, is_data)
+    def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedValue:
+        value = RecordedValue(len(self.values), tensor, operation, inputs, is_data)
         self.values.append(value)
         self.known[id(tensor)] = (tensor, value.number)
         self.by_storage.setdefault(_storage(tensor), []).append(value)
@@ -341,7 +341,7 @@ _NARROWING = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 class _Functions(TorchFunctionMode):
     """Puts stand-ins into every call, and asks for the pass's dtype where another float is asked for."""
 
-    def __init__(self, tape: _Tape) -> None:
+    def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
 
@@ -354,11 +354,15 @@ class _Functions(TorchFunctionMode):
         args, kwargs = _widened((args, kwargs), self.tape)
         kind = torch.device(device()).type
         if torch.is_autocast_enabled(kind):
-            self.tape.notices.append(narrowing(str(torch.get_autocast_dtype(kind)).removeprefix("torch.")))
+            self.tape.narrow_dtypes.append(_dtype_name(torch.get_autocast_dtype(kind)))
         if name in _NARROWING and args and isinstance(args[0], Tensor):
-            self.tape.notices.append(narrowing(_NARROWING[name]))
+            self.tape.narrow_dtypes.append(_NARROWING[name])
             return args[0].to(self.tape.dtype)
         return func(*args, **kwargs)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # Properties of a tensor that are tensors.
@@ -374,7 +378,7 @@ _ARITHMETIC = re.compile(r"aten\.(add|sub|rsub|mul|div|pow)")
 _LOOKING = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__}
 
 
-def _widened(arguments: Any, tape: _Tape) -> Any:
+def _widened(arguments: Any, tape: Tape) -> Any:
     """The arguments with stand-ins for tensors, and the pass's dtype for other floats."""
 
     def replace(leaf: Any) -> Any:
@@ -383,7 +387,7 @@ def _widened(arguments: Any, tape: _Tape) -> Any:
         if not isinstance(leaf, torch.dtype) or leaf not in _FLOATS:
             return leaf
         if leaf is not tape.dtype:
-            tape.notices.append(narrowing(str(leaf).removeprefix("torch.")))
+            tape.narrow_dtypes.append(_dtype_name(leaf))
         return tape.dtype
 
     return tree_map_only((Tensor, torch.dtype), replace, arguments)
@@ -396,7 +400,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
     def _should_skip_dynamo(cls) -> bool:
         return False  # else torch wraps the method below in what imports torch._dynamo
 
-    def __init__(self, tape: _Tape) -> None:
+    def __init__(self, tape: Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
 
@@ -438,7 +442,7 @@ def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ten
     return False
 
 
-def unlisted(module: nn.Module) -> dict[str, Tensor]:
+def find_unlisted_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Parameters in plain lists and dicts of a module, which torch does not know of, by where they are."""
     known = {id(parameter) for parameter in module.parameters()}
     found: dict[str, Tensor] = {}

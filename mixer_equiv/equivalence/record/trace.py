@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from mixer_equiv.equivalence.record.fingerprint import Fingerprint
+
 
 @dataclasses.dataclass(eq=False)
 class Value:
@@ -29,41 +31,12 @@ class Value:
     is_view: bool = False
 
     @cached_property
-    def print(self) -> Print:
-        return Print(self.array)
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(self.array)
 
     @property
     def size(self) -> int:
         return int(self.array.size)
-
-
-class Print:
-    """Sums over an array's elements that do not depend on their order, and tell generic arrays apart."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.flat = array.ravel()
-        self.size = int(self.flat.size)
-        self.total, self.squares = float(self.flat.sum()), float(self.flat @ self.flat)
-
-    @cached_property
-    def cubes(self) -> float:
-        """Asked for only where the others agree."""
-        return float(np.square(self.flat) @ self.flat)
-
-    def same(self, other: Print) -> bool:
-        """Whether the elements are the same but for rounding, in some order."""
-        if self.size != other.size or not np.isfinite([self.squares, other.squares]).all():
-            return False
-        spread = (self.size * self.squares) ** 0.5
-        return (
-            abs(self.squares - other.squares) <= TOLERANCE * self.squares
-            and abs(self.total - other.total) <= TOLERANCE * spread
-            and abs(self.cubes - other.cubes) <= TOLERANCE * self.squares * self.squares**0.5
-        )
-
-
-# Sums of equal elements differ by some 1e-14, and an eps of 1e-5 for 1e-6 moves them by 1e-7 and more.
-TOLERANCE = 1e-11
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +46,8 @@ class Trace:
     `input` is the number of the input's value. `outputs` are by where in the result they stand, ""
     for a result that is one array. `parameters` are the names of all there are, used or not, with
     shapes; `hidden` those that the program uses and does not list among its own. `scalars` are the
-    numbers that occurred as arguments of operations. `draws` tells whether random numbers were drawn.
+    numbers that occurred as arguments of operations. `narrow_dtypes` are other floats than the pass's for which
+    the code asked. `uses_random_numbers` tells whether random numbers were drawn.
     """
 
     values: list[Value]
@@ -82,8 +56,15 @@ class Trace:
     parameters: Mapping[str, tuple[int, ...]]
     hidden: tuple[str, ...]
     scalars: tuple[float, ...]
-    notices: tuple[str, ...] = ()
-    draws: bool = False
+    narrow_dtypes: tuple[str, ...] = ()
+    uses_random_numbers: bool = False
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences for a user about what the recorder noticed."""
+        return tuple(
+            f"it asks for {dtype} itself, and was verified in float64 throughout" for dtype in self.narrow_dtypes
+        )
 
     @cached_property
     def data(self) -> list[Value]:
@@ -107,7 +88,7 @@ class Trace:
         kept: dict[int, list[Value]] = {}
         for value in candidates:
             alike = kept.setdefault(value.size, [])
-            if not any(value.print.same(other.print) for other in alike):
+            if not any(value.fingerprint.matches(other.fingerprint) for other in alike):
                 alike.append(value)
         return [value for values in kept.values() for value in values]
 
@@ -120,8 +101,3 @@ class Trace:
                 if not source.is_data and source.leaves:
                     result.setdefault(source.leaves, []).append(value.number)
         return result
-
-
-def narrowing(dtype: str) -> str:
-    """What a recorder notices of code that asks for another float than the pass's."""
-    return f"it asks for {dtype} itself, and was verified in float64 throughout"

@@ -28,19 +28,19 @@ def torch_candidate(module: Any, name: str) -> Candidate:
         raise MixerEquivError(
             f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
         )
-    from mixer_equiv.equivalence.record.parametrizations import computed_weights, taken_as_parameters
-    from mixer_equiv.equivalence.record.torch import gradients, outputs, record, unlisted
+    from mixer_equiv.equivalence.record.parametrizations import find_computed_weights, treat_as_parameters
+    from mixer_equiv.equivalence.record.torch import find_unlisted_parameters, gradients, outputs, record
 
     dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
-    computed = computed_weights(module)
+    computed = find_computed_weights(module)
     originals = {name for weight in computed.values() for name in weight.originals}
     listed = {name: parameter for name, parameter in module.named_parameters() if name not in originals}
     listed |= {name: weight.value for name, weight in computed.items()}
-    own = {**listed, **{name: held for name, held in unlisted(module).items() if name not in originals}}
+    own = {**listed, **{name: held for name, held in find_unlisted_parameters(module).items() if name not in originals}}
 
     @contextlib.contextmanager
     def running() -> Iterator[None]:
-        with _told(name), taken_as_parameters(computed.values()):
+        with _told(name), treat_as_parameters(computed.values()):
             yield
 
     def batch_of(images: np.ndarray) -> Any:
@@ -55,7 +55,7 @@ def torch_candidate(module: Any, name: str) -> Candidate:
         with torch.no_grad():
             for key, array in arrays.items():
                 if key in computed:
-                    computed[key].put(to_torch(array))
+                    computed[key].assign(to_torch(array))
                 else:
                     own[key].copy_(to_torch(array).reshape(own[key].shape))
 

@@ -42,7 +42,7 @@ from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.cli import app
 from mixer_equiv.data import digits
-from mixer_equiv.equivalence.record.torch import unlisted
+from mixer_equiv.equivalence.record.torch import find_unlisted_parameters
 from mixer_equiv.equivalence.sides.locate import import_timm
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
@@ -296,7 +296,7 @@ def test_files_of_any_writing_are_read_and_written_by_its_layout(name: str, tmp_
     theirs = FOREIGN[name](CONFIG.replace(num_blocks=3))
     layout = layout_of(theirs, IMAGE)
     # Parameters in a plain list are in no state_dict; files of them are not torch's to write.
-    held = {**dict(theirs.named_parameters()), **unlisted(theirs)}
+    held = {**dict(theirs.named_parameters()), **find_unlisted_parameters(theirs)}
     torch.save({key: parameter.detach() for key, parameter in held.items()}, tmp_path / "theirs.pt")
     described = tmp_path / "layout.toml"
     described.write_text(layout.to_toml())

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from mixer_equiv.equivalence.record.trace import TOLERANCE, Print, Trace, Value
+from mixer_equiv.equivalence.match.axes import axis_orders, reorder_axes
+from mixer_equiv.equivalence.record.fingerprint import TOLERANCE, Fingerprint
+from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Use:
+class Assignment:
     """What the trace has for a parameter: an operand, with the program's axes in its own order.
 
     `order` are the places of the program's axes, as they follow each other in the operand, and
@@ -27,24 +28,24 @@ class Use:
     order: tuple[int, ...] = (0,)
     sizes: tuple[int, ...] = ()
     is_known: bool = True
-    then: tuple[Use, Use] | None = None
+    then: tuple[Assignment, Assignment] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class LayerFit:
     """A value of the trace, as a computed array, and the parameters that make it."""
 
     array: Array
     value: Value
-    first: Use
-    second: Use
+    first: Assignment
+    second: Assignment
 
 
 # How many kernels are tried on an array that is itself a guess.
 NEXT_KERNELS = 12
 
 
-class Fits:
+class ParameterSearch:
     """Answers for one trace, each worked out once."""
 
     def __init__(self, trace: Trace) -> None:
@@ -68,14 +69,14 @@ class Fits:
 
     def _alike(self, array: Array) -> Iterator[Value]:
         candidates = self.trace.by_size.get(array.size, ())
-        own = Print(array) if candidates else None
-        return (value for value in candidates if own is not None and own.same(value.print))
+        own = Fingerprint(array) if candidates else None
+        return (value for value in candidates if own is not None and own.matches(value.fingerprint))
 
     # Kernels
 
     def linear(
         self, axes: int, x: Array, position: int, *, guessed: bool = False, plus: Array | None = None
-    ) -> list[Fit]:
+    ) -> list[LayerFit]:
         """Kernels over the last `axes` axes of `x`, and biases, that give a value of the trace, the likeliest first.
 
         For an `x` that is only guessed, none but the kernels used next. With `plus`, the value has
@@ -83,23 +84,23 @@ class Fits:
         """
         width = math.prod(x.shape[x.ndim - axes :])
 
-        def fits() -> list[Fit]:
+        def fits() -> list[LayerFit]:
             ranked = sorted(self.trace.operands, key=lambda operand: self._next_use(operand, position))
             suited = [operand for operand in ranked if operand.size % width == 0]
             return list(self._kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited, plus))
 
         arrays = (x,) if plus is None else (x, plus)
-        found: list[Fit] = self.once(("linear", axes, guessed), fits, *arrays)
+        found: list[LayerFit] = self.once(("linear", axes, guessed), fits, *arrays)
         return sorted(
             found, key=lambda fit: (fit.value.number <= position, fit.second.operand is None, fit.value.number)
         )
 
     def _next_use(self, operand: Value, position: int) -> tuple[bool, int]:
-        """When the trace uses it next, what is never used again at the end."""
+        """When the trace assignments it next, what is never used again at the end."""
         after = [number for number in self.trace.uses.get(operand.leaves, ()) if number > position]
         return not after, min(after, default=0)
 
-    def _kernels(self, x: Array, axes: int, operands: list[Value], plus: Array | None) -> Iterator[Fit]:
+    def _kernels(self, x: Array, axes: int, operands: list[Value], plus: Array | None) -> Iterator[LayerFit]:
         contracted, kept = x.shape[x.ndim - axes :], x.shape[: x.ndim - axes]
         width = math.prod(contracted)
         flat = x.reshape(-1, width)
@@ -113,14 +114,14 @@ class Fits:
                 continue
             sizes = (*contracted, out)
             added = 0.0 if plus is None else float(plus.sum())
-            for order in orders(sizes, operand.array.shape):
+            for order in axis_orders(sizes, operand.array.shape):
                 if not self._may_be(flat, operand, sizes, order, added):
                     continue
-                core = flat @ in_order(operand.array, sizes, order).reshape(width, out)
+                core = flat @ reorder_axes(operand.array, sizes, order).reshape(width, out)
                 shifted = self._shifted(core if plus is None else core + plus.reshape(core.shape))
                 for value, bias in shifted:
                     array = core if bias.operand is None else core + bias.operand.array.reshape(-1)
-                    yield Fit(array.reshape(*kept, out), value, Use(operand, order, sizes), bias)
+                    yield LayerFit(array.reshape(*kept, out), value, Assignment(operand, order, sizes), bias)
                 if any(bias.operand is not None for _, bias in shifted):
                     return
 
@@ -132,7 +133,7 @@ class Fits:
         sums = self.once("columns", lambda: flat.sum(axis=0), flat)
         kernel = self.once(
             ("rows", operand.number, sizes, order),
-            lambda: in_order(operand.array, sizes, order).reshape(-1, out).sum(axis=1),
+            lambda: reorder_axes(operand.array, sizes, order).reshape(-1, out).sum(axis=1),
         )
         vectors, _ = self._vectors(out)
         totals = float(sums @ kernel) + added + rows * vectors.sum(axis=1)
@@ -143,14 +144,14 @@ class Fits:
         """The totals of the trace's values of this size, and what their rounding is relative to."""
 
         def totals() -> tuple[Array, Array]:
-            prints = [value.print for value in self.trace.by_size.get(size, ())]
+            prints = [value.fingerprint for value in self.trace.by_size.get(size, ())]
             spreads = np.sqrt([size * p.squares for p in prints])
             return np.array([p.total for p in prints]), np.where(np.isfinite(spreads), spreads, 0.0)
 
         found: tuple[Array, Array] = self.once(("totals", size), totals)
         return found
 
-    def _shifted(self, core: Array) -> list[tuple[Value, Use]]:
+    def _shifted(self, core: Array) -> list[tuple[Value, Assignment]]:
         """Values of the trace that are `core`, (rows, columns), plus a vector of it or nothing."""
         rows, columns = core.shape
         vectors, operands = self._vectors(columns)
@@ -158,25 +159,25 @@ class Fits:
         totals = sums.sum() + rows * vectors.sum(axis=1)
         squares = np.square(core).sum() + 2 * vectors @ sums + rows * np.square(vectors).sum(axis=1)
         return [
-            (value, Use(operands[i], sizes=(columns,)))
+            (value, Assignment(operands[i], sizes=(columns,)))
             for value in self.trace.by_size[core.size]
-            for i in np.flatnonzero(_near(totals, squares, value.print))
-            if Print(core + vectors[i]).same(value.print)
+            for i in np.flatnonzero(_near(totals, squares, value.fingerprint))
+            if Fingerprint(core + vectors[i]).matches(value.fingerprint)
         ]
 
     # Scales and biases
 
-    def affine(self, x: Array, position: int) -> list[Fit]:
+    def affine(self, x: Array, position: int) -> list[LayerFit]:
         """Scales and biases along the last axis of `x`, 1 and 0 among them, that give a value of the trace."""
 
-        def fits() -> list[Fit]:
+        def fits() -> list[LayerFit]:
             return [
-                Fit((core * scale + bias).reshape(x.shape), value, first, second)
+                LayerFit((core * scale + bias).reshape(x.shape), value, first, second)
                 for core in (x.reshape(-1, x.shape[-1]),)
                 for first, scale, second, bias, value in self._scaled(core)
             ]
 
-        found: list[Fit] = self.once("affine", fits, x)
+        found: list[LayerFit] = self.once("affine", fits, x)
         return sorted(
             found,
             key=lambda fit: (
@@ -186,7 +187,7 @@ class Fits:
             ),
         )
 
-    def _scaled(self, core: Array) -> Iterator[tuple[Use, Array, Use, Array, Value]]:
+    def _scaled(self, core: Array) -> Iterator[tuple[Assignment, Array, Assignment, Array, Value]]:
         """Values of the trace that are `core`, (rows, columns), times a vector of it or 1, plus one or nothing."""
         if core.size not in self.trace.by_size:
             return
@@ -197,10 +198,10 @@ class Fits:
         squares = (np.square(scales) @ np.square(core).sum(axis=0))[:, None]
         squares = squares + 2 * (scales * core.sum(axis=0)) @ vectors.T + rows * np.square(vectors).sum(axis=1)
         for value in self.trace.by_size[core.size]:
-            for i, j in zip(*np.nonzero(_near(totals, squares, value.print)), strict=True):
-                if Print(core * scales[i] + vectors[j]).same(value.print):
-                    uses = (Use(operands[k], sizes=(columns,)) for k in (i, j))
-                    yield next(uses), scales[i], next(uses), vectors[j], value
+            for i, j in zip(*np.nonzero(_near(totals, squares, value.fingerprint)), strict=True):
+                if Fingerprint(core * scales[i] + vectors[j]).matches(value.fingerprint):
+                    assignments = (Assignment(operands[k], sizes=(columns,)) for k in (i, j))
+                    yield next(assignments), scales[i], next(assignments), vectors[j], value
 
     def _vectors(self, length: int) -> tuple[Array, list[Value | None]]:
         """All operands of so many elements, by rows, after one of zeros."""
@@ -216,53 +217,12 @@ class Fits:
         """Values of the trace that are `x` plus an operand over all its axes but the first."""
         inner = x.shape[1:]
         for operand in self.trace.operands:
-            for order in orders(inner, operand.array.shape) if operand.size == math.prod(inner) else ():
-                array = x + in_order(operand.array, inner, order)
+            for order in axis_orders(inner, operand.array.shape) if operand.size == math.prod(inner) else ():
+                array = x + reorder_axes(operand.array, inner, order)
                 if value := self.find(array, position):
                     yield array, value, operand
 
 
-def _near(totals: Array, squares: Array, wanted: Print) -> Array:
+def _near(totals: Array, squares: Array, wanted: Fingerprint) -> Array:
     near: Array = np.abs(squares - wanted.squares) <= TOLERANCE * wanted.squares
     return near & (np.abs(totals - wanted.total) <= TOLERANCE * np.sqrt(wanted.size * wanted.squares))
-
-
-def orders(sizes: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Orders of axes of these sizes in which they make up an array of this shape, axes of size 1 aside."""
-    kept = tuple(size for size in shape if size != 1)
-    for order in itertools.permutations(range(len(sizes))):
-        if _groups(tuple(sizes[i] for i in order), kept):
-            yield order
-
-
-def _groups(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether neighbours among `sizes` can be joined to `shape`, or neighbours in `shape` to `sizes`."""
-    fine, coarse = ({1, *itertools.accumulate(numbers, lambda a, b: a * b)} for numbers in (sizes, shape))
-    return fine >= coarse or coarse >= fine
-
-
-def in_order(array: Array, sizes: tuple[int, ...], order: tuple[int, ...]) -> Array:
-    """An array whose axes follow in this `order`, in the order of `sizes`."""
-    return array.reshape([sizes[i] for i in order]).transpose(np.argsort(order))
-
-
-def places_in(array: Array, meant: Array) -> Array:
-    """Where in `array`, flat, each element of `meant` is, which has the same ones in another order."""
-    places = np.empty(meant.size, np.intp)
-    places[np.argsort(meant, axis=None)] = np.argsort(array, axis=None)
-    return places
-
-
-def arranged(array: Array, known: Array, meant: Array) -> Array:
-    """`array` with its elements moved as those of `known` are to be the ones of `meant`."""
-    result = np.empty(meant.size)
-    result[np.argsort(meant, axis=None)] = array.reshape(-1)[np.argsort(known, axis=None)]
-    return result.reshape(meant.shape)
-
-
-def by_axes(array: Array, shape: tuple[int, ...]) -> Iterator[Array]:
-    """`array` in every order of its axes that gives it this shape."""
-    array = array.squeeze()
-    for order in itertools.permutations(range(array.ndim)) if array.ndim == len(shape) else ():
-        if tuple(array.shape[i] for i in order) == shape:
-            yield array.transpose(order)
