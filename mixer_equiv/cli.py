@@ -309,6 +309,7 @@ def verify(
     With no argument: a Mixer trained in Flax on handwritten digits, and its port to PyTorch.
     """
     from mixer_equiv.equivalence.verify import verify as verify_pair
+    from mixer_equiv.render.report import draw_report
 
     with _reported():
         _check_outputs({"--json": json_file, "--html": html_file})
@@ -339,7 +340,7 @@ def verify(
             from mixer_equiv.render.html import to_html
 
             _write_file("--html", html_file, to_html(report))
-        _output(report, report.to_dict(), json_file)
+        _output(draw_report(report), report.to_dict(), json_file)
     raise typer.Exit(EXIT_STATUS[report.verdict])
 
 

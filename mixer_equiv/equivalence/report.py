@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from mixer_equiv.equivalence.text import Column, Entry, Line, TextTable, list_lines, table_lines, wrapped
 
 Verdict = Literal["equivalent", "equivalent_under", "different", "inexpressible", "nothing_compared"]
 
@@ -145,13 +141,9 @@ class Report:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
-        stream = io.StringIO()
-        Console(file=stream, width=110, no_color=True, highlight=False).print(self)
-        return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())
-
-    def __rich__(self) -> RenderableType:
-        parts: list[RenderableType] = [_table(self)] if self.stages else []
-        return Group(*parts, _headline(self), _details(self))
+        table = stage_table(self)
+        lines = table_lines(table) if table else []
+        return "\n".join([*lines, *wrapped(headline(self)), *list_lines(details(self))])
 
 
 def _plain(value: Any) -> Any:
@@ -162,90 +154,105 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _table(report: Report) -> Table:
+# The report in words, for the plain text above and for `render`.
+
+HEADLINES: Mapping[Verdict, str] = {
+    "equivalent": "EQUIVALENT",
+    "equivalent_under": "NOT EQUIVALENT, explained",
+    "different": "DIFFERENT",
+    "inexpressible": "INEXPRESSIBLE",
+    "nothing_compared": "NOTHING COMPARED",
+}
+
+
+def stage_table(report: Report) -> TextTable | None:
+    """What the two sides are, their residuals stage by stage, and their errors; None where nothing was run."""
+    if not report.stages:
+        return None
     a, b = report.sides
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column(a.name, justify="right", overflow="fold")
-    table.add_column(b.name, justify="right", overflow="fold")
-    table.add_column("between them", justify="right", no_wrap=True)
-    table.add_row("program", a.program, b.program, "")
-    table.add_row("parameters", f"{a.num_parameters:,}", f"{b.num_parameters:,}", "")
-    table.add_row("weights", a.weights, b.weights, report.weights)
+    columns = (
+        Column(),
+        Column(a.name, is_right=True, is_wrapped=True),
+        Column(b.name, is_right=True, is_wrapped=True),
+        Column("between them", is_right=True),
+    )
+    return TextTable(columns, (_side_lines(report), _stage_lines(report), _error_lines(report)))
+
+
+def _side_lines(report: Report) -> tuple[Line, ...]:
+    a, b = report.sides
+    lines = [
+        _line("program", a.program, b.program),
+        _line("parameters", f"{a.num_parameters:,}", f"{b.num_parameters:,}"),
+        _line("weights", a.weights, b.weights, report.weights),
+    ]
     if a.round_trip is not None:
-        table.add_row("round trip", a.round_trip_path, b.round_trip_path, "")
-        table.add_row("", _bit_identical(a.round_trip), _bit_identical(b.round_trip), "")
-    table.add_section()
-    table.add_row("fp64 residual", "to NumPy", "to NumPy", "", style="bold")
+        lines.append(_line("round trip", a.round_trip_path, b.round_trip_path))
+        lines.append(_line("", _bit_identical(a.round_trip), _bit_identical(b.round_trip)))
+    return tuple(lines)
+
+
+def _stage_lines(report: Report) -> tuple[Line, ...]:
+    lines = [_line("fp64 residual", "to NumPy", "to NumPy", is_bold=True)]
     for stage in report.stages:
-        style = "bold" if stage is report.stages[-1] else ""
-        table.add_row(f"  {readable(stage.name)}", *map(number, _residuals(stage)), style=style)
-    table.add_section()
+        residuals = map(number, (stage.residual_a, stage.residual_b, stage.residual))
+        lines.append(_line(f"  {readable(stage.name)}", *residuals, is_bold=stage is report.stages[-1]))
+    return tuple(lines)
+
+
+def _error_lines(report: Report) -> tuple[Line, ...]:
+    a, b = report.sides
     errors = a.rms_error, b.rms_error
-    table.add_row(f"{_SHORT[report.dtype]} error (RMS)", *map(number, errors), _ratio(*errors))
+    lines = [_line(f"{_SHORT[report.dtype]} error (RMS)", *map(number, errors), _ratio(*errors))]
     if a.accuracy is not None and b.accuracy is not None:
-        table.add_row("accuracy", f"{a.accuracy:.2%}", f"{b.accuracy:.2%}", "")
+        lines.append(_line("accuracy", f"{a.accuracy:.2%}", f"{b.accuracy:.2%}"))
     if report.gradients is not None:
-        table.add_row("gradients, fp64", "", "", number(report.gradients.residual))
+        lines.append(_line("gradients, fp64", "", "", number(report.gradients.residual)))
     for trained in report.training:
         label = f"{trained.steps} step{'s'[: trained.steps > 1]} of {trained.optimiser}"
-        table.add_row(label, "", "", number(trained.residual))
+        lines.append(_line(label, "", "", number(trained.residual)))
     if report.prediction_flips is not None:
-        table.add_row("prediction flips", "", "", f"{report.prediction_flips} of {report.num_images}")
-    return table
+        lines.append(_line("prediction flips", "", "", f"{report.prediction_flips} of {report.num_images}"))
+    return tuple(lines)
+
+
+def _line(*cells: str, is_bold: bool = False) -> Line:
+    """A line whose last cells may be left out."""
+    return Line((*cells, *[""] * (4 - len(cells))), is_bold)
 
 
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def _residuals(stage: Stage) -> tuple[float, float, float]:
-    return stage.residual_a, stage.residual_b, stage.residual
+def headline(report: Report) -> str:
+    """The verdict, and the residual it stands on."""
+    if report.residual is None:
+        return HEADLINES[report.verdict]
+    return (
+        f"{HEADLINES[report.verdict]}: fp64 residual {number(report.residual)} (threshold {report.threshold:g}), "
+        f"max |logit difference| {number(report.max_difference)}, {report.images}"
+    )
 
 
-HEADLINES = {
-    "equivalent": ("EQUIVALENT", "bold green"),
-    "equivalent_under": ("NOT EQUIVALENT, explained", "bold yellow"),
-    "different": ("DIFFERENT", "bold red"),
-    "inexpressible": ("INEXPRESSIBLE", "bold red"),
-    "nothing_compared": ("NOTHING COMPARED", "bold red"),
-}
-
-
-def _headline(report: Report) -> Text:
-    text = Text(*HEADLINES[report.verdict])
-    if report.residual is not None:
-        text.append(
-            f": fp64 residual {number(report.residual)} (threshold {report.threshold:g}), "
-            f"max |logit difference| {number(report.max_difference)}, {report.images}",
-            style="not bold default",
-        )
-    return text
-
-
-def _details(report: Report) -> Table:
-    lines: list[tuple[str, str]] = [("reason", reason) for reason in report.reasons]
+def details(report: Report) -> list[Entry]:
+    """Reasons, causes, what was not seen, and warnings."""
+    entries = [Entry("reason", reason) for reason in report.reasons]
     if report.first_divergence:
-        lines.append(("first", f"over the threshold from {readable(report.first_divergence)} on"))
+        entries.append(Entry("first", f"over the threshold from {readable(report.first_divergence)} on"))
     for cause in report.causes:
         evidence = f"; {cause.evidence}" if cause.evidence else ""
-        lines.append((cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{evidence}"))
+        entries.append(Entry(cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{evidence}"))
     if report.residual_without_causes is not None:
         after = number(report.residual_without_causes)
         changed = "this" if len(report.causes) == 1 else "these"
-        lines.append(("", f"with {changed} changed it is the same function: residual {after}"))
+        entries.append(Entry("", f"with {changed} changed it is the same function: residual {after}"))
     if report.visible:
-        lines.append(("inputs", shown_by_inputs(report.visible, report.threshold)))
+        entries.append(Entry("inputs", shown_by_inputs(report.visible, report.threshold)))
     if report.unobservable:
         count, first = len(report.unobservable), report.unobservable[0]
         covered = "compared as weights alone" if report.sides[0].round_trip is not None else "not compared here"
-        lines.append(("unobservable", f"{count} arrays that no output can show, {covered}: {first}, ..."))
-    lines += [("warning", warning) for warning in report.warnings]
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for label, line in lines:
-        table.add_row(f"  {label}", line)
-    return table
+        entries.append(Entry("unobservable", f"{count} arrays that no output can show, {covered}: {first}, ..."))
+    return [*entries, *(Entry("warning", warning) for warning in report.warnings)]
 
 
 def shown_by_inputs(visible: Mapping[str, float], threshold: float) -> str:

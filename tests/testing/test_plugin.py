@@ -250,7 +250,7 @@ def test_nothing_is_loaded(request):
 
 
 def test_until_it_is_used(assert_equivalent):
-    assert HEAVY & set(sys.modules) == {"mixer_equiv", "numpy", "rich"}
+    assert HEAVY & set(sys.modules) == {"mixer_equiv", "numpy"}
 
 
 class TestOwn:

@@ -1,0 +1,112 @@
+"""Internal. Tables and lists as plain text, for `print`.
+
+Knows neither reports nor Mixers. `render` draws the same tables with rich, in colour and to the width of a terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+WIDTH = 110
+
+_GAP = "   "
+_MARGIN = " "
+_INDENT = "  "
+
+
+class Column(NamedTuple):
+    """A column's heading, and how it is set: text `is_wrapped` where the table would be too wide otherwise."""
+
+    heading: str = ""
+    is_right: bool = False
+    is_wrapped: bool = False
+
+
+class Line(NamedTuple):
+    """The cells of one line of a table, and whether they are emphasised where that can be shown."""
+
+    cells: tuple[str, ...]
+    is_bold: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTable:
+    """Columns, and lines in sections that are set apart."""
+
+    columns: tuple[Column, ...]
+    sections: tuple[tuple[Line, ...], ...]
+
+
+class Entry(NamedTuple):
+    """A labelled paragraph of a list."""
+
+    label: str
+    text: str
+
+
+def table_lines(table: TextTable, width: int = WIDTH) -> list[str]:
+    """A table as lines of text: headings, a rule, and sections with a blank line after each."""
+    headings = tuple(column.heading for column in table.columns)
+    widths = _widths(table, width - 2 * len(_MARGIN))
+    lines = ["", *_set(headings, table.columns, widths, bottom=True), _MARGIN + "─" * _total(widths)]
+    for section in table.sections:
+        for line in section:
+            lines += _set(line.cells, table.columns, widths)
+        lines.append("")
+    return lines
+
+
+def list_lines(entries: Sequence[Entry], width: int = WIDTH) -> list[str]:
+    """Labelled paragraphs as lines of text, the paragraphs in one column beside the labels."""
+    column = max((len(entry.label) for entry in entries), default=0)
+    room = width - column - 2 * len(_INDENT)
+    lines = []
+    for entry in entries:
+        for number, part in enumerate(wrapped(entry.text, room)):
+            label = entry.label if number == 0 else ""
+            lines.append(f"{_INDENT}{label:{column}}{_INDENT}{part}".rstrip())
+    return lines
+
+
+def wrapped(text: str, width: int = WIDTH) -> list[str]:
+    """The lines of a paragraph of at most `width` characters each; a longer word is broken."""
+    lines: list[str] = []
+    for part in text.split("\n"):
+        lines += textwrap.wrap(part, max(width, 1), break_on_hyphens=False) or [""]
+    return lines
+
+
+def _widths(table: TextTable, room: int) -> list[int]:
+    """The width of each column: the widest that wrap are narrowed until all fit."""
+    rows = [tuple(column.heading for column in table.columns)]
+    rows += [line.cells for section in table.sections for line in section]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    wrapping = [number for number, column in enumerate(table.columns) if column.is_wrapped]
+    while wrapping and _total(widths) > room:
+        widest = max(wrapping, key=widths.__getitem__)
+        if widths[widest] == 1:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _set(cells: Iterable[str], columns: Sequence[Column], widths: Sequence[int], bottom: bool = False) -> list[str]:
+    """The lines that a row of cells takes, with those of shorter cells at its top or bottom."""
+    parts = [wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    height = max(map(len, parts))
+    padded = [[""] * (height - len(part)) + part if bottom else part + [""] * (height - len(part)) for part in parts]
+    lines = []
+    for row in zip(*padded, strict=True):
+        set_out = [
+            f"{text:>{width}}" if column.is_right else f"{text:{width}}"
+            for text, column, width in zip(row, columns, widths, strict=True)
+        ]
+        lines.append(f"{_MARGIN}{_GAP.join(set_out)}".rstrip())
+    return lines

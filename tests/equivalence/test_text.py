@@ -1,0 +1,80 @@
+"""Reports as plain text, and drawn with rich: the same words in the same lines."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mixer_equiv.equivalence.report import Cause, Report, SideReport, Stage
+from mixer_equiv.equivalence.text import Column, Entry, Line, TextTable, list_lines, table_lines, wrapped
+from mixer_equiv.render.report import draw_report
+
+
+def side(name: str, **changed: Any) -> SideReport:
+    values: dict[str, Any] = {
+        **{"name": name, "program": "PyTorch", "num_parameters": 18003, "weights": "150 arrays, float32"},
+        **{"round_trip": True, "round_trip_path": "linen -> torch -> linen", "rms_error": 1.1e-7, "accuracy": None},
+    }
+    return SideReport(**values | changed)
+
+
+def report(a: str = "mine.npz", b: str = "torch", **changed: Any) -> Report:
+    values: dict[str, Any] = {
+        **{"verdict": "equivalent_under", "threshold": 1e-12, "residual": 3.3e-4, "max_difference": 2.3e-4},
+        "stages": (Stage("stem", 0.0, 1e-16, 2e-16), Stage("MixerBlock_0/token_mixing", 1e-5, 1e-16, float("nan"))),
+        "sides": (side(a), side(b, rms_error=2.2e-7)),
+        "causes": (Cause("activation", "code", "gelu_tanh", "gelu", "all 4 MLPs", "in torch"),),
+        **{
+            "first_divergence": "MixerBlock_0/token_mixing",
+            "unobservable": ("MixerBlock_0/token_mixing/Dense_1/bias",),
+        },
+        **{"warnings": ("dropout",), "images": "on 8 random images", "num_images": 8, "prediction_flips": 1},
+    }
+    return Report(**values | changed)
+
+
+def drawn(shown: Report, width: int = 110) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width, no_color=True, highlight=False).print(draw_report(shown))
+    return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())
+
+
+LONG = "a port of the model with a name that is long, in many words, and longer still, so that it wraps"
+SHOWN = {
+    "explained": report(),
+    "a long name": report(a=LONG),
+    "markup": report(a="weights[bold].npz", b="[/red]:smile:", warnings=("[red]not a colour[/red]",)),
+    "nothing was run": Report("different", 1e-12, reasons=("of different sizes", "hidden_dim is 20 in one")),
+    "a reason of two lines": Report("nothing_compared", 1e-12, reasons=("first\nsecond",)),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_print_and_rich_show_the_same_lines(kind: str) -> None:
+    assert str(SHOWN[kind]) == drawn(SHOWN[kind])
+
+
+def test_the_text_of_a_report_needs_no_rich() -> None:
+    script = (
+        "import sys; sys.modules['rich'] = None\n"
+        "from mixer_equiv.equivalence.report import Report\n"
+        "print(Report('different', 1e-12, reasons=('of different sizes',)))"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (finished.stdout, finished.stderr) == ("DIFFERENT\n  reason  of different sizes\n", "")
+
+
+@pytest.mark.parametrize("width", [40, 72, 110])
+def test_what_wraps_keeps_within_the_width_and_every_word(width: int) -> None:
+    words = "one two three " * 9 + "x" * 150
+    columns = Column(), Column("long", is_right=True, is_wrapped=True), Column(words, is_wrapped=True)
+    table = TextTable(columns, ((Line(("label", words, "short")),),))
+    for lines in (table_lines(table, width), list_lines([Entry("label", words)], width), wrapped(words, width)):
+        assert max(map(len, lines)) <= width
+        assert "".join(lines).count("three") == words.count("three") * (2 if lines[0] == "" else 1)
+        assert "".join(lines).count("x") == 150 * (2 if lines[0] == "" else 1)
