@@ -24,7 +24,7 @@ from mixer_equiv.bench import plots
 from mixer_equiv.bench.bench import bench
 from mixer_equiv.bench.cells import DEVICES, cells
 from mixer_equiv.bench.contestants import contestants, parse_formulations, running_in
-from mixer_equiv.checkpoints.formats import replacing
+from mixer_equiv.checkpoints.formats.atomic import replacement
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.render.bench import Tables
 
@@ -75,7 +75,7 @@ def write(section: str, result: Mapping[str, Any]) -> None:
         "md": f"# Speed: {section}\n\nWritten by `python -m benchmarks.speed --write`.\n\n{page.markdown(result)}",
     }
     for suffix, text in texts.items():
-        with replacing(RESULTS / f"speed_{section}.{suffix}") as temporary:
+        with replacement(RESULTS / f"speed_{section}.{suffix}") as temporary:
             temporary.write_text(text)
     plots.plot(result["rows"], RESULTS / f"speed_{section}.svg")
 

@@ -12,8 +12,9 @@ all that compares programs.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mixer_equiv.checkpoints.checkpoint import Checkpoint, load, save
+from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert, flax_to_torch, torch_to_flax
+from mixer_equiv.checkpoints.io import load, save
 from mixer_equiv.checkpoints.surgery import drop_head, enlarge, new_head
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import (

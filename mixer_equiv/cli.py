@@ -25,13 +25,16 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from mixer_equiv.arrays.lazy import each
-from mixer_equiv.checkpoints import checkpoint as checkpoints
+from mixer_equiv.checkpoints import io as checkpoint_io
 from mixer_equiv.checkpoints import surgery
-from mixer_equiv.checkpoints.checkpoint import Checkpoint, load
+from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert as convert_weights
-from mixer_equiv.checkpoints.formats import SUFFIXES, parse_size, replacing
+from mixer_equiv.checkpoints.formats import SUFFIXES, parse_size
+from mixer_equiv.checkpoints.formats.atomic import replacement
 from mixer_equiv.checkpoints.inspection import describe_layout, layouts_table, markdown_table
 from mixer_equiv.checkpoints.inspection import inspect as inspect_checkpoint
+from mixer_equiv.checkpoints.io import load
+from mixer_equiv.checkpoints.names import rename_prefixes
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.data import digits
 from mixer_equiv.errors import ConfigError, ConventionWarning, InexpressibleError, MixerEquivError
@@ -143,7 +146,7 @@ def convert(
         prefixes = _parse_prefixes(rename_prefix)
         if max_shard_size is not None:
             parse_size(max_shard_size)
-        checkpoints.check_target(target, force=force, max_shard_size=max_shard_size)
+        checkpoint_io.check_target(target, force=force, max_shard_size=max_shard_size)
         step(f"reading {source.name}")
         reading = {
             "layout": from_,
@@ -164,19 +167,19 @@ def convert(
             converted = surgery.enlarge(converted, larger)
         if dtype is not None:
             converted = converted.astype(dtype)
-        names = checkpoints.renamed(converted.whole, prefixes)
+        names = rename_prefixes(converted.whole, prefixes)
         written = target
         if dry_run:
             collections.deque(each(converted.whole), maxlen=0)  # for what is found only when arrays are made
         else:
             step(f"writing {target.name}")
-            written = checkpoints.save(
+            written = checkpoint_io.save(
                 converted, target, force=force, max_shard_size=max_shard_size, rename_prefix=prefixes, fsync=fsync
             )
         elapsed = time.perf_counter() - started
     with _reported():
         if dry_run:
-            written = checkpoints.path_to_read(converted, target, max_shard_size)
+            written = checkpoint_io.path_to_read(converted, target, max_shard_size)
             _print(_renaming_table(found, converted, names))
         _say(f"{source} ({found.layout.name}) -> {written} ({converted.layout.name})")
         _say(f"{converted.num_parameters:,} parameters in {len(converted)} arrays, {', '.join(converted.dtypes)}")
@@ -571,7 +574,7 @@ def _check_outputs(files: Mapping[str, str | Path | None]) -> None:
 
 def _write_file(option: str, path: Path, text: str) -> None:
     _check_outputs({option: path})
-    with replacing(path) as temporary:
+    with replacement(path) as temporary:
         temporary.write_text(text)
 
 

@@ -11,25 +11,26 @@ from typing import Any
 
 from mixer_equiv.arrays.interop import flatten, is_array
 from mixer_equiv.arrays.lazy import LazyArrays, split
-from mixer_equiv.checkpoints import validate
+from mixer_equiv.checkpoints import names, validate
+from mixer_equiv.checkpoints.metadata import Metadata
 from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
-from mixer_equiv.errors import MAX_LISTED, CheckpointError, ConfigError, ConversionError, LayoutError, summarize
+from mixer_equiv.errors import ConfigError, LayoutError
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, detect, get_layout, layout_called
 
 
 @dataclasses.dataclass(frozen=True)
 class Statements:
-    """What is said about arrays by whoever passes them on, and by the file they are from.
+    """What is said about arrays by whoever passes them on, and by the metadata of the file they are from.
 
     `prefix` says which set of weights is meant, `called` are names of files, folders and releases.
     """
 
+    metadata: Metadata
     layout: str | Layout | None = None
     config: MixerConfig | None = None
     image_size: Size | None = None
     trained_with: Conventions | None = None
     prefix: str | None = None
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     called: Collection[str] = ()
 
 
@@ -49,32 +50,20 @@ class Found:
 def find(arrays: Mapping[str, Any], said: Statements, source: str) -> Found:
     """The work of `Checkpoint.from_arrays`; none of the arrays is read."""
     leaves = dict(flatten(arrays))
-    chosen = _below(leaves, said.prefix, source)
+    chosen = names.below(leaves, said.prefix, source)
     shapes = {name: tuple(leaf.shape) for name, leaf in chosen.items() if is_array(leaf)}
-    match = _detect(shapes, said.layout, source, said.metadata.get("layout"))
-    own, notes = _strip(chosen, match.prefix, [name for name in leaves if name not in chosen])
-    written = said.metadata.get("layout")
+    match = _detect(shapes, said.layout, source, said.metadata.layout)
+    own, notes = names.strip_prefix(chosen, match.prefix, [name for name in leaves if name not in chosen])
+    written = said.metadata.layout
     if said.layout is not None and written not in (None, match.layout.name):
         notes.append(f"it says of itself that its layout is {written}; it was read as {match.layout.name}, as told")
     tidied = _tidy(match, split(own, match.layout.depth_of_stack), notes)
-    stated, trained_with = _conventions(said, match.layout, source, notes)
+    stated, trained_with = _conventions(said, match.layout, notes)
     computed = trained_with or match.layout.computes
     if stated is not None and said.config is None:
         stated, said, computed = _unless_outgrown(stated, said, computed, match, tidied, notes)
     config, assumed = _config(match, tidied, stated, said, computed, source, notes)
     return Found(tidied, match.layout, config, trained_with, stated is not None, tuple(notes), assumed)
-
-
-def _below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> Mapping[str, Any]:
-    """The leaves under `prefix`, given with or without the separator at its end."""
-    if prefix is None:
-        return leaves
-    for whole in (prefix, f"{prefix}/", f"{prefix}."):
-        inside = {name: leaf for name, leaf in leaves.items() if name.startswith(whole)}
-        if inside and (whole == "" or whole[-1] in "./"):
-            return inside
-    tops = sorted({name.partition("/")[0] for name in leaves})
-    raise LayoutError(f"{source}: no array lies under the prefix {prefix!r}; at the top are {', '.join(tops[:8])}")
 
 
 def _detect(
@@ -105,31 +94,6 @@ def _detect(
     raise LayoutError(f"{source}: {message}")
 
 
-def _strip(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """What lies under the prefix, with the prefix off, and notes on what was done.
-
-    `beside` and what lies beside the prefix's nesting are of no interest, nor are single numbers
-    beside a dotted prefix, such as the count of averages beside "module.": no parameter is one.
-    """
-    nesting = prefix[: prefix.rfind("/") + 1]
-    apart = {n for n, leaf in leaves.items() if not n.startswith(prefix) and getattr(leaf, "shape", ()) == ()}
-    inside = [name for name in leaves if name.startswith(nesting) and name not in apart]
-    own = {name.removeprefix(prefix): leaves[name] for name in inside}
-    if len(own) < len(inside):
-        twice = sorted(name for name in inside if not name.startswith(prefix) and prefix + name in leaves)
-        raise ConversionError(
-            f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[:MAX_LISTED])}",
-            unexpected_keys=twice,
-        )
-    notes = []
-    if prefix:
-        notes.append(f"the prefix {prefix!r} was stripped from every name")
-    beside = beside + [name for name in leaves if name not in inside]
-    if beside:
-        notes.append(f"left out beside {prefix!r}: {summarize(beside)}")
-    return own, notes
-
-
 def _tidy(match: LayoutMatch, leaves: Mapping[str, Any], notes: list[str]) -> LazyArrays:
     """The arrays under the names and in the shapes of the layout's table, where it knows older ones."""
     if match.layout.tidy is None:
@@ -147,28 +111,20 @@ def _tidy(match: LayoutMatch, leaves: Mapping[str, Any], notes: list[str]) -> La
     return LazyArrays(renamed, dict(changes.values()))
 
 
-def _conventions(
-    said: Statements, layout: Layout, source: str, notes: list[str]
-) -> tuple[MixerConfig | None, Conventions | None]:
+def _conventions(said: Statements, layout: Layout, notes: list[str]) -> tuple[MixerConfig | None, Conventions | None]:
     """The config, and what the weights were trained with, as far as somebody says so.
 
     A config that is given states both; else the metadata speak, else the name, else the layout.
     """
     if said.config is not None:
         return said.config, Conventions(said.config.activation, said.config.layer_norm_eps, layout.computes.padding)
-    metadata = said.metadata
-    try:
-        stated = MixerConfig.from_dict(metadata["config"]) if metadata.get("config") else None
-        written = Conventions(**metadata["trained_with"]) if metadata.get("trained_with") else None
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{source} has metadata of mixer_equiv that cannot be understood: {error}") from error
-    trained_with = written
+    stated, trained_with = said.metadata.config, said.metadata.trained_with
     if said.trained_with is not None:
         trained_with = said.trained_with
         stated = stated and stated.replace(
             activation=trained_with.activation, layer_norm_eps=trained_with.layer_norm_eps
         )
-    elif "trained_with" not in metadata:
+    elif not said.metadata.states_trained_with:
         trained_with = _by_name(said.called, layout, notes)
     return stated, trained_with
 
@@ -206,9 +162,9 @@ def _unless_outgrown(
     old = stated.axis_sizes
     if patch_columns(sizes) == math.prod(old[axis] for axis in PATCH_AXES):
         sizes.update({axis: old[axis] for axis in PATCH_AXES})
-    told = dataclasses.replace(said, metadata={})
+    told = dataclasses.replace(said, metadata=Metadata({}, said.metadata.source))
     try:
-        if said.image_size is None and not said.metadata.get("image_size_is_assumed"):
+        if said.image_size is None and not said.metadata.image_size_is_assumed:
             fits = stated.image_hw in fitting_image_sizes(sizes["tokens"], (sizes["ph"], sizes["pw"]))
             told = dataclasses.replace(told, image_size=stated.image_hw if fits else None)
         seen = config_from_axes(sizes, match.num_blocks, image_size=told.image_size)
@@ -237,8 +193,8 @@ def _config(
     shown = {*sizes, *(PATCH_AXES if columns else ())}
     if stated is None and not shown >= set(AXES) - {"classes"}:
         raise validate.without_sizes(source, match.layout, match.num_blocks, arrays.specs, sizes)
-    assumed = said.config is None and said.image_size is None
-    assumed = bool(assumed and said.metadata.get("image_size_is_assumed", stated is None))
+    written = said.metadata.image_size_is_assumed
+    assumed = said.config is None and said.image_size is None and (stated is None if written is None else written)
     try:
         if stated is None:
             config = config_from_axes(

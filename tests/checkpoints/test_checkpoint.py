@@ -26,9 +26,10 @@ from mixer_equiv.arrays.casting import cast
 from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays
 from mixer_equiv.checkpoints import formats as container_module
-from mixer_equiv.checkpoints.checkpoint import load, save
+from mixer_equiv.checkpoints import metadata
 from mixer_equiv.checkpoints.conversion import convert, relabel
 from mixer_equiv.checkpoints.formats import SUFFIXES
+from mixer_equiv.checkpoints.io import load, save
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, Conventions
@@ -713,19 +714,55 @@ def test_saving_to_a_link_writes_the_file_it_points_to(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "metadata",
+    "fields",
     [
         {"trained_with": {"layer_norm_eps": "1e-6"}},
         {"trained_with": {"activation": "mish"}},
         {"trained_with": {"depth": 3}},
         {"config": {"num_blocks": 12}},
         {"config": {"num_blocks": "twelve"}},
+        {"config": [1]},
+        {"trained_with": "silu"},
     ],
     ids=str,
 )
-def test_metadata_of_no_model_are_refused(metadata):
+def test_metadata_of_no_model_are_refused(fields):
     with pytest.raises(CheckpointError, match="metadata of mixer_equiv that cannot be understood"):
-        Checkpoint.from_arrays(random_params(CONFIG, 0), metadata=metadata)
+        Checkpoint.from_arrays(random_params(CONFIG, 0), metadata=fields)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_files_of_a_newer_format_version_are_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"mixer{suffix}"
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "FORMAT_VERSION", 2)
+        save(checkpoint(), path)
+    found = rf"{path} has metadata of format version 2, and this mixer_equiv reads versions up to 1"
+    with pytest.raises(CheckpointError, match=rf"^{found}; a newer mixer_equiv wrote it, so upgrade: pip install "):
+        load(path)
+
+
+@pytest.mark.parametrize("version", [0, -1, 1.0, True, "1", None])
+def test_a_format_version_that_is_none_is_refused(version: Any) -> None:
+    with pytest.raises(CheckpointError, match=f"cannot be understood: format_version is {version!r}; it must be"):
+        Checkpoint.from_arrays(random_params(CONFIG, 0), metadata={"format_version": version})
+
+
+def test_metadata_without_a_version_are_read_as_those_of_the_first() -> None:
+    text = metadata.to_json("linen", CONFIG, Conventions("silu"), image_size_is_assumed=True)
+    written = metadata.from_json(text, "x")
+    assert written["format_version"] == 1
+    for fields in (written, {key: value for key, value in written.items() if key != "format_version"}):
+        found = Checkpoint.from_arrays(random_params(CONFIG, 0), metadata=fields)
+        assert (found.config, found.trained_with) == (CONFIG, Conventions("silu"))
+        assert found.image_size_is_assumed
+
+
+def test_a_config_that_is_given_stands_in_for_one_in_the_file_that_makes_no_sense() -> None:
+    wrong = {"config": {"num_blocks": "twelve"}, "trained_with": {"activation": "mish"}}
+    assert Checkpoint.from_arrays(random_params(CONFIG, 0), config=CONFIG, metadata=wrong).config == CONFIG
 
 
 def test_what_is_no_whole_mixer_is_not_saved(tmp_path):

@@ -26,7 +26,7 @@ from mixer_equiv import Checkpoint, CheckpointError, ConversionError, convert, d
 from mixer_equiv.arrays.chunks import PIECE, THREADS, TILE, ahead, batches, contiguous, copied, pieces, spread
 from mixer_equiv.arrays.interop import to_torch
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, each, gathered, split
-from mixer_equiv.checkpoints.formats import SUFFIXES, base, container_for, npz, raw_arrays, read, sharded
+from mixer_equiv.checkpoints.formats import SUFFIXES, atomic, container_for, npz, raw_arrays, read
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
@@ -465,21 +465,20 @@ def test_an_interrupted_write_leaves_nothing(
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".safetensors.index.json", ".orbax"])
 def test_fsync_waits_for_all_that_is_renamed(published: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     log: list[tuple[str, str]] = []
-    fsync, put = os.fsync, base.put
+    fsync, move = os.fsync, atomic.move
     ours = published.parent
 
     def logged_fsync(descriptor: int) -> None:
         log.append(("flushed", os.readlink(f"/proc/self/fd/{descriptor}")))
         fsync(descriptor)
 
-    def logged_put(old: Path, new: Path, *, force: bool) -> None:
+    def logged_move(old: Path, new: Path, *, force: bool) -> None:
         if new.parent == ours:
             log.append(("renamed", str(old)))
-        put(old, new, force=force)
+        move(old, new, force=force)
 
     monkeypatch.setattr(os, "fsync", logged_fsync)
-    for module in (base, sharded):
-        monkeypatch.setattr(module, "put", logged_put)
+    monkeypatch.setattr(atomic, "move", logged_move)
     for arguments in ([], ["--fsync"]):
         log.clear()
         command("convert", published, ours / f"x{suffix}", "--force", *arguments)
@@ -636,4 +635,4 @@ def test_nothing_made_is_kept_by_what_is_lazy(published: Path) -> None:
 
 def test_flush_tells_what_cannot_be_flushed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        base.flush(tmp_path / "missing")
+        atomic.flush(tmp_path / "missing")

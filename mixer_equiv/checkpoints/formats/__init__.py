@@ -7,14 +7,13 @@ Nothing is ever unpickled by free rules.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixer_equiv.checkpoints.formats.base import Container, LazyArray, reading, replacing
+from mixer_equiv.checkpoints.formats.base import Container, LazyArray, reading
 from mixer_equiv.checkpoints.formats.msgpack import MSGPACK
 from mixer_equiv.checkpoints.formats.npz import NPZ
 from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
@@ -36,7 +35,6 @@ __all__ = [
     "is_replaceable",
     "parse_size",
     "read",
-    "replacing",
     "sharded_path",
     "write_sharded",
 ]
@@ -47,7 +45,7 @@ class Contents:
     """What a file holds: arrays by name, possibly nested, read when they are used, and our metadata if it has any."""
 
     arrays: Mapping[str, Any]
-    metadata: dict[str, Any]
+    metadata: str | None
 
 
 def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
@@ -68,7 +66,7 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
         arrays, metadata = container.read(path)
         if mmap or not verify:
             arrays = _changed(arrays, _mapped if mmap else _unverified)
-        return Contents(arrays, _parse(path, metadata))
+        return Contents(arrays, metadata)
 
 
 def _changed(tree: Mapping[str, Any], change: Callable[[LazyArray], Any]) -> dict[str, Any]:
@@ -88,16 +86,6 @@ def _mapped(leaf: LazyArray) -> np.ndarray | LazyArray:
 
 def _unverified(leaf: LazyArray) -> LazyArray:
     return leaf if leaf.unverified is None else dataclasses.replace(leaf, read=leaf.unverified)
-
-
-def _parse(path: Path, metadata: str | None) -> dict[str, Any]:
-    try:
-        values = json.loads(metadata or "{}")
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} has metadata of mixer_equiv that are not JSON ({error}): {metadata!r}"
-        ) from error
-    return values if isinstance(values, dict) else {}
 
 
 def container_for(path: Path) -> Container:

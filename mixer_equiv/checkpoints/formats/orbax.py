@@ -12,17 +12,18 @@ import re
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mixer_equiv.arrays.chunks import batches
 from mixer_equiv.arrays.interop import is_array, require, unflatten
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, LazyArray, remove
+from mixer_equiv.checkpoints.formats.atomic import remove
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, LazyArray
+from mixer_equiv.checkpoints.names import unboxed
 from mixer_equiv.errors import CheckpointError
 
 # Orbax restores many arrays as fast as one, so neighbours of about so many bytes are restored at once.
@@ -95,7 +96,7 @@ def _tree(orbax: Any, path: Path) -> tuple[Mapping[str, Any], str | None]:
             read = partial(_one, restore, frozenset(batch), i)
             arrays[names[i]] = LazyArray(path, tuple(specs[i].shape), np.dtype(specs[i].dtype), read)
     metadata = (_json(path / "_CHECKPOINT_METADATA").get("custom_metadata") or {}).get(METADATA_KEY)
-    return unflatten(_without_boxes(arrays)), metadata if isinstance(metadata, str) else None
+    return unflatten(unboxed(arrays)), metadata if isinstance(metadata, str) else None
 
 
 def _size(spec: Any) -> int:
@@ -115,16 +116,6 @@ def _restore(orbax: Any, path: Path, structure: Any, wanted: frozenset[int]) -> 
 
 def _one(restore: Callable[[frozenset[int]], list[Any]], batch: frozenset[int], i: int) -> np.ndarray:
     return np.array(restore(batch)[i])  # a copy: the restored ones are kept for their neighbours
-
-
-def _without_boxes(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Names without the "value" that `nnx.State`, and partitioned parameters, put around every array."""
-    inside = Counter(str(parent) for name in arrays for parent in PurePosixPath(name).parents)
-    return {
-        parent if key == "value" and inside[parent] == 1 else name: array
-        for name, array in arrays.items()
-        for parent, _, key in [name.rpartition("/")]
-    }
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:

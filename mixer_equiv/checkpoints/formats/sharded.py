@@ -9,9 +9,7 @@ import json
 import math
 import os
 import re
-import secrets
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ import numpy as np
 
 from mixer_equiv.arrays.chunks import batches
 from mixer_equiv.arrays.lazy import as_lazy, specs
-from mixer_equiv.checkpoints.formats import safetensors
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, flush, put, remove
-from mixer_equiv.errors import CheckpointError, MixerEquivError, summarize
+from mixer_equiv.checkpoints.formats import atomic, safetensors
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework
+from mixer_equiv.errors import CheckpointError, summarize
 
 SUFFIX = ".safetensors.index.json"
 
@@ -88,14 +86,8 @@ def _only_checkpoint(folder: Path) -> Path:
         raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
     if shards:
         held = summarize([shard.name for shard in shards])
-        raise CheckpointError(f"{folder} holds shards ({held}) without their index; get it{_aside(folder)}")
+        raise CheckpointError(f"{folder} holds shards ({held}) without their index; get it{atomic.left_aside(folder)}")
     raise CheckpointError(f"{folder} holds no safetensors file; give the path of a checkpoint")
-
-
-def _aside(folder: Path) -> str:
-    """Where files are that a process put aside and was killed before it removed them, for an error to say."""
-    found = [str(aside) for aside in sorted(folder.glob(".*.tmp/old")) if any(aside.glob("*"))]
-    return f"; old ones, which a replacement that was killed put aside, are in {' and '.join(found)}" * bool(found)
 
 
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
@@ -130,9 +122,8 @@ def _present(index: Path, shards: set[str]) -> list[str]:
         raise CheckpointError(f"{index} names shards that are not safetensors: {summarize(other)}; no others are read")
     missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
     if missing:
-        raise CheckpointError(
-            f"{index} names shards that are missing: {', '.join(missing)}; put them beside it{_aside(index.parent)}"
-        )
+        aside = atomic.left_aside(index.parent)
+        raise CheckpointError(f"{index} names shards that are missing: {', '.join(missing)}; put them beside it{aside}")
     return sorted(shards)
 
 
@@ -160,7 +151,7 @@ def write_sharded(
     target = _Target.of(path)
     sizes = _sizes(arrays)
     files = target.files(sizes, max_shard_size)
-    with _installing(path, target.old_files(list(files), force), fsync) as folder:
+    with atomic.replacements(path, target.old_files(list(files), force), fsync) as folder:
         for file, names in files.items():
             held = as_lazy(arrays).renamed({name: name for name in names})
             safetensors.write(folder / file, held, metadata, framework)
@@ -233,46 +224,6 @@ class _Target:
             own = re.compile(rf"{re.escape(self.stem)}-\d+-of-\d+\.safetensors")
             return {self.index.with_name(shard) for shard in weight_map.values() if own.fullmatch(shard)}
         return set()
-
-
-@contextlib.contextmanager
-def _installing(path: Path, old: list[Path], fsync: bool) -> Iterator[Path]:
-    """A temporary directory whose files are moved beside `path`, the index last, while `old` ones go.
-
-    The old ones are put aside first, so that no reader ever finds an index with shards of another; the new ones
-    have the permissions of the last of them. If anything fails, all is put back.
-    """
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
-    new, aside = temporary / "new", temporary / "old"
-    moves: list[tuple[Path, Path]] = []
-    done = False
-    try:
-        for folder in (temporary, new, aside):
-            folder.mkdir()
-        yield new
-        if fsync:
-            flush(new)
-        made = sorted(new.iterdir(), key=lambda file: file.suffix.lower() == ".json")
-        for file in made if old and old[-1].exists() else ():
-            file.chmod(stat.S_IMODE(old[-1].stat().st_mode))
-        moves = [(file, aside / file.name) for file in old] + [(file, path.with_name(file.name)) for file in made]
-        for source, target in moves:
-            put(source, target, force=target.parent == aside)
-        done = True
-        if fsync:
-            flush(path.parent, below=False)
-    except BaseException as error:
-        for source, target in reversed(moves):
-            if not os.path.lexists(source) and os.path.lexists(target):
-                os.replace(target, source)
-            elif os.path.exists(target) and os.path.samefile(source, target):  # linked, and not yet unlinked
-                target.unlink()
-        if isinstance(error, OSError) and not isinstance(error, MixerEquivError):
-            raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
-        raise
-    finally:
-        if done or not any(aside.glob("*")):  # else they could not be put back, and are there alone
-            remove(temporary)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import to_numpy
 from mixer_equiv.arrays.lazy import joined
-from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint, load
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.conversion import relabel
+from mixer_equiv.checkpoints.io import load
 from mixer_equiv.equivalence.mixer.find import find_mixer
 from mixer_equiv.equivalence.mixer.reference import official_programs
 from mixer_equiv.equivalence.mixer.result import Found

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import require
-from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint, load
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.conversion import convert, relabel
 from mixer_equiv.checkpoints.formats import SUFFIXES
+from mixer_equiv.checkpoints.io import load
 from mixer_equiv.config import MixerConfig, as_pair
 from mixer_equiv.equivalence.mixer.result import Found
 from mixer_equiv.equivalence.sides.adapters import VERIFIED, candidate_of, is_model

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from mixer_equiv import CheckpointError
 from mixer_equiv.arrays.interop import flatten, to_numpy, unflatten
 from mixer_equiv.checkpoints import formats
-from mixer_equiv.checkpoints.formats import SUFFIXES, base, container_for, is_replaceable, msgpack, orbax, sharded
+from mixer_equiv.checkpoints.formats import SUFFIXES, atomic, container_for, is_replaceable, msgpack, orbax, sharded
 from mixer_equiv.checkpoints.formats.sharded import parse_size, write_sharded
 from mixer_equiv.testing.strategies import DTYPES
 from tests.support.files import arbitrary_bits, changed, files_no_larger_than, snapshot
@@ -87,7 +87,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, suffix: str, framework: str, dt
         arrays = {name.replace("/", "."): array for name, array in arrays.items()}
     path = write(tmp_path / f"mixer{suffix}", arrays, framework)
     assert changed(arrays, read(path)) == []
-    assert formats.read(path).metadata == {"layout": "linen"}
+    assert formats.read(path).metadata == METADATA
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -168,7 +168,7 @@ def test_what_flax_wrote_is_read(tmp_path: Path, dtype: str) -> None:
     arrays = arbitrary_bits(dtype)
     (tmp_path / "mixer.msgpack").write_bytes(serialization.to_bytes(unflatten(arrays)))
     assert changed(arrays, read(tmp_path / "mixer.msgpack")) == []
-    assert formats.read(tmp_path / "mixer.msgpack").metadata == {}
+    assert formats.read(tmp_path / "mixer.msgpack").metadata is None
 
 
 def test_a_train_state_that_flax_wrote_is_read(tmp_path: Path) -> None:
@@ -566,7 +566,7 @@ def _hub_folder(folder: Path, *, sharded: bool) -> None:
 def test_a_downloaded_folder_is_read(tmp_path: Path, sharded: bool) -> None:
     _hub_folder(tmp_path, sharded=sharded)
     assert changed(_arrays(), read(tmp_path)) == []
-    assert formats.read(tmp_path).metadata == {}
+    assert formats.read(tmp_path).metadata is None
 
 
 def test_an_index_of_any_name_is_read(tmp_path: Path) -> None:
@@ -704,7 +704,7 @@ def test_a_failure_at_any_move_keeps_the_old_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, raised: BaseException
 ) -> None:
     _sharded(tmp_path / INDEX, 8, arrays={f"x{i}": np.ones(1) for i in range(7)})
-    before, moved, put = snapshot(tmp_path), [], base.put
+    before, moved, put = snapshot(tmp_path), [], atomic.move
 
     def failing_put(source: Path, target: Path, *, force: bool) -> None:
         moved.append(target)
@@ -712,12 +712,12 @@ def test_a_failure_at_any_move_keeps_the_old_files(
             raise raised
         put(source, target, force=force)
 
-    monkeypatch.setattr(sharded, "put", failing_put)
+    monkeypatch.setattr(atomic, "move", failing_put)
     with pytest.raises(CheckpointError if isinstance(raised, OSError) else KeyboardInterrupt):
         _sharded(tmp_path / INDEX, force=True)
     assert snapshot(tmp_path) == before
     moved.clear()
-    monkeypatch.setattr(sharded, "put", lambda *paths, force: (moved.append(paths[1]), put(*paths, force=force)))
+    monkeypatch.setattr(atomic, "move", lambda *paths, force: (moved.append(paths[1]), put(*paths, force=force)))
     _sharded(tmp_path / INDEX, force=True)
     assert (len(moved), moved[-1]) == (MOVES, tmp_path / INDEX)
 
@@ -928,7 +928,7 @@ def test_a_file_does_not_take_the_place_of_a_directory(tmp_path: Path) -> None:
     (tmp_path / "kept" / "below").mkdir(parents=True)
     with (
         pytest.raises(CheckpointError, match="kept is a directory, and what is written is a file"),
-        formats.replacing(tmp_path / "kept") as temporary,
+        atomic.replacement(tmp_path / "kept") as temporary,
     ):
         temporary.write_text("text")
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "kept", tmp_path / "kept" / "below"]
@@ -940,7 +940,7 @@ def test_a_pipe_is_neither_read_nor_replaced(tmp_path: Path) -> None:
         formats.read(tmp_path / "x.npz")
     with (
         pytest.raises(CheckpointError, match=r"x\.npz is a pipe or a device, and is not replaced"),
-        formats.replacing(tmp_path / "x.npz") as temporary,
+        atomic.replacement(tmp_path / "x.npz") as temporary,
     ):
         temporary.write_text("text")
     assert (tmp_path / "x.npz").is_fifo()
@@ -964,7 +964,7 @@ def test_a_directory_is_back_if_its_replacement_fails_between_the_renames(
     monkeypatch.setattr(os, "replace", replacing_once)
     with (
         pytest.raises(KeyboardInterrupt if isinstance(raised, KeyboardInterrupt) else CheckpointError),
-        formats.replacing(tmp_path / "x.orbax") as temporary,
+        atomic.replacement(tmp_path / "x.orbax") as temporary,
     ):
         temporary.mkdir()
     assert len(seen) > failing
@@ -981,7 +981,7 @@ def test_an_old_directory_is_kept_where_it_cannot_be_put_back(tmp_path: Path, mo
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", replacing_old)
-    with pytest.raises(KeyboardInterrupt), formats.replacing(tmp_path / "x.orbax") as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic.replacement(tmp_path / "x.orbax") as temporary:
         temporary.mkdir()
     (kept,) = tmp_path.iterdir()
     assert list(snapshot(kept).values()) == before

@@ -1,0 +1,164 @@
+"""`load` and `save`: checkpoints in files of every format. Start at `formats` to see what a format is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixer_equiv.arrays.lazy import as_lazy
+from mixer_equiv.checkpoints import formats, metadata
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from mixer_equiv.checkpoints.formats.atomic import replacement
+from mixer_equiv.checkpoints.names import rename_prefixes
+from mixer_equiv.config import MixerConfig, Size
+from mixer_equiv.errors import CheckpointError, InexpressibleError
+from mixer_equiv.layouts import Conventions, Layout
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    layout: str | Layout | None = None,
+    config: MixerConfig | None = None,
+    image_size: Size | None = None,
+    trained_with: Conventions | None = None,
+    prefix: str | None = None,
+    lazy: bool = False,
+    mmap: bool = False,
+    verify: bool = True,
+) -> Checkpoint:
+    """Read a checkpoint: npz, safetensors (also sharded), .pt, msgpack, an orbax directory.
+
+    The layout is detected unless given. `image_size`, in pixels, is what shapes cannot tell;
+    without it the squarest grid is assumed and noted. `trained_with` are the conventions that the
+    weights need, where nothing in the file or its name says them. Of several sets of weights in
+    one file, `prefix` says which, such as "ema". With `lazy` an array is read whenever it is used,
+    and `specs`, `config` and all else without reading any. Without `verify`, the CRCs of an npz are not checked.
+
+    With `mmap` the arrays are parts of the mapped file, of which only what is used is ever read, and what is
+    written to is private memory: the file stays as it is, and must not be changed meanwhile. CRCs
+    are not checked then. What cannot be mapped (compressed npz, Orbax, big-endian numbers) is read.
+
+    Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays
+    of no known layout, `ConfigError` for an image size of another number of tokens.
+    """
+    contents = formats.read(Path(path), mmap=mmap, verify=verify)
+    return Checkpoint.from_arrays(
+        contents.arrays,
+        layout=layout,
+        config=config,
+        image_size=image_size,
+        trained_with=trained_with,
+        prefix=prefix,
+        lazy=lazy,
+        source=str(path),
+        metadata=metadata.from_json(contents.metadata, str(path)),
+        called=_names_of(Path(path)),
+    )
+
+
+def _names_of(path: Path) -> list[str]:
+    """What a file may be known by: a release named in the hub's config.json, its own name, its folders'."""
+    path = path.absolute()
+    folder = path if path.is_dir() else path.parent
+    release = []
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        told = json.loads((folder / "config.json").read_text())
+        release = [f"{told['architecture']}.{told['pretrained_cfg']['tag']}"]
+    return [*release, path.name, *(parent.name for parent in list(path.parents)[:3])]
+
+
+def save(
+    checkpoint: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    max_shard_size: int | str | None = None,
+    rename_prefix: Mapping[str, str] | None = None,
+    fsync: bool = False,
+) -> Path:
+    """Write a checkpoint, in the format that the suffix names, with its layout and config as metadata.
+
+    A mapping that is no `Checkpoint` is taken as one by `Checkpoint.from_arrays`, and must fill its
+    layout; what lies beside a nested prefix in it is not written. The file is written beside the
+    target and renamed, so that the target is never half written; one that exists is kept unless
+    `force`; a symbolic link is followed. safetensors of more than `max_shard_size` bytes ("5GB") are
+    split into shards with an index, as Hugging Face does; so are those whose path is an index.
+    `rename_prefix` changes how names begin on their way into the file: {"": "backbone."} puts a
+    prefix before all of them, {"head.": "fc."} renames one module. With `fsync` the disk has the
+    file before the target gives way to it.
+
+    npz, safetensors and shards are written array by array, msgpack too with a few copies of one, so that of a
+    lazy checkpoint no more than three arrays are in memory, and what those are cast from; .pt and Orbax need
+    all of them at once. What replaces a file has its permissions.
+
+    Returns the path to read it by. Raises `CheckpointError` if it cannot be written.
+    """
+    given, path = Path(path), Path(os.path.realpath(path))
+    container = check_target(path, force=force, max_shard_size=max_shard_size)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = as_checkpoint(checkpoint)
+        checkpoint.check()
+    if checkpoint.layout.read_only:
+        raise InexpressibleError(
+            f"nothing is written in the layout {checkpoint.layout.name}: {checkpoint.layout.read_only}",
+            reasons=[checkpoint.layout.read_only],
+        )
+    arrays = as_lazy(checkpoint.whole).renamed(rename_prefixes(checkpoint.whole, rename_prefix or {}))
+    written = arrays, _metadata_of(checkpoint), checkpoint.layout.framework
+    if container.several_files or max_shard_size is not None:
+        limit = formats.parse_size(max_shard_size)
+        path = formats.write_sharded(path, *written, limit, force=force, fsync=fsync)
+    else:
+        with replacement(path, force=force, fsync=fsync) as temporary:
+            container.write(temporary, *written)
+    return path if given.is_symlink() else given.with_name(path.name)
+
+
+def path_to_read(checkpoint: Checkpoint, path: Path, max_shard_size: int | str | None = None) -> Path:
+    """The path that `save` would return: of the index where there would be shards."""
+    if not formats.container_for(path).several_files and max_shard_size is None:
+        return path
+    return path.with_name(formats.sharded_path(path, checkpoint.whole, formats.parse_size(max_shard_size)).name)
+
+
+def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = None) -> formats.Container:
+    """The format to write `path` in, once nothing that can be known beforehand stands in the way."""
+    container = formats.container_for(path)
+    if max_shard_size is not None:
+        formats.parse_size(max_shard_size)
+        if not path.name.lower().endswith((".safetensors", ".safetensors.index.json")):
+            raise CheckpointError(f"{path} cannot be sharded; only safetensors are")
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    if path.is_dir() and not container.is_directory:
+        raise CheckpointError(f"{path} is a directory; give the name of a file")
+    if path.exists() and not force:
+        raise CheckpointError(f"{path} exists; pass force=True (--force) to replace it")
+    if path.exists() and not formats.is_replaceable(path, container):
+        raise CheckpointError(f"{path} exists and is no {container.name} checkpoint, so it is not replaced")
+    index = path.with_name(f"{path.name}.index.json")
+    if max_shard_size is None and os.path.exists(index):  # which no name is too long for
+        raise CheckpointError(f"{index} is a sharded checkpoint of this name; choose another, or remove it first")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path} cannot be written: there is no directory {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise CheckpointError(f"{path} cannot be written: no permission to write in {path.parent}")
+    return container
+
+
+def _metadata_of(checkpoint: Checkpoint) -> str:
+    return metadata.to_json(
+        checkpoint.layout.name,
+        checkpoint.config,
+        checkpoint.trained_with,
+        image_size_is_assumed=checkpoint.image_size_is_assumed,
+    )
