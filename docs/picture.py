@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from mixer_equiv import verify
 from mixer_equiv.data import digits
 from mixer_equiv.equivalence.faults.kill_matrix import mutate
+from mixer_equiv.render.kill_matrix import draw_matrix
 from mixer_equiv.render.report import draw_report
 
 HERE = Path(__file__).parent
@@ -31,4 +32,4 @@ if __name__ == "__main__":
     report = verify(f"{place}:MLPMixer", kwargs=SIZES, image=(3, 12, 12))
     command = f"mixer-equiv verify their_mixer.py:MLPMixer --kwargs '{json.dumps(SIZES)}' --image 3x12x12"
     draw("their.svg", command, draw_report(report), 112)
-    draw("mutate.svg", "mixer-equiv mutate", mutate(), 110)
+    draw("mutate.svg", "mixer-equiv mutate", draw_matrix(mutate()), 110)

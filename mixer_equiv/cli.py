@@ -354,12 +354,13 @@ def mutate(
 ) -> None:
     """Plant every catalogued fault in a Mixer, and show which checks notice it, and what verify says."""
     from mixer_equiv.equivalence.faults.kill_matrix import mutate as plant_all
+    from mixer_equiv.render.kill_matrix import draw_matrix
 
     with _reported():
         _check_outputs({"--json": json_file})
         with _progress(42) as step:
             matrix = plant_all(seed=seed, on_step=step)
-        _output(matrix, matrix.to_dict(), json_file)
+        _output(draw_matrix(matrix), matrix.to_dict(), json_file)
     raise typer.Exit(0 if matrix.all_named else EXIT_STATUS["different"])
 
 

@@ -1,21 +1,20 @@
-"""`mutate`: every catalogued fault planted, and which of the checks that people use notice it."""
+"""`mutate`: plant every catalogued fault, and see which of the checks that people use notice it.
+
+Alone in importing `planted_code`. Plain data; `render.kill_matrix` draws it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.report import Verdict
 from mixer_equiv.equivalence.sides.frameworks import run_torch
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images
@@ -40,7 +39,7 @@ def _passes_assert_close(x: np.ndarray, y: np.ndarray) -> bool:
     return True
 
 
-# What people compare float32 outputs by, and whether they are then taken for equal.
+# Checks that people make of float32 outputs, each true where they pass for equal.
 CHECKS: dict[str, Check] = {
     "1e-3": lambda x, y: bool(np.allclose(x, y, rtol=0, atol=1e-3)),
     "1e-4": lambda x, y: bool(np.allclose(x, y, rtol=0, atol=1e-4)),
@@ -53,102 +52,64 @@ COUNT = "count"
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One fault: which checks noticed it, with a fresh model and with everything random; what `verify` said.
+class Outcome:
+    """One fault: which checks noticed it, with a fresh model and with every parameter random; what `verify` said.
 
-    `kind` is among "none", "code", "constraint", "port" and "notice". `named` tells whether `causes` are
-    what was planted; for a notice, which is no fault of the function, they are warnings.
+    `named` tells whether `causes` are what was planted. Those of a notice, which is no fault of the function, are
+    warnings.
     """
 
     fault: str
-    kind: str
+    kind: Literal["none", "code", "constraint", "port", "notice"]
     fresh: dict[str, bool]
     random: dict[str, bool]
-    verdict: str
+    verdict: Verdict
     causes: tuple[str, ...]
     named: bool
 
 
 @dataclasses.dataclass(frozen=True)
-class Matrix:
-    """The outcome of `mutate`; the first row is the model without a fault, which no check may notice."""
+class KillMatrix:
+    """The result of `mutate`; the first outcome is of the model without a fault, which no check may notice."""
 
-    rows: tuple[Row, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def faults(self) -> tuple[Outcome, ...]:
+        """The outcomes of faults: without that of no fault, and without notices, which no output shows."""
+        return tuple(outcome for outcome in self.outcomes if outcome.kind not in ("none", "notice"))
 
     @property
     def killed(self) -> dict[str, tuple[int, int]]:
-        """How many of the `faults` each check noticed, with a fresh model and with everything random."""
+        """How many of the `faults` each check noticed, with a fresh model and with every parameter random."""
         return {
-            check: (sum(row.fresh[check] for row in self.faults), sum(row.random[check] for row in self.faults))
-            for check in self.rows[0].random
+            check: (sum(fault.fresh[check] for fault in self.faults), sum(fault.random[check] for fault in self.faults))
+            for check in self.outcomes[0].random
         }
 
     @property
-    def faults(self) -> tuple[Row, ...]:
-        """The rows of faults: without that of no fault, and without notices, which no output shows."""
-        return tuple(row for row in self.rows if row.kind not in ("none", "notice"))
-
-    @property
     def all_named(self) -> bool:
-        return all(row.named for row in self.rows)
+        return all(outcome.named for outcome in self.outcomes)
 
     def to_dict(self) -> dict[str, Any]:
-        rows = [dataclasses.asdict(row) for row in self.rows]
+        """Plain numbers, strings, lists and dicts, ready for JSON."""
+        rows = [dataclasses.asdict(outcome) for outcome in self.outcomes]
         return {"rows": rows, "faults": len(self.faults), "killed": self.killed}
-
-    def __rich__(self) -> RenderableType:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-        table.add_column("fault", no_wrap=True)
-        checks = list(self.rows[0].random)
-        for check in checks:
-            table.add_column(check, justify="center", no_wrap=True)
-        table.add_column("verify", no_wrap=True)
-        for kind, group in itertools.groupby(self.rows, lambda row: row.kind):
-            table.add_section()
-            if kind in _HEADINGS:
-                table.add_row(_HEADINGS[kind], style="bold")
-            for row in group:
-                cells = [Text(" ").join((_mark(row.fresh[check]), _mark(row.random[check]))) for check in checks]
-                said = ", ".join(row.causes) or row.verdict
-                table.add_row(row.fault, *cells, Text(said, "" if row.named else "bold red"))
-        table.add_section()
-        counts = [f"{fresh} {everything}" for fresh, everything in self.killed.values()]
-        named = sum(row.named for row in self.faults)
-        table.add_row(f"noticed, of {len(self.faults)}", *counts, f"{named} named", style="bold")
-        return Group(table, Text(_LEGEND))
-
-
-_HEADINGS = {
-    "code": "other code",
-    "constraint": "fewer parameters",
-    "port": "weights handed over wrongly",
-    "notice": "the same function, with a warning",
-}
-_LEGEND = (
-    "x: the fault is noticed. The first of each pair is with a fresh model, whose head is zeros, the second with "
-    "every parameter random. count: parameters, and shape of the output; 1e-3, 1e-4, 1e-5: allclose with this atol; "
-    "close: torch.testing.assert_close; cosine, PCC: over 0.99. verify: the cause that it names, from the model or "
-    "the weights alone."
-)
-
-
-def _mark(noticed: bool) -> Text:
-    return Text("x", "green") if noticed else Text("·", "dim")
 
 
 def mutate(
     config: MixerConfig = CONFIG, *, seed: int = 0, on_step: Callable[[str], None] = lambda step: None
-) -> Matrix:
+) -> KillMatrix:
     """Plant every catalogued fault and see which checks notice it.
 
     Those of code in a Mixer of `config`; those of weights handed over in one whose sizes are equal where
     a fault needs it.
     """
     require("torch", "torch", "planting faults")
-    return Matrix((*_in_code(config, seed, on_step), *_in_weights(seed, on_step)))
+    return KillMatrix((*_in_code(config, seed, on_step), *_in_weights(seed, on_step)))
 
 
-def _in_code(config: MixerConfig, seed: int, on_step: Callable[[str], None]) -> Iterator[Row]:
+def _in_code(config: MixerConfig, seed: int, on_step: Callable[[str], None]) -> Iterator[Outcome]:
     """The model without a fault, then every fault of code and constraint, and what is only to be noticed."""
     import torch
 
@@ -176,7 +137,7 @@ def _in_code(config: MixerConfig, seed: int, on_step: Callable[[str], None]) -> 
         else:
             named = causes == ((planted.cause,) if fault else ())
             named = named and (report.verdict == "equivalent") == (fault is None)
-        yield Row(fault or "none", planted.kind if fault else "none", fresh, random, report.verdict, causes, named)
+        yield Outcome(fault or "none", planted.kind if fault else "none", fresh, random, report.verdict, causes, named)
 
 
 # Sizes at which every array can be taken for every other one with which it is confused, and block 10.
@@ -192,7 +153,7 @@ _HANDED_OVER = MixerConfig(
 )
 
 
-def _in_weights(seed: int, on_step: Callable[[str], None]) -> Iterator[Row]:
+def _in_weights(seed: int, on_step: Callable[[str], None]) -> Iterator[Outcome]:
     """Every fault of weights handed over: official ones against what became of them."""
     from mixer_equiv.equivalence.faults.planted_code import HANDED_OVER, initial
 
@@ -211,7 +172,7 @@ def _in_weights(seed: int, on_step: Callable[[str], None]) -> Iterator[Row]:
         report = verify(*sides, seed=seed)
         causes = tuple(found.name for found in report.causes)
         named = (report.verdict, causes) == ("different", (cause,))
-        yield Row(fault, "port", fresh, random, report.verdict, causes, named)
+        yield Outcome(fault, "port", fresh, random, report.verdict, causes, named)
 
 
 def _noticed(actual: tuple[np.ndarray, int], expected: tuple[np.ndarray, int]) -> dict[str, bool]:

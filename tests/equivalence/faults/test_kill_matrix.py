@@ -22,12 +22,12 @@ def matrix() -> Any:
 
 
 def test_verify_names_every_planted_fault_and_nothing_where_there_is_none(matrix: Any) -> None:
-    assert [row.fault for row in matrix.rows] == ["none", *PLANTED, *HANDED_OVER]
-    assert [row.kind for row in matrix.rows] == ["none", *(p.kind for p in PLANTED.values()), *["port"] * 11]
-    assert [row.fault for row in matrix.rows if not row.named] == []
-    assert matrix.rows[0].verdict == "equivalent"
-    assert not any(matrix.rows[0].fresh.values())
-    assert not any(matrix.rows[0].random.values())
+    assert [row.fault for row in matrix.outcomes] == ["none", *PLANTED, *HANDED_OVER]
+    assert [row.kind for row in matrix.outcomes] == ["none", *(p.kind for p in PLANTED.values()), *["port"] * 11]
+    assert [row.fault for row in matrix.outcomes if not row.named] == []
+    assert matrix.outcomes[0].verdict == "equivalent"
+    assert not any(matrix.outcomes[0].fresh.values())
+    assert not any(matrix.outcomes[0].random.values())
 
 
 def test_a_fresh_model_hides_nearly_every_fault_from_other_checks(matrix: Any) -> None:
@@ -37,7 +37,7 @@ def test_a_fresh_model_hides_nearly_every_fault_from_other_checks(matrix: Any) -
 
 
 def test_tolerances_miss_the_faults_that_every_port_has(matrix: Any) -> None:
-    rows = {row.fault: row for row in matrix.rows}
+    rows = {row.fault: row for row in matrix.outcomes}
     for check in ("1e-3", "1e-4", "cosine", "PCC", "count"):
         assert not rows["eps 1e-5"].random[check]
     for check in ("1e-3", "cosine", "PCC", "count"):
@@ -98,7 +98,7 @@ def test_what_is_planted_wrongly_is_not_called_named(monkeypatch: pytest.MonkeyP
         {"nothing": (lambda weights, config: weights, "zeroed")},
     )
     matrix = mutation.mutate()
-    assert {row.fault: row.named for row in matrix.rows} == {
+    assert {row.fault: row.named for row in matrix.outcomes} == {
         "none": True,
         **dict.fromkeys(["eps 1e-5", "no stem bias", "dropout", "nothing"], False),
     }
