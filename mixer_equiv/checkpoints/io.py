@@ -99,7 +99,7 @@ def save(
     Returns the path to read it by. Raises `CheckpointError` if it cannot be written.
     """
     given, path = Path(path), Path(os.path.realpath(path))
-    container = check_target(path, force=force, max_shard_size=max_shard_size)
+    file_format = check_target(path, force=force, max_shard_size=max_shard_size)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = as_checkpoint(checkpoint)
         checkpoint.check()
@@ -110,25 +110,25 @@ def save(
         )
     arrays = as_lazy(checkpoint.whole).renamed(rename_prefixes(checkpoint.whole, rename_prefix or {}))
     written = arrays, _metadata_of(checkpoint), checkpoint.layout.framework
-    if container.several_files or max_shard_size is not None:
+    if file_format.several_files or max_shard_size is not None:
         limit = formats.parse_size(max_shard_size)
         path = formats.write_sharded(path, *written, limit, force=force, fsync=fsync)
     else:
         with replacement(path, force=force, fsync=fsync) as temporary:
-            container.write(temporary, *written)
+            file_format.write(temporary, *written)
     return path if given.is_symlink() else given.with_name(path.name)
 
 
 def path_to_read(checkpoint: Checkpoint, path: Path, max_shard_size: int | str | None = None) -> Path:
     """The path that `save` would return: of the index where there would be shards."""
-    if not formats.container_for(path).several_files and max_shard_size is None:
+    if not formats.format_by_suffix(path).several_files and max_shard_size is None:
         return path
     return path.with_name(formats.sharded_path(path, checkpoint.whole, formats.parse_size(max_shard_size)).name)
 
 
-def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = None) -> formats.Container:
+def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = None) -> formats.FileFormat:
     """The format to write `path` in, once nothing that can be known beforehand stands in the way."""
-    container = formats.container_for(path)
+    file_format = formats.format_by_suffix(path)
     if max_shard_size is not None:
         formats.parse_size(max_shard_size)
         if not path.name.lower().endswith((".safetensors", ".safetensors.index.json")):
@@ -139,12 +139,12 @@ def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = 
         pass
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
-    if path.is_dir() and not container.is_directory:
+    if path.is_dir() and not file_format.is_directory:
         raise CheckpointError(f"{path} is a directory; give the name of a file")
     if path.exists() and not force:
         raise CheckpointError(f"{path} exists; pass force=True (--force) to replace it")
-    if path.exists() and not formats.is_replaceable(path, container):
-        raise CheckpointError(f"{path} exists and is no {container.name} checkpoint, so it is not replaced")
+    if path.exists() and not formats.is_replaceable(path, file_format):
+        raise CheckpointError(f"{path} exists and is no {file_format.name} checkpoint, so it is not replaced")
     index = path.with_name(f"{path.name}.index.json")
     if max_shard_size is None and os.path.exists(index):  # which no name is too long for
         raise CheckpointError(f"{index} is a sharded checkpoint of this name; choose another, or remove it first")
@@ -152,7 +152,7 @@ def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = 
         raise CheckpointError(f"{path} cannot be written: there is no directory {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise CheckpointError(f"{path} cannot be written: no permission to write in {path.parent}")
-    return container
+    return file_format
 
 
 def _metadata_of(checkpoint: Checkpoint) -> str:

@@ -25,8 +25,7 @@ from mixer_equiv import Checkpoint, CheckpointError, ConversionError, LayoutErro
 from mixer_equiv.arrays.casting import cast
 from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays
-from mixer_equiv.checkpoints import formats as container_module
-from mixer_equiv.checkpoints import metadata
+from mixer_equiv.checkpoints import formats, metadata
 from mixer_equiv.checkpoints.conversion import convert, relabel
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.checkpoints.io import load, save
@@ -64,7 +63,7 @@ def files_of(path: Path) -> list[str]:
 def old_checkpoint(folder: Path, suffix: str) -> Path:
     """What is to be replaced: junk, or in the place of a directory a true checkpoint, as no other may go."""
     path = folder / f"mixer{suffix}"
-    if container_module.container_for(path).is_directory:
+    if formats.format_by_suffix(path).is_directory:
         save(checkpoint(seed=1), path)
     else:
         path.write_bytes(b"old")
@@ -560,8 +559,8 @@ def test_a_write_that_fails_midway_keeps_the_old_file(
 
     path = old_checkpoint(tmp_path, suffix)
     before = snapshot(tmp_path)
-    failing = [dataclasses.replace(container, write=fail) for container in container_module.CONTAINERS]
-    monkeypatch.setattr(container_module, "CONTAINERS", failing)
+    failing = [dataclasses.replace(file_format, write=fail) for file_format in formats.FORMATS]
+    monkeypatch.setattr(formats, "FORMATS", failing)
     with pytest.raises(expected):
         save(checkpoint(), path, force=True)
     assert snapshot(tmp_path) == before
@@ -581,7 +580,7 @@ def test_a_full_disk_is_an_error_of_ours_and_keeps_the_old_file(tmp_path: Path, 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_appears_while_it_is_written_is_not_replaced_without_force(tmp_path: Path, suffix: str) -> None:
     given, path = checkpoint(), tmp_path / f"mixer{suffix}"
-    is_directory = container_module.container_for(path).is_directory
+    is_directory = formats.format_by_suffix(path).is_directory
     precious = path / "file" if is_directory else tmp_path / "mixer-00001-of-00001.safetensors"
     precious = path if not is_directory and not suffix.endswith(".json") else precious
 

@@ -33,7 +33,7 @@ from mixer_equiv import (
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.differences import differing
-from mixer_equiv.checkpoints.formats import SUFFIXES, LazyArray
+from mixer_equiv.checkpoints.formats import SUFFIXES, StoredArray
 from mixer_equiv.checkpoints.inspection import inspect
 from mixer_equiv.config import fitting_patches
 from mixer_equiv.equivalence.sides.locate import import_timm
@@ -368,7 +368,7 @@ def test_finding_and_inspecting_read_no_array(tmp_path, monkeypatch, suffix):
     def read(self, dtype=None, copy=None):
         raise AssertionError(f"an array of {self.shape} was read")
 
-    monkeypatch.setattr(LazyArray, "__array__", read)
+    monkeypatch.setattr(StoredArray, "__array__", read)
     found = load(path, lazy=True)
     assert found.config == CONFIG
     assert "stem.weight" in found.arrays

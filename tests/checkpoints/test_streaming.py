@@ -26,7 +26,7 @@ from mixer_equiv import Checkpoint, CheckpointError, ConversionError, convert, d
 from mixer_equiv.arrays.chunks import PIECE, THREADS, TILE, ahead, batches, contiguous, copied, pieces, spread
 from mixer_equiv.arrays.interop import to_torch
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, each, gathered, split
-from mixer_equiv.checkpoints.formats import SUFFIXES, atomic, container_for, npz, raw_arrays, read
+from mixer_equiv.checkpoints.formats import SUFFIXES, atomic, format_by_suffix, npz, raw_arrays, read
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
@@ -231,7 +231,7 @@ MIXED = {
 
 
 def test_safetensors_are_what_the_library_writes(tmp_path: Path) -> None:
-    container_for(Path("x.safetensors")).write(tmp_path / "ours.safetensors", MIXED, '{"é": 1}', "torch")
+    format_by_suffix(Path("x.safetensors")).write(tmp_path / "ours.safetensors", MIXED, '{"é": 1}', "torch")
     theirs = {name: array.copy(order="C") for name, array in MIXED.items()}
     save_file(theirs, tmp_path / "theirs.safetensors", {"format": "pt", "mixer_equiv": '{"é": 1}'})
     files = [(tmp_path / f"{whose}.safetensors").read_bytes() for whose in ("ours", "theirs")]
@@ -244,7 +244,7 @@ def test_safetensors_are_what_the_library_writes(tmp_path: Path) -> None:
 
 
 def test_npz_are_what_numpy_writes(tmp_path: Path) -> None:
-    container_for(Path("x.npz")).write(tmp_path / "ours.npz", MIXED, '{"é": 1}', "flax")
+    format_by_suffix(Path("x.npz")).write(tmp_path / "ours.npz", MIXED, '{"é": 1}', "flax")
     np.savez(tmp_path / "theirs.npz", **{name: array.copy(order="C") for name, array in MIXED.items()})
     ours, theirs = (_content(tmp_path / f"{whose}.npz") for whose in ("ours", "theirs"))
     assert ours[1] == theirs[1]

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from mixer_equiv import ConventionWarning, MixerConfig, convert, load, save
-from mixer_equiv.checkpoints.formats import SUFFIXES, LazyArray
+from mixer_equiv.checkpoints.formats import SUFFIXES, StoredArray
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
@@ -306,7 +306,7 @@ def test_inspect_reads_no_array_unless_asked(tmp_path: Path, monkeypatch: pytest
         raise AssertionError(f"{array} was read")
 
     path = _odd(tmp_path / "odd.npz")
-    monkeypatch.setattr(LazyArray, "__array__", read)
+    monkeypatch.setattr(StoredArray, "__array__", read)
     shown = run("inspect", path).stdout
     assert "stem/kernel  " in shown
     assert "2x3x3x20   float64" in shown

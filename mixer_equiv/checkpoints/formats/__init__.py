@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.checkpoints.formats.base import Container, LazyArray, reading
+from mixer_equiv.checkpoints.formats.base import FileFormat, StoredArray, reading
 from mixer_equiv.checkpoints.formats.msgpack import MSGPACK
 from mixer_equiv.checkpoints.formats.npz import NPZ
 from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
@@ -22,16 +22,16 @@ from mixer_equiv.checkpoints.formats.sharded import SHARDED, parse_size, sharded
 from mixer_equiv.checkpoints.formats.torch_zip import TORCH
 from mixer_equiv.errors import CheckpointError
 
-CONTAINERS = (NPZ, SAFETENSORS, TORCH, MSGPACK, ORBAX, SHARDED)
-SUFFIXES = tuple(suffix for container in CONTAINERS for suffix in container.suffixes)
+FORMATS = (NPZ, SAFETENSORS, TORCH, MSGPACK, ORBAX, SHARDED)
+SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 
 __all__ = [
-    "CONTAINERS",
+    "FORMATS",
     "SUFFIXES",
-    "Container",
     "Contents",
-    "LazyArray",
-    "container_for",
+    "FileFormat",
+    "StoredArray",
+    "format_by_suffix",
     "is_replaceable",
     "parse_size",
     "read",
@@ -62,53 +62,53 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
             f"{path} is a pipe or a device; a checkpoint is a file, whose parts are read in any order"
         )
     with reading(path):
-        container = next((c for c in CONTAINERS if c.recognise(path)), None) or _by_suffix(path)
-        arrays, metadata = container.read(path)
+        file_format = next((c for c in FORMATS if c.recognise(path)), None) or _by_suffix(path)
+        arrays, metadata = file_format.read(path)
         if mmap or not verify:
             arrays = _changed(arrays, _mapped if mmap else _unverified)
         return Contents(arrays, metadata)
 
 
-def _changed(tree: Mapping[str, Any], change: Callable[[LazyArray], Any]) -> dict[str, Any]:
+def _changed(tree: Mapping[str, Any], change: Callable[[StoredArray], Any]) -> dict[str, Any]:
     """The tree with its lazy arrays changed, and all else as it is."""
     result = dict(tree)
     for key, value in tree.items():
         if isinstance(value, Mapping):
             result[key] = _changed(value, change)
-        elif isinstance(value, LazyArray):
+        elif isinstance(value, StoredArray):
             result[key] = change(value)
     return result
 
 
-def _mapped(leaf: LazyArray) -> np.ndarray | LazyArray:
+def _mapped(leaf: StoredArray) -> np.ndarray | StoredArray:
     return leaf if leaf.mapped is None else leaf.mapped()
 
 
-def _unverified(leaf: LazyArray) -> LazyArray:
+def _unverified(leaf: StoredArray) -> StoredArray:
     return leaf if leaf.unverified is None else dataclasses.replace(leaf, read=leaf.unverified)
 
 
-def container_for(path: Path) -> Container:
+def format_by_suffix(path: Path) -> FileFormat:
     """The format that `path`'s suffix names. Raises `CheckpointError` for an unknown suffix."""
     name = path.name.lower()
-    for container in CONTAINERS:
-        if name.endswith(container.suffixes):
-            return container
+    for file_format in FORMATS:
+        if name.endswith(file_format.suffixes):
+            return file_format
     raise CheckpointError(f"{path} has the suffix {path.suffix!r}; a checkpoint is one of {', '.join(SUFFIXES)}")
 
 
-def is_replaceable(path: Path, container: Container) -> bool:
-    """Whether a checkpoint of `container` may take the place of `path`: of a file, or of a tree that Orbax saved."""
-    return is_item(path) if container.is_directory else path.is_file()
+def is_replaceable(path: Path, file_format: FileFormat) -> bool:
+    """Whether a checkpoint of `file_format` may take the place of `path`: of a file, or of a tree that Orbax saved."""
+    return is_item(path) if file_format.is_directory else path.is_file()
 
 
-def _by_suffix(path: Path) -> Container:
+def _by_suffix(path: Path) -> FileFormat:
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a directory; a checkpoint is a file ({', '.join(SUFFIXES)}), "
             f"a directory of Orbax or a folder with safetensors"
         )
     try:
-        return container_for(path)
+        return format_by_suffix(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, and its contents are none of them either") from None

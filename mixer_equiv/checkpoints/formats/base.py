@@ -20,11 +20,11 @@ METADATA_KEY = "mixer_equiv"
 
 
 @dataclasses.dataclass(frozen=True)
-class Container:
+class FileFormat:
     """One file format.
 
     `read` gives the arrays by name, possibly nested, and our metadata if there are any. Arrays may
-    be `LazyArray`s. `write` makes `path`, which does not exist yet: a file, or a directory where
+    be `StoredArray`s. `write` makes `path`, which does not exist yet: a file, or a directory where
     `is_directory` says so. A format of `several_files` sees to what stands at `path` itself, since
     no one rename puts all of them into place.
     """
@@ -39,7 +39,7 @@ class Container:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LazyArray:
+class StoredArray:
     """An array in a file: shape and dtype are known, and the numbers are read when NumPy asks for them.
 
     `read` gives an array of just this shape and dtype. What it raises becomes a `CheckpointError`.

@@ -13,7 +13,7 @@ import ml_dtypes  # noqa: F401  # so that NumPy knows bfloat16 by its name
 import numpy as np
 
 from mixer_equiv.arrays.interop import require, unflatten
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, LazyArray
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework, StoredArray
 from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError
 
@@ -111,14 +111,14 @@ class _Walker:
             raise ValueError(f"an extension of {length} bytes has another length")
         return complex(*parts.values()) if code == _COMPLEX else self.array(*parts.values())
 
-    def array(self, sides: dict[str, int], name: str, span: range) -> LazyArray:
+    def array(self, sides: dict[str, int], name: str, span: range) -> StoredArray:
         shape, dtype = tuple(sides.values()), np.dtype(name)
         whole = all(isinstance(side, int) and side >= 0 for side in shape) and not dtype.hasobject
         if not whole or math.prod(shape) * dtype.itemsize != len(span):
             raise ValueError(f"an array declares {shape} of {name} and holds {len(span)} bytes")
         return self.file.array(shape, dtype, span.start)
 
-    def joined(self, node: dict[str, Any]) -> LazyArray:
+    def joined(self, node: dict[str, Any]) -> StoredArray:
         """The array that Flax cut into chunks, the first of which may carry our metadata beside it."""
         self.metadata = node.get(METADATA_KEY, self.metadata)
         shape = tuple(node["shape"].values())
@@ -127,14 +127,14 @@ class _Walker:
         if math.prod(shape) != held or len({chunk.dtype for chunk in chunks}) != 1:
             raise ValueError(f"an array declares {shape} and has {held} numbers in {len(chunks)} chunks")
         mapped = partial(_mapped, chunks[0], shape) if len(chunks) == 1 else None
-        return LazyArray(self.path, shape, chunks[0].dtype, partial(_joined, chunks, shape), mapped)
+        return StoredArray(self.path, shape, chunks[0].dtype, partial(_joined, chunks, shape), mapped)
 
 
-def _mapped(chunk: LazyArray, shape: tuple[int, ...]) -> np.ndarray:
+def _mapped(chunk: StoredArray, shape: tuple[int, ...]) -> np.ndarray:
     return chunk.mapped().reshape(shape) if chunk.mapped else chunk.read().reshape(shape)
 
 
-def _joined(chunks: list[LazyArray], shape: tuple[int, ...]) -> np.ndarray:
+def _joined(chunks: list[StoredArray], shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([chunk.read() for chunk in chunks]).reshape(shape)
 
 
@@ -207,4 +207,4 @@ def _packed(packer: Any, node: Any) -> Iterator[bytes]:
         yield packer.pack(node)
 
 
-MSGPACK = Container("msgpack", (".msgpack",), _recognise, _read, _write)
+MSGPACK = FileFormat("msgpack", (".msgpack",), _recognise, _read, _write)

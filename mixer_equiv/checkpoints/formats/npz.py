@@ -15,7 +15,7 @@ from numpy.lib.format import dtype_to_descr
 
 from mixer_equiv.arrays.chunks import pieces
 from mixer_equiv.arrays.lazy import each
-from mixer_equiv.checkpoints.formats.base import Container, Framework, LazyArray, zip_names
+from mixer_equiv.checkpoints.formats.base import FileFormat, Framework, StoredArray, zip_names
 from mixer_equiv.checkpoints.formats.raw_arrays import Checksum, File, crc32
 from mixer_equiv.errors import CheckpointError
 
@@ -38,7 +38,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
             with archive.open(info) as member:  # which checks the local header
                 if info.compress_type != zipfile.ZIP_STORED:
                     shape, _, dtype = _header(f"{name} in {path}", member, info.file_size)
-                    arrays[name] = LazyArray(path, shape, dtype, partial(_member, file, info.filename))
+                    arrays[name] = StoredArray(path, shape, dtype, partial(_member, file, info.filename))
                     continue
             start = _start(stream, info)
             shape, fortran_order, dtype = _header(f"{name} in {path}", stream, start + info.file_size)
@@ -97,4 +97,4 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
         archive.comment = metadata.encode()
 
 
-NPZ = Container("npz", (".npz",), _recognise, _read, _write)
+NPZ = FileFormat("npz", (".npz",), _recognise, _read, _write)

@@ -22,7 +22,7 @@ import numpy as np
 from mixer_equiv.arrays.chunks import batches
 from mixer_equiv.arrays.interop import is_array, require, unflatten
 from mixer_equiv.checkpoints.formats.atomic import remove
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, LazyArray
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework, StoredArray
 from mixer_equiv.checkpoints.names import unboxed
 from mixer_equiv.errors import CheckpointError
 
@@ -94,7 +94,7 @@ def _tree(orbax: Any, path: Path) -> tuple[Mapping[str, Any], str | None]:
     for batch in batches({i: _size(spec) for i, spec in specs.items()}, RESTORED_AT_ONCE):
         for i in batch:
             read = partial(_one, restore, frozenset(batch), i)
-            arrays[names[i]] = LazyArray(path, tuple(specs[i].shape), np.dtype(specs[i].dtype), read)
+            arrays[names[i]] = StoredArray(path, tuple(specs[i].shape), np.dtype(specs[i].dtype), read)
     metadata = (_json(path / "_CHECKPOINT_METADATA").get("custom_metadata") or {}).get(METADATA_KEY)
     return unflatten(unboxed(arrays)), metadata if isinstance(metadata, str) else None
 
@@ -166,4 +166,4 @@ def _recognise(path: Path) -> bool:
     return (path / "_METADATA").is_file() or bool(_items(path))
 
 
-ORBAX = Container("orbax", (".orbax",), _recognise, _read, _write, is_directory=True)
+ORBAX = FileFormat("orbax", (".orbax",), _recognise, _read, _write, is_directory=True)

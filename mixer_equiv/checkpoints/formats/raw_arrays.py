@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer_equiv.arrays.chunks import PIECE
-from mixer_equiv.checkpoints.formats.base import LazyArray
+from mixer_equiv.checkpoints.formats.base import StoredArray
 from mixer_equiv.errors import CheckpointError
 
 try:
@@ -69,11 +69,11 @@ class File:
         *,
         fortran_order: bool = False,
         checksum: Checksum | None = None,
-    ) -> LazyArray:
+    ) -> StoredArray:
         """The array whose numbers begin at byte `start`."""
         stored = _Stored(self, shape, dtype, start, fortran_order, checksum)
         unverified = dataclasses.replace(stored, checksum=None).read if checksum else None
-        return LazyArray(self.path, shape, dtype, stored.read, stored.mapped, unverified)
+        return StoredArray(self.path, shape, dtype, stored.read, stored.mapped, unverified)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mixer_equiv.arrays.chunks import PIECE, batches, pieces, spread
 from mixer_equiv.arrays.lazy import as_lazy
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework
 from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError
 
@@ -98,4 +98,4 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework
     spread(batches({name: found[name].nbytes for name in names}, PIECE), put)
 
 
-SAFETENSORS = Container("safetensors", (".safetensors",), _recognise, read, write)
+SAFETENSORS = FileFormat("safetensors", (".safetensors",), _recognise, read, write)

@@ -18,7 +18,7 @@ import numpy as np
 from mixer_equiv.arrays.chunks import batches
 from mixer_equiv.arrays.lazy import as_lazy, specs
 from mixer_equiv.checkpoints.formats import atomic, safetensors
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework
 from mixer_equiv.errors import CheckpointError, summarize
 
 SUFFIX = ".safetensors.index.json"
@@ -230,4 +230,4 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
     write_sharded(path, arrays, metadata, framework)
 
 
-SHARDED = Container("sharded safetensors", (SUFFIX,), _recognise, _read, _write, several_files=True)
+SHARDED = FileFormat("sharded safetensors", (SUFFIX,), _recognise, _read, _write, several_files=True)

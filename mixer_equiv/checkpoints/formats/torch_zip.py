@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import as_mapping, is_array, require, stored_dtype, to_numpy, to_torch
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Container, Framework, LazyArray, zip_names
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework, StoredArray, zip_names
 from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError, ConversionError, MissingDependencyError
 
@@ -79,7 +79,7 @@ def _lazy(file: File | None, path: Path, name: str, leaf: Any) -> Any:
     with contextlib.suppress(ConversionError):
         if is_array(leaf):
             read, share = partial(_copy, file, name, leaf), partial(to_numpy, name, leaf)
-            return LazyArray(path, tuple(leaf.shape), stored_dtype(name, leaf), read, share)
+            return StoredArray(path, tuple(leaf.shape), stored_dtype(name, leaf), read, share)
     return leaf
 
 
@@ -119,4 +119,4 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
         raise OSError(str(error).partition("\n")[0]) from error
 
 
-TORCH = Container("torch", (".pt", ".pth", ".bin"), _recognise, _read, _write)
+TORCH = FileFormat("torch", (".pt", ".pth", ".bin"), _recognise, _read, _write)

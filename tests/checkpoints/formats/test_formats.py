@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from mixer_equiv import CheckpointError
 from mixer_equiv.arrays.interop import flatten, to_numpy, unflatten
 from mixer_equiv.checkpoints import formats
-from mixer_equiv.checkpoints.formats import SUFFIXES, atomic, container_for, is_replaceable, msgpack, orbax, sharded
+from mixer_equiv.checkpoints.formats import SUFFIXES, atomic, format_by_suffix, is_replaceable, msgpack, orbax, sharded
 from mixer_equiv.checkpoints.formats.sharded import parse_size, write_sharded
 from mixer_equiv.testing.strategies import DTYPES
 from tests.support.files import arbitrary_bits, changed, files_no_larger_than, snapshot
@@ -50,7 +50,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, arrays: Mapping[str, Any], framework: Any = "flax") -> Path:
-    container_for(path).write(path, dict(flatten(arrays)), METADATA, framework)
+    format_by_suffix(path).write(path, dict(flatten(arrays)), METADATA, framework)
     return path
 
 
@@ -94,7 +94,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, suffix: str, framework: str, dt
 def test_shapes_and_dtypes_are_known_before_the_numbers(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"mixer{suffix}", TREE)
     leaves = dict(flatten(formats.read(path).arrays))
-    assert all(isinstance(leaf, formats.LazyArray) for leaf in leaves.values())
+    assert all(isinstance(leaf, formats.StoredArray) for leaf in leaves.values())
     for name, array in flat(TREE).items():
         assert (leaves[name].shape, leaves[name].dtype) == (array.shape, array.dtype)
         assert changed({name: array}, {name: np.asarray(leaves[name])}) == []
@@ -107,12 +107,12 @@ def test_content_tells_the_format_whatever_the_name(tmp_path: Path, suffix: str)
 
 
 def _recognised(path: Path) -> list[str]:
-    return [container.name for container in formats.CONTAINERS if container.recognise(path)]
+    return [file_format.name for file_format in formats.FORMATS if file_format.recognise(path)]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_no_format_takes_the_files_of_another(tmp_path: Path, suffix: str) -> None:
-    assert _recognised(write(tmp_path / f"mixer{suffix}", TREE)) == [container_for(Path(suffix)).name]
+    assert _recognised(write(tmp_path / f"mixer{suffix}", TREE)) == [format_by_suffix(Path(suffix)).name]
 
 
 @pytest.mark.parametrize("length", [0xA384, 0x7B81A3, 0xA183])
@@ -480,11 +480,11 @@ FULL_DISK = """
 import json, resource, sys
 from pathlib import Path
 import numpy as np
-from mixer_equiv.checkpoints.formats import container_for
+from mixer_equiv.checkpoints.formats import format_by_suffix
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     path = Path(sys.argv[1])
-    container_for(path).write(path, {f"x{i}": np.random.rand(99, 7) for i in range(99)}, "{}", "flax")
+    format_by_suffix(path).write(path, {f"x{i}": np.random.rand(99, 7) for i in range(99)}, "{}", "flax")
 except OSError as error:
     print(json.dumps([str(error), [str(path) for path in path.parent.iterdir()]]))
 """
@@ -499,14 +499,16 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_only_a_tree_of_orbax_is_a_directory_that_may_be_replaced(tmp_path: Path) -> None:
-    container = container_for(Path("x.orbax"))
+    file_format = format_by_suffix(Path("x.orbax"))
     write(tmp_path / "x.orbax", params())
     _steps(tmp_path / "steps", params())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "_METADATA").write_text("{}")
     (tmp_path / "file").touch()
-    assert [path.name for path in tmp_path.iterdir() if is_replaceable(path, container)] == ["x.orbax"]
-    assert [path.name for path in tmp_path.iterdir() if is_replaceable(path, container_for(Path("x.npz")))] == ["file"]
+    assert [path.name for path in tmp_path.iterdir() if is_replaceable(path, file_format)] == ["x.orbax"]
+    assert [path.name for path in tmp_path.iterdir() if is_replaceable(path, format_by_suffix(Path("x.npz")))] == [
+        "file"
+    ]
 
 
 # Shards
@@ -887,7 +889,7 @@ def test_arrays_are_asked_for_one_at_a_time_when_they_are_written(tmp_path: Path
             return len(self.names)
 
     tracemalloc.start()
-    container_for(Path("x.msgpack")).write(tmp_path / "x.msgpack", Counting(), METADATA, "flax")
+    format_by_suffix(Path("x.msgpack")).write(tmp_path / "x.msgpack", Counting(), METADATA, "flax")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 2**20
