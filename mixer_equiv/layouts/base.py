@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import re
 from collections import Counter
@@ -18,8 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property
 from typing import Literal, get_args
 
+import tomli_w
+
 from mixer_equiv.config import check_conventions, joint_axis
-from mixer_equiv.errors import ConfigError
+from mixer_equiv.errors import ConfigError, LayoutError
 
 Shape = tuple[int, ...]
 
@@ -202,23 +203,51 @@ class Layout:
         return f"<Layout {self.name}: {self.summary}>"
 
     def to_toml(self) -> str:
-        """The table as text, as `register_layout` and `--layout` read it from a .toml file."""
-        fields = {"name": self.name, "summary": self.summary, "framework": self.framework}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
-        if self.aliases:
-            lines.append(f"aliases = {json.dumps(list(self.aliases))}")
-        if self.num_blocks is not None:
-            lines.append(f"num_blocks = {self.num_blocks}")
-        for key, conventions in (("computes", self.computes), ("trained_with", self.trained_with)):
-            if conventions is not None:
-                said = ", ".join(f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(conventions).items())
-                lines.append(f"{key} = {{{said}}}")
-        if self.advice:
-            said = ", ".join(f"{key} = {json.dumps(text)}" for key, text in self.advice.items())
-            lines.append(f"advice = {{{said}}}")
+        """The table as text, as `register_layout` and `--layout` read it from a .toml file.
+
+        Raises `LayoutError` for text that no such file can hold: half of a surrogate pair, or braces in a
+        name that enclose no number of a block.
+        """
+        for row in self.rows:
+            if re.search(r"[{}]", INDEX.sub("", row.foreign)):
+                raise LayoutError(
+                    f"row {row.canonical}: {row.foreign!r} cannot be written, since a layout's names have braces "
+                    "only around block numbers, such as {i} or {2i+1}"
+                )
+        optional = {
+            "aliases": list(self.aliases),
+            "num_blocks": self.num_blocks,
+            "trained_with": self.trained_with and dataclasses.asdict(self.trained_with),
+            "advice": dict(self.advice),
+        }
+        fields = {
+            "name": self.name,
+            "summary": self.summary,
+            "framework": self.framework,
+            "rows": self._row_texts(),
+            "computes": dataclasses.asdict(self.computes),
+            **{key: value for key, value in optional.items() if value},
+        }
+        text = tomli_w.dumps(fields)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = error.object[error.start]
+            raise LayoutError(
+                f"the layout {self.name!r} cannot be written: it has {found!r}, half of a surrogate pair, which is no "
+                "character that a text file can hold"
+            ) from None
+        return text
+
+    def _row_texts(self) -> list[str | list[str]]:
+        """Rows as lines with their columns below each other; as lists of three texts where names have white space."""
         widths = [max(len(getattr(row, column)) for row in self.rows) for column in ("canonical", "foreign")]
-        rows = [f"    {row.canonical:{widths[0]}}  {row.foreign:{widths[1]}}  {row.pattern}" for row in self.rows]
-        return "\n".join([*lines, "rows = '''", *rows, "'''", ""])
+        texts: list[str | list[str]] = []
+        for row in self.rows:
+            line = f"{row.canonical:{widths[0]}}  {row.foreign:{widths[1]}}  {row.pattern}"
+            columns = [row.canonical, row.foreign, row.pattern]
+            texts.append(line if line.split(maxsplit=2) == columns else columns)
+        return texts
 
     def bindings(self, num_blocks: int, *, head: bool = True) -> dict[str, Binding]:
         """Every parameter of a model of `num_blocks` blocks, by canonical name, in the table's order."""

@@ -45,7 +45,8 @@ def layout_from_file(path: Path, bases: Mapping[str, Layout]) -> Layout:
 def layout_from_dict(fields: Any, bases: Mapping[str, Layout]) -> Layout:
     """The layout of a dict of `Layout`'s fields.
 
-    `rows` are lines of text: a canonical name, the layout's name, an einops pattern. With `base`,
+    `rows` are lines of text: a canonical name, the layout's name, an einops pattern; or lists of these
+    three, for names that have white space in them. With `base`,
     the name of another layout, everything that is not given is that one's, each row too, and the
     pattern of a row that gives names only.
     """
@@ -220,15 +221,22 @@ def _rows(lines: Any, base: Layout | None) -> tuple[Row, ...]:
     """Rows from lines of text, put over those of the base."""
     if isinstance(lines, str):
         lines = lines.strip().splitlines()
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise LayoutError(f"rows is {lines!r}; it must be lines of text, or a list of such lines")
+    if not isinstance(lines, list) or not all(isinstance(line, str) or _is_columns(line) for line in lines):
+        raise LayoutError(f"rows is {lines!r}; it must be lines of text, or a list of lines or of lists of three texts")
     inherited = {row.canonical: row for row in base.rows} if base else {}
-    given = [_row(line, {**CANONICAL, **inherited}) for line in lines if line.strip() and line.strip()[0] != "#"]
+    lines = [line for line in lines if not isinstance(line, str) or (line.strip() and line.strip()[0] != "#")]
+    given = [_row(line, {**CANONICAL, **inherited}) for line in lines]
     named = {row.canonical for row in given}
     return (*(row for row in inherited.values() if row.canonical not in named), *given)
 
 
-def _row(line: str, known: Mapping[str, Row]) -> Row:
+def _is_columns(line: Any) -> bool:
+    return isinstance(line, list) and len(line) == 3 and all(isinstance(column, str) for column in line)
+
+
+def _row(line: str | list[str], known: Mapping[str, Row]) -> Row:
+    if not isinstance(line, str):
+        return Row(*line)
     canonical, *rest = line.split(maxsplit=2)
     pattern = rest[1] if len(rest) > 1 else known[canonical].pattern if canonical in known else ""
     return Row(canonical, rest[0] if rest else "", pattern)

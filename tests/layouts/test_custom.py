@@ -305,6 +305,7 @@ WRONG = {
     "depth": ({**OURS, "num_blocks": True}, "num_blocks is True; it must be a whole number"),
     "conventions": ({**OURS, "computes": {"activation": "mish"}}, "computes is .*activation is 'mish'"),
     "rows": ({**OURS, "rows": 3}, "rows is 3; it must be lines of text"),
+    "rows of two columns": ({**OURS, "rows": [["a", "b"]]}, "it must be lines of text, or a list of lines"),
     "one column": ({**OURS, "rows": "stem/kernel"}, "row 'stem/kernel' has one column"),
     "unknown parameter": (
         {**OURS, "rows": "stem/kernal a hidden"},

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer_equiv import LAYOUTS, ConfigError, Conventions
+from mixer_equiv import LAYOUTS, ConfigError, Conventions, LayoutError
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.layouts import LINEN, TIMM, Binding, Layout, Row, layout_from_dict
 from mixer_equiv.layouts.base import NEUTRAL, axis_groups, fill, table
+from mixer_equiv.layouts.custom import layout_from_file
 
 SIZES = DEFAULT_CONFIG.axis_sizes
 
@@ -285,27 +286,53 @@ TEXTS = [*LAYOUTS.values(), tied_layout(), timm_with("stem/bias - hidden", summa
 @pytest.mark.parametrize("layout", TEXTS, ids=lambda layout: layout.name)
 def test_a_table_s_text_is_the_table(layout: Layout) -> None:
     fields = tomllib.loads(layout.to_toml())
-    assert fields["rows"].count("\n") == len(layout.rows)
+    assert len(fields["rows"]) == len(layout.rows)
     again = layout_from_dict(fields, {})
     assert all(getattr(again, name) == getattr(layout, name) for name in IN_FILES)
     assert layout_from_dict(json.loads(json.dumps(fields)), {}) == again
 
 
 def test_a_table_s_text_has_no_field_that_says_nothing_and_its_columns_stand_below_each_other() -> None:
-    lines = dataclasses.replace(TIMM, advice={}).to_toml().splitlines()
-    assert [line.split(" = ")[0] for line in lines if " = " in line] == [
-        "name",
-        "summary",
-        "framework",
-        "computes",
-        "rows",
-    ]
-    rows = lines[lines.index("rows = '''") + 1 : -1]
-    assert lines[-1] == "'''"
-    assert len({row.index(own.foreign, 5 + len(own.canonical)) for row, own in zip(rows, TIMM.rows, strict=True)}) == 1
+    text = dataclasses.replace(TIMM, advice={}).to_toml()
+    assert list(tomllib.loads(text)) == ["name", "summary", "framework", "rows", "computes"]
+    lines = text.splitlines()
+    rows = [line.strip(' ",') for line in lines[lines.index("rows = [") + 1 : lines.index("]")]]
+    assert len({row.index(own.foreign, 1 + len(own.canonical)) for row, own in zip(rows, TIMM.rows, strict=True)}) == 1
     assert len({len(row) - len(own.pattern) for row, own in zip(rows, TIMM.rows, strict=True)}) == 1
     longest = max(TIMM.rows, key=lambda row: len(row.canonical))
-    assert f"    {longest.canonical}  blocks" in "\n".join(rows)
+    assert f"{longest.canonical}  blocks" in "\n".join(rows)
+
+
+# Every character but half surrogate pairs; in names also without the braces of block numbers and the slash of nesting.
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+ANY_NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}/"), min_size=1)
+ODD_NAME = st.text("\"'\\ \t\r\n\0\x1c\x7f\x85\xa0\u2028\ufeff#-[]\U0001f600", min_size=1)
+
+
+@given(name=ANY_NAME | ODD_NAME, summary=ANY_TEXT | ODD_NAME)
+def test_a_table_s_file_holds_names_of_any_characters(
+    tmp_path_factory: pytest.TempPathFactory, name: str, summary: str
+) -> None:
+    bias = dataclasses.replace(TIMM.rows[1], foreign=name)
+    layout = dataclasses.replace(TIMM, name="ours", rows=(TIMM.rows[0], bias, *TIMM.rows[2:]), summary=summary)
+    path = tmp_path_factory.getbasetemp() / "named.toml"
+    path.write_text(layout.to_toml(), encoding="utf-8")
+    again = layout_from_file(path, {})
+    assert (again.rows, again.summary) == (layout.rows, layout.summary)
+
+
+@pytest.mark.parametrize(
+    ("name", "summary", "message"),
+    [
+        ("{x}.bias", "", "row stem/bias: '{x}.bias' cannot be written, since a layout's names have braces only"),
+        ("a\ud83d", "", "the layout 'timm' cannot be written: it has '\\ud83d', half of a surrogate pair"),
+        ("a", "\udc00", "half of a surrogate pair"),
+    ],
+)
+def test_a_table_that_no_file_can_hold_is_refused(name: str, summary: str, message: str) -> None:
+    rows = (dataclasses.replace(TIMM.rows[1], foreign=name), *TIMM.rows[:1], *TIMM.rows[2:])
+    with pytest.raises(LayoutError, match=re.escape(message)):
+        dataclasses.replace(TIMM, rows=rows, summary=summary).to_toml()
 
 
 @given(block=st.integers(0, 99), depth=st.integers(1, 99), factor=st.integers(1, 9), offset=st.integers(1, 99))
