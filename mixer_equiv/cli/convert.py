@@ -1,0 +1,210 @@
+"""`mixer-equiv convert`: a checkpoint in another layout and file format, array by array."""
+
+from __future__ import annotations
+
+import collections
+import glob
+import time
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixer_equiv.arrays.lazy import each
+from mixer_equiv.checkpoints.formats import SUFFIXES
+from mixer_equiv.cli.exit_status import report_errors
+from mixer_equiv.cli.options import (
+    AllowMissing,
+    LayoutFileOption,
+    LayoutOption,
+    PrefixOption,
+    TrainedWithOption,
+    parse_conventions,
+    parse_image_size,
+    register_layouts,
+)
+from mixer_equiv.cli.output import draw, say
+from mixer_equiv.cli.progress import progress_bar
+from mixer_equiv.errors import ConfigError, ConventionWarning
+
+if TYPE_CHECKING:
+    from mixer_equiv.checkpoints.checkpoint import Checkpoint
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help=f"Checkpoint to read: {', '.join(SUFFIXES)}, a folder.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Checkpoint to write, in the format of its suffix.")],
+    to: Annotated[
+        str | None, typer.Option(metavar="LAYOUT", help="Layout to write; the other framework's if not given.")
+    ] = None,
+    from_: LayoutOption = None,
+    layout_files: LayoutFileOption = None,
+    prefix: PrefixOption = None,
+    trained_with: TrainedWithOption = None,
+    allow_missing: AllowMissing = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            "--image-size",
+            metavar="HxW",
+            help="Image size in pixels; a square grid if not given. K times the size so far widens the weights.",
+        ),
+    ] = None,
+    drop_head: Annotated[bool, typer.Option("--drop-head", help="Leave the head out.")] = False,
+    num_classes: Annotated[
+        int | None, typer.Option(metavar="N", help="Put a new head of zeros, for N classes.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Round to this dtype; kept if not given.")] = None,
+    rename_prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW", help="Change how names begin in DST: '=backbone.'. The longest OLD wins. Repeatable."
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Split safetensors into shards of at most 5GB, 100MB, ...")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace DST if it exists.")] = False,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Do not check the CRCs of an npz; deflated arrays are checked all the same."),
+    ] = False,
+    fsync: Annotated[bool, typer.Option("--fsync", help="Wait until the disk has DST.")] = False,
+) -> None:
+    """Convert a checkpoint from one layout and file format to another, bit for bit, array by array."""
+    from mixer_equiv.checkpoints import io as checkpoint_io
+    from mixer_equiv.checkpoints.formats import parse_size
+    from mixer_equiv.checkpoints.names import rename_prefixes
+
+    with report_errors():
+        if drop_head and num_classes is not None:
+            raise ConfigError("--drop-head and --num-classes are both given; a head is either left out or new")
+        register_layouts(layout_files)
+        prefixes = _parse_prefixes(rename_prefix)
+        if max_shard_size is not None:
+            parse_size(max_shard_size)
+        reading = {
+            "layout": from_,
+            "prefix": prefix,
+            "trained_with": parse_conventions(trained_with),
+            "lazy": True,
+            "verify": not no_verify,
+        }
+        with progress_bar(3) as step:
+            started = time.perf_counter()
+            checkpoint_io.check_target(target, force=force, max_shard_size=max_shard_size)
+            step(f"reading {source.name}")
+            original, larger = _load_resized(source, parse_image_size(image_size), reading)
+            step("converting")
+            converted, caught = _converted(
+                _with_head(original, drop_head, num_classes),
+                to=to or _other_framework(original),
+                allow_missing=allow_missing or (),
+                image_size=larger,
+                dtype=dtype,
+            )
+            names = rename_prefixes(converted.whole, prefixes)
+            if dry_run:
+                collections.deque(each(converted.whole), maxlen=0)  # some errors show only when arrays are made
+                written = checkpoint_io.path_to_read(converted, target, max_shard_size)
+            else:
+                step(f"writing {target.name}")
+                written = checkpoint_io.save(
+                    converted, target, force=force, max_shard_size=max_shard_size, rename_prefix=prefixes, fsync=fsync
+                )
+            seconds = time.perf_counter() - started
+        if dry_run:
+            from mixer_equiv.render.conversion import draw_names
+
+            draw(draw_names(original, converted, names))
+        say(f"{source} ({original.layout.name}) -> {written} ({converted.layout.name})")
+        say(f"{converted.num_parameters:,} parameters in {len(converted)} arrays, {', '.join(converted.dtypes)}")
+        say("dry run: nothing was written" if dry_run else f"{_bytes_in(written):,} bytes in {seconds:.2f} s")
+        for note in converted.notes:
+            say(f"note: {note}")
+        for warning in caught:
+            say(f"warning: {warning}")
+
+
+def _with_head(checkpoint: Checkpoint, drop_head: bool, num_classes: int | None) -> Checkpoint:
+    """The checkpoint with its head, without one, or with a new one for `num_classes`."""
+    from mixer_equiv.checkpoints import surgery
+
+    if drop_head:
+        return surgery.drop_head(checkpoint)
+    return checkpoint if num_classes is None else surgery.new_head(checkpoint, num_classes)
+
+
+def _converted(
+    checkpoint: Checkpoint,
+    *,
+    to: str,
+    allow_missing: Collection[str],
+    image_size: tuple[int, int] | None,
+    dtype: str | None,
+) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint in the layout `to`, widened to an image size, in a dtype; and warnings."""
+    from mixer_equiv.checkpoints import surgery
+    from mixer_equiv.checkpoints.conversion import convert as convert_weights
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConventionWarning)
+        converted = convert_weights(checkpoint, to=to, allow_missing=allow_missing)
+    if image_size is not None:
+        converted = surgery.enlarge(converted, image_size)
+    if dtype is not None:
+        converted = converted.astype(dtype)
+    return converted, [str(warning.message) for warning in caught]
+
+
+def _load_resized(
+    source: Path, image_size: tuple[int, int] | None, reading: dict[str, Any]
+) -> tuple[Checkpoint, tuple[int, int] | None]:
+    """The checkpoint, and the image size that it is to be widened to, if it has not as many tokens."""
+    from mixer_equiv.checkpoints import surgery
+    from mixer_equiv.checkpoints.io import load
+
+    if image_size is None:
+        return load(source, **reading), None
+    try:
+        return load(source, image_size=image_size, **reading), None
+    except ConfigError as error:
+        checkpoint = load(source, **reading)
+        try:
+            factor = surgery.factor_to(checkpoint, image_size)
+        except ConfigError:
+            advice = "to widen the weights by the paper's rule, give a whole number of times one of these"
+            raise ConfigError(f"{error}; {advice}") from None
+        size_so_far = image_size[0] // factor, image_size[1] // factor
+        return load(source, image_size=size_so_far, **reading), image_size
+
+
+def _other_framework(checkpoint: Checkpoint) -> str:
+    """The layout written unless one is asked for."""
+    return "torch" if checkpoint.layout.framework == "flax" else "linen"
+
+
+def _bytes_in(path: Path) -> int:
+    """Bytes in a file, in a directory, or in an index and its shards."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    stem = path.name.removesuffix(".safetensors.index.json")
+    shards = path.parent.glob(f"{glob.escape(stem)}-*-of-*.safetensors") if stem != path.name else ()
+    return sum(file.stat().st_size for file in (path, *shards))
+
+
+def _parse_prefixes(texts: list[str] | None) -> dict[str, str]:
+    """The pairs of `--rename-prefix`, such as head.=fc."""
+    pairs = [text.partition("=") for text in texts or ()]
+    if not all(equals for _, equals, _ in pairs):
+        raise ConfigError(f"--rename-prefix is {texts}; it must be OLD=NEW, such as 'head.=fc.' or '=backbone.'")
+    olds = [old for old, _, _ in pairs]
+    twice = sorted({old for old in olds if olds.count(old) > 1})
+    if twice:
+        raise ConfigError(f"--rename-prefix is given twice for {', '.join(map(repr, twice))}; give each OLD once")
+    return {old: new for old, _, new in pairs}

@@ -1,0 +1,76 @@
+"""`mixer-equiv layouts`: the layouts that are known, or the one of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixer_equiv.cli.exit_status import report_errors
+from mixer_equiv.cli.options import (
+    ImageOption,
+    JsonOption,
+    LayoutFileOption,
+    parse_image,
+    parse_kwargs,
+    register_layouts,
+)
+from mixer_equiv.cli.output import show, write
+from mixer_equiv.cli.progress import prints_on_stderr, progress_bar
+from mixer_equiv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mixer_equiv.layouts import Layout
+
+
+def layouts(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Whose layout to find: path/to/file.py:Name, package.module:Name, timm:NAME."
+        ),
+    ] = None,
+    kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="What the model is made with.")] = None,
+    image: ImageOption = None,
+    layout_files: LayoutFileOption = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a table of Markdown.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """List the layouts: what their code computes, what weights they can hold, and a name in each.
+
+    With a model: find the layout of its parameters by running it, and print it as TOML, for --layout.
+    """
+    from mixer_equiv.checkpoints.inspection import describe_layout, layouts_table, markdown_table
+    from mixer_equiv.layouts import LAYOUTS
+
+    with report_errors():
+        if markdown and json_file is not None:
+            raise ConfigError("--markdown and --json are both given; the table is written in one form")
+        if model is not None:
+            if markdown or json_file is not None:
+                raise ConfigError("the layout of a model is written as TOML, without --markdown and --json")
+            write(_layout_at(model, parse_kwargs(kwargs) or {}, parse_image(image)).to_toml())
+            return
+        if kwargs is not None or image is not None:
+            raise ConfigError("--kwargs and --image are for the layout of a model, and none is given")
+        register_layouts(layout_files)
+        rows = [describe_layout(layout) for layout in LAYOUTS.values()]
+        if markdown:
+            write(markdown_table(rows))
+        else:
+            show(layouts_table(rows), {"layouts": rows}, json_file)
+
+
+def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:
+    """The layout of the model at a place, called with `kwargs`."""
+    from mixer_equiv.equivalence.porting import layout_of
+    from mixer_equiv.equivalence.sides.locate import is_source, model_at
+
+    if not is_source(model):
+        raise ConfigError(f"{model} is no place of a model: path/to/file.py:Name, package.module:Name, timm:NAME")
+    if image is None:
+        raise ConfigError("the layout of a model is found by running it: give --image, such as 3x224x224")
+    with progress_bar(1) as step, prints_on_stderr():
+        step("running the model")
+        return layout_of(model_at(model, kwargs), image)

@@ -1,0 +1,102 @@
+"""Options that several commands have, and parsers of their texts; a parser gives None for an option not given."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixer_equiv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mixer_equiv.layouts import Conventions
+
+AllowMissing = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-missing", metavar="GLOB", help="Parameters that may be absent, such as 'head/*'. Repeatable."
+    ),
+]
+LayoutOption = Annotated[
+    str | None, typer.Option("--from", metavar="LAYOUT", help="Layout of the checkpoint; detected.")
+]
+ImageSizeOption = Annotated[
+    str | None, typer.Option("--image-size", metavar="HxW", help="Image size in pixels; a square grid if not given.")
+]
+ImageOption = Annotated[
+    str | None, typer.Option("--image", metavar="CxHxW", help="Image channels and size, in pixels.")
+]
+PrefixOption = Annotated[
+    str | None, typer.Option("--prefix", metavar="PREFIX", help="Which of several sets of weights to read: ema.")
+]
+TrainedWithOption = Annotated[
+    str | None,
+    typer.Option(
+        "--trained-with", metavar="ACTIVATION[,EPS]", help="What the weights were trained with; eps 1e-6 if not given."
+    ),
+]
+LayoutFileOption = Annotated[
+    list[Path] | None,
+    typer.Option("--layout", metavar="FILE", help="A layout of your own, in TOML or JSON, to know too. Repeatable."),
+]
+JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to FILE, or '-'.")]
+
+
+def register_layouts(files: Sequence[Path] | None) -> None:
+    """Make the layouts in `files` known, each once."""
+    from mixer_equiv.layouts import register_layout
+
+    for file in {file.resolve(): file for file in files or ()}.values():
+        register_layout(file)
+
+
+def parse_kwargs(text: str | None) -> dict[str, Any] | None:
+    """The object that `--kwargs` gives in JSON."""
+    if text is None:
+        return None
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--kwargs is not JSON ({error}): {text}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"--kwargs is {text}; it must be a JSON object, such as '{{\"num_blocks\": 2}}'")
+    return fields
+
+
+def parse_conventions(text: str | None) -> Conventions | None:
+    """The conventions of `--trained-with`, such as gelu_tanh,1e-6."""
+    from mixer_equiv.layouts import Conventions
+
+    if text is None:
+        return None
+    activation, _, eps = text.partition(",")
+    try:
+        return Conventions(activation, float(eps or 1e-6))
+    except ValueError as error:
+        raise ConfigError(
+            f"--trained-with is {text!r}; it must be an activation and perhaps an eps, such as gelu_tanh,1e-6 ({error})"
+        ) from error
+
+
+def parse_image(text: str | None) -> tuple[int, int, int] | None:
+    """The channels, height and width of `--image`, such as 3x224x224."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match:
+        raise ConfigError(f"--image is {text!r}; it must be channels, height and width, such as 3x224x224")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def parse_image_size(text: str | None) -> tuple[int, int] | None:
+    """The height and width of `--image-size`, such as 224x224, or 224 for both."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match:
+        raise ConfigError(f"--image-size is {text!r}; it must be height and width in pixels, such as 224x224")
+    return int(match[1]), int(match[2] or match[1])

@@ -1,0 +1,107 @@
+"""Results on the standard output and in files.
+
+Files are checked by name before anything is computed, and replaced whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixer_equiv.errors import ConfigError, MixerEquivError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_STDOUT = ("--json", "-")
+_WIDTH_OF_A_PIPE = 110
+
+
+def show(drawn: RenderableType, plain: dict[str, Any], json_file: str | None) -> None:
+    """Print a result as it is `drawn`, and write it as JSON to a file that is asked for.
+
+    JSON for the standard output, "-", takes the place of the drawing.
+    """
+    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
+    if json_file == _STDOUT[1]:
+        write(text)
+        return
+    if json_file is not None:
+        write_file("--json", Path(json_file), text)
+    draw(drawn)
+
+
+def check_outputs(files: Mapping[str, str | Path | None]) -> None:
+    """Refuse files that cannot be written, by the options that name them, before hours are spent on what is in them."""
+    given = {option: Path(file) for option, file in files.items() if file is not None and (option, file) != _STDOUT}
+    for option, path in given.items():
+        _check_output(option, path)
+    by_place = {path.resolve(): option for option, path in given.items()}
+    for option, path in given.items():
+        if by_place[path.resolve()] != option:
+            raise ConfigError(f"{option} and {by_place[path.resolve()]} are both {path}; give each a file of its own")
+
+
+def _check_output(option: str, path: Path) -> None:
+    from mixer_equiv.checkpoints.formats import SUFFIXES
+
+    if str(path) == _STDOUT[1]:
+        raise ConfigError(f"{option} is {path}; only {_STDOUT[0]} goes to the standard output, give a file")
+    if path.name.lower().endswith(SUFFIXES):
+        suggested = option.replace("--", ".")
+        raise ConfigError(f"{option} is {path}, by its suffix a checkpoint; give it another one, such as {suggested}")
+    if path.exists() and not path.is_file():
+        kind = "a directory" if path.is_dir() else "a pipe or a device"
+        raise ConfigError(f"{option} is {path}, {kind}; give the name of a file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "may not be written to" if path.parent.is_dir() else "is no directory"
+        raise ConfigError(f"{option} is {path}, which cannot be written: {path.parent} {reason}")
+
+
+def write_file(option: str, path: Path, text: str) -> None:
+    """Write or replace the file that `option` names."""
+    from mixer_equiv.checkpoints.formats.atomic import replacement
+
+    check_outputs({option: path})
+    with replacement(path) as temporary:
+        temporary.write_text(text)
+
+
+def draw(drawn: RenderableType) -> None:
+    """Print what rich can draw, to the width of the terminal."""
+    from rich.console import Console
+
+    terminal = Console()
+    stream, width = io.StringIO(), terminal.width if terminal.is_terminal else _WIDTH_OF_A_PIPE
+    # Rendered first and written by `write`, because rich makes a failing output exit status 1.
+    Console(file=stream, force_terminal=terminal.is_terminal, width=width, highlight=False).print(drawn)
+    write(stream.getvalue())
+
+
+def warn(line: str) -> None:
+    """Print one line on stderr."""
+    from rich.console import Console
+
+    Console(stderr=True).print(line, markup=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """Print one line."""
+    write(f"{line}\n")
+
+
+def write(text: str) -> None:
+    """Write text to the standard output; a reader that has seen enough is no error, a full disk is."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # The text that is still buffered must not fail once more when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise MixerEquivError(f"the output cannot be written: {error.strerror}") from error

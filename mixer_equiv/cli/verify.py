@@ -1,0 +1,151 @@
+"""`mixer-equiv verify`: whether two Mixers are the same function, and where they part if they are not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixer_equiv.cli.exit_status import EXIT_STATUS, report_errors
+from mixer_equiv.cli.options import (
+    AllowMissing,
+    ImageOption,
+    JsonOption,
+    LayoutFileOption,
+    parse_image,
+    parse_kwargs,
+    register_layouts,
+)
+from mixer_equiv.cli.output import check_outputs, show, write_file
+from mixer_equiv.cli.progress import prints_on_stderr, progress_bar
+from mixer_equiv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mixer_equiv.equivalence.policy import Policy
+    from mixer_equiv.equivalence.report import Report
+
+# Names of thresholds for --rtol, and the fields of `Policy`.
+_THRESHOLDS = {"logits": "residual", "gradients": "gradients", "sgd": "sgd", "adamw": "adamw"}
+_STEPS = 9
+
+
+def verify(
+    a: Annotated[
+        str | None,
+        typer.Argument(metavar="A", help="A checkpoint, or flax, nnx, torch, reference, or a variant: flax:B/16."),
+    ] = None,
+    b: Annotated[
+        str | None, typer.Argument(metavar="B", help="As A; its port to the other framework if not given.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="random|given|FILE", help="given for checkpoints, random for programs.")
+    ] = None,
+    kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="MixerConfig fields for built-in models: '{\"num_blocks\": 2}'.")
+    ] = None,
+    image: ImageOption = None,
+    gradients: Annotated[
+        bool | None, typer.Option("--gradients/--no-gradients", help="Compare them too; for models by default.")
+    ] = None,
+    train_steps: Annotated[
+        int, typer.Option(metavar="N", help="Compare parameters after N steps of SGD, and of AdamW.")
+    ] = 0,
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="Low precision to show errors of: float32, bfloat16, float16.")
+    ] = "float32",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where torch, and JAX if it can, compute: cuda.")
+    ] = "cpu",
+    rtol: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME:]VALUE", help=f"Threshold of {', '.join(_THRESHOLDS)}; of logits without NAME. Repeatable."
+        ),
+    ] = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Compute nothing more once the two are seen to differ.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of random weights and images.")] = 0,
+    from_: Annotated[str | None, typer.Option("--from", metavar="LAYOUT", help="Layout of A; detected.")] = None,
+    layout_files: LayoutFileOption = None,
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", metavar="PREFIX", help="Which of several sets of weights in A: ema.")
+    ] = None,
+    allow_missing: AllowMissing = None,
+    json_file: JsonOption = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page of HTML, too.")
+    ] = None,
+) -> None:
+    """Tell whether two Mixers are the same function, and where they part if they are not.
+
+    With no argument: a Mixer trained in Flax on handwritten digits, and its port to PyTorch.
+    """
+    from mixer_equiv.render.report import draw_report
+
+    with report_errors():
+        check_outputs({"--json": json_file, "--html": html_file})
+        register_layouts(layout_files)
+        report = _verified(
+            a,
+            b,
+            from_=from_,
+            prefix=prefix,
+            weights=weights,
+            kwargs=parse_kwargs(kwargs),
+            image=parse_image(image),
+            gradients=gradients,
+            train_steps=train_steps,
+            dtype=dtype,
+            device=device,
+            policy=parse_thresholds(rtol),
+            fail_fast=fail_fast,
+            seed=seed,
+            allow_missing=allow_missing or (),
+        )
+        if html_file is not None:
+            from mixer_equiv.render.html import to_html
+
+            write_file("--html", html_file, to_html(report))
+        show(draw_report(report), report.to_dict(), json_file)
+    raise typer.Exit(EXIT_STATUS[report.verdict])
+
+
+def _verified(a: str | None, b: str | None, *, from_: str | None, prefix: str | None, **options: Any) -> Report:
+    """The report on `a` and `b`; on the digits if there is no `a`."""
+    from mixer_equiv.checkpoints.io import load
+    from mixer_equiv.equivalence.verify import verify as verify_pair
+
+    source: Any = a
+    if from_ is not None or prefix is not None:
+        if a is None or not Path(a).exists():
+            raise ConfigError(f"--from and --prefix are for a checkpoint, and A is {a or 'not given'}")
+        source = load(a, layout=from_, prefix=prefix)
+    if a is None:
+        from mixer_equiv.data import digits
+
+        source = str(digits.CHECKPOINT)
+        options["images"], options["labels"] = digits.held_out()
+    with progress_bar(_STEPS) as step, prints_on_stderr():
+        return verify_pair(source, b, on_step=step, **options)
+
+
+def parse_thresholds(texts: list[str] | None) -> Policy:
+    """The thresholds of `--rtol`, such as gradients:1e-9, or 1e-9 for the logits'."""
+    from mixer_equiv.equivalence.policy import Policy
+
+    thresholds = {}
+    for text in texts or ():
+        name, colon, value = text.rpartition(":")
+        name = name if colon else "logits"
+        try:
+            threshold = float(value)
+        except ValueError:
+            threshold = math.nan
+        if name not in _THRESHOLDS or not threshold >= 0:
+            names = ", ".join(_THRESHOLDS)
+            raise ConfigError(f"--rtol is {text!r}; it must be NAME:VALUE, such as logits:1e-9, of {names}")
+        thresholds[_THRESHOLDS[name]] = threshold
+    return Policy(**thresholds)
