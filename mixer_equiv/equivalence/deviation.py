@@ -1,27 +1,113 @@
 """`Deviation`: one step at which a recorded run does something else than the program that it is compared with.
 
-It is plain data at the bottom of `equivalence`: search makes it, the catalogue of faults names it, and
-the judge groups it into causes. It knows no trace, no operation and no Mixer.
+It is plain data at the bottom of `equivalence`: the search makes it, the catalogue of faults names it, and
+the judge groups it into causes. It knows no trace, no operation and no Mixer. Code decides on the values;
+`str` turns them into words for people.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import Literal
 
+
+class Choice(enum.Enum):
+    """A setting that is neither a number nor the name of a function. Its value is its words."""
+
+    NONE = "none"
+    LAYER_NORM = "a LayerNorm"
+    ACTIVATION = "an activation"
+    STREAM_ADDED = "the stream added"
+    STREAM = "the stream"
+    NORMALISED_STREAM = "the normalised stream"
+    TRANSPOSED = "transposed"
+    RESHAPED = "reshaped"
+    BIASED = "biased"
+    UNBIASED = "unbiased"
+    CHANNELS = "channels"
+    TOKENS_AND_CHANNELS = "tokens and channels"
+    SUBTRACTED = "subtracted"
+    NOT_SUBTRACTED = "not subtracted"
+    MEAN = "mean"
+    MAX = "max"
+    SUM = "sum"
+    FIRST_TOKEN = "first token"
+    LAST_TOKEN = "last token"
+    PARAMETER = "a parameter"
+    SCALE_AND_BIAS = "a scale and a bias"
+    LAYER = "a layer"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultOf:
+    """The result of an earlier step of the program."""
+
+    step: str
+
+    def __str__(self) -> str:
+        return f"the result of {self.step}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueOf:
+    """The value that the program's operation gives."""
+
+    operation: str
+
+    def __str__(self) -> str:
+        return f"that of {self.operation}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherValueOf:
+    """A value that the trace has instead, made by this operation of its framework."""
+
+    operation: str
+
+    def __str__(self) -> str:
+        return f"another value, of {self.operation}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Epsilon:
+    """A LayerNorm with this eps."""
+
+    value: float
+
+    def __str__(self) -> str:
+        return f"eps {self.value:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """An operator, among "*", "/", "+" and "-", with a number."""
+
+    operator: str
+    number: float
+
+    def __str__(self) -> str:
+        short = f"{self.number:g}"
+        return f"{self.operator} {short if float(short) == self.number else repr(self.number)}"
+
+
 Kind = Literal["variant", "skip", "insert", "unknown"]
+Setting = str | float | Choice | ResultOf | ValueOf | OtherValueOf | Epsilon | Arithmetic | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Deviation:
-    """A step at which the trace does something else than the program says.
+    """A step at which the trace does something else than the program.
 
     Attributes:
         step: The name of the program's step, such as "MixerBlock_0/LayerNorm_0".
-        kind: "variant" for a known other form of the operation, "skip" for a step left out, "insert" for one
-            operation more before the step (or after the last), "unknown" where the trace has some other value.
-        what: The setting or the operation that differs.
-        expected: The program's setting, None where an operation was inserted.
+        kind: "variant" for a known other form of the operation, "skip" for a step left out, "insert" for an
+            operation more before the step or after the last one, "unknown" where the trace has another value.
+        what: The setting or the operation that differs, an identifier such as "layer_norm_eps".
+        expected: The program's setting; None where an operation was inserted.
         found: The trace's setting.
         parameters: Names of the trace's parameters that the program does not have.
     """
@@ -29,6 +115,6 @@ class Deviation:
     step: str
     kind: Kind
     what: str
-    expected: str | float | None
-    found: str | float | None
+    expected: Setting
+    found: Setting
     parameters: tuple[str, ...] = ()

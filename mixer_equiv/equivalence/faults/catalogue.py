@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mixer_equiv.equivalence.deviation import Deviation
+from mixer_equiv.equivalence.deviation import Choice, Deviation
 from mixer_equiv.equivalence.report import Verdict
 from mixer_equiv.layouts import CONSTRAINTS
 
@@ -66,7 +66,7 @@ def name_of(deviation: Deviation) -> str:
     """What a deviation is called in a report."""
     if deviation.kind == "unknown":
         return "unknown"
-    if deviation.what == "residual" and deviation.found == "the normalised stream":
+    if deviation.what == "residual" and deviation.found is Choice.NORMALISED_STREAM:
         return "residual_normalised"
     return _NAMES.get((deviation.kind, deviation.what), deviation.what)
 

@@ -14,7 +14,7 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import name_of
-from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPED, norms, variants
+from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPABLE, Variant, layer_norm_variants, variants
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.numpy import MlpMixer
@@ -67,25 +67,22 @@ def _planted(
         tried = list(variants(step, inputs, earlier))
         if operation == "layer_norm":
             tried += _norms(step, inputs[0], tuple(weights[p.name] for p in step.parameters))
-        if operation in SKIPPED:
+        if operation in SKIPPABLE:
             deviation = Deviation(step.name, "skip", operation, None, None)
             yield number + 1, f"{name_of(deviation)}: none", partial(np.asarray, inputs[-1])
-        for what, expected, found, value in tried:
-            deviation = Deviation(step.name, "variant", what, expected, found)
-            if what != "residual" or name_of(deviation) != what:
-                yield number + 1, f"{name_of(deviation)}: {found}", value
+        for change, value in tried:
+            deviation = Deviation(step.name, "variant", *change)
+            if change.what != "residual" or name_of(deviation) != change.what:
+                yield number + 1, f"{name_of(deviation)}: {change.found}", value
     for name, function in OUTPUTS.items():
         yield len(steps), f"output: {name}", partial(function, values[-1])
 
 
-def _norms(
-    step: Step, x: Array, parameters: tuple[Array, ...]
-) -> Iterator[tuple[str, object, object, Callable[[], Array]]]:
+def _norms(step: Step, x: Array, parameters: tuple[Array, ...]) -> Iterator[Variant]:
     (eps,) = step.settings
-    for changes, function in norms(eps, ()):
+    for changes, function in layer_norm_variants(eps, ()):
         if len(changes) == 1:
-            (what, expected, found) = changes[0]
-            yield what, expected, found, partial(_affine, function, x, *parameters)
+            yield Variant(changes[0], partial(_affine, function, x, *parameters))
 
 
 def _affine(function: Callable[[Array], Array], x: Array, scale: Array, bias: Array) -> Array:

@@ -1,11 +1,18 @@
-"""Which parameters of a trace turn a given array into one of its values."""
+"""`ParameterSearch`: the parameters of a trace that turn a given array into one of its values.
+
+An operand is an array that the trace made of parameters alone: a parameter, a part of one, or one computed
+from several. Operands are tried in every order of their axes, and a product is computed only where its
+total occurs in the trace. Nothing here knows programs or steps. Start at `fit_linear`.
+
+A search between any two models would also join operands or split them (fused q, k and v): in `_fit_kernels`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,31 +21,59 @@ from mixer_equiv.equivalence.record.fingerprint import TOLERANCE, Fingerprint
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
-class Assignment:
-    """What the trace has for a parameter: an operand, with the program's axes in its own order.
+class AssignedOperand:
+    """A program's parameter that is an operand of the trace.
 
-    `order` are the places of the program's axes, as they follow each other in the operand, and
-    `sizes` their sizes in the program's order. Without an operand the parameter is absent, or
-    nothing is known of it. `then` are kernel and bias of a second layer, into which the first leads.
+    Attributes:
+        operand: The operand.
+        sizes: The sizes of the program's axes, in the program's order.
+        order: The places of the program's axes, as they follow each other in the operand.
+        second_layer: Kernel and bias of a second layer, into which the first leads.
     """
 
-    operand: Value | None
+    operand: Value
+    sizes: tuple[int, ...]
     order: tuple[int, ...] = (0,)
-    sizes: tuple[int, ...] = ()
-    is_known: bool = True
-    then: tuple[Assignment, Assignment] | None = None
+    second_layer: tuple[KnownAssignment, KnownAssignment] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AbsentParameter:
+    """A program's parameter that the trace does without, as a Dense without a bias does."""
+
+    sizes: tuple[int, ...]
+    second_layer: tuple[KnownAssignment, KnownAssignment] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class UnknownParameter:
+    """A program's parameter whose step was left out or was not recognised."""
+
+
+KnownAssignment = AssignedOperand | AbsentParameter
+Assignment = KnownAssignment | UnknownParameter
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerFit:
-    """A value of the trace, as a computed array, and the parameters that make it."""
+    """A value of the trace, as the array computed for it, and the kernel or scale and the bias that make it."""
 
     array: Array
     value: Value
-    first: Assignment
-    second: Assignment
+    weight: KnownAssignment
+    bias: KnownAssignment
+
+    @property
+    def num_operands(self) -> int:
+        return sum(isinstance(assignment, AssignedOperand) for assignment in (self.weight, self.bias))
+
+    @property
+    def has_bias(self) -> bool:
+        return isinstance(self.bias, AssignedOperand)
 
 
 # How many kernels are tried on an array that is itself a guess.
@@ -46,61 +81,62 @@ NEXT_KERNELS = 12
 
 
 class ParameterSearch:
-    """Answers for one trace, each worked out once."""
+    """Answers about one trace, each worked out once."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self._kept: dict[Any, Any] = {}
+        self._answers: dict[Any, Any] = {}
         self._alive: list[Any] = []  # arrays whose ids are in keys, so that none is used twice
 
-    def once(self, what: Any, make: Callable[[], Any], *arrays: Array) -> Any:
-        """`make()`, the first time that it is asked for with these arrays."""
-        key = (what, *map(id, arrays))
-        if key not in self._kept:
+    def cached(self, key: Any, compute: Callable[[], T], *arrays: Array) -> T:
+        """`compute()`, the first time that it is asked for under this key and with these arrays."""
+        key = (key, *map(id, arrays))
+        if key not in self._answers:
             self._alive.extend(arrays)
             with np.errstate(all="ignore"):
-                self._kept[key] = make()
-        return self._kept[key]
+                self._answers[key] = compute()
+        answer: T = self._answers[key]
+        return answer
 
-    def find(self, array: Array, position: int) -> Value | None:
-        """The value of the trace with these elements, the next one after `position` if there are several."""
-        found: list[Value] = self.once("find", lambda: list(self._alike(array)), array)
+    def find_value(self, array: Array, position: int) -> Value | None:
+        """The value of the trace with these elements: the next one after `position` if there are several."""
+        found = self.cached("value", lambda: self._values_like(array), array)
         return min(found, key=lambda value: (value.number < position, value.number), default=None)
 
-    def _alike(self, array: Array) -> Iterator[Value]:
-        candidates = self.trace.by_size.get(array.size, ())
-        own = Fingerprint(array) if candidates else None
-        return (value for value in candidates if own is not None and own.matches(value.fingerprint))
+    def _values_like(self, array: Array) -> list[Value]:
+        candidates = self.trace.by_size.get(array.size)
+        if not candidates:
+            return []
+        own = Fingerprint(array)
+        return [value for value in candidates if own.matches(value.fingerprint)]
 
     # Kernels
 
-    def linear(
+    def fit_linear(
         self, axes: int, x: Array, position: int, *, guessed: bool = False, plus: Array | None = None
     ) -> list[LayerFit]:
-        """Kernels over the last `axes` axes of `x`, and biases, that give a value of the trace, the likeliest first.
+        """Find kernels over the last `axes` axes of `x`, and biases, that give a value of the trace, likeliest first.
 
-        For an `x` that is only guessed, none but the kernels used next. With `plus`, the value has
-        this added to it, and the fit's array has not.
+        For an `x` that is only guessed, none but the kernels used next are tried. With `plus`, the
+        trace's value has this added to it, and the fit's array has not.
         """
         width = math.prod(x.shape[x.ndim - axes :])
 
         def fits() -> list[LayerFit]:
             ranked = sorted(self.trace.operands, key=lambda operand: self._next_use(operand, position))
             suited = [operand for operand in ranked if operand.size % width == 0]
-            return list(self._kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited, plus))
+            return list(self._fit_kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited, plus))
 
         arrays = (x,) if plus is None else (x, plus)
-        found: list[LayerFit] = self.once(("linear", axes, guessed), fits, *arrays)
-        return sorted(
-            found, key=lambda fit: (fit.value.number <= position, fit.second.operand is None, fit.value.number)
-        )
+        found = self.cached(("linear", axes, guessed), fits, *arrays)
+        return sorted(found, key=lambda fit: (fit.value.number <= position, not fit.has_bias, fit.value.number))
 
     def _next_use(self, operand: Value, position: int) -> tuple[bool, int]:
-        """When the trace assignments it next, what is never used again at the end."""
+        """A sort key by the operand's next use after `position`; operands that are used no more come last."""
         after = [number for number in self.trace.uses.get(operand.leaves, ()) if number > position]
         return not after, min(after, default=0)
 
-    def _kernels(self, x: Array, axes: int, operands: list[Value], plus: Array | None) -> Iterator[LayerFit]:
+    def _fit_kernels(self, x: Array, axes: int, operands: list[Value], plus: Array | None) -> Iterator[LayerFit]:
         contracted, kept = x.shape[x.ndim - axes :], x.shape[: x.ndim - axes]
         width = math.prod(contracted)
         flat = x.reshape(-1, width)
@@ -115,23 +151,23 @@ class ParameterSearch:
             sizes = (*contracted, out)
             added = 0.0 if plus is None else float(plus.sum())
             for order in axis_orders(sizes, operand.array.shape):
-                if not self._may_be(flat, operand, sizes, order, added):
+                if not self._total_occurs(flat, operand, sizes, order, added):
                     continue
                 core = flat @ reorder_axes(operand.array, sizes, order).reshape(width, out)
-                shifted = self._shifted(core if plus is None else core + plus.reshape(core.shape))
-                for value, bias in shifted:
-                    array = core if bias.operand is None else core + bias.operand.array.reshape(-1)
-                    yield LayerFit(array.reshape(*kept, out), value, Assignment(operand, order, sizes), bias)
-                if any(bias.operand is not None for _, bias in shifted):
+                biases = self._fit_biases(core if plus is None else core + plus.reshape(core.shape))
+                for value, bias in biases:
+                    array = core + bias.operand.array.reshape(-1) if isinstance(bias, AssignedOperand) else core
+                    yield LayerFit(array.reshape(*kept, out), value, AssignedOperand(operand, sizes, order), bias)
+                if any(isinstance(bias, AssignedOperand) for _, bias in biases):
                     return
 
-    def _may_be(
+    def _total_occurs(
         self, flat: Array, operand: Value, sizes: tuple[int, ...], order: tuple[int, ...], added: float
     ) -> bool:
-        """Whether the product with a kernel may give a value of the trace, by its total, which costs no product."""
+        """Whether the product with a kernel can give a value of the trace, by its total, which costs no product."""
         rows, out = len(flat), sizes[-1]
-        sums = self.once("columns", lambda: flat.sum(axis=0), flat)
-        kernel = self.once(
+        sums = self.cached("columns", lambda: flat.sum(axis=0), flat)
+        kernel = self.cached(
             ("rows", operand.number, sizes, order),
             lambda: reorder_axes(operand.array, sizes, order).reshape(-1, out).sum(axis=1),
         )
@@ -141,17 +177,17 @@ class ParameterSearch:
         return bool((np.abs(totals[:, None] - wanted) <= TOLERANCE * spreads).any())
 
     def _totals(self, size: int) -> tuple[Array, Array]:
-        """The totals of the trace's values of this size, and what their rounding is relative to."""
+        """The totals of the trace's values of this size, and the scales of their rounding."""
 
         def totals() -> tuple[Array, Array]:
-            prints = [value.fingerprint for value in self.trace.by_size.get(size, ())]
-            spreads = np.sqrt([size * p.squares for p in prints])
-            return np.array([p.total for p in prints]), np.where(np.isfinite(spreads), spreads, 0.0)
+            fingerprints = [value.fingerprint for value in self.trace.by_size.get(size, ())]
+            spreads = np.sqrt([size * fingerprint.squares for fingerprint in fingerprints])
+            totals = np.array([fingerprint.total for fingerprint in fingerprints])
+            return totals, np.where(np.isfinite(spreads), spreads, 0.0)
 
-        found: tuple[Array, Array] = self.once(("totals", size), totals)
-        return found
+        return self.cached(("totals", size), totals)
 
-    def _shifted(self, core: Array) -> list[tuple[Value, Assignment]]:
+    def _fit_biases(self, core: Array) -> list[tuple[Value, KnownAssignment]]:
         """Values of the trace that are `core`, (rows, columns), plus a vector of it or nothing."""
         rows, columns = core.shape
         vectors, operands = self._vectors(columns)
@@ -159,7 +195,7 @@ class ParameterSearch:
         totals = sums.sum() + rows * vectors.sum(axis=1)
         squares = np.square(core).sum() + 2 * vectors @ sums + rows * np.square(vectors).sum(axis=1)
         return [
-            (value, Assignment(operands[i], sizes=(columns,)))
+            (value, _vector(operands[i], columns))
             for value in self.trace.by_size[core.size]
             for i in np.flatnonzero(_near(totals, squares, value.fingerprint))
             if Fingerprint(core + vectors[i]).matches(value.fingerprint)
@@ -167,30 +203,16 @@ class ParameterSearch:
 
     # Scales and biases
 
-    def affine(self, x: Array, position: int) -> list[LayerFit]:
-        """Scales and biases along the last axis of `x`, 1 and 0 among them, that give a value of the trace."""
+    def fit_affine(self, x: Array, position: int) -> list[LayerFit]:
+        """Find scales and biases along the last axis of `x`, or none, that give a value of the trace."""
+        found = self.cached("affine", lambda: list(self._fit_scales(x)), x)
+        return sorted(found, key=lambda fit: (fit.value.number <= position, -fit.num_operands, fit.value.number))
 
-        def fits() -> list[LayerFit]:
-            return [
-                LayerFit((core * scale + bias).reshape(x.shape), value, first, second)
-                for core in (x.reshape(-1, x.shape[-1]),)
-                for first, scale, second, bias, value in self._scaled(core)
-            ]
-
-        found: list[LayerFit] = self.once("affine", fits, x)
-        return sorted(
-            found,
-            key=lambda fit: (
-                fit.value.number <= position,
-                (fit.first.operand is None) + (fit.second.operand is None),
-                fit.value.number,
-            ),
-        )
-
-    def _scaled(self, core: Array) -> Iterator[tuple[Assignment, Array, Assignment, Array, Value]]:
-        """Values of the trace that are `core`, (rows, columns), times a vector of it or 1, plus one or nothing."""
-        if core.size not in self.trace.by_size:
+    def _fit_scales(self, x: Array) -> Iterator[LayerFit]:
+        """Values of the trace that are `x` times a vector of it or 1, plus a vector or nothing."""
+        if x.size not in self.trace.by_size:
             return
+        core = x.reshape(-1, x.shape[-1])
         rows, columns = core.shape
         vectors, operands = self._vectors(columns)
         scales = np.concatenate([np.ones((1, columns)), vectors[1:]])
@@ -199,28 +221,38 @@ class ParameterSearch:
         squares = squares + 2 * (scales * core.sum(axis=0)) @ vectors.T + rows * np.square(vectors).sum(axis=1)
         for value in self.trace.by_size[core.size]:
             for i, j in zip(*np.nonzero(_near(totals, squares, value.fingerprint)), strict=True):
-                if Fingerprint(core * scales[i] + vectors[j]).matches(value.fingerprint):
-                    assignments = (Assignment(operands[k], sizes=(columns,)) for k in (i, j))
-                    yield next(assignments), scales[i], next(assignments), vectors[j], value
+                array = core * scales[i] + vectors[j]
+                if Fingerprint(array).matches(value.fingerprint):
+                    weight, bias = (_vector(operands[k], columns) for k in (i, j))
+                    yield LayerFit(array.reshape(x.shape), value, weight, bias)
 
     def _vectors(self, length: int) -> tuple[Array, list[Value | None]]:
-        """All operands of so many elements, by rows, after one of zeros."""
+        """All operands of so many elements, by rows, after a row of zeros, which is no operand."""
 
         def stack() -> tuple[Array, list[Value | None]]:
             found = [operand for operand in self.trace.operands if operand.size == length]
             return np.stack([np.zeros(length), *(operand.array.reshape(-1) for operand in found)]), [None, *found]
 
-        vectors: tuple[Array, list[Value | None]] = self.once(("vectors", length), stack)
-        return vectors
+        return self.cached(("vectors", length), stack)
 
-    def added(self, x: Array, position: int) -> Iterator[tuple[Array, Value, Value]]:
-        """Values of the trace that are `x` plus an operand over all its axes but the first."""
+    def fit_embedding(self, x: Array, position: int) -> Iterator[tuple[Array, Value, AssignedOperand]]:
+        """Find values of the trace that are `x` plus an operand over all its axes but the first."""
         inner = x.shape[1:]
         for operand in self.trace.operands:
             for order in axis_orders(inner, operand.array.shape) if operand.size == math.prod(inner) else ():
                 array = x + reorder_axes(operand.array, inner, order)
-                if value := self.find(array, position):
-                    yield array, value, operand
+                if value := self.find_value(array, position):
+                    yield array, value, AssignedOperand(operand, inner, order)
+
+
+def operand_names(*assignments: Assignment) -> tuple[str, ...]:
+    """The names of the trace's parameters in these operands."""
+    operands = [assignment.operand for assignment in assignments if isinstance(assignment, AssignedOperand)]
+    return tuple(name for operand in operands for name in sorted(operand.leaves))
+
+
+def _vector(operand: Value | None, length: int) -> KnownAssignment:
+    return AbsentParameter((length,)) if operand is None else AssignedOperand(operand, (length,))
 
 
 def _near(totals: Array, squares: Array, wanted: Fingerprint) -> Array:

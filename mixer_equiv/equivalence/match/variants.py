@@ -1,26 +1,51 @@
-"""What code is known to compute where a program has one of the operations: tables, and no search."""
+"""Known variants: what code is seen to compute where a program has one of the operations.
+
+These are tables for the search and for the check that inputs could show a fault; nothing here searches,
+and nothing knows a model. A new variant is a line here and a name in the catalogue of faults.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from mixer_equiv.equivalence.deviation import Arithmetic, Choice, ResultOf, Setting
 from mixer_equiv.operations import ACTIVATIONS, Array, Step, normalise
 
-# Steps that code may leave out, in words.
-SKIPPED = {"layer_norm": "a LayerNorm", "activate": "an activation", "add": "the stream added"}
+# The operations that code may leave out.
+SKIPPABLE = {"layer_norm": Choice.LAYER_NORM, "activate": Choice.ACTIVATION, "add": Choice.STREAM_ADDED}
 
-# What differs in a LayerNorm, and whether it is so in what is tried.
-Changes = tuple[tuple[str, Any, Any], ...]
 
-POOLINGS: dict[str, Callable[[Array], Array]] = {
-    "max": lambda x: x.max(axis=1),
-    "sum": lambda x: x.sum(axis=1),
-    "first token": lambda x: x[:, 0],
-    "last token": lambda x: x[:, -1],
+class Change(NamedTuple):
+    """A setting that differs."""
+
+    what: str
+    expected: Setting
+    found: Setting
+
+
+class LayerNormVariant(NamedTuple):
+    """A normalisation in the place of a LayerNorm, without scale and bias."""
+
+    changes: tuple[Change, ...]
+    compute: Callable[[Array], Array]
+
+
+class Variant(NamedTuple):
+    """One change of a step, and its result."""
+
+    change: Change
+    compute: Callable[[], Array]
+
+
+POOLINGS: dict[Choice, Callable[[Array], Array]] = {
+    Choice.MAX: lambda x: x.max(axis=1),
+    Choice.SUM: lambda x: x.sum(axis=1),
+    Choice.FIRST_TOKEN: lambda x: x[:, 0],
+    Choice.LAST_TOKEN: lambda x: x[:, -1],
 }
 
 
@@ -29,7 +54,7 @@ def _softmax(x: Array) -> Array:
     return powers / powers.sum(-1, keepdims=True)
 
 
-# What may be done to logits at the end.
+# Functions that code applies to logits at the end.
 OUTPUTS: dict[str, Callable[[Array], Array]] = {
     "softmax": _softmax,
     "log_softmax": lambda x: np.log(_softmax(x)),
@@ -38,54 +63,69 @@ OUTPUTS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def epsilons(scalars: Sequence[float]) -> list[float]:
-    """What may be the eps of a LayerNorm: the small numbers that occurred, then the usual ones."""
+def candidate_epsilons(scalars: Sequence[float]) -> list[float]:
+    """Numbers that may be the eps of a LayerNorm: small ones among the run's `scalars`, then the usual ones."""
     return list(dict.fromkeys([*sorted(c for c in scalars if 0 < c < 0.5), 1e-5, 1e-6, 1e-3, 0.0, 1e-12]))
 
 
-def norms(eps: float, scalars: Sequence[float]) -> Iterator[tuple[Changes, Callable[[Array], Array]]]:
-    """Normalisations that are no LayerNorm over the last axis with this eps: what is changed, and the function."""
-    others = [other for other in epsilons(scalars) if other != eps]
+def layer_norm_variants(eps: float, scalars: Sequence[float]) -> Iterator[LayerNormVariant]:
+    """Normalisations other than a LayerNorm over the last axis with this `eps`."""
+    others = [other for other in candidate_epsilons(scalars) if other != eps]
     for other in others:
-        yield (("layer_norm_eps", eps, other),), partial(normalise, eps=other)
+        yield LayerNormVariant((Change("layer_norm_eps", eps, other),), partial(normalise, eps=other))
     for e in (eps, *others):
-        also: Changes = () if e == eps else (("layer_norm_eps", eps, e),)
-        yield (("layer_norm_variance", "biased", "unbiased"), *also), partial(normalise, eps=e, ddof=1)
-        yield (("layer_norm_axes", "channels", "tokens and channels"), *also), partial(_over_both, eps=e)
-        yield (("layer_norm_mean", "subtracted", "not subtracted"), *also), partial(normalise, eps=e, centred=False)
+        also = () if e == eps else (Change("layer_norm_eps", eps, e),)
+        for change, compute in (
+            (Change("layer_norm_variance", Choice.BIASED, Choice.UNBIASED), partial(normalise, eps=e, ddof=1)),
+            (Change("layer_norm_axes", Choice.CHANNELS, Choice.TOKENS_AND_CHANNELS), partial(_over_both, eps=e)),
+            (
+                Change("layer_norm_mean", Choice.SUBTRACTED, Choice.NOT_SUBTRACTED),
+                partial(normalise, eps=e, centred=False),
+            ),
+        ):
+            yield LayerNormVariant((change, *also), compute)
 
 
 def _over_both(x: Array, eps: float) -> Array:
     return normalise(x.reshape(len(x), -1), eps).reshape(x.shape)
 
 
-def variants(
-    step: Step, inputs: tuple[Array, ...], earlier: Sequence[tuple[Step, Array]]
-) -> Iterator[tuple[str, Any, Any, Callable[[], Array]]]:
-    """What differs, what was expected, what is tried, and its result; `earlier` are values with their steps."""
+def variants(step: Step, inputs: tuple[Array, ...], earlier: Sequence[tuple[Step, Array]]) -> Iterator[Variant]:
+    """Variants of a step on these `inputs`, but for LayerNorms; `earlier` are the steps before it with their values."""
     x = inputs[0]
     if step.operation == "activate":
         (expected,) = step.settings
         for name, function in ACTIVATIONS.items():
             if name != expected:
-                yield "activation", expected, name, partial(function, x)
+                yield Variant(Change("activation", expected, name), partial(function, x))
     elif step.operation == "mean":
-        for name, function in POOLINGS.items():
-            yield "pooling", "mean", name, partial(function, x)
+        for choice, function in POOLINGS.items():
+            yield Variant(Change("pooling", Choice.MEAN, choice), partial(function, x))
     elif step.operation == "add":
-        nearest = "the normalised stream"
-        for done, other in reversed(earlier):
-            if other.shape == x.shape and other is not x and other is not inputs[-1]:
-                found = nearest if done.operation == "layer_norm" else f"the result of {done.name}"
-                nearest = f"the result of {done.name}" if done.operation == "layer_norm" else nearest
-                yield "residual", "the stream", found, partial(np.add, other, inputs[-1])
+        for found, other in _other_summands(inputs, earlier):
+            yield Variant(Change("residual", Choice.STREAM, found), partial(np.add, other, inputs[-1]))
     elif step.operation == "swap":
-        yield "transpose", "transposed", "reshaped", partial(np.reshape, x, (*x.shape[:-2], x.shape[-1], x.shape[-2]))
+        shape = (*x.shape[:-2], x.shape[-1], x.shape[-2])
+        yield Variant(Change("transpose", Choice.TRANSPOSED, Choice.RESHAPED), partial(np.reshape, x, shape))
 
 
-def constants(x: Array, scalars: Sequence[float]) -> Iterator[tuple[str, Array]]:
-    """`x` with one of the numbers that occurred, and the operation in words."""
+def _other_summands(
+    inputs: tuple[Array, ...], earlier: Sequence[tuple[Step, Array]]
+) -> Iterator[tuple[Choice | ResultOf, Array]]:
+    """Earlier values that code may add in the place of the first input, the latest first."""
+    x = inputs[0]
+    norms = 0
+    for step, value in reversed(earlier):
+        if value.shape == x.shape and value is not x and value is not inputs[-1]:
+            is_norm = step.operation == "layer_norm"
+            # The latest normalised value is the branch's own.
+            yield Choice.NORMALISED_STREAM if is_norm and not norms else ResultOf(step.name), value
+            norms += is_norm
+
+
+def arithmetic(x: Array, scalars: Sequence[float]) -> Iterator[tuple[Arithmetic, Array]]:
+    """`x` times, over, plus and minus each of the run's `scalars`."""
     for c in dict.fromkeys(scalars):
         if c not in (0, 1) and np.isfinite(c):
-            n = f"{c:g}" if float(f"{c:g}") == c else repr(c)
-            yield from ((f"* {n}", x * c), (f"/ {n}", x / c), (f"+ {n}", x + c), (f"- {n}", x - c))
+            for operator, array in (("*", x * c), ("/", x / c), ("+", x + c), ("-", x - c)):
+                yield Arithmetic(operator, c), array

@@ -12,8 +12,8 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import recognised
 from mixer_equiv.equivalence.match.axes import locate_elements
-from mixer_equiv.equivalence.match.parameters import Assignment
-from mixer_equiv.equivalence.match.search import ProgramMatch
+from mixer_equiv.equivalence.match.parameters import AssignedOperand, Assignment, UnknownParameter
+from mixer_equiv.equivalence.match.search import PartialMatch, ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import Found, Source, Tap
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
@@ -34,14 +34,18 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
     notices: list[str] = []
     constraints: tuple[Constraint, ...] = ()
     unnamed = ""
-    if found.is_whole:
+    if isinstance(found, WholeMatch):
         found, deviations, notices = folded(found, deviations)
         sizes, reasons = _sizes(found)
         if not reasons:
             config = _config(found, sizes, entry)
             reasons = _lacking(found, deviations, config)
             if not reasons:
-                sources = {name: Source.of(use, tokens) for name, use in found.assignments.items()}
+                sources = {
+                    name: Source.of(use, tokens)
+                    for name, use in found.assignments.items()
+                    if not isinstance(use, UnknownParameter)
+                }
             layout, constraints, made, unnamed = layout_found(found, trace, config, name, framework)
             if order is not None:
                 unnamed = f"its tokens are {_called(order, config)}, so that no layout is of its parameters"
@@ -51,7 +55,7 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
         reasons = list(_why_not(found, trace))
     taps = {}
     for stage, place in found.program.stages.items() if sources is not None else ():
-        meant, seen = found.before.get(place, (found.values[place], found.seen[place]))
+        meant, seen = found.before_insertion.get(place, (found.values[place], found.seen[place]))
         if seen is not None:
             if tokens is not None and meant.ndim == 3:
                 meant = meant[:, list(tokens)]
@@ -62,18 +66,18 @@ def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, th
         sources=sources,
         constraints=constraints,
         deviations=deviations,
-        residual=found.residual,
-        missing=found.missing,
+        residual=found.residual if isinstance(found, WholeMatch) else None,
+        missing=found.missing if isinstance(found, PartialMatch) else None,
         known=tuple(
             step.name
             for step in found.program.steps[: len(found.values) - 1]
-            if step.parameters and all(found.assignments[parameter.name].is_known for parameter in step.parameters)
+            if step.parameters and all(_is_known(found, parameter.name) for parameter in step.parameters)
         ),
         reasons=tuple(reasons),
         unnamed=unnamed,
-        is_blind=not found.is_whole and _is_blind(trace),
+        is_blind=isinstance(found, PartialMatch) and _is_blind(trace),
         notices=tuple(notices),
-        output=found.output or "",
+        output=found.output if isinstance(found, WholeMatch) else "",
         taps=taps,
         num_values=len(trace.values),
         batch=len(entry),
@@ -93,7 +97,7 @@ def _is_blind(trace: Trace) -> bool:
     return not any(output.is_data and np.isfinite(output.array).all() for output in outputs)
 
 
-def _why_not(found: ProgramMatch, trace: Trace) -> Iterator[str]:
+def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
     outputs = [trace.values[number] for number in trace.outputs.values()]
     if not any(output.is_data for output in outputs):
         yield (
@@ -119,7 +123,7 @@ def _why_not(found: ProgramMatch, trace: Trace) -> Iterator[str]:
             returned = " and ".join(map(str, shapes))
             yield f"it is a Mixer up to {done[-1]}, which is {expected}, and what it returns is {returned}"
     else:
-        follows = _in_words(found.missing or "")
+        follows = _in_words(found.missing)
         yield f"it is a Mixer up to {done[-1]}, and what follows is not {follows}, nor any known variant of it"
 
 
@@ -141,7 +145,7 @@ def _sizes(found: ProgramMatch) -> tuple[dict[str, int], list[str]]:
     """The size of every axis, and where parameters disagree on it."""
     holders: dict[str, dict[int, list[str]]] = {}
     for parameter, use in _used(found):
-        sizes = use.sizes if use.then is None else (*use.sizes[:-1], use.then[0].sizes[-1])
+        sizes = use.sizes if use.second_layer is None else (*use.sizes[:-1], use.second_layer[0].sizes[-1])
         for axis, size in zip(parameter.axes, sizes, strict=False):
             if len(parameter.axes) == len(use.sizes):
                 holders.setdefault(axis, {}).setdefault(size, []).append(parameter.name)
@@ -153,11 +157,16 @@ def _sizes(found: ProgramMatch) -> tuple[dict[str, int], list[str]]:
     return {axis: max(by_size, key=lambda size: len(by_size[size])) for axis, by_size in holders.items()}, conflicts
 
 
-def _used(found: ProgramMatch) -> Iterator[tuple[Parameter, Assignment]]:
+def _used(found: ProgramMatch) -> Iterator[tuple[Parameter, AssignedOperand]]:
     for step in found.program.steps:
         for parameter in step.parameters:
-            if found.assignments.get(parameter.name, Assignment(None)).operand is not None:
-                yield parameter, found.assignments[parameter.name]
+            assignment = found.assignments.get(parameter.name)
+            if isinstance(assignment, AssignedOperand):
+                yield parameter, assignment
+
+
+def _is_known(found: ProgramMatch, parameter: str) -> bool:
+    return not isinstance(found.assignments[parameter], UnknownParameter)
 
 
 def _config(found: ProgramMatch, sizes: Mapping[str, int], entry: np.ndarray) -> MixerConfig:
@@ -195,7 +204,7 @@ def _lacking(found: ProgramMatch, deviations: tuple[Deviation, ...], config: Mix
     bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
     axes = {name: len(binding.row.canonical_axes.split()) for name, binding in bindings.items()}
     # One of more axes, as a scale for every token and channel, is none of the official ones either.
-    without = [n for n in bindings if not found.assignments[n].is_known or len(found.assignments[n].sizes) > axes[n]]
+    without = [name for name in bindings if not _has_axes(found.assignments[name], axes[name])]
     unknown = {deviation.step for deviation in deviations if deviation.kind == "unknown"}
     untold = [name for name in without if name.rpartition("/")[0] in unknown]
     if untold:
@@ -206,6 +215,10 @@ def _lacking(found: ProgramMatch, deviations: tuple[Deviation, ...], config: Mix
     if lacking:
         reasons.append(f"no parameter of it is {summarize(lacking, 2)}")
     return reasons
+
+
+def _has_axes(assignment: Assignment, axes: int) -> bool:
+    return not isinstance(assignment, UnknownParameter) and len(assignment.sizes) <= axes
 
 
 _BEYOND = {"mlp_head": "its head has several layers, and the official one is a single Dense"}

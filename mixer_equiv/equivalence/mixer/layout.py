@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.match.parameters import Assignment
+from mixer_equiv.equivalence.match.parameters import AbsentParameter, AssignedOperand
 from mixer_equiv.equivalence.match.search import ProgramMatch
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
@@ -25,12 +25,14 @@ def layout_found(
     computed = []
     for canonical, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
         use, axes = found.assignments[canonical], binding.row.canonical_axes
-        own = None if use.operand is None or use.then is not None else _name_of(use.operand, trace)
-        if use.operand is None and use.is_known:
+        if isinstance(use, AbsentParameter):
             names[canonical] = ABSENT, axes
-        elif own is not None:
+        if not isinstance(use, AssignedOperand):
+            continue
+        own = None if use.second_layer is not None else _name_of(use.operand, trace)
+        if own is not None:
             names[canonical] = own, _pattern(axes, use, own, trace)
-        elif use.operand is not None:
+        else:
             computed.append(f"{canonical} is computed from {', '.join(sorted(use.operand.leaves))}")
     used = {foreign.partition("[")[0] for foreign, _ in names.values()}
     hidden = [own for own in trace.hidden if own in used]
@@ -80,10 +82,9 @@ def _place_in(whole: np.ndarray, part: np.ndarray) -> str | None:
     return next((f"[{i}]{place}" for i, place in places if place is not None), None)
 
 
-def _pattern(canonical_axes: str, use: Assignment, own: str, trace: Trace) -> str:
+def _pattern(canonical_axes: str, use: AssignedOperand, own: str, trace: Trace) -> str:
     """The einops pattern from the canonical axes to those of the parameter in its own shape."""
     axes = canonical_axes.split()
-    assert use.operand is not None
     whole, *indices = own.split("[")
     shape = list(trace.parameters.get(whole, use.operand.array.shape)[len(indices) :])
     ordered = (

@@ -10,8 +10,8 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import reorder_axes
-from mixer_equiv.equivalence.match.parameters import Assignment
-from mixer_equiv.equivalence.match.search import ProgramMatch
+from mixer_equiv.equivalence.match.parameters import AssignedOperand, KnownAssignment
+from mixer_equiv.equivalence.match.search import ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.reference import deviations_of
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.layouts import Constraint, Layout
@@ -45,9 +45,11 @@ class Source:
     tokens: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, use: Assignment, tokens: tuple[int, ...] | None = None) -> Source:
-        then = None if use.then is None else (cls.of(use.then[0]), cls.of(use.then[1]))
-        return cls(None if use.operand is None else use.operand.number, use.order, use.sizes, then, tokens)
+    def of(cls, use: KnownAssignment, tokens: tuple[int, ...] | None = None) -> Source:
+        then = None if use.second_layer is None else (cls.of(use.second_layer[0]), cls.of(use.second_layer[1]))
+        if isinstance(use, AssignedOperand):
+            return cls(use.operand.number, use.order, use.sizes, then, tokens)
+        return cls(None, (0,), use.sizes, then, tokens)
 
     def array(self, trace: Trace, axes: tuple[str, ...], neutral: float) -> np.ndarray:
         """The parameter in the official order of its `axes`."""
@@ -141,4 +143,5 @@ class Found:
 
 def is_settled(found: ProgramMatch | Found) -> bool:
     """Whether the output was reached without a step that is not known."""
-    return found.is_whole and all(deviation.kind != "unknown" for deviation in found.deviations)
+    is_whole = found.is_whole if isinstance(found, Found) else isinstance(found, WholeMatch)
+    return is_whole and all(deviation.kind != "unknown" for deviation in found.deviations)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.match.moves import Insertion
-from mixer_equiv.equivalence.match.parameters import Assignment
-from mixer_equiv.equivalence.match.search import ProgramMatch
+from mixer_equiv.equivalence.match.parameters import AssignedOperand, Assignment, UnknownParameter
+from mixer_equiv.equivalence.match.replay import Insertion
+from mixer_equiv.equivalence.match.search import ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import Step
@@ -21,9 +21,7 @@ def relocated(found: ProgramMatch, deviations: tuple[Deviation, ...], trace: Tra
     for deviation in moved:
         operands = {operand.name: operand for operand in trace.operands}
         extra = [
-            Assignment(operands[name], sizes=(operands[name].size,))
-            for name in deviation.parameters
-            if name in operands
+            AssignedOperand(operands[name], (operands[name].size,)) for name in deviation.parameters if name in operands
         ]
         if len(extra) == 2:
             places = norms if deviation.what == "post_norm" else norms[-1:]
@@ -33,9 +31,7 @@ def relocated(found: ProgramMatch, deviations: tuple[Deviation, ...], trace: Tra
     return uses
 
 
-def folded(
-    found: ProgramMatch, deviations: tuple[Deviation, ...]
-) -> tuple[ProgramMatch, tuple[Deviation, ...], list[str]]:
+def folded(found: WholeMatch, deviations: tuple[Deviation, ...]) -> tuple[WholeMatch, tuple[Deviation, ...], list[str]]:
     """Without the deviations that only write the official function otherwise, and what they are.
 
     A second affine layer right behind a linear one is part of it; the head and the affine part of
@@ -54,40 +50,44 @@ def folded(
     return found, tuple(kept), notices
 
 
-def _before(found: ProgramMatch, deviation: Insertion) -> Step | None:
+def _before(found: WholeMatch, deviation: Insertion) -> Step | None:
     """The step whose result was changed first."""
     step = next(step for step in found.program.steps if step.name == deviation.step)
     return found.program.steps[step.inputs[0] - 1] if step.inputs and step.inputs[0] else None
 
 
-def _second_layer(found: ProgramMatch, deviation: Insertion) -> tuple[ProgramMatch, str] | None:
+def _second_layer(found: WholeMatch, deviation: Insertion) -> tuple[WholeMatch, str] | None:
     before = _before(found, deviation)
     if deviation.what != "linear" or before is None or before.operation != "linear":
         return None
     uses = dict(found.assignments)
     for parameter in before.parameters:
         kernel, bias = deviation.assignments
-        uses[parameter.name] = dataclasses.replace(uses[parameter.name], then=(kernel, bias))
+        use = uses[parameter.name]
+        if not isinstance(use, UnknownParameter):
+            uses[parameter.name] = dataclasses.replace(use, second_layer=(kernel, bias))
     place = found.program.steps.index(before) + 1
-    found = dataclasses.replace(found, before={p: pair for p, pair in found.before.items() if p != place})
+    found = dataclasses.replace(
+        found, before_insertion={p: pair for p, pair in found.before_insertion.items() if p != place}
+    )
     notice = f"two affine layers in a row are taken as one: {before.name}, and {deviation.parameters[0]}"
     return dataclasses.replace(found, assignments=uses), notice
 
 
-def _affine_after_mean(found: ProgramMatch, deviation: Insertion) -> tuple[ProgramMatch, str] | None:
+def _affine_after_mean(found: WholeMatch, deviation: Insertion) -> tuple[WholeMatch, str] | None:
     before = _before(found, deviation)
     if deviation.what not in ("scale", "bias", "affine") or before is None or before.operation != "mean":
         return None
     norm = found.program.steps[before.inputs[0] - 1]
     names = [parameter.name for parameter in norm.parameters]
-    if norm.operation != "layer_norm" or any(found.assignments[name].operand is not None for name in names):
+    if norm.operation != "layer_norm" or any(isinstance(found.assignments[name], AssignedOperand) for name in names):
         return None
     uses = {**found.assignments, **dict(zip(names, deviation.assignments, strict=True))}
     notice = "the scale and bias of the last LayerNorm stand behind the mean"
     return dataclasses.replace(found, assignments=uses), notice
 
 
-def _head_before_mean(found: ProgramMatch, deviation: Insertion) -> tuple[ProgramMatch, str] | None:
+def _head_before_mean(found: WholeMatch, deviation: Insertion) -> tuple[WholeMatch, str] | None:
     last = found.program.steps[-1]
     if deviation.what != "linear" or last.operation != "mean" or deviation.step != last.name:
         return None

@@ -10,7 +10,7 @@ from einops import rearrange
 
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import arrange_like, locate_elements
-from mixer_equiv.equivalence.match.search import ProgramMatch, find_program
+from mixer_equiv.equivalence.match.search import PartialMatch, WholeMatch, find_program
 from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
 from mixer_equiv.equivalence.mixer.result import is_settled
 from mixer_equiv.equivalence.record.fingerprint import Fingerprint
@@ -18,7 +18,7 @@ from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import cut
 
 
-def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[ProgramMatch, np.ndarray | None]:
+def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[WholeMatch | PartialMatch, np.ndarray | None]:
     """The match, also of tokens in another order, which the second result is, and of an image changed first."""
     programs = official_programs(_deepest(trace))
     found = find_program(trace, entry, programs, thorough=False)
@@ -35,9 +35,9 @@ def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[Program
             further = max(others, key=lambda other: len(other[0].values), default=None)
             further = further if further is not None and len(further[0].values) > len(found.values) else None
             found = find_program(trace, entry, programs)
-            if further is not None and not found.is_whole:
+            if further is not None and not isinstance(found, WholeMatch):
                 other = find_program(trace, further[2], programs)
-                if other.is_whole:
+                if isinstance(other, WholeMatch):
                     return other, further[1]
         return found, None
     given = trace.values[trace.input]
@@ -45,7 +45,7 @@ def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[Program
         if value.array.shape == given.array.shape:
             image = arrange_like(value.array, given.array, entry)
             changed = find_program(dataclasses.replace(trace, input=value.number), image, programs, thorough=thorough)
-            if changed.is_whole:
+            if isinstance(changed, WholeMatch):
                 scaled = Deviation(changed.program.steps[0].name, "insert", "preprocessing", None, value.operation)
                 return dataclasses.replace(changed, deviations=(scaled, *changed.deviations)), None
     return found, None

@@ -1,0 +1,86 @@
+"""`Replay`: how far a program was followed in a trace, and `Move`, one way to take its next step.
+
+Both are plain data, never changed once made, so that the search can go back to any of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+
+from mixer_equiv.equivalence.deviation import Deviation
+from mixer_equiv.equivalence.match.parameters import Assignment, KnownAssignment
+from mixer_equiv.equivalence.record.trace import Value
+from mixer_equiv.operations import Array, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Insertion(Deviation):
+    """A deviation by one operation more; `assignments` are the operands of the trace that it takes."""
+
+    assignments: tuple[KnownAssignment, ...] = dataclasses.field(default=(), compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Move:
+    """One way to take a step.
+
+    Attributes:
+        array: The step's value.
+        seen: The value of the trace that has the same elements, if one is known.
+        assignments: The step's parameters by name.
+        deviations: The ways in which the step is not as the program has it.
+        cost: The sum of the deviations' costs.
+        sure: Whether the step rests on a value of the trace that cannot be there by chance.
+        replaced: Earlier values by their places, where an operation was inserted first.
+    """
+
+    array: Array
+    seen: Value | None = None
+    assignments: Mapping[str, Assignment] = dataclasses.field(default_factory=dict)
+    deviations: tuple[Deviation, ...] = ()
+    cost: int = 0
+    sure: bool = True
+    replaced: Mapping[int, tuple[Array, Value]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Replay:
+    """The steps that were taken, and what they gave.
+
+    Attributes:
+        steps: The program's steps so far.
+        values: The input and the steps' values, by their places in the program.
+        seen: The trace's value of each of `values`, if one is known.
+        assignments: The program's parameters by name.
+        deviations: The ways in which the trace is not as the program has it.
+        before_insertion: Values by their places, with the trace's values, as they were before an
+            operation was inserted.
+    """
+
+    steps: tuple[Step, ...]
+    values: tuple[Array, ...]
+    seen: tuple[Value | None, ...]
+    assignments: Mapping[str, Assignment]
+    deviations: tuple[Deviation, ...]
+    before_insertion: Mapping[int, tuple[Array, Value | None]] = dataclasses.field(default_factory=dict)
+
+    def advance(self, step: Step, move: Move) -> Replay:
+        """The replay with one step more."""
+        pairs = zip(self.values, self.seen, strict=True)
+        held = [move.replaced.get(place, pair) for place, pair in enumerate(pairs)]
+        changed = {place: (self.values[place], self.seen[place]) for place in move.replaced}
+        return Replay(
+            (*self.steps, step),
+            (*(array for array, _ in held), move.array),
+            (*(seen for _, seen in held), move.seen),
+            {**self.assignments, **move.assignments},
+            (*self.deviations, *move.deviations),
+            {**changed, **self.before_insertion},
+        )
+
+    @cached_property
+    def position(self) -> int:
+        """The number of the last value of the trace that was found."""
+        return max((value.number for value in self.seen if value is not None), default=0)
