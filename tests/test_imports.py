@@ -230,7 +230,6 @@ OF_A_FRAMEWORK = (
     "mixer_equiv.bench.peers_torch",
     "mixer_equiv.equivalence.faults.planted_code",
     "mixer_equiv.equivalence.record.jax",
-    "mixer_equiv.equivalence.record.parametrizations",
     "mixer_equiv.equivalence.record.torch",
     "mixer_equiv.models.flax",
     "mixer_equiv.models.nnx",

@@ -1,1 +1,5 @@
-"""Internal. Runs a model in float64 on weights of one's choice, and keeps every value and call."""
+"""Internal. Run a model of any framework in float64 on given weights, and keep every value.
+
+`jax` and `torch` record; `trace` is the result. `precision`, `randomness` and `isolation` see to it that
+the run is exact, repeatable, and leaves the model and the process as they were. Nothing here knows a Mixer.
+"""

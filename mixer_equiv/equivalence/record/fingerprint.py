@@ -20,7 +20,7 @@ class Fingerprint:
 
     @cached_property
     def cubes(self) -> float:
-        """Asked for only where the others agree."""
+        """The sum of cubes, needed only where the other sums agree."""
         return float(np.square(self.flat) @ self.flat)
 
     def matches(self, other: Fingerprint) -> bool:

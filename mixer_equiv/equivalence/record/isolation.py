@@ -1,4 +1,7 @@
-"""What code leaves behind in the objects it runs on, such as caches and counters, taken back."""
+"""`restoring_state`: undo what running a model changes in its objects, such as caches and counters.
+
+It knows no framework: tensors inside the objects are put back where they stood, never copied.
+"""
 
 from __future__ import annotations
 
@@ -11,66 +14,67 @@ from typing import Any
 
 import numpy as np
 
-_PLAIN = (str, bytes, int, float, complex, bool, type, FunctionType, MethodType, ModuleType)
-_HELD_ELSEWHERE = ("torch", "jax", "jaxlib", "numpy", "builtins", "logging", "threading", "_thread")
+_IMMUTABLE = (str, bytes, int, float, complex, bool, type, FunctionType, MethodType, ModuleType)
+_EXTERNAL = ("torch", "jax", "jaxlib", "numpy", "builtins", "logging", "threading", "_thread")
 
 
 @contextlib.contextmanager
 def restoring_state(objects: Iterable[Any]) -> Iterator[None]:
-    """On leaving, attributes of these objects, and what plain containers and objects in them hold, are as they were.
+    """On leaving, restore the attributes of these objects, and the plain containers, objects and arrays in them.
 
-    Tensors are put back where they stood; what is written into one is for its owner to see to.
+    Tensors are put back where they stood; values written into a tensor are for the caller to restore.
     """
-    copies: list[Callable[[], None]] = []
-    alive: dict[int, Any] = {}
+    restorers: list[Callable[[], None]] = []
+    visited: dict[int, Any] = {}
     for held in objects:
-        _keep(vars(held), copies, alive)
+        _snapshot(vars(held), restorers, visited)
     try:
         yield
     finally:
-        for put_back in copies:
-            put_back()
+        for restore in restorers:
+            restore()
 
 
-def _keep(held: Any, copies: list[Callable[[], None]], alive: dict[int, Any]) -> None:
+def _snapshot(held: Any, restorers: list[Callable[[], None]], visited: dict[int, Any]) -> None:
     waiting = [held]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, _PLAIN) or id(value) in alive:
+        if isinstance(value, _IMMUTABLE) or id(value) in visited:
             continue
-        alive[id(value)] = value  # so that no id is used twice
+        visited[id(value)] = value  # so that no id is used twice
         if isinstance(value, np.ndarray):
             if value.flags.writeable:
-                copies.append(_writing(value, value.copy()))
+                restorers.append(_array_restorer(value, value.copy()))
         elif isinstance(value, dict | list | set | deque):
-            copies.append(_filling(value, copy.copy(value)))
+            restorers.append(_container_restorer(value, copy.copy(value)))
             waiting += value.values() if isinstance(value, Mapping) else value
         elif isinstance(value, tuple):
             waiting += value
-        elif hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _HELD_ELSEWHERE:
+        elif hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _EXTERNAL:
             waiting.append(vars(value))
 
 
-def _writing(array: np.ndarray, before: np.ndarray) -> Callable[[], None]:
-    def put_back() -> None:
+def _array_restorer(array: np.ndarray, before: np.ndarray) -> Callable[[], None]:
+    def restore() -> None:
         array[...] = before
 
-    return put_back
+    return restore
 
 
-def _filling(container: Any, before: Any) -> Callable[[], None]:
-    def put_back() -> None:
+def _container_restorer(container: Any, before: Any) -> Callable[[], None]:
+    def restore() -> None:
         same = len(container) == len(before) and all(
-            x is y for x, y in zip(_parts(container), _parts(before), strict=True)
+            x is y for x, y in zip(_elements(container), _elements(before), strict=True)
         )
         if not same:
             container.clear()
             (container.update if isinstance(container, dict | set) else container.extend)(before)
 
-    return put_back
+    return restore
 
 
-def _parts(container: Any) -> Iterator[Any]:
+def _elements(container: Any) -> Iterator[Any]:
+    """The elements of a container, or the keys and values of a mapping."""
     if isinstance(container, Mapping):
         for key, value in container.items():
             yield key

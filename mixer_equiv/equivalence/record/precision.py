@@ -1,4 +1,7 @@
-"""Where and how precisely things are compared: float64 in JAX, no TF32 anywhere; what was set before comes back."""
+"""The device and the precision of a comparison: float64 in JAX, no TF32 anywhere.
+
+All settings are context managers that restore what they found. Nothing here runs a model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.errors import ConfigError
 
-# torch's precision switches belong to the process, so that only one thread may turn them at a time.
+# torch's precision switches belong to the process, so that only one thread may set them at a time.
 _TORCH_SWITCHES = threading.RLock()
 
 _DEVICE: ContextVar[str] = ContextVar("device", default="cpu")
@@ -22,7 +25,7 @@ _DEVICE: ContextVar[str] = ContextVar("device", default="cpu")
 def on_device(name: str) -> Iterator[None]:
     """Inside, torch computes on this device, and JAX too if it has one of the kind, else on the CPU.
 
-    Raises `ConfigError` for a device that torch does not have, or on which it has no float64.
+    Raises `ConfigError` for a device that torch does not have, or that has no float64.
     """
     if name != "cpu":
         torch = require("torch", "torch", f"device {name!r}")
@@ -33,7 +36,7 @@ def on_device(name: str) -> Iterator[None]:
     token = _DEVICE.set(name)
     torch = sys.modules.get("torch")
     try:
-        # In inference mode nothing can be differentiated, nor be by tensors that were made in it.
+        # In inference mode nothing can be differentiated, and tensors made in it cannot be either.
         with torch.inference_mode(False) if torch else contextlib.nullcontext():
             yield
     finally:
@@ -41,12 +44,12 @@ def on_device(name: str) -> Iterator[None]:
 
 
 def device() -> str:
-    """Where torch computes while something is compared."""
+    """The device of torch on which models are compared."""
     return _DEVICE.get()
 
 
 def jax_device() -> Any:
-    """The device of JAX that goes with torch's: one of the same kind, else the CPU."""
+    """JAX's device for the comparison: one of the same kind as torch's, else the CPU."""
     import jax
 
     kind = {"cuda": "gpu"}.get(_DEVICE.get().partition(":")[0], "cpu")
@@ -58,7 +61,7 @@ def jax_device() -> Any:
 
 @contextlib.contextmanager
 def jax_full_precision() -> Iterator[None]:
-    """x64 on, and matrix products in the precision of their operands; no strict promotion or NaN traps."""
+    """Turn x64 on, compute matrix products in their operands' precision; no strict promotion, no NaN traps."""
     jax = require("jax", "flax", "running the Flax model")
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
@@ -71,7 +74,7 @@ def jax_full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_full_precision() -> Iterator[None]:
-    """No TF32 in matrix products and convolutions, no autocast, no gradients; new tensors on the device asked for."""
+    """Turn TF32, autocast and gradients off, and make new tensors on the comparison's device."""
     import torch
 
     kind = torch.device(device()).type
@@ -81,7 +84,7 @@ def torch_full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_tf32(tf32_on_cuda: bool = False) -> Iterator[None]:
-    """torch's matrix products and convolutions in the precision of their operands, or in TF32 on CUDA alone."""
+    """Compute torch's matrix products and convolutions in the precision of their operands, or in TF32 on CUDA alone."""
     import torch
 
     backends: Any = torch.backends
@@ -100,7 +103,7 @@ def no_tf32(tf32_on_cuda: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch's operations: on small arrays several only wait for each other."""
+    """Use `count` threads for torch's operations: on small arrays, several only wait for each other."""
     import torch
 
     before = torch.get_num_threads()

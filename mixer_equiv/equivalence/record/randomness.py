@@ -1,4 +1,4 @@
-"""Random states while a model is run: seeded alike, watched, and put back."""
+"""The random generators of Python, NumPy and torch while a model is run: seeded, watched, and put back."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ import numpy as np
 
 
 class GeneratorWatch:
-    """The generators of Python, NumPy and torch that a model may draw from without saying so."""
+    """Tells whether Python's or NumPy's global generator was used since the watch was made.
+
+    torch's operations tell themselves that they are random.
+    """
 
     def __init__(self) -> None:
-        self._begun = _states()
+        self._states = _states()
 
     @property
     def were_used(self) -> bool:
-        """Whether Python's or NumPy's gave a number; torch's operations tell it themselves."""
-        return _states() != self._begun
+        return _states() != self._states
 
 
 @contextlib.contextmanager
 def fork_generators(seed: int) -> Iterator[GeneratorWatch]:
-    """Inside, all generators begin with `seed`; after it they go on as if nothing had been drawn."""
+    """Inside, all generators begin with `seed`; after it they go on as if they had not been used."""
     states = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())) if torch else contextlib.nullcontext():

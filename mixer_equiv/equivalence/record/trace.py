@@ -1,24 +1,38 @@
-"""`Trace`: every value that a program made on its way from input to output, whatever framework it is written in."""
+"""`Trace`: every value that a model made on its way from input to output, whatever its framework.
+
+Recorders make traces, and the search reads them. Nothing here runs a model, and nothing knows a Mixer.
+
+A reference program recorded from any model would be made here: each value already has the numbers of the
+values it was made from, and would also keep its operation's arguments, to be run again on other weights.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import numpy as np
 
 from mixer_equiv.equivalence.record.fingerprint import Fingerprint
 
+# Gives a parameter the value that it has in a run, by its name and shape.
+Draw = Callable[[str, tuple[int, ...]], np.ndarray]
+
 
 @dataclasses.dataclass(eq=False)
 class Value:
-    """One array of a forward pass, in float64.
+    """One array of a forward pass.
 
-    `inputs` are the numbers of the values it was made from. `is_data` tells what depends on the
-    input from what is made of parameters and constants alone; of that, `leaves` are the names of
-    the parameters in it, and `name` its own if it is one. A view has all elements of an earlier value
-    and no others.
+    Attributes:
+        number: Its place in the trace.
+        array: The array, floats in float64; empty where it was not asked for.
+        operation: The framework's operation that made it, or "input", "parameter" or "constant".
+        inputs: The numbers of the values from which it was made.
+        is_data: Whether it depends on the input; if not, it is made of parameters and constants alone.
+        leaves: The names of the parameters in it, where it does not depend on the input.
+        name: Its name, if it is a parameter.
+        is_view: Whether it has all elements of an earlier value, and no others.
     """
 
     number: int
@@ -41,13 +55,17 @@ class Value:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
-    """Values in the order of computation, the outputs among them, and what the recorder noticed.
+    """Values in the order of computation, the outputs among them.
 
-    `input` is the number of the input's value. `outputs` are by where in the result they stand, ""
-    for a result that is one array. `parameters` are the names of all there are, used or not, with
-    shapes; `hidden` those that the program uses and does not list among its own. `scalars` are the
-    numbers that occurred as arguments of operations. `narrow_dtypes` are other floats than the pass's for which
-    the code asked. `uses_random_numbers` tells whether random numbers were drawn.
+    Attributes:
+        values: The values, by their numbers.
+        input: The number of the input's value.
+        outputs: Numbers by the outputs' paths in the result; the path of a result that is one array is "".
+        parameters: The shapes of the model's parameters by name, whether they were used or not.
+        hidden: The names of parameters that the model uses and does not list among its own.
+        scalars: The numbers that occurred as arguments of operations.
+        narrow_dtypes: Floats other than the pass's for which the code asked.
+        uses_random_numbers: Whether random numbers were drawn.
     """
 
     values: list[Value]
@@ -61,18 +79,19 @@ class Trace:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Sentences for a user about what the recorder noticed."""
+        """Sentences that tell a user what the recorder noticed."""
         return tuple(
             f"it asks for {dtype} itself, and was verified in float64 throughout" for dtype in self.narrow_dtypes
         )
 
     @cached_property
     def data(self) -> list[Value]:
+        """The values that depend on the input, without views."""
         return [value for value in self.values if value.is_data and not value.is_view]
 
     @cached_property
     def by_size(self) -> dict[int, list[Value]]:
-        """The values that depend on the input, by how many elements they have."""
+        """The values that depend on the input, by their numbers of elements."""
         result: dict[int, list[Value]] = {}
         for value in self.data:
             result.setdefault(value.size, []).append(value)
@@ -80,21 +99,21 @@ class Trace:
 
     @cached_property
     def operands(self) -> list[Value]:
-        """What is made of parameters alone, parameters first; of those with the same elements the first."""
+        """The values made of parameters alone, parameters first; of those with the same elements the first."""
         candidates = [
             value for value in self.values if not value.is_data and value.leaves and not value.is_view and value.size
         ]
         candidates.sort(key=lambda value: value.name is None)
-        kept: dict[int, list[Value]] = {}
+        distinct: dict[int, list[Value]] = {}
         for value in candidates:
-            alike = kept.setdefault(value.size, [])
+            alike = distinct.setdefault(value.size, [])
             if not any(value.fingerprint.matches(other.fingerprint) for other in alike):
                 alike.append(value)
-        return [value for values in kept.values() for value in values]
+        return [value for values in distinct.values() for value in values]
 
     @cached_property
     def uses(self) -> dict[frozenset[str], list[int]]:
-        """Where in the computation values of the input meet parameters, by the parameters' names."""
+        """The numbers of values at which parameters meet the input, by the parameters' names."""
         result: dict[frozenset[str], list[int]] = {}
         for value in self.data:
             for source in (self.values[i] for i in value.inputs):

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
-from mixer_equiv.equivalence.record.trace import Trace
-from mixer_equiv.equivalence.sides.candidate import Candidate, Draw
+from mixer_equiv.equivalence.record.trace import Draw, Trace
+from mixer_equiv.equivalence.sides.candidate import Candidate
 from mixer_equiv.errors import MixerEquivError
 
 
@@ -28,8 +28,8 @@ def torch_candidate(module: Any, name: str) -> Candidate:
         raise MixerEquivError(
             f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
         )
-    from mixer_equiv.equivalence.record.parametrizations import find_computed_weights, treat_as_parameters
     from mixer_equiv.equivalence.record.torch import find_unlisted_parameters, gradients, outputs, record
+    from mixer_equiv.equivalence.record.torch.parametrizations import find_computed_weights, treat_as_parameters
 
     dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
     computed = find_computed_weights(module)

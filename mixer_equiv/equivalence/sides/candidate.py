@@ -19,7 +19,7 @@ from mixer_equiv.checkpoints.io import load
 from mixer_equiv.equivalence.mixer.find import find_mixer
 from mixer_equiv.equivalence.mixer.reference import official_programs
 from mixer_equiv.equivalence.mixer.result import Found
-from mixer_equiv.equivalence.record.trace import Trace
+from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.errors import MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL
 
@@ -37,7 +37,6 @@ RUNS = 32
 
 # The seed of parameters that the official model does not have.
 DRAWN = 9
-Draw = Callable[[str, tuple[int, ...]], np.ndarray]
 
 IN_TRAINING = (
     "in train mode it computes something else, as with dropout, stochastic depth or BatchNorm; "

@@ -1,4 +1,4 @@
-"""Weights that a torch module computes from others, as by weight_norm, taken for parameters where they may be any."""
+"""Weights that a torch module computes from others, as by weight_norm, treated as parameters where they can be any."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-# How far, relatively, a weight may be from what was asked for and still count as that.
+# How far, relatively, a weight may be from the one that was assigned, and still count as that one.
 ROUNDING = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ComputedWeight:
-    """A weight of a submodule that `torch.nn.utils.parametrize` computes: its name there, and what it is computed from.
+    """A weight of a submodule that `torch.nn.utils.parametrize` computes.
 
-    `value` stands for it in a recorded pass.
+    Attributes:
+        module: The submodule.
+        tensor: The weight's name in it.
+        originals: The names, in the whole module, of the parameters from which it is computed.
+        value: The tensor that stands for it in a recorded pass.
     """
 
     module: nn.Module
@@ -30,13 +34,13 @@ class ComputedWeight:
     value: Tensor
 
     def assign(self, array: Tensor) -> None:
-        """Set what it is computed from, so that it is `array` but for rounding."""
+        """Set the parameters from which it is computed, so that it is `array` but for rounding."""
         with torch.no_grad():
             setattr(self.module, self.tensor, array.reshape(self.value.shape).to(self.value))
 
 
 def find_computed_weights(module: nn.Module) -> dict[str, ComputedWeight]:
-    """By their names, such as "fc.weight": those that are whatever they are set to, so that any weights fit."""
+    """Find the computed weights that take any values, by their names, such as "fc.weight"."""
     found = {}
     for prefix, submodule in module.named_modules():
         if is_parametrized(submodule):
@@ -45,13 +49,13 @@ def find_computed_weights(module: nn.Module) -> dict[str, ComputedWeight]:
                 within = f"{prefix}.parametrizations.{tensor}." if prefix else f"parametrizations.{tensor}."
                 originals = tuple(within + inner for inner, _ in held.named_parameters())
                 value = getattr(submodule, tensor).detach()
-                if _may_be_any(submodule, tensor, value):
+                if _takes_any_value(submodule, tensor, value):
                     found[name] = ComputedWeight(submodule, tensor, originals, value)
     return found
 
 
-def _may_be_any(module: nn.Module, tensor: str, value: Tensor) -> bool:
-    """Whether it becomes what it is set to: with weight_norm, and not where it is kept symmetric or orthogonal."""
+def _takes_any_value(module: nn.Module, tensor: str, value: Tensor) -> bool:
+    """Whether it becomes the array assigned to it: with weight_norm, and not where it is kept symmetric, for one."""
     if value.device.type == "meta":
         return False
     trial = copy.deepcopy(module).double()
@@ -67,10 +71,10 @@ def _may_be_any(module: nn.Module, tensor: str, value: Tensor) -> bool:
 
 @contextlib.contextmanager
 def treat_as_parameters(weights: Collection[ComputedWeight]) -> Iterator[None]:
-    """Inside, each is its `value`, and is not computed."""
+    """Inside, each weight is its `value`, and is not computed."""
     lists: list[tuple[ComputedWeight, Any]] = [(w, w.module.parametrizations[w.tensor]) for w in weights]  # type: ignore[index]
     for weight, held in lists:
-        held.forward = _giving(weight.value)
+        held.forward = _constant(weight.value)
     try:
         yield
     finally:
@@ -78,5 +82,5 @@ def treat_as_parameters(weights: Collection[ComputedWeight]) -> Iterator[None]:
             del held.forward
 
 
-def _giving(value: Tensor) -> object:
+def _constant(value: Tensor) -> object:
     return lambda: value

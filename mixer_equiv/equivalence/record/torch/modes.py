@@ -1,0 +1,121 @@
+"""The two modes under which a recorded pass runs: one for calls of torch's functions, one for its operations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+
+from mixer_equiv.equivalence.record.precision import device
+from mixer_equiv.equivalence.record.torch.tape import FLOATS, Tape
+
+# Methods that ask for a narrower float, and the name of its dtype.
+_NARROWING = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
+
+# Properties of a tensor that are tensors.
+_VIEWS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
+
+# Methods that only look at a tensor.
+_LOOKING = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__}
+
+
+class FunctionMode(TorchFunctionMode):
+    """Puts stand-ins into every call, and asks for the pass's dtype where another float is asked for."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        is_property = name in ("__get__", "__set__", "__del__") and _property_of(func) not in _VIEWS
+        if is_property or func in _LOOKING:
+            return func(*args, **kwargs)
+        args, kwargs = _substitute((args, kwargs), self.tape)
+        kind = torch.device(device()).type
+        if torch.is_autocast_enabled(kind):
+            self.tape.narrow_dtypes.append(_dtype_name(torch.get_autocast_dtype(kind)))
+        if name in _NARROWING and args and isinstance(args[0], Tensor):
+            self.tape.narrow_dtypes.append(_NARROWING[name])
+            return args[0].to(self.tape.dtype)
+        return func(*args, **kwargs)
+
+
+def _property_of(func: Any) -> str:
+    """The name of the property in an access such as `Tensor.T.__get__`."""
+    return str(getattr(getattr(func, "__self__", None), "__name__", ""))
+
+
+_ARITHMETIC = re.compile(r"aten\.(add|sub|rsub|mul|div|pow)")
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's classes have no types
+    """Carries every operation out on the stand-ins, and records it on the tape."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch wraps the method below in a function that imports torch._dynamo
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape = tape
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tape = self.tape
+        args, kwargs = _substitute((args, kwargs or {}), tape)
+        leaves, _ = tree_flatten((args, kwargs))
+        tape.scalars.extend(leaf for leaf in leaves if isinstance(leaf, float))
+        if _ARITHMETIC.search(str(func)):
+            tape.scalars.extend(float(leaf) for leaf in leaves if type(leaf) is int)
+        tape.uses_random_numbers = tape.uses_random_numbers or torch.Tag.nondeterministic_seeded in func.tags
+        if tape.differentiable:
+            result = func(*args, **kwargs)
+            tape.admit(result)
+            return result
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        numbers = [tape.number_of(tensor) for tensor in tensors]
+        mutable = tensors if func._schema.is_mutable else []
+        targets = [tensor for tensor in mutable if _is_written(func, args, kwargs, tensor)]
+        for target in targets:
+            tape.prepare_write(target)
+        result = func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::")
+        for target in targets:
+            tape.record_write(name, target, numbers)
+        tape.record_result(name, numbers, result)
+        return result
+
+
+def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> bool:
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = kwargs.get(argument.name, args[i] if i < len(args) else None)
+            if any(leaf is tensor for leaf in tree_leaves(given)):
+                return True
+    return False
+
+
+def _substitute(arguments: Any, tape: Tape) -> Any:
+    """The arguments with stand-ins for tensors, and the pass's dtype for other floats."""
+
+    def replace(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return tape.stand_in(leaf)
+        if not isinstance(leaf, torch.dtype) or leaf not in FLOATS:
+            return leaf
+        if leaf is not tape.dtype:
+            tape.narrow_dtypes.append(_dtype_name(leaf))
+        return tape.dtype
+
+    return tree_map_only((Tensor, torch.dtype), replace, arguments)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,148 @@
+"""One pass of a torch module on other parameters: `record` keeps its values, `gradients` differentiates it, and
+`outputs` gives its results alone.
+
+All three take the module as it is found, run it in float64 in eval mode (`outputs` in either mode), and
+leave it as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixer_equiv.equivalence.record.isolation import restoring_state
+from mixer_equiv.equivalence.record.precision import device, torch_full_precision
+from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators
+from mixer_equiv.equivalence.record.torch.eager import run_eagerly
+from mixer_equiv.equivalence.record.torch.modes import DispatchMode, FunctionMode
+from mixer_equiv.equivalence.record.torch.tape import Tape
+from mixer_equiv.equivalence.record.torch.tensors import result_tensors
+from mixer_equiv.equivalence.record.trace import Draw, Trace
+from mixer_equiv.errors import MixerEquivError
+
+
+@run_eagerly
+def record(
+    module: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    draw: Draw,
+    *,
+    names: Mapping[str, Tensor] | None = None,
+    listed: Container[str] | None = None,
+    dtype: torch.dtype = torch.float64,
+    kwargs: Mapping[str, Any] | None = None,
+    every: bool = True,
+) -> Trace:
+    """Record `module(*arguments, **kwargs)`, of which the first argument is the input.
+
+    `draw(name, shape)` gives each parameter its value. `names` are the parameters by name, the
+    module's own by default, of which the `listed` ones are in its state_dict; others that the pass
+    uses are called "hidden 0" and so on. Buffers and constants keep their values. Everything is
+    computed in `dtype`. Unless `every` value is asked for, only the outputs have their arrays.
+    """
+    if names is None:
+        names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
+    tape = Tape(draw, names, dtype)
+    with _isolated(module) as generators, torch_full_precision(), _default_dtype(dtype):
+        given = arguments[0].to(device(), dtype)
+        entry = tape.enter(given)
+        with FunctionMode(tape), DispatchMode(tape):
+            result = module(given, *arguments[1:], **(kwargs or {}))
+        uses_random_numbers = tape.uses_random_numbers or generators.were_used
+    outputs = {}
+    for path, leaf in result_tensors(result):
+        outputs[path] = tape.number_of(leaf)
+    tape.hidden += [name for name in names if listed is not None and name not in listed]
+    wanted = range(len(tape.values)) if every else set(outputs.values())
+    return Trace(
+        values=[held.value(held.number in wanted) for held in tape.values],
+        input=entry,
+        outputs=outputs,
+        parameters={name: tuple(parameter.shape) for name, parameter in names.items()},
+        hidden=tuple(tape.hidden),
+        scalars=tuple(dict.fromkeys(tape.scalars)),
+        narrow_dtypes=tuple(dict.fromkeys(tape.narrow_dtypes)),
+        uses_random_numbers=uses_random_numbers,
+    )
+
+
+@run_eagerly
+def gradients(
+    module: Callable[..., Any],
+    argument: Tensor,
+    draw: Draw,
+    names: Mapping[str, Tensor],
+    output: str,
+    cotangent: np.ndarray,
+    kwargs: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, np.ndarray]:
+    """Differentiate the sum of an output times `cotangent` by the parameters, drawn as for `record`.
+
+    Gradients of unused parameters are 0. Raises `MixerEquivError` if all are unused, or no gradient is kept.
+    """
+    tape = Tape(draw, names, dtype, differentiable=True)
+    with _isolated(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
+        given = argument.to(device(), dtype)
+        tape.enter(given)
+        # Inside, because a checkpointed part is run once more on the way back.
+        with FunctionMode(tape), DispatchMode(tape):
+            outputs = dict(result_tensors(module(given, **(kwargs or {}))))
+            drawn = {name: tape.stand_ins[id(p)] for name, p in names.items() if id(p) in tape.stand_ins}
+            weights = torch.from_numpy(cotangent).to(device(), dtype)
+            tape.admit(weights)
+            scalar = (outputs[output].reshape(cotangent.shape) * weights).sum()
+            if not scalar.requires_grad:
+                raise MixerEquivError("no gradient reaches any parameter, as under torch.no_grad")
+            made = torch.autograd.grad(scalar, list(drawn.values()), allow_unused=True)
+    found = {name: gradient for name, gradient in zip(drawn, made, strict=True) if gradient is not None}
+    return {
+        name: found[name].cpu().numpy() if name in found else np.zeros(tuple(parameter.shape))
+        for name, parameter in names.items()
+    }
+
+
+@run_eagerly
+def outputs(
+    module: Callable[..., Any],
+    argument: Tensor,
+    draw: Draw,
+    names: Mapping[str, Tensor],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    training: bool,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """The outputs of one pass in float64, with parameters drawn as for `record`, and all generators seeded."""
+    tape = Tape(draw, names, torch.float64, differentiable=True)
+    with _isolated(module, training, seed), torch_full_precision(), _default_dtype(torch.float64):
+        given = argument.to(device(), torch.float64)
+        tape.enter(given)
+        with FunctionMode(tape), DispatchMode(tape):
+            result = module(given, **(kwargs or {}))
+    return {path: leaf.detach().to("cpu", torch.float64).numpy() for path, leaf in result_tensors(result)}
+
+
+@contextlib.contextmanager
+def _isolated(module: Any, training: bool = False, seed: int = 0) -> Iterator[GeneratorWatch]:
+    """Inside, the module is in eval or train mode, and generators begin with `seed`; after it, all is as it was."""
+    submodules = list(module.modules()) if isinstance(module, nn.Module) else []
+    with fork_generators(seed) as generators, torch.inference_mode(False), restoring_state(submodules):
+        for submodule in submodules:
+            submodule.training = training
+        yield generators
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

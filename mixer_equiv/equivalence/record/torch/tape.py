@@ -1,0 +1,165 @@
+"""`Tape`: the values of one recorded pass, and the stand-ins for tensors that were not made during it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from mixer_equiv.equivalence.record.precision import device
+from mixer_equiv.equivalence.record.trace import Draw, Value
+
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+class RecordedTensor:
+    """A value of the pass. Its tensor is copied only when an operation is about to write into it."""
+
+    def __init__(self, number: int, tensor: Tensor, operation: str, inputs: tuple[int, ...], is_data: bool) -> None:
+        self.number, self.tensor, self.operation, self.inputs, self.is_data = number, tensor, operation, inputs, is_data
+        self.leaves: frozenset[str] = frozenset()
+        self.name: str | None = None
+        self.is_view = False
+        self._is_copied = False
+
+    def copy(self) -> None:
+        if not self._is_copied:
+            self.tensor, self._is_copied = self.tensor.clone(), True
+
+    def value(self, with_array: bool) -> Value:
+        """The value of a trace, in float64, or without its array."""
+        real = self.tensor.real if self.tensor.is_complex() else self.tensor
+        array = real.detach().to("cpu", torch.float64).numpy() if with_array else np.empty(0)
+        return Value(
+            self.number, array, self.operation, self.inputs, self.is_data, self.leaves, self.name, self.is_view
+        )
+
+
+class Tape:
+    """The record of one pass.
+
+    `names` are the module's parameters, each of which gets the value that `draw` gives it; every float is of
+    `dtype`. A `differentiable` tape keeps autograd's graph, and records no values.
+    """
+
+    def __init__(
+        self, draw: Draw, names: Mapping[str, Tensor], dtype: torch.dtype, *, differentiable: bool = False
+    ) -> None:
+        self.draw, self.dtype, self.differentiable = draw, dtype, differentiable
+        self.names = {id(parameter): name for name, parameter in reversed(list(names.items()))}
+        self.values: list[RecordedTensor] = []
+        self.hidden: list[str] = []
+        self.scalars: list[float] = []
+        self.narrow_dtypes: list[str] = []
+        self.uses_random_numbers = False
+        self.stand_ins: dict[int, Tensor] = {}
+        self._alive: list[Any] = list(names.values())  # so that no id is used twice
+        self._known: dict[int, tuple[Tensor, int]] = {}  # tensors made during the pass: their value's number
+        self._by_storage: dict[int, list[RecordedTensor]] = {}
+
+    def enter(self, tensor: Tensor) -> int:
+        """Record the input, and return its number."""
+        return self._add(tensor, "input", (), is_data=True).number
+
+    def admit(self, result: Any) -> None:
+        """Take tensors as made during the pass, without recording values of them."""
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._known[id(tensor)] = (tensor, -1)
+
+    def number_of(self, tensor: Tensor) -> int:
+        """The number of a tensor's value; a tensor that was not made during the pass is given a stand-in."""
+        if id(tensor) not in self._known:
+            tensor = self.stand_in(tensor)
+        return self._known[id(tensor)][1]
+
+    def stand_in(self, tensor: Tensor) -> Tensor:
+        """The tensor to use in a tensor's place: itself if made during the pass, a drawn parameter, or a wider copy."""
+        if id(tensor) in self._known or (self.differentiable and not tensor.is_leaf):
+            return tensor  # of a view, autograd makes another object
+        if id(tensor) not in self.stand_ins:
+            self.stand_ins[id(tensor)] = self._draw_or_copy(tensor)
+            self._alive.append(tensor)
+        return self.stand_ins[id(tensor)]
+
+    def _draw_or_copy(self, tensor: Tensor) -> Tensor:
+        with _without_modes():
+            name = self.names.get(id(tensor))
+            if name is None and tensor.requires_grad and tensor.is_leaf and tensor.dtype in FLOATS:
+                name = f"hidden {len(self.hidden)}"
+                self.hidden.append(name)
+            if name is not None:
+                drawn = torch.from_numpy(np.array(self.draw(name, tuple(tensor.shape)), np.float64))
+                new = drawn.to(device(), self.dtype).reshape(tensor.shape).requires_grad_(self.differentiable)
+            else:
+                held = tensor.detach()
+                new = (held.to(self.dtype) if tensor.dtype in FLOATS else held).clone().to(device())
+        value = self._add(new, "parameter" if name is not None else "constant", (), is_data=False)
+        value.name = name
+        value.leaves = frozenset() if name is None else frozenset({name})
+        if tensor.numel() == 1 and name is None and not tensor.is_complex():
+            self.scalars.append(float(tensor.item()))
+        return new
+
+    def record_result(self, operation: str, sources: list[int], result: Any) -> None:
+        """Record the tensors that an operation made of the values with these numbers."""
+        inputs = tuple(dict.fromkeys(sources))
+        is_data, leaves = self._origin(inputs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.dtype in FLOATS:
+                if id(tensor) in self._known and self._known[id(tensor)][0] is tensor:
+                    continue
+                alike = [i for i in inputs if self.values[i].tensor.numel() == tensor.numel()]
+                is_view = any(_storage(self.values[i].tensor) == _storage(tensor) for i in alike)
+                value = self._add(tensor, operation, inputs, is_data=is_data)
+                value.leaves, value.is_view = leaves, is_view
+            elif isinstance(tensor, Tensor):
+                self._add(tensor, operation, inputs, is_data=is_data)
+
+    def prepare_write(self, tensor: Tensor) -> None:
+        """Copy the recorded values that share memory with a tensor, which is about to be written into."""
+        for value in self._by_storage.get(_storage(tensor), ()):
+            value.copy()
+
+    def record_write(self, operation: str, tensor: Tensor, sources: list[int]) -> None:
+        """Record that the tensor, and those that share its memory, hold new numbers, which depend on all sources."""
+        storage = _storage(tensor)
+        older = [value.number for value in self._by_storage.get(storage, ())]
+        inputs = tuple(dict.fromkeys([*sources, *older]))
+        is_data, leaves = self._origin(inputs)
+        sharing = {id(known): known for known, _ in self._known.values() if _storage(known) == storage}
+        for shared in sharing.values():
+            self._add(shared, operation, inputs, is_data=is_data).leaves = leaves
+        for value in self._by_storage[storage]:
+            self.values[value.number] = value
+
+    def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedTensor:
+        value = RecordedTensor(len(self.values), tensor, operation, inputs, is_data)
+        self.values.append(value)
+        self._known[id(tensor)] = (tensor, value.number)
+        self._by_storage.setdefault(_storage(tensor), []).append(value)
+        return value
+
+    def _origin(self, inputs: tuple[int, ...]) -> tuple[bool, frozenset[str]]:
+        """Whether a value made of these depends on the input, and if not, the parameters of which it is made."""
+        if any(self.values[i].is_data for i in inputs):
+            return True, frozenset()
+        return False, frozenset().union(*(self.values[i].leaves for i in inputs))
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, NotImplementedError):
+        return id(tensor)
+
+
+@contextlib.contextmanager
+def _without_modes() -> Iterator[None]:
+    with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+        yield
