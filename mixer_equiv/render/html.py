@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 
 from mixer_equiv.equivalence.report import HEADLINES, Report, number, readable, shown_by_inputs
@@ -14,6 +13,8 @@ _EMPTY_BAR, _FULL_BAR = -18, 0
 
 def to_html(report: Report) -> str:
     """Write `report` as a page of HTML; encode it in UTF-8."""
+    import importlib.resources
+
     import jinja2
 
     source = importlib.resources.files("mixer_equiv.render").joinpath("report.html").read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+import mixer_equiv
 from mixer_equiv import ConventionWarning, MixerConfig, convert, load, save
 from mixer_equiv.checkpoints.formats import SUFFIXES, StoredArray
 from mixer_equiv.cli import app
@@ -936,10 +937,30 @@ def test_help_is_status_0(arguments: list[str], flag: str) -> None:
     assert "Usage: mixer-equiv" in run(*arguments, flag).stdout
 
 
+def test_the_version_is_the_package_s() -> None:
+    assert run("--version").stdout == f"mixer-equiv {mixer_equiv.__version__}\n"
+    assert "Usage: mixer-equiv" in run("--version", "--nonsense", status=2).stderr
+
+
 # As a process
 
 
 COMMAND = [sys.executable, "-m", "mixer_equiv"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["inspect"]])
+def test_a_command_imports_only_what_it_uses(published: Path, arguments: list[str]) -> None:
+    script = (
+        "import sys; from mixer_equiv.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "finally: print(*sys.modules, sep='\\n', file=sys.stderr)"
+    )
+    words = [*arguments, *([str(published)] if arguments == ["inspect"] else [])]
+    finished = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    imported = set(finished.stderr.split())
+    assert {"mixer_equiv.cli.verify", "typer"} <= imported
+    assert not imported & {"torch", "jax", "jinja2", "mixer_equiv.bench", "mixer_equiv.equivalence.verify"}
+    assert ("rich.table" in imported) == (arguments != ["--version"])
 
 
 def test_a_pipe_sees_no_progress_bar(tmp_path: Path, published: Path) -> None:
