@@ -1,4 +1,4 @@
-"""Arrays as streams of bytes, in pieces that stay in the cache, and several of them at work at a time."""
+"""Arrays in chunks of bytes that fit the cache, copies that spare it, and work on several arrays at a time."""
 
 from __future__ import annotations
 
@@ -12,80 +12,80 @@ import numpy as np
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-# Bytes that are handed on at once.
-PIECE = 2**20
+# Size of a chunk: it stays in a processor's cache between one use and the next.
+CHUNK_BYTES = 2**20
 
-# How many arrays are at work at a time, where their order is all the same.
+# Worker threads, where arrays may be processed in any order.
 THREADS = 2
 
-# Sides of the square that a transpose moves at once, and numbers left free after each row of the buffer between.
-TILE, FREE = 256, 16
+# A transpose moves squares of TILE x TILE elements, through a buffer whose rows have PADDING more.
+TILE, PADDING = 256, 16
 
 
-def pieces(array: np.ndarray) -> Iterator[memoryview]:
-    """The bytes of `array` in C order, in pieces of about `PIECE` bytes.
+def byte_chunks(array: np.ndarray) -> Iterator[memoryview]:
+    """The bytes of `array` in C order, in chunks of about `CHUNK_BYTES`.
 
-    Each is good until the next is asked for. An array that is in another order is never copied as a
-    whole, but only one piece at a time.
+    Each chunk is valid until the next is asked for. An array that is not in C order is copied chunk by
+    chunk, never as a whole.
     """
     if array.flags.c_contiguous:
         flat = _bytes(array)
-        yield from (flat[start : start + PIECE] for start in range(0, len(flat), PIECE))
+        yield from (flat[start : start + CHUNK_BYTES] for start in range(0, len(flat), CHUNK_BYTES))
         return
-    rows = min(len(array), max(1, PIECE * len(array) // max(1, array.nbytes)))
+    rows = min(len(array), max(1, CHUNK_BYTES * len(array) // max(1, array.nbytes)))
     buffer = np.empty((rows, *array.shape[1:]), array.dtype)
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
-        _fill(buffer[: len(part)], part)
+        _copy_into(buffer[: len(part)], part)
         yield _bytes(buffer[: len(part)])
 
 
-def copied(array: np.ndarray) -> np.ndarray:
-    """A new array of the same numbers in C order: `array.copy(order="C")`, the faster where axes are swapped."""
+def contiguous_copy(array: np.ndarray) -> np.ndarray:
+    """A new array of the same numbers in C order: `array.copy(order="C")`, but faster where axes are swapped."""
     out = np.empty(array.shape, array.dtype)
-    _fill(out, array)
+    _copy_into(out, array)
     return out
 
 
-def contiguous(array: np.ndarray) -> np.ndarray:
+def as_contiguous(array: np.ndarray) -> np.ndarray:
     """`array` itself if it is in C order, else a copy that is."""
-    return array if array.flags.c_contiguous else copied(array)
+    return array if array.flags.c_contiguous else contiguous_copy(array)
 
 
-def ahead(keys: Iterable[Key], make: Callable[[Key], Value]) -> Iterator[tuple[Key, Value]]:
-    """Each key and what `make` makes of it, in a thread that is one ahead of the caller.
+def prefetch(keys: Iterable[Key], make: Callable[[Key], Value]) -> Iterator[tuple[Key, Value]]:
+    """Each key and `make(key)`, computed in a thread that is one key ahead of the caller.
 
-    NumPy's copies, CRCs and files let other threads run, so that the caller may write one array while
-    the next is read. Two values are alive, the caller's and the next; while the caller takes the next,
-    three. What `make` raises is raised here.
+    NumPy's copies, checksums and file access release the interpreter's lock, so the caller may write one
+    array while the next is read. Two values are alive, the caller's and the next, and three while the caller
+    takes the next. An exception of `make` is raised when its value is taken.
     """
     waiting: deque[tuple[Key, Future[Value]]] = deque()
     with ThreadPoolExecutor(1) as pool:
         for key in keys:
             waiting.append((key, pool.submit(make, key)))
             if len(waiting) > 1:
-                yield _first(waiting)
+                yield _take_first(waiting)
         while waiting:
-            yield _first(waiting)
+            yield _take_first(waiting)
 
 
-def batches(sizes: Mapping[Key, int], limit: int) -> list[list[Key]]:
-    """Keys in their order, each list as long as its sizes add up to `limit` at most; what is larger stands alone."""
-    filled: list[list[Key]] = []
+def group_by_size(sizes: Mapping[Key, int], limit: int) -> list[list[Key]]:
+    """The keys in order, in lists whose sizes add up to at most `limit`; a larger one is a list of its own."""
+    groups: list[list[Key]] = []
     room = 0
     for key, size in sizes.items():
-        if not filled or size > room:
-            filled.append([])
+        if not groups or size > room:
+            groups.append([])
             room = limit
-        filled[-1].append(key)
+        groups[-1].append(key)
         room -= size
-    return filled
+    return groups
 
 
-def spread(keys: Sequence[Key], work: Callable[[Key], Value]) -> list[Value]:
-    """What `work` makes of each key, `THREADS` of them at a time.
+def map_in_threads(keys: Sequence[Key], work: Callable[[Key], Value]) -> list[Value]:
+    """`work(key)` for each key, in order, computed by `THREADS` threads.
 
-    What it raises for the first of them that fails is raised here, and no more are begun then.
+    The exception of the first key that fails is raised, and no further work is begun.
     """
     if len(keys) < 2:
         return [work(key) for key in keys]
@@ -93,7 +93,7 @@ def spread(keys: Sequence[Key], work: Callable[[Key], Value]) -> list[Value]:
         return list(pool.map(work, keys))
 
 
-def _first(waiting: deque[tuple[Key, Future[Value]]]) -> tuple[Key, Value]:
+def _take_first(waiting: deque[tuple[Key, Future[Value]]]) -> tuple[Key, Value]:
     key, value = waiting.popleft()
     return key, value.result()
 
@@ -102,18 +102,18 @@ def _bytes(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _fill(out: np.ndarray, source: np.ndarray) -> None:
+def _copy_into(out: np.ndarray, source: np.ndarray) -> None:
     """`out[...] = source`, both of one shape and dtype.
 
-    Rows of a kernel are often a power of two of bytes apart, so that a column of it falls into few
-    sets of the cache, and reading along it evicts what is needed next. Where two axes are swapped, a square is
-    therefore copied first, row by row, into a buffer whose rows are not.
+    Rows of a kernel are often a power of two of bytes apart. The elements of a column then share few sets of
+    the cache, and reading along it evicts data before it is used. Where two axes are swapped, each square
+    is therefore first copied, row by row, into a buffer whose padded rows are not aligned so.
     """
     out, source = out.squeeze(), source.squeeze()
     if source.ndim != 2 or abs(source.strides[0]) >= abs(source.strides[1]):
         np.copyto(out, source)
         return
-    buffer = np.empty((TILE, TILE + FREE), source.dtype)
+    buffer = np.empty((TILE, TILE + PADDING), source.dtype)
     for top in range(0, source.shape[0], TILE):
         for left in range(0, source.shape[1], TILE):
             square = source[top : top + TILE, left : left + TILE].T

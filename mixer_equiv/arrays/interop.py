@@ -1,4 +1,7 @@
-"""Arrays of any framework to NumPy and back, every bit kept, no framework imported for NumPy's own."""
+"""Conversion between NumPy and any framework's arrays, every bit kept, and between nested and flat names.
+
+A framework is imported only for its own arrays.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from mixer_equiv.arrays.chunks import copied
+from mixer_equiv.arrays.chunks import contiguous_copy
 from mixer_equiv.errors import ConversionError, MissingDependencyError, MixerEquivError
 
 if TYPE_CHECKING:
@@ -17,12 +20,12 @@ if TYPE_CHECKING:
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
-# The dtypes that a parameter may have.
+# Dtypes of parameters, by name.
 DTYPES = {str(dtype): dtype for dtype in map(np.dtype, ("float16", BFLOAT16, "float32", "float64"))}
 
 
 def stored_dtype(name: str, array: Any) -> np.dtype:
-    """The dtype that `to_numpy` gives `array`, whose numbers are not read."""
+    """The dtype that `to_numpy` would give `array`, found without reading its numbers."""
     if not is_array(array):
         return to_numpy(name, array).dtype
     if _is_torch(array):
@@ -33,7 +36,7 @@ def stored_dtype(name: str, array: Any) -> np.dtype:
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings, in their order, with keys joined by "/"; in lists of mappings the place is the key."""
+    """Leaves of nested mappings, in order, under keys joined by "/"; a list that holds mappings counts as one."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         node = as_mapping(value)
@@ -44,14 +47,14 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def as_mapping(value: Any) -> Mapping[Any, Any] | None:
-    """`value` as what can hold named arrays: a mapping, or a list of which some are mappings, by place."""
+    """`value` as a mapping: itself if it is one, a list that holds mappings by index, None for anything else."""
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         return dict(enumerate(value))
     return value if isinstance(value, Mapping) else None
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dicts whose joined keys are `flat`'s: the inverse of `flatten`."""
+    """Nested dicts from keys joined by "/": the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, leaf = name.split("/")
@@ -63,21 +66,21 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_array(value: Any) -> bool:
-    """Whether `value` is an array of NumPy, torch, JAX or anything that speaks `__array__`."""
+    """Whether `value` has shape and dtype, as arrays of NumPy, torch and JAX and `Deferred` ones have."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def to_numpy(name: str, array: Any) -> np.ndarray:
     """`array` as a NumPy array of the same bits and dtype, sharing memory where it can.
 
-    bfloat16 comes out as `ml_dtypes.bfloat16`; two-byte void, which is how npz files hold
-    bfloat16, is read as that. Raises `ConversionError` for object, string and structured arrays.
+    bfloat16 becomes `ml_dtypes.bfloat16`, and so does two-byte void, as which npz files hold bfloat16.
+    Raises `ConversionError` for object, string and structured arrays.
     """
     if _is_torch(array):
         array = _from_torch(name, array)
     try:
         result = np.asarray(array)
-    except MixerEquivError:  # of an array that is made when it is used
+    except MixerEquivError:  # raised while a deferred array is computed
         raise
     except (TypeError, ValueError) as error:
         raise ConversionError(f"{name}: {type(array).__name__} is not an array NumPy can hold: {error}") from error
@@ -85,33 +88,33 @@ def to_numpy(name: str, array: Any) -> np.ndarray:
         return result.view(BFLOAT16)
     if not result.dtype.isnative:
         return result.astype(result.dtype.newbyteorder("="))
-    # ml_dtypes' types are of kind "V" without being void, so their names are asked.
+    # The types of ml_dtypes are of kind "V" too, without being void: their module tells.
     if result.dtype.kind in "OSUV" and result.dtype.type.__module__ != "ml_dtypes":
         raise ConversionError(f"{name}: found an array of {result.dtype}; a parameter must be an array of numbers")
     return result
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """`array` as a torch tensor of the same bits and dtype, in its strides, sharing its memory where it can.
+    """`array` as a torch tensor of the same bits, dtype and strides, sharing memory where it can.
 
-    What may not be written is copied, and what does not begin at a multiple of its itemsize, as many
-    arrays of a mapped npz: NumPy reads that in place, but compiled code may take it for aligned.
+    Read-only arrays are copied, and so are arrays that do not begin at a multiple of their itemsize, as many do in a
+    mapped npz: NumPy reads these in place, but compiled code may take them for aligned.
     Raises `MissingDependencyError` without torch.
     """
     torch = require("torch", "torch", "a torch tensor")
-    array = array if array.flags.writeable and array.flags.aligned else copied(array)
+    array = array if array.flags.writeable and array.flags.aligned else contiguous_copy(array)
     if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """Import an optional dependency, or raise `MissingDependencyError` saying how to get it."""
+    """Import an optional dependency, or raise `MissingDependencyError` that says how to install it."""
     import importlib
 
     try:
         return importlib.import_module(module)
-    except Exception as error:  # also what a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         what = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise MissingDependencyError(
             f"{purpose} needs {module}, which cannot be imported ({what}); pip install 'mixer_equiv[{extra}]'"

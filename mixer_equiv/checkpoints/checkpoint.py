@@ -12,7 +12,8 @@ import numpy as np
 
 from mixer_equiv.arrays.casting import cast
 from mixer_equiv.arrays.interop import DTYPES, to_torch, unflatten
-from mixer_equiv.arrays.lazy import Spec, gathered, joined, specs
+from mixer_equiv.arrays.lazy import Spec, materialize, specs_of
+from mixer_equiv.arrays.stacking import join_stacks
 from mixer_equiv.checkpoints import validate
 from mixer_equiv.checkpoints.infer import Statements, find
 from mixer_equiv.checkpoints.metadata import Metadata
@@ -68,7 +69,7 @@ class Checkpoint(Mapping[str, Any]):
     @cached_property
     def whole(self) -> Mapping[str, np.ndarray]:
         """The arrays as files and modules hold them: those of one stack as one array."""
-        return joined(self.arrays) if self.layout.stacks else self.arrays
+        return join_stacks(self.arrays) if self.layout.stacks else self.arrays
 
     @property
     def params(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ class Checkpoint(Mapping[str, Any]):
     @property
     def specs(self) -> Mapping[str, Spec]:
         """Shape and dtype of each array, none of them read."""
-        return specs(self.arrays)
+        return specs_of(self.arrays)
 
     def astype(self, dtype: Any) -> Checkpoint:
         """The same weights rounded to float16, bfloat16, float32 or float64, by name or NumPy dtype.
@@ -132,7 +133,7 @@ class Checkpoint(Mapping[str, Any]):
         said = Statements(Metadata(metadata or {}, source), layout, config, image_size, trained_with, prefix, called)
         found = find(arrays, said, source)
         return cls(
-            found.arrays if lazy else gathered(found.arrays),
+            found.arrays if lazy else materialize(found.arrays),
             found.layout,
             found.config,
             found.trained_with,

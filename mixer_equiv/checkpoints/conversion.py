@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from einops import rearrange
 
-from mixer_equiv.arrays.chunks import copied
-from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, settled
+from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, materialize
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConventionWarning, InexpressibleError
@@ -138,7 +137,7 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str],
     if not any(binding.row.in_head for binding in present.values()):
         config = config.replace(num_classes=0)
     lazy = relabel_lazily(as_lazy(source.arrays), source.layout, target, config, only=present)
-    arrays = settled(lazy, source.arrays, copy=copy)
+    arrays = materialize(lazy, source.arrays, copy=copy)
     conventions = source.trained_with or target.computes
     config = config.replace(activation=conventions.activation, layer_norm_eps=conventions.layer_norm_eps)
     return dataclasses.replace(
@@ -162,7 +161,7 @@ def relabel(
     `InexpressibleError` where the target has one array for several that differ, or none.
     """
     lazy = relabel_lazily(as_lazy(arrays), source, target, config, only=only)
-    return {name: copied(lazy.strided(name)) for name in lazy}
+    return dict(materialize(lazy, copy=True))
 
 
 def relabel_lazily(

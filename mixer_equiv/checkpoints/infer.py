@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mixer_equiv.arrays.interop import flatten, is_array
-from mixer_equiv.arrays.lazy import LazyArrays, split
+from mixer_equiv.arrays.lazy import LazyArrays
+from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.checkpoints import names, validate
 from mixer_equiv.checkpoints.metadata import Metadata
 from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
@@ -57,7 +58,7 @@ def find(arrays: Mapping[str, Any], said: Statements, source: str) -> Found:
     written = said.metadata.layout
     if said.layout is not None and written not in (None, match.layout.name):
         notes.append(f"it says of itself that its layout is {written}; it was read as {match.layout.name}, as told")
-    tidied = _tidy(match, split(own, match.layout.depth_of_stack), notes)
+    tidied = _tidy(match, split_stacks(own, match.layout.depth_of_stack), notes)
     stated, trained_with = _conventions(said, match.layout, notes)
     computed = trained_with or match.layout.computes
     if stated is not None and said.config is None:

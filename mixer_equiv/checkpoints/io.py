@@ -108,7 +108,7 @@ def save(
             f"nothing is written in the layout {checkpoint.layout.name}: {checkpoint.layout.read_only}",
             reasons=[checkpoint.layout.read_only],
         )
-    arrays = as_lazy(checkpoint.whole).renamed(rename_prefixes(checkpoint.whole, rename_prefix or {}))
+    arrays = as_lazy(checkpoint.whole).rename(rename_prefixes(checkpoint.whole, rename_prefix or {}))
     written = arrays, _metadata_of(checkpoint), checkpoint.layout.framework
     if file_format.several_files or max_shard_size is not None:
         limit = formats.parse_size(max_shard_size)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange, repeat
 
-from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, settled
+from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, materialize
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.conversion import relabel_lazily
 from mixer_equiv.config import MixerConfig, Size, as_pair, fitting_image_sizes
@@ -152,6 +152,6 @@ _HEAD = ("head/*",)
 
 def _with(checkpoint: Checkpoint, weights: Mapping[str, Any], config: MixerConfig, note: str) -> Checkpoint:
     lazy = relabel_lazily(LazyArrays(weights), LINEN, checkpoint.layout, config)
-    arrays = settled(lazy, checkpoint.arrays)
+    arrays = materialize(lazy, checkpoint.arrays, copy=True)
     notes = (*checkpoint.notes, note)
     return dataclasses.replace(checkpoint, arrays=arrays, config=config, config_is_stated=True, notes=notes)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixer_equiv.arrays.lazy import each
+from mixer_equiv.arrays.lazy import prefetch_arrays
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.cli.exit_status import report_errors
 from mixer_equiv.cli.options import (
@@ -110,7 +110,7 @@ def convert(
             )
             names = rename_prefixes(converted.whole, prefixes)
             if dry_run:
-                collections.deque(each(converted.whole), maxlen=0)  # some errors show only when arrays are made
+                collections.deque(prefetch_arrays(converted.whole), maxlen=0)  # some errors show only when arrays are made
                 written = checkpoint_io.path_to_read(converted, target, max_shard_size)
             else:
                 step(f"writing {target.name}")

@@ -9,7 +9,8 @@ from functools import cache
 
 import numpy as np
 
-from mixer_equiv.arrays.lazy import Spec, split
+from mixer_equiv.arrays.lazy import Spec
+from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.errors import LayoutError, summarize
 from mixer_equiv.layouts.base import Layout, Row, Shape
 
@@ -84,7 +85,7 @@ def _unstacked(layout: Layout, names: Collection[str], shapes: Mapping[str, Shap
     """The names with those of the layout's stacks replaced by their parts'."""
     if not layout.stacks:
         return names
-    return split({name: Spec(shapes[name], _ANY) for name in names if name in shapes}, layout.depth_of_stack)
+    return split_stacks({name: Spec(shapes[name], _ANY) for name in names if name in shapes}, layout.depth_of_stack)
 
 
 _ANY = np.dtype(np.float32)
@@ -161,7 +162,7 @@ def _reading(match: LayoutMatch) -> dict[str, tuple[str, str]]:
 
 def _shapes_agree(match: LayoutMatch, shapes: Mapping[str, Shape]) -> bool:
     leaves = {name: Spec(shape, _ANY) for name, shape in shapes.items() if name.startswith(match.prefix)}
-    parts = split(leaves, match.layout.depth_of_stack)
+    parts = split_stacks(leaves, match.layout.depth_of_stack)
     own = {name.removeprefix(match.prefix): leaf.shape for name, leaf in parts.items()}
     sizes = match.layout.axis_sizes(match.num_blocks, own)
     parameters = match.layout.parameters(match.num_blocks).items()

@@ -23,9 +23,20 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from mixer_equiv import Checkpoint, CheckpointError, ConversionError, convert, drop_head, enlarge, load, new_head, save
-from mixer_equiv.arrays.chunks import PIECE, THREADS, TILE, ahead, batches, contiguous, copied, pieces, spread
+from mixer_equiv.arrays.chunks import (
+    CHUNK_BYTES,
+    THREADS,
+    TILE,
+    as_contiguous,
+    byte_chunks,
+    contiguous_copy,
+    group_by_size,
+    map_in_threads,
+    prefetch,
+)
 from mixer_equiv.arrays.interop import to_torch
-from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, each, gathered, split
+from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, materialize, prefetch_arrays
+from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.checkpoints.formats import SUFFIXES, atomic, format_by_suffix, npz, raw_arrays, read
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
@@ -51,7 +62,7 @@ def published(tmp_path: Path) -> Path:
 def small_arrays_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that each array is a task of its own, as only large ones are otherwise."""
     for module in ("arrays.lazy", "checkpoints.formats.safetensors"):
-        monkeypatch.setattr(f"mixer_equiv.{module}.PIECE", 1)
+        monkeypatch.setattr(f"mixer_equiv.{module}.CHUNK_BYTES", 1)
 
 
 def command(*arguments: Any, status: int = 0) -> str:
@@ -68,7 +79,7 @@ def _arrays() -> dict[str, np.ndarray]:
     return {
         "in order": wide,
         "transposed": wide.T,
-        "transposed, larger than a piece": RNG.normal(size=(TILE + 1, PIECE // 800)).astype(np.float32).T,
+        "transposed, larger than a piece": RNG.normal(size=(TILE + 1, CHUNK_BYTES // 800)).astype(np.float32).T,
         "backwards": wide[::-1, ::-1],
         "backwards and transposed": wide[::-1].T,
         "every other": wide[::2, 1::3],
@@ -79,7 +90,7 @@ def _arrays() -> dict[str, np.ndarray]:
         "scalar": np.array(-0.0),
         "empty": np.empty((0, 3)),
         "empty rows": np.empty((3, 0)).T[:, ::-1],
-        "a row longer than a piece": RNG.normal(size=(PIECE, 2)).T,
+        "a row longer than a piece": RNG.normal(size=(CHUNK_BYTES, 2)).T,
     }
 
 
@@ -89,17 +100,19 @@ ARRAYS = _arrays()
 @pytest.mark.parametrize("name", ARRAYS)
 def test_pieces_are_the_bytes_in_order(name: str) -> None:
     array = ARRAYS[name]
-    assert b"".join(bytes(piece) for piece in pieces(array)) == array.tobytes()
-    assert max((len(piece) for piece in pieces(array)), default=0) <= max(PIECE, array[:1].nbytes if array.ndim else 8)
+    assert b"".join(bytes(piece) for piece in byte_chunks(array)) == array.tobytes()
+    assert max((len(piece) for piece in byte_chunks(array)), default=0) <= max(
+        CHUNK_BYTES, array[:1].nbytes if array.ndim else 8
+    )
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_copies_are_new_and_in_order(name: str) -> None:
     array = ARRAYS[name]
-    for copy in (copied(array), contiguous(array)):
+    for copy in (contiguous_copy(array), as_contiguous(array)):
         assert changed({"": array}, {"": copy}) == []
         assert copy.flags.c_contiguous
-    assert not np.shares_memory(copied(array), array)
+    assert not np.shares_memory(contiguous_copy(array), array)
 
 
 def test_the_next_is_made_meanwhile_and_no_more() -> None:
@@ -112,7 +125,7 @@ def test_the_next_is_made_meanwhile_and_no_more() -> None:
             second.set()
         return key * 10
 
-    for taken, (key, value) in enumerate(ahead(range(9), make)):
+    for taken, (key, value) in enumerate(prefetch(range(9), make)):
         assert second.wait(5)
         assert value == key * 10 == taken * 10
         assert len(made) <= taken + 2
@@ -120,7 +133,7 @@ def test_the_next_is_made_meanwhile_and_no_more() -> None:
 
 
 def test_what_fails_ahead_fails_where_it_is_taken() -> None:
-    stream = ahead([1, 0, 2], lambda key: 1 // key)
+    stream = prefetch([1, 0, 2], lambda key: 1 // key)
     assert next(stream) == (1, 1)
     with pytest.raises(ZeroDivisionError):
         next(stream)
@@ -133,7 +146,7 @@ def test_several_are_at_work_at_a_time_and_come_in_their_order() -> None:
         together.wait()
         return 10 * key
 
-    assert spread(range(3 * THREADS), work) == [10 * key for key in range(3 * THREADS)]
+    assert map_in_threads(range(3 * THREADS), work) == [10 * key for key in range(3 * THREADS)]
 
 
 def test_the_first_that_fails_is_raised_and_no_more_are_begun() -> None:
@@ -144,12 +157,12 @@ def test_the_first_that_fails_is_raised_and_no_more_are_begun() -> None:
         return 1 / (key - 2)
 
     with pytest.raises(ZeroDivisionError):
-        spread(range(10**5), work)
+        map_in_threads(range(10**5), work)
     assert len(begun) < 10**5
 
 
 def test_keys_are_put_together_up_to_a_limit() -> None:
-    assert batches({"a": 4, "b": 6, "c": 1, "d": 11, "e": 0}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert group_by_size({"a": 4, "b": 6, "c": 1, "d": 11, "e": 0}, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
 def test_a_stack_is_read_once_by_all_threads_together() -> None:
@@ -160,8 +173,8 @@ def test_a_stack_is_read_once_by_all_threads_together() -> None:
         time.sleep(0.01)
         return stack
 
-    parts = split({"kernels": Deferred(stack.shape, stack.dtype, make)}, lambda name: 1)
-    rows = gathered(LazyArrays(parts))
+    parts = split_stacks({"kernels": Deferred(stack.shape, stack.dtype, make)}, lambda name: 1)
+    rows = materialize(LazyArrays(parts))
     assert len(read) == 1
     np.testing.assert_array_equal(np.stack([rows[f"kernels[{i}]"] for i in range(40)]), stack)
 
@@ -403,7 +416,7 @@ def test_lazy_checkpoints_are_pickled_with_all_that_is_to_be_done(published: Pat
 def test_being_stopped_leaves_no_temporary_files(published: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     number = getattr(signal, name)
     before, inherited = snapshot(published.parent), signal.signal(number, signal.SIG_DFL)  # nohup ignores one of them
-    monkeypatch.setattr("mixer_equiv.checkpoints.formats.npz.pieces", lambda array: os.kill(os.getpid(), number))
+    monkeypatch.setattr("mixer_equiv.checkpoints.formats.npz.byte_chunks", lambda array: os.kill(os.getpid(), number))
     try:
         command("convert", published, published.with_name("x.npz"), status=128 + number)
         assert signal.getsignal(number) == signal.SIG_DFL
@@ -414,8 +427,7 @@ def test_being_stopped_leaves_no_temporary_files(published: Path, monkeypatch: p
 
 def test_signals_that_are_ignored_stay_ignored(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    pieces = npz.pieces
-    monkeypatch.setattr(npz, "pieces", lambda array: os.kill(os.getpid(), signal.SIGHUP) or pieces(array))
+    monkeypatch.setattr(npz, "byte_chunks", lambda array: os.kill(os.getpid(), signal.SIGHUP) or byte_chunks(array))
     try:
         command("convert", published, published.with_name("x.npz"))
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -529,7 +541,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".safetensors.index.json"])
 def test_memory_does_not_grow_with_the_file(large: Path, suffix: str) -> None:
     """Python, NumPy and the like take 50 to 70 MB; three arrays and some pieces are to be all beyond that."""
-    assert printed(CONVERT, large, "lazy", suffix) < 75 * MiB + 3 * LARGEST + 4 * PIECE
+    assert printed(CONVERT, large, "lazy", suffix) < 75 * MiB + 3 * LARGEST + 4 * CHUNK_BYTES
 
 
 def test_the_measure_of_memory_sees_a_conversion_at_once(large: Path) -> None:
@@ -628,7 +640,7 @@ def test_a_mapped_model_computes_and_trains_and_leaves_the_file_alone(tmp_path: 
 
 def test_nothing_made_is_kept_by_what_is_lazy(published: Path) -> None:
     state = convert(load(published, lazy=True), to="torch")
-    first, second = (dict(each(state.arrays)) for _ in range(2))
+    first, second = (dict(prefetch_arrays(state.arrays)) for _ in range(2))
     assert changed(first, second) == []
     assert not any(np.shares_memory(first[name], second[name]) for name in first)
 

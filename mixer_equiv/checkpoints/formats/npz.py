@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib.format import dtype_to_descr
 
-from mixer_equiv.arrays.chunks import pieces
-from mixer_equiv.arrays.lazy import each
+from mixer_equiv.arrays.chunks import byte_chunks
+from mixer_equiv.arrays.lazy import prefetch_arrays
 from mixer_equiv.checkpoints.formats.base import FileFormat, Framework, StoredArray, zip_names
 from mixer_equiv.checkpoints.formats.raw_arrays import Checksum, File, crc32
 from mixer_equiv.errors import CheckpointError
@@ -88,11 +88,11 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
     An extra array would break strict readers of the published layout; a zip comment breaks none.
     """
     with path.open("xb") as stream, zipfile.ZipFile(stream, "w") as archive:
-        for name, array in each(arrays):
+        for name, array in prefetch_arrays(arrays):
             header = {"descr": dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
-                for piece in pieces(array):
+                for piece in byte_chunks(array):
                     member.write(piece)
         archive.comment = metadata.encode()
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays.chunks import batches
+from mixer_equiv.arrays.chunks import group_by_size
 from mixer_equiv.arrays.interop import is_array, require, unflatten
 from mixer_equiv.checkpoints.formats.atomic import remove
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework, StoredArray
@@ -91,7 +91,7 @@ def _tree(orbax: Any, path: Path) -> tuple[Mapping[str, Any], str | None]:
     specs = {i: leaf for i, (_, leaf) in enumerate(leaves) if is_array(leaf)}
     restore = lru_cache(maxsize=1)(partial(_restore, orbax, path, structure))
     arrays = {}
-    for batch in batches({i: _size(spec) for i, spec in specs.items()}, RESTORED_AT_ONCE):
+    for batch in group_by_size({i: _size(spec) for i, spec in specs.items()}, RESTORED_AT_ONCE):
         for i in batch:
             read = partial(_one, restore, frozenset(batch), i)
             arrays[names[i]] = StoredArray(path, tuple(specs[i].shape), np.dtype(specs[i].dtype), read)

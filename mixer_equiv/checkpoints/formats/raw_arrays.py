@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixer_equiv.arrays.chunks import PIECE
+from mixer_equiv.arrays.chunks import CHUNK_BYTES
 from mixer_equiv.checkpoints.formats.base import StoredArray
 from mixer_equiv.errors import CheckpointError
 
@@ -91,8 +91,8 @@ class _Stored:
         crc = self.checksum.begun if self.checksum else 0
         with self.file.opened() as stream:
             stream.seek(self.start)
-            for at in range(0, self._size, PIECE):
-                piece = flat.data[at : at + PIECE]
+            for at in range(0, self._size, CHUNK_BYTES):
+                piece = flat.data[at : at + CHUNK_BYTES]
                 _read_into(stream, piece)
                 crc = crc32(piece, crc) if self.checksum else 0
         if self.checksum and crc != self.checksum.whole:

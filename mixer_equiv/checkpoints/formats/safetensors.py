@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mixer_equiv.arrays.chunks import PIECE, batches, pieces, spread
+from mixer_equiv.arrays.chunks import CHUNK_BYTES, byte_chunks, group_by_size, map_in_threads
 from mixer_equiv.arrays.lazy import as_lazy
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework
 from mixer_equiv.checkpoints.formats.raw_arrays import File
@@ -92,10 +92,10 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework
         with path.open("r+b") as stream:
             stream.seek(8 + len(text) + header[together[0]]["data_offsets"][0])
             for name in together:
-                for piece in pieces(lazy.strided(name)):
+                for piece in byte_chunks(lazy.strided(name)):
                     stream.write(piece)
 
-    spread(batches({name: found[name].nbytes for name in names}, PIECE), put)
+    map_in_threads(group_by_size({name: found[name].nbytes for name in names}, CHUNK_BYTES), put)
 
 
 SAFETENSORS = FileFormat("safetensors", (".safetensors",), _recognise, read, write)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.arrays.chunks import batches
-from mixer_equiv.arrays.lazy import as_lazy, specs
+from mixer_equiv.arrays.chunks import group_by_size
+from mixer_equiv.arrays.lazy import as_lazy, specs_of
 from mixer_equiv.checkpoints.formats import atomic, safetensors
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework
 from mixer_equiv.errors import CheckpointError, summarize
@@ -153,7 +153,7 @@ def write_sharded(
     files = target.files(sizes, max_shard_size)
     with atomic.replacements(path, target.old_files(list(files), force), fsync) as folder:
         for file, names in files.items():
-            held = as_lazy(arrays).renamed({name: name for name in names})
+            held = as_lazy(arrays).rename({name: name for name in names})
             safetensors.write(folder / file, held, metadata, framework)
         if path.name in files:
             return path
@@ -171,7 +171,7 @@ def sharded_path(path: Path, arrays: Mapping[str, np.ndarray], max_shard_size: i
 
 def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Bytes of each array."""
-    return {name: spec.nbytes for name, spec in specs(arrays).items()}
+    return {name: spec.nbytes for name, spec in specs_of(arrays).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,7 @@ class _Target:
 
     def files(self, sizes: Mapping[str, int], max_shard_size: int) -> dict[str, list[str]]:
         """The arrays' names by the file they go into: the one asked for if one will do, else shards."""
-        shards = batches(sizes, max_shard_size)
+        shards = group_by_size(sizes, max_shard_size)
         if len(shards) < 2 and self.path == self.single:
             return {self.path.name: list(sizes)}
         return {f"{self.stem}-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import to_numpy
-from mixer_equiv.arrays.lazy import joined
+from mixer_equiv.arrays.stacking import join_stacks
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.io import load
@@ -173,7 +173,7 @@ class Candidate:
         Where it has no layout, the weights must be those that it has `drawn`.
         """
         assert found.config is not None
-        arrays = {} if found.layout is None else joined(relabel(weights, LINEN, found.layout, found.config))
+        arrays = {} if found.layout is None else join_stacks(relabel(weights, LINEN, found.layout, found.config))
         others = generic(DRAWN)  # also for parameters that no official model has
 
         def given(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -198,7 +198,7 @@ class Candidate:
         dtype: Any = np.float64,
     ) -> dict[str, np.ndarray]:
         """Gradients by the names of the layout, of the sum of the output times `cotangent`, one image at a time."""
-        given, others = joined(arrays), generic(DRAWN)
+        given, others = join_stacks(arrays), generic(DRAWN)
 
         def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
             return given[name] if name in given else others(name, shape)
