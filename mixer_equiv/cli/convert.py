@@ -110,7 +110,9 @@ def convert(
             )
             names = rename_prefixes(converted.whole, prefixes)
             if dry_run:
-                collections.deque(prefetch_arrays(converted.whole), maxlen=0)  # some errors show only when arrays are made
+                collections.deque(
+                    prefetch_arrays(converted.whole), maxlen=0
+                )  # some errors show only when arrays are made
                 written = checkpoint_io.path_to_read(converted, target, max_shard_size)
             else:
                 step(f"writing {target.name}")
