@@ -321,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             names = ("cp", "mixer-equiv", "script", *extra.get(variant, ()))
             rounds = options.rounds if variant == "L/16" else options.rounds // 2 + 1
             sizes[variant] = measure(variant, Path(folder), rounds, names)
-    described = {name: value for name, value in machine.described().items() if name != "cores_had"}
+    described = {name: value for name, value in machine.describe().items() if name != "cores_had"}
     result = {"sizes": sizes, "machine": described}
     print(page(result))
     if options.write:

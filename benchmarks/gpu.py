@@ -25,10 +25,10 @@ from rich.table import Table
 
 from benchmarks import record
 from mixer_equiv import MixerConfig
-from mixer_equiv.bench import export as page
-from mixer_equiv.bench.bench import bench
-from mixer_equiv.bench.cells import Cell, cells
-from mixer_equiv.bench.contestants import Contestant
+from mixer_equiv.bench import export
+from mixer_equiv.bench.cells import Cell, make_cells
+from mixer_equiv.bench.contestants import Entry
+from mixer_equiv.bench.measurement import measure_cells
 from mixer_equiv.render.bench import Tables
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +52,8 @@ class Timed(NamedTuple):
     def cells(self) -> list[Cell]:
         configs = [MixerConfig.from_name(name) for name in self.variants]
         return sorted(
-            cells(configs, self.dtypes, self.batches, "cuda", ["inference"]), key=lambda cell: BATCHES.index(cell.batch)
+            make_cells(configs, self.dtypes, self.batches, "cuda", ["inference"]),
+            key=lambda cell: BATCHES.index(cell.batch),
         )
 
 
@@ -96,25 +97,25 @@ def build(timed: Timed) -> Iterator[tuple[Cell, str, tuple[int, ...]]]:
     """
     for cell in timed.cells():
         for name in timed.programs:
-            contestant = Contestant(name)
-            assert contestant.program.runs_in(cell), f"{name} does not run in {cell}"
-            trace = {"torch": _traced_by_torch, "jax": _traced_by_jax}[contestant.program.framework]
-            shape, dtype = trace(contestant, cell)
+            entry = Entry(name)
+            assert entry.contestant.runs_in(cell), f"{name} does not run in {cell}"
+            trace = {"torch": _traced_by_torch, "jax": _traced_by_jax}[entry.contestant.framework]
+            shape, dtype = trace(entry, cell)
             assert (shape, dtype) == ((cell.batch, cell.config.num_classes), cell.storage), f"{name} in {cell}: {shape}"
             yield cell, name, shape
 
 
-def _traced_by_torch(contestant: Contestant, cell: Cell) -> tuple[tuple[int, ...], str]:
+def _traced_by_torch(entry: Entry, cell: Cell) -> tuple[tuple[int, ...], str]:
     import torch
 
     dtype = getattr(torch, cell.storage)
     with torch.device("meta"), torch.inference_mode():
-        model = contestant.program.make(cell.config, contestant.formulation).eval().to(dtype)
+        model = entry.contestant.make(cell.config, entry.formulation).eval().to(dtype)
         logits = model(torch.empty(cell.batch, cell.config.in_channels, *cell.config.image_hw, dtype=dtype))
     return tuple(logits.shape), str(logits.dtype).removeprefix("torch.")
 
 
-def _traced_by_jax(contestant: Contestant, cell: Cell) -> tuple[tuple[int, ...], str]:
+def _traced_by_jax(entry: Entry, cell: Cell) -> tuple[tuple[int, ...], str]:
     import jax
 
     from mixer_equiv.arrays.interop import unflatten
@@ -125,7 +126,7 @@ def _traced_by_jax(contestant: Contestant, cell: Cell) -> tuple[tuple[int, ...],
     shapes = parameter_shapes(LINEN, config)
     params = {name: jax.ShapeDtypeStruct(shape, cell.storage) for name, shape in shapes.items()}
     images = jax.ShapeDtypeStruct((cell.batch, *config.image_hw, config.in_channels), cell.storage)
-    logits = jax.eval_shape(contestant.program.make(config, contestant.formulation), unflatten(params), images)
+    logits = jax.eval_shape(entry.contestant.make(config, entry.formulation), unflatten(params), images)
     return tuple(logits.shape), str(logits.dtype)
 
 
@@ -133,10 +134,10 @@ def time_cells(name: str, seconds: float) -> int:
     """Run the bench of a step in this process and write its results; 1 if a program was refused."""
     timed = STEPS[name].timed
     assert timed is not None
-    given = [Contestant(program) for program in timed.programs]
+    given = [Entry(program) for program in timed.programs]
     console = Console(stderr=True)
-    result = page.to_dict(
-        bench(
+    result = export.to_dict(
+        measure_cells(
             timed.cells(),
             given,
             gemm=MATRICES,
@@ -146,12 +147,12 @@ def time_cells(name: str, seconds: float) -> int:
     )
     write(name, result)
     Console().print(Tables(result))
-    return int(bool(page.refusals(result)))
+    return int(bool(export.refusal_lines(result)))
 
 
 def write(name: str, result: Mapping[str, Any]) -> None:
     """`results/gpu_NAME.json` and `.md`."""
-    said = f"# On a GPU: {name}\n\nWritten by `make gpu`.\n\n{page.markdown(result)}"
+    said = f"# On a GPU: {name}\n\nWritten by `make gpu`.\n\n{export.to_markdown(result)}"
     record.write(result, f"gpu_{name}", said)
 
 

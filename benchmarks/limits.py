@@ -15,19 +15,20 @@ import torch
 
 from benchmarks import record
 from mixer_equiv import MixerConfig
+from mixer_equiv.bench.calls import make_call
 from mixer_equiv.bench.cells import Cell
-from mixer_equiv.bench.contestants import Contestant
-from mixer_equiv.bench.correctness import Prover, call_of
-from mixer_equiv.bench.environment import pinned
-from mixer_equiv.bench.export import markdown_rows
-from mixer_equiv.bench.in_torch import packed_gemm
-from mixer_equiv.bench.timing import in_rounds, quartiles
+from mixer_equiv.bench.contestants import Entry
+from mixer_equiv.bench.correctness import Checker
+from mixer_equiv.bench.environment import pin_cores
+from mixer_equiv.bench.export import markdown_table
+from mixer_equiv.bench.timing import quartiles, time_in_rounds
+from mixer_equiv.bench.torch_calls import packed_matrix_product
 from mixer_equiv.models.torch.packed import packed_product
 
 CELLS = [Cell(MixerConfig.from_name(name), batch=batch) for name in ("S/32", "B/16") for batch in (1, 8)]
 ROUNDS = 15
 SIDE = 2048
-PACKED = Contestant("torch packed")
+PACKED = Entry("torch packed")
 PARTS = {
     "model": "whole model",
     "products": "its products",
@@ -53,8 +54,8 @@ def shapes(config: MixerConfig, batch: int) -> list[tuple[int, int, int]]:
 
 def calls(cell: Cell) -> dict[str, Callable[[], object]]:
     """What is timed, by `PARTS`, or for the peak a square product. Raises `AssertionError` if the model is wrong."""
-    whole, packed = call_of(PACKED, cell, 0), shapes(cell.config, cell.batch)
-    refused = Prover().prove(PACKED, cell, whole).refused
+    whole, packed = make_call(PACKED, cell, 0), shapes(cell.config, cell.batch)
+    refused = Checker().check(PACKED, cell, whole).refused
     assert refused is None, refused
     inputs = {(rows, width): torch.randn(rows, width) for rows, _, width in packed}
     weights = [torch.randn(out, width) for _, out, width in packed]
@@ -78,13 +79,13 @@ def calls(cell: Cell) -> dict[str, Callable[[], object]]:
         "products": products(layers),
         "cached": products(first),
         "reading": flat.sum,
-        "square": packed_gemm(cell, SIDE),
+        "square": packed_matrix_product(cell, SIDE),
     }
 
 
 def measure(cell: Cell, rounds: int) -> dict[str, Any]:
     """Milliseconds, quartiles, of each part; megabytes of weights and gigabytes a second at which they were read."""
-    seconds = in_rounds(calls(cell), rounds)
+    seconds = time_in_rounds(calls(cell), rounds)
     products = shapes(cell.config, cell.batch)
     operations = sum(2 * rows * out * width for rows, out, width in products)
     seconds["peak"] = seconds.pop("square") * operations / (2 * SIDE**3)
@@ -111,13 +112,13 @@ def page(result: Mapping[str, Any]) -> str:
         "in brackets, and in per cent of the whole model. Products by weights that stay in a cache would be the time",
         "if reading weights cost nothing; the peak is that of square matrices of 2048.",
         "",
-        *markdown_rows(["cell", *PARTS.values(), "weights", "read at"], rows),
+        *markdown_table(["cell", *PARTS.values(), "weights", "read at"], rows),
     ]
     return "\n".join([*lines, "", record.conditions(result["machine"], str(result["rounds"])), ""])
 
 
 def all_cells(rounds: int) -> dict[str, Any]:
-    with pinned(None, ["torch"]):
+    with pin_cores(None, ["torch"]):
         return {"cells": [measure(cell, rounds) for cell in CELLS]}
 
 

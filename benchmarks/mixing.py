@@ -15,9 +15,9 @@ import torch
 
 from benchmarks import record
 from mixer_equiv import MixerConfig
-from mixer_equiv.bench.environment import pinned
-from mixer_equiv.bench.export import markdown_rows
-from mixer_equiv.bench.timing import in_rounds, paired_ratio, quartiles
+from mixer_equiv.bench.environment import pin_cores
+from mixer_equiv.bench.export import markdown_table
+from mixer_equiv.bench.timing import paired_ratio, quartiles, time_in_rounds
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.models.flax import formulations as flax_formulations
 from mixer_equiv.models.flax import model as flax
@@ -78,7 +78,7 @@ def measure(config: MixerConfig, batch: int, rounds: int) -> list[dict[str, Any]
     for (framework, way), call in made.items():
         apart = residual(np.asarray(call(), np.float64), np.asarray(made[framework, "linear"](), np.float64))
         assert apart <= CLOSE, f"{way} in {framework} is {apart:.1e} from the linear formulation"
-    seconds = in_rounds({" ".join(key): call for key, call in made.items()}, rounds)
+    seconds = time_in_rounds({" ".join(key): call for key, call in made.items()}, rounds)
     rows = []
     for framework, way in made:
         own = seconds[f"{framework} {way}"]
@@ -111,13 +111,13 @@ def page(result: Mapping[str, Any]) -> str:
         "Written by `python -m benchmarks.mixing --write`. The MLP over tokens, on (batch, tokens, hidden), float32:",
         "medians with quartiles, and the time relative to the linear formulation with its 95% interval.",
         "",
-        *markdown_rows(HEADINGS, [[*key, *(shown[column] for column in columns)] for key, shown in by_key.items()]),
+        *markdown_table(HEADINGS, [[*key, *(shown[column] for column in columns)] for key, shown in by_key.items()]),
     ]
     return "\n".join([*lines, "", record.conditions(result["machine"], str(result["rounds"])), ""])
 
 
 def all_cells(rounds: int) -> dict[str, Any]:
-    with pinned(None, ["torch", "jax"]):
+    with pin_cores(None, ["torch", "jax"]):
         rows = [row for name, batch in CELLS for row in measure(MixerConfig.from_name(name), batch, rounds)]
     return {"rows": rows}
 

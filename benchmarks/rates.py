@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         undone = ablate(shuffled[: options.ablation], options.draws) if options.ablation else {}
     findings = [finding for seen in rates.seen for finding in seen.findings]
     assert not findings, findings
-    result = record.summary(rates.seconds, rates.seen, undone, options.draws, machine.described())
+    result = record.summary(rates.seconds, rates.seen, undone, options.draws, machine.describe())
     print(record.page(result))
     if options.write:
         record.write(result, "rates", record.page(result))

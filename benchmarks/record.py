@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.deep import Verification
 from benchmarks.programs import CHEAP
 from mixer_equiv.bench.environment import PACKAGES, Machine
-from mixer_equiv.bench.timing import LEAST_ROUNDS
+from mixer_equiv.bench.timing import MIN_ROUNDS
 
 __all__ = ["RESULTS", "Machine", "command", "conditions", "page", "summary", "whole", "write"]
 
@@ -153,7 +153,7 @@ def command(
     measured: Callable[[int], Mapping[str, Any]],
     page: Callable[[Mapping[str, Any]], str],
     *,
-    least: int = LEAST_ROUNDS,
+    least: int = MIN_ROUNDS,
     left_out: str = "",
 ) -> None:
     """A benchmark from the command line: `--rounds`, at least so many, `--write`.
@@ -169,7 +169,7 @@ def command(
     options = parser.parse_args(arguments)
     with Machine() as machine:
         found = measured(options.rounds)
-    described = {key: value for key, value in machine.described().items() if key != left_out}
+    described = {key: value for key, value in machine.describe().items() if key != left_out}
     result = {**found, "rounds": options.rounds, "machine": described}
     print(page(result))
     if options.write:

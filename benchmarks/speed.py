@@ -19,11 +19,10 @@ from typing import Any
 from rich.console import Console
 
 from mixer_equiv import MixerConfig
-from mixer_equiv.bench import export as page
-from mixer_equiv.bench import plots
-from mixer_equiv.bench.bench import bench
-from mixer_equiv.bench.cells import DEVICES, cells
-from mixer_equiv.bench.contestants import contestants, parse_formulations, running_in
+from mixer_equiv.bench import export, plots
+from mixer_equiv.bench.cells import DEVICES, make_cells
+from mixer_equiv.bench.contestants import make_entries, names_running_in, parse_formulations
+from mixer_equiv.bench.measurement import measure_cells
 from mixer_equiv.checkpoints.formats.atomic import replacement
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.render.bench import Tables
@@ -52,17 +51,17 @@ SECTIONS: Mapping[str, tuple[Any, ...]] = {
 def run(section: str, device: str, threads: int | None) -> dict[str, Any]:
     """The result of a section, as plain data."""
     variants, dtypes, batches, modes, programs, writings = SECTIONS[section]
-    given = list(cells([MixerConfig.from_name(name) for name in variants], dtypes, batches, device, modes))
-    programs = programs or running_in(given)
+    given = list(make_cells([MixerConfig.from_name(name) for name in variants], dtypes, batches, device, modes))
+    programs = programs or names_running_in(given)
     console = Console(stderr=True)
-    result = bench(
+    result = measure_cells(
         given,
-        list(contestants(programs, parse_formulations(writings))),
+        list(make_entries(programs, parse_formulations(writings))),
         baseline="timm" if "timm" in programs else programs[0],
         threads=threads,
         on_step=lambda step: console.print(step, style="dim"),
     )
-    return page.to_dict(result)
+    return export.to_dict(result)
 
 
 def write(section: str, result: Mapping[str, Any]) -> None:
@@ -71,8 +70,8 @@ def write(section: str, result: Mapping[str, Any]) -> None:
         section = f"{section}_{_instructions(result).lower()}"
     texts = {
         "json": json.dumps(result, indent=2) + "\n",
-        "csv": page.to_csv(result),
-        "md": f"# Speed: {section}\n\nWritten by `python -m benchmarks.speed --write`.\n\n{page.markdown(result)}",
+        "csv": export.to_csv(result),
+        "md": f"# Speed: {section}\n\nWritten by `python -m benchmarks.speed --write`.\n\n{export.to_markdown(result)}",
     }
     for suffix, text in texts.items():
         with replacement(RESULTS / f"speed_{section}.{suffix}") as temporary:
@@ -103,15 +102,15 @@ def _instructions(result: Mapping[str, Any]) -> str:
 
 
 def _ratios(result: Mapping[str, Any]) -> list[str]:
-    groups = [{row["program"]: row for row in group} for _, group in page.by_cell(result["rows"])]
+    groups = [{row["program"]: row for row in group} for _, group in export.group_by_cell(result["rows"])]
     first = [next(iter(group.values())) for group in groups]
     corner = f"{first[0]['mode']}, {first[0]['device']}, {_instructions(result)}"
     headings = [f"{row['variant']}<br>{row['dtype']}<br>batch {row['batch']}" for row in first]
     names = dict.fromkeys(row["program"] for row in result["rows"] if row["ratio"])
-    ratio, images = page.said("{:.2f}", "ratio"), page.said("{:.1f}", "images_per_second")
+    ratio, images = export.formatter("{:.2f}", "ratio"), export.formatter("{:.1f}", "images_per_second")
     shown = [(name, name, ratio) for name in names] + [("timm, images/s", "timm", images)]
     rows = [[head, *(say(group[name]) if name in group else "" for group in groups)] for head, name, say in shown]
-    return [*page.markdown_rows([corner, *headings], rows), "", page.conditions(result)[-1]]
+    return [*export.markdown_table([corner, *headings], rows), "", export.condition_lines(result)[-1]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ConfigError as error:
             parser.error(str(error))
         Console().print(Tables(result))
-        refused += page.refusals(result)
+        refused += export.refusal_lines(result)
         if options.write:
             write(section, result)
             README.write_text(with_table(README.read_text()))

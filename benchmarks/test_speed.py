@@ -11,37 +11,38 @@ from typing import Any
 import pytest
 
 from mixer_equiv import MixerConfig
-from mixer_equiv.bench.bench import clean
+from mixer_equiv.bench.calls import make_call
 from mixer_equiv.bench.cells import MODES, Cell
-from mixer_equiv.bench.contestants import PROGRAMS, Contestant
-from mixer_equiv.bench.correctness import Prover, call_of
-from mixer_equiv.bench.environment import pinned
+from mixer_equiv.bench.contestants import CONTESTANTS, Entry
+from mixer_equiv.bench.correctness import Checker
+from mixer_equiv.bench.environment import pin_cores
+from mixer_equiv.bench.measurement import fresh_compiler_for
 
 ROUNDS = 10
 BATCH = 8
 
 
 @pytest.fixture(scope="session")
-def prover() -> Prover:
-    return Prover()
+def checker() -> Checker:
+    return Checker()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cores() -> Iterator[list[int]]:
-    with pinned(None, ("torch", "jax")) as those:
+    with pin_cores(None, ("torch", "jax")) as those:
         yield those
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_speed(benchmark: Any, prover: Prover, device: str, name: str, mode: str) -> None:
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_speed(benchmark: Any, checker: Checker, device: str, name: str, mode: str) -> None:
     """S/32 in float32, batches of 8; the median is what to compare."""
-    contestant, cell = Contestant(name), Cell(MixerConfig.from_name("S/32"), batch=BATCH, device=device, mode=mode)
-    if not contestant.program.runs_in(cell):
+    entry, cell = Entry(name), Cell(MixerConfig.from_name("S/32"), batch=BATCH, device=device, mode=mode)
+    if not entry.contestant.runs_in(cell):
         pytest.skip(f"{name} does not run in {cell}")
-    with clean([contestant]):
-        call = call_of(contestant, cell, prover.seed)
-        seen = prover.prove(contestant, cell, call)
+    with fresh_compiler_for([entry]):
+        call = make_call(entry, cell, checker.seed)
+        seen = checker.check(entry, cell, call)
         assert seen.refused is None, seen.refused
         benchmark.extra_info |= {"images": BATCH, "flops": cell.flops, "error": seen.error}
         benchmark.pedantic(call, rounds=ROUNDS, iterations=1, warmup_rounds=2)

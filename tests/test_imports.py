@@ -224,10 +224,10 @@ ROOT = Path(__file__).parent.parent
 
 # Modules that need torch or JAX as soon as they are imported; all others import these where they use them.
 OF_A_FRAMEWORK = (
-    "mixer_equiv.bench.in_jax",
-    "mixer_equiv.bench.in_torch",
+    "mixer_equiv.bench.jax_calls",
     "mixer_equiv.bench.peers_flax",
     "mixer_equiv.bench.peers_torch",
+    "mixer_equiv.bench.torch_calls",
     "mixer_equiv.equivalence.faults.planted_code",
     "mixer_equiv.equivalence.record.jax",
     "mixer_equiv.equivalence.record.torch",

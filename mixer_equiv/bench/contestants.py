@@ -1,4 +1,7 @@
-"""The programs that are timed, by name: ours in both frameworks, and those of others, by the config's conventions."""
+"""The Mixers that are timed, by name: ours in both frameworks, and others' with the config's conventions.
+
+Frameworks are imported when a Mixer is made. Start reading at `CONTESTANTS`.
+"""
 
 from __future__ import annotations
 
@@ -11,37 +14,37 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.formulation import DEFAULT_FORMULATION, FORMULATIONS, Formulation
 
-# A torch module as it is; through `torch.compile`; as a CUDA graph; its weights packed.
-Way = Literal["plain", "compiled", "graphed", "packed"]
+# A torch module as it is; by `torch.compile`; as a CUDA graph; with packed weights.
+Execution = Literal["plain", "compiled", "graphed", "packed"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """How a Mixer is made: a torch module, or a function of (params, images) in JAX that is jitted.
+class Contestant:
+    """A way to make a Mixer: a torch module, or a function of (params, images) that JAX compiles.
 
-    `layout` is that of its parameters. `formulated` are programs that can be written in any `Formulation`;
-    `ours` are models of this package; `way` is how a torch module is run, and nothing for JAX.
+    `layout` is the layout of its parameters. With `any_formulation` it can be written in every `Formulation`;
+    with `ours` it is a model of this package. `execution` says how a torch module is run; JAX has no choice.
     """
 
     framework: Literal["torch", "jax"]
     make: Callable[[MixerConfig, Formulation], Any]
     layout: str
-    formulated: bool = False
-    way: Way = "plain"
+    any_formulation: bool = False
+    execution: Execution = "plain"
     ours: bool = False
 
     @property
     def compiled(self) -> bool:
-        return self.way == "compiled"
+        return self.execution == "compiled"
 
     def runs_in(self, cell: Cell) -> bool:
-        """Whether there is such a way to run it in this cell."""
+        """Whether this execution exists in the cell."""
         return {
             "plain": True,
             "compiled": True,
             "graphed": (cell.device, cell.mode) == ("cuda", "inference"),
             "packed": (cell.device, cell.mode) == ("cpu", "inference") and cell.dtype in ("float32", "bfloat16"),
-        }[self.way]
+        }[self.execution]
 
 
 def _torch(config: MixerConfig, formulation: Formulation) -> Any:
@@ -71,16 +74,16 @@ def _lucidrains(config: MixerConfig, formulation: Formulation) -> Any:
 def _flax(config: MixerConfig, formulation: Formulation) -> Any:
     from mixer_equiv.models.flax import MlpMixer
 
-    return _applied(MlpMixer(config, formulation))
+    return _apply_of(MlpMixer(config, formulation))
 
 
 def _official(config: MixerConfig, formulation: Formulation) -> Any:
     from mixer_equiv.bench.peers_flax import official
 
-    return _applied(official(config))
+    return _apply_of(official(config))
 
 
-def _applied(model: Any) -> Any:
+def _apply_of(model: Any) -> Any:
     return lambda params, images: model.apply({"params": params}, images)
 
 
@@ -98,64 +101,67 @@ def _nnx(config: MixerConfig, formulation: Formulation) -> Any:
     return apply
 
 
-PROGRAMS: dict[str, Program] = {
-    "torch": Program("torch", _torch, "torch", formulated=True, ours=True),
-    "torch packed": Program("torch", _torch, "torch", way="packed", ours=True),
-    "torch compiled": Program("torch", _torch, "torch", formulated=True, way="compiled", ours=True),
-    "torch graphed": Program("torch", _torch, "torch", formulated=True, way="graphed", ours=True),
-    "flax": Program("jax", _flax, "linen", formulated=True, ours=True),
-    "nnx": Program("jax", _nnx, "linen", ours=True),
-    "timm": Program("torch", _timm, "timm"),
-    "timm compiled": Program("torch", _timm, "timm", way="compiled"),
-    "timm graphed": Program("torch", _timm, "timm", way="graphed"),
-    "tutorial": Program("torch", _tutorial, "jankrepl"),
-    "lucidrains": Program("torch", _lucidrains, "lucidrains"),
-    "official": Program("jax", _official, "linen"),
+CONTESTANTS: dict[str, Contestant] = {
+    "torch": Contestant("torch", _torch, "torch", any_formulation=True, ours=True),
+    "torch packed": Contestant("torch", _torch, "torch", execution="packed", ours=True),
+    "torch compiled": Contestant("torch", _torch, "torch", any_formulation=True, execution="compiled", ours=True),
+    "torch graphed": Contestant("torch", _torch, "torch", any_formulation=True, execution="graphed", ours=True),
+    "flax": Contestant("jax", _flax, "linen", any_formulation=True, ours=True),
+    "nnx": Contestant("jax", _nnx, "linen", ours=True),
+    "timm": Contestant("torch", _timm, "timm"),
+    "timm compiled": Contestant("torch", _timm, "timm", execution="compiled"),
+    "timm graphed": Contestant("torch", _timm, "timm", execution="graphed"),
+    "tutorial": Contestant("torch", _tutorial, "jankrepl"),
+    "lucidrains": Contestant("torch", _lucidrains, "lucidrains"),
+    "official": Contestant("jax", _official, "linen"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
-    """A program in one formulation."""
+class Entry:
+    """A contestant, by its name, in one formulation."""
 
     name: str
     formulation: Formulation = DEFAULT_FORMULATION
 
     def __post_init__(self) -> None:
-        if self.name not in PROGRAMS:
-            raise ConfigError(f"program is {self.name!r}; it must be one of {', '.join(PROGRAMS)}")
-        if self.formulation != DEFAULT_FORMULATION and not self.program.formulated:
+        if self.name not in CONTESTANTS:
+            raise ConfigError(f"program is {self.name!r}; it must be one of {', '.join(CONTESTANTS)}")
+        if self.formulation != DEFAULT_FORMULATION and not self.contestant.any_formulation:
             raise ConfigError(f"{self.name} is written in one way, and not as {self.formulation}")
 
     @property
-    def program(self) -> Program:
-        return PROGRAMS[self.name]
+    def contestant(self) -> Contestant:
+        return CONTESTANTS[self.name]
 
     @property
-    def eager(self) -> Contestant:
-        """The same model run as it is: what decides, in float64, whether it is the right function."""
-        return dataclasses.replace(self, name=self.name.removesuffix(f" {self.program.way}"))
+    def eager(self) -> Entry:
+        """The same model run as it is, on which the float64 decision is made."""
+        return dataclasses.replace(self, name=self.name.removesuffix(f" {self.contestant.execution}"))
 
     def __str__(self) -> str:
         return self.name if self.formulation == DEFAULT_FORMULATION else f"{self.name} ({self.formulation})"
 
 
-def running_in(cells: Iterable[Cell]) -> list[str]:
-    """The names of the programs that run in some of these cells."""
+def names_running_in(cells: Iterable[Cell]) -> list[str]:
+    """List the contestants that run in at least one of these cells."""
     given = list(cells)
-    return [name for name, program in PROGRAMS.items() if any(map(program.runs_in, given))]
+    return [name for name, contestant in CONTESTANTS.items() if any(map(contestant.runs_in, given))]
 
 
-def contestants(names: Iterable[str], formulations: Iterable[Formulation]) -> Iterator[Contestant]:
-    """Every program in every formulation that it can be written in. Raises `ConfigError` for an unknown name."""
+def make_entries(names: Iterable[str], formulations: Iterable[Formulation]) -> Iterator[Entry]:
+    """Yield each contestant in the default formulation, and in each of `formulations` that it can be written in.
+
+    Raises `ConfigError` for an unknown name.
+    """
     for name in names:
-        yield Contestant(name)
-        if PROGRAMS[name].formulated:
-            yield from (Contestant(name, each) for each in formulations if each != DEFAULT_FORMULATION)
+        yield Entry(name)
+        if CONTESTANTS[name].any_formulation:
+            yield from (Entry(name, each) for each in formulations if each != DEFAULT_FORMULATION)
 
 
 def parse_formulations(texts: Iterable[str]) -> list[Formulation]:
-    """From "patch,tokens,channels" each, or "all". Raises `ConfigError` for what is none."""
+    """Parse texts such as "patch,tokens,channels" or "all". Raises `ConfigError` for any other."""
     result: list[Formulation] = []
     for text in texts:
         names = text.replace(" ", "").split(",")

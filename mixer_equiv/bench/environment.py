@@ -1,4 +1,7 @@
-"""What was run on: processor, versions, threads and precision, how busy it was; and how much memory a call takes."""
+"""The environment of a run: processor, versions, threads, precision and load; and the memory that a call takes.
+
+Knows no Mixer. Start reading at `Machine` and `pin_cores`.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ from mixer_equiv.errors import ConfigError
 PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "einops")
 _PROC = Path("/proc/self")
 
-# A system may miss the height of a call now and then, and never sees one that was not reached.
-HEIGHTS = 3
+# The largest of several measurements counts: a system may miss the peak of a call, and never reports a higher one.
+PEAK_MEASUREMENTS = 3
 
 
 class Machine:
-    """The machine, and how busy it was from the beginning to the end of a `with`."""
+    """The machine, and its load from the beginning to the end of a `with`."""
 
     def __enter__(self) -> Machine:
         self._load, self._cpu, self._start = [_load()], os.times(), datetime.datetime.now(datetime.UTC)
@@ -35,32 +38,35 @@ class Machine:
         self._load.append(_load())
         self._end, self._spent = datetime.datetime.now(datetime.UTC), os.times()
 
-    def described(self) -> dict[str, Any]:
-        """`cores_had` is the processor time of this process over the time that passed."""
+    def describe(self) -> dict[str, Any]:
+        """Describe the machine, with names as they are in JSON.
+
+        `cores_had` is the processor time of this process over the time that passed.
+        """
         wall = (self._end - self._start).total_seconds()
         return {
             "date": f"{self._start:%Y-%m-%d}",
             "seconds": round(wall),
-            "processor": processor(),
-            "instruction_set": instruction_set(),
+            "processor": processor_model(),
+            "instruction_set": describe_instruction_set(),
             "cores": os.cpu_count(),
-            **({"gpu": gpu} if (gpu := graphics()) else {}),
+            **({"gpu": gpu} if (gpu := describe_gpu()) else {}),
             "load_before_and_after": self._load,
             "cores_had": round((sum(self._spent[:2]) - sum(self._cpu[:2])) / wall, 2),
             "python": platform.python_version(),
-            **versions(PACKAGES),
+            **package_versions(PACKAGES),
         }
 
 
 def _load() -> float | None:
-    """The system's load average of a minute, None where it does not tell."""
+    """Read the load average over a minute, None where the system does not tell it."""
     with contextlib.suppress(OSError, AttributeError):
         return round(os.getloadavg()[0], 1)
     return None
 
 
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Of those that are installed."""
+def package_versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Look up the versions of those packages that are installed."""
     found = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -68,13 +74,13 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def processor() -> str:
-    """The processor's model, where the system says it, and its architecture."""
-    return ", ".join(filter(None, (_of_processor("model name"), platform.machine())))
+def processor_model() -> str:
+    """Name the processor's model, where the system tells it, and its architecture."""
+    return ", ".join(filter(None, (_cpuinfo("model name"), platform.machine())))
 
 
-def _of_processor(field: str) -> str:
-    """What Linux says of the first processor, nothing where it does not."""
+def _cpuinfo(field: str) -> str:
+    """Read a field of Linux's description of the first processor; empty on other systems."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             name, _, value = line.partition(":")
@@ -83,38 +89,42 @@ def _of_processor(field: str) -> str:
     return ""
 
 
-# What a processor may have beside its vectors, as torch calls it, and the environment that has less of it used.
-EXTENSIONS = ("avx512_bf16", "avx512_fp16", "amx_bf16", "avx_ne_convert")
-LIMITS = (
+# Instructions for half precision beside a processor's vectors, by torch's names.
+HALF_PRECISION_INSTRUCTIONS = ("avx512_bf16", "avx512_fp16", "amx_bf16", "avx_ne_convert")
+# Environment variables that keep a library from using instructions that the processor has.
+INSTRUCTION_LIMITS = (
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"),
     *("OPENBLAS_CORETYPE", "XLA_FLAGS"),
 )
 
 
-def instruction_set() -> str:
-    """The vector instructions that torch uses here, or that the system tells of; what else there is for half precision.
+def describe_instruction_set() -> str:
+    """Name the vector instructions that torch uses here, or else those the system tells of.
 
-    Variables of the environment that limit their use are named.
+    Instructions for half precision follow, and environment variables that limit their use.
     """
     torch = sys.modules.get("torch")
     if torch:
-        from mixer_equiv.models.torch import processor as torch_processor
+        from mixer_equiv.models.torch.processor import instruction_set
 
-        vectors = torch_processor.instruction_set()
+        vectors = instruction_set()
         has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        extensions = [name for name in EXTENSIONS if has.get(name)]
+        half_precision = [name for name in HALF_PRECISION_INSTRUCTIONS if has.get(name)]
     else:
-        flags = _of_processor("flags").split()
+        flags = _cpuinfo("flags").split()
         known = {"avx512f": "AVX512", "avx2": "AVX2"}
         vectors = next((name for flag, name in known.items() if flag in flags), "DEFAULT")
-        extensions = [name for name in EXTENSIONS if name in flags]
-    limits = [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)]
-    said = f" with {', '.join(extensions)}" if extensions else ""
-    return f"{vectors}{said}{' under ' if limits else ''}{' '.join(limits)}"
+        half_precision = [name for name in HALF_PRECISION_INSTRUCTIONS if name in flags]
+    limits = [f"{name}={os.environ[name]}" for name in INSTRUCTION_LIMITS if os.environ.get(name)]
+    extensions = f" with {', '.join(half_precision)}" if half_precision else ""
+    return f"{vectors}{extensions}{' under ' if limits else ''}{' '.join(limits)}"
 
 
-def graphics() -> str:
-    """The first GPU that a framework in use has, its memory and CUDA's version where torch tells; empty for none."""
+def describe_gpu() -> str:
+    """Name the first GPU of the imported frameworks, with its memory and CUDA's version if torch is imported.
+
+    The text is empty without a GPU.
+    """
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch and torch.cuda.is_available():
         size = torch.cuda.get_device_properties(0).total_memory
@@ -124,14 +134,14 @@ def graphics() -> str:
 
 
 @contextlib.contextmanager
-def pinned(threads: int | None, frameworks: Collection[str]) -> Iterator[list[int]]:
-    """The frameworks on the same cores, one thread on each: `threads` of those allowed, by default all.
+def pin_cores(threads: int | None, frameworks: Collection[str]) -> Iterator[list[int]]:
+    """Pin the frameworks to the same cores, one thread on each: `threads` of those allowed, by default all.
 
-    JAX makes its threads when it is first used, one for each core then allowed, so that it is used here.
+    JAX starts its threads when it is first used, one for each core then allowed; that is why it is used here.
     Yields the cores, none where the system does not let a process choose them. Raises `ConfigError` for more threads
     than cores.
     """
-    before = _allowed()
+    before = _allowed_cores()
     if threads is not None and threads > len(before):
         raise ConfigError(f"threads is {threads}; this process may use {len(before)} cores")
     threads = threads or len(before)
@@ -150,23 +160,22 @@ def pinned(threads: int | None, frameworks: Collection[str]) -> Iterator[list[in
             _pin(before)
 
 
-def _allowed() -> set[int]:
-    """The cores that this process may use."""
+def _allowed_cores() -> set[int]:
     with contextlib.suppress(OSError, AttributeError):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
 
 
 def _pin(cores: Collection[int]) -> bool:
-    """Keep this process to these cores. Whether the system did so."""
+    """Keep this process to these cores; return whether the system allowed it."""
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setaffinity(0, cores)
         return True
     return False
 
 
-def settings(cores: list[int], frameworks: Collection[str]) -> dict[str, Any]:
-    """Threads, cores, and the frameworks' switches of precision, as they are."""
+def framework_settings(cores: list[int], frameworks: Collection[str]) -> dict[str, Any]:
+    """Read the current threads, cores and precision switches of the frameworks, with names as they are in JSON."""
     result: dict[str, Any] = {"cores_pinned": cores}
     if "torch" in frameworks:
         torch = require("torch", "torch", "timing torch")
@@ -180,44 +189,46 @@ def settings(cores: list[int], frameworks: Collection[str]) -> dict[str, Any]:
     if "jax" in frameworks:
         jax = require("jax", "flax", "timing JAX")
         result |= {
-            "jax_threads": _threads_called("tf_XLAEigen") or None,
+            "jax_threads": _count_threads("tf_XLAEigen") or None,
             "jax_x64": bool(jax.config.jax_enable_x64),
             "jax_matmul_precision": jax.config.jax_default_matmul_precision or "default",
         }
     return result
 
 
-def _threads_called(name: str) -> int:
-    """Threads of this process by the first of their name, where the system tells."""
+def _count_threads(prefix: str) -> int:
+    """Count the threads of this process whose name begins with `prefix`, 0 where the system does not tell."""
     found = 0
     for path in _PROC.glob("task/*/comm"):
         with contextlib.suppress(OSError):
-            found += path.read_text().startswith(name)
+            found += path.read_text().startswith(prefix)
     return found
 
 
 def extra_memory(call: Callable[[], Any], forget: Callable[[], Any] = lambda: None) -> int | None:
-    """Bytes that the process is larger by at the height of a call than before it, None where the system cannot tell.
+    """Measure by how many bytes the process grows at the peak of a call, None where the system cannot tell.
 
-    `forget` is called before, to let go of what an earlier call left.
+    `forget` is called before, to free memory that an earlier call left behind.
     """
     try:
-        return max(_height(call, forget) for _ in range(HEIGHTS))
+        return max(_peak_growth(call, forget) for _ in range(PEAK_MEASUREMENTS))
     except (OSError, KeyError):
         return None
 
 
-def _height(call: Callable[[], Any], forget: Callable[[], Any]) -> int:
+def _peak_growth(call: Callable[[], Any], forget: Callable[[], Any]) -> int:
     forget()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows has no library without a name
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is given back, so that it counts when it is used
-    (_PROC / "clear_refs").write_text("5")  # the high-water mark begins anew
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # gives freed memory back to the system, so that it counts when it is used again
+    (_PROC / "clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     call()
     return max(0, _status("VmHWM") - before)
 
 
 def _status(field: str) -> int:
-    """Bytes that the system says this process has."""
+    """Read a size of this process in bytes."""
     lines = dict(line.split(":", 1) for line in (_PROC / "status").read_text().splitlines() if ":" in line)
     return 1024 * int(lines[field].split()[0])

@@ -58,24 +58,22 @@ def bench(
 
     Each is proven right first, in the same process; one that is not is refused, and the exit status is 1.
     """
-    from mixer_equiv.bench import bench as runner
-    from mixer_equiv.bench import contestants as entrants
     from mixer_equiv.bench import export, plots
+    from mixer_equiv.bench.contestants import make_entries, names_running_in, parse_formulations
+    from mixer_equiv.bench.measurement import measure_cells
     from mixer_equiv.render.bench import Tables
 
     with report_errors():
         check_outputs({"--json": json_file, "--csv": csv_file, "--markdown": markdown_file, "--plot": plot_file})
         if plot_file is not None:
-            plots.check(plot_file)
+            plots.check_picture_path(plot_file)
         cells = _cells(variant or ["S/32"], parse_kwargs(kwargs) or {}, dtype, batch, device, mode)
-        contestants = list(
-            entrants.contestants(program or entrants.running_in(cells), entrants.parse_formulations(formulation or []))
-        )
-        with progress_bar(len(cells) * (len(contestants) + 1)) as step, prints_on_stderr():
-            result = runner.bench(
+        entries = list(make_entries(program or names_running_in(cells), parse_formulations(formulation or [])))
+        with progress_bar(len(cells) * (len(entries) + 1)) as step, prints_on_stderr():
+            result = measure_cells(
                 cells,
-                contestants,
-                baseline="timm" if baseline is None and "timm" in map(str, contestants) else baseline,
+                entries,
+                baseline="timm" if baseline is None and "timm" in map(str, entries) else baseline,
                 rounds=rounds,
                 threads=threads,
                 seed=seed,
@@ -86,13 +84,13 @@ def bench(
         if csv_file is not None:
             write_file("--csv", csv_file, export.to_csv(plain))
         if markdown_file is not None:
-            write_file("--markdown", markdown_file, export.markdown(plain))
+            write_file("--markdown", markdown_file, export.to_markdown(plain))
         show(Tables(plain), plain, json_file)
         if plot_file is not None and any(row["ms"] for row in plain["rows"]):
             plots.plot(plain["rows"], plot_file)
         elif plot_file is not None:
             warn(f"{plot_file} is not written: all were refused")
-    raise typer.Exit(EXIT_STATUS["different"] if result.refused else 0)
+    raise typer.Exit(EXIT_STATUS["different"] if result.refusals else 0)
 
 
 def _cells(
@@ -104,9 +102,9 @@ def _cells(
     modes: Sequence[str] | None,
 ) -> list[Cell]:
     """The cells that options ask for; `fields` replace those of the published variants."""
-    from mixer_equiv.bench.cells import cells
+    from mixer_equiv.bench.cells import make_cells
     from mixer_equiv.config import MixerConfig
 
     published = [MixerConfig.from_name(name).to_dict() for name in variants]
     configs = [MixerConfig.from_dict({**values, **fields}) for values in published]
-    return list(cells(configs, dtypes or ["float32"], batches or [1, 8], device, modes or ["inference"]))
+    return list(make_cells(configs, dtypes or ["float32"], batches or [1, 8], device, modes or ["inference"]))

@@ -27,16 +27,30 @@ from typer.testing import CliRunner
 
 from benchmarks import speed
 from mixer_equiv import ConfigError, Formulation, MixerConfig
-from mixer_equiv.bench import contestants as programs
-from mixer_equiv.bench import correctness as proof
-from mixer_equiv.bench import export as page
-from mixer_equiv.bench import plots
-from mixer_equiv.bench import timing as clock
-from mixer_equiv.bench.bench import AGAIN, Result, _affordable, bench, clean
-from mixer_equiv.bench.cells import Cell, cells
-from mixer_equiv.bench.contestants import PROGRAMS, Contestant, Program, contestants, parse_formulations
-from mixer_equiv.bench.environment import LIMITS, extra_memory, graphics, instruction_set, pinned, settings
-from mixer_equiv.bench.timing import in_rounds, paired_ratio, quartiles
+from mixer_equiv.bench import contestants, export, plots, timing
+from mixer_equiv.bench.calls import batch_order, draw_inputs, make_call
+from mixer_equiv.bench.cells import Cell, make_cells
+from mixer_equiv.bench.contestants import CONTESTANTS, Contestant, Entry, make_entries, parse_formulations
+from mixer_equiv.bench.correctness import Checker, Correctness
+from mixer_equiv.bench.environment import (
+    INSTRUCTION_LIMITS,
+    describe_gpu,
+    describe_instruction_set,
+    extra_memory,
+    framework_settings,
+    pin_cores,
+)
+from mixer_equiv.bench.measurement import (
+    BASELINE_AGAIN,
+    BenchResult,
+    EntryTiming,
+    MixerTiming,
+    Refusal,
+    _affordable_product,
+    fresh_compiler_for,
+    measure_cells,
+)
+from mixer_equiv.bench.timing import paired_ratio, quartiles, time_in_rounds
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.record.precision import torch_threads
 from mixer_equiv.models.flax import activations as jax_activations
@@ -68,7 +82,7 @@ JITTED = ("flax", "nnx", "official")
 def quick() -> Iterator[None]:
     """One thread, and turns that are single calls."""
     with torch_threads(1), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clock, "TURN", 0.0)
+        patch.setattr(timing, "TURN_SECONDS", 0.0)
         yield
 
 
@@ -95,7 +109,7 @@ class Clock:
 def test_a_round_has_a_turn_of_everyone_in_an_order_of_its_own() -> None:
     time = Clock()
     calls = {name: time.takes(name, 1.0) for name in "abc"}
-    in_rounds(calls, 30, turn=1.0, clock=time)
+    time_in_rounds(calls, 30, turn=1.0, clock=time)
     turns = time.log[3::2]  # the first three calls tell how long one takes; of the others every first warms up
     assert turns == time.log[4::2]
     rounds = [tuple(turns[i : i + 3]) for i in range(0, 90, 3)]
@@ -105,7 +119,7 @@ def test_a_round_has_a_turn_of_everyone_in_an_order_of_its_own() -> None:
 
 def test_seconds_are_those_of_one_call_however_many_fill_a_turn() -> None:
     time = Clock()
-    seconds = in_rounds({"slow": time.takes("slow", 3.0), "fast": time.takes("fast", 0.25)}, 10, 0, 1.0, time)
+    seconds = time_in_rounds({"slow": time.takes("slow", 3.0), "fast": time.takes("fast", 0.25)}, 10, 0, 1.0, time)
     assert np.array_equal(seconds["slow"], np.full(10, 3.0))
     assert np.array_equal(seconds["fast"], np.full(10, 0.25))
     assert time.log.count("slow") == 1 + 2 * 10
@@ -114,7 +128,7 @@ def test_seconds_are_those_of_one_call_however_many_fill_a_turn() -> None:
 
 def test_fewer_than_ten_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="rounds is 9"):
-        in_rounds({}, 9)
+        time_in_rounds({}, 9)
 
 
 def test_a_ratio_is_the_median_of_pairs_and_not_of_sides() -> None:
@@ -142,14 +156,14 @@ def test_quartiles_are_numpys() -> None:
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_a_cell_counts_the_operations_that_torch_counts(config: MixerConfig, mode: str) -> None:
     cell = Cell(config, batch=2, mode=mode)
-    call = proof.call_of(Contestant("tutorial"), cell, 0)
+    call = make_call(Entry("tutorial"), cell, 0)
     with FlopCounterMode(display=False) as counted:
         call()
     assert cell.flops == counted.get_total_flops()
 
 
 def test_cells_are_every_combination() -> None:
-    made = list(cells([SMALL], ["float32", "bfloat16"], [1, 8], "cpu", ["inference", "training"]))
+    made = list(make_cells([SMALL], ["float32", "bfloat16"], [1, 8], "cpu", ["inference", "training"]))
     assert len(set(made)) == 8
 
 
@@ -170,7 +184,7 @@ def test_a_cell_that_cannot_be_is_refused(fields: dict[str, Any], message: str) 
 
 def test_contestants_are_programs_in_the_formulations_that_they_can_have() -> None:
     given = parse_formulations(["conv,matmul,linear", "conv, linear, linear"])
-    assert [str(each) for each in contestants(["torch", "timm"], given)] == [
+    assert [str(each) for each in make_entries(["torch", "timm"], given)] == [
         "torch",
         "torch (conv, matmul, linear)",
         "timm",
@@ -187,19 +201,19 @@ def test_what_is_no_formulation_is_an_error(text: str) -> None:
 @pytest.mark.parametrize(("name", "formulation"), [("mlp", Formulation()), ("timm", Formulation(tokens="matmul"))])
 def test_what_is_no_contestant_is_an_error(name: str, formulation: Formulation) -> None:
     with pytest.raises(ConfigError, match=r"program is 'mlp'|timm is written in one way"):
-        Contestant(name, formulation)
+        Entry(name, formulation)
 
 
 # The proof
 
 
 @pytest.fixture(scope="module")
-def prover() -> proof.Prover:
-    return proof.Prover(3)
+def checker() -> Checker:
+    return Checker(3)
 
 
-def proven(prover: proof.Prover, contestant: Contestant, cell: Cell) -> proof.Proof:
-    return prover.prove(contestant, cell, proof.call_of(contestant, cell, prover.seed))
+def proven(checker: Checker, entry: Entry, cell: Cell) -> Correctness:
+    return checker.check(entry, cell, make_call(entry, cell, checker.seed))
 
 
 @pytest.mark.parametrize("conventions", [("gelu", 1e-5), ("relu", 1e-4), ("silu", 1e-6), ("quick_gelu", 1e-3)])
@@ -207,40 +221,40 @@ def proven(prover: proof.Prover, contestant: Contestant, cell: Cell) -> proof.Pr
 def test_every_program_follows_the_config(name: str, conventions: tuple[str, float]) -> None:
     activation, eps = conventions
     config = dataclasses.replace(SMALL, activation=activation, layer_norm_eps=eps)
-    seen = proven(proof.Prover(3), Contestant(name), Cell(config, "float32", 3))
+    seen = proven(Checker(3), Entry(name), Cell(config, "float32", 3))
     assert (seen.refused, seen.exact <= 1e-12) == (None, True)
 
 
 @pytest.mark.parametrize("name", [*EAGER, *JITTED])
-def test_every_program_is_the_official_function(prover: proof.Prover, name: str) -> None:
+def test_every_program_is_the_official_function(checker: Checker, name: str) -> None:
     for dtype, batch in (
         (("float32", 3), ("bfloat16", 1)) if name in ("torch", "torch packed", "flax") else (("float32", 3),)
     ):
-        seen = proven(prover, Contestant(name), Cell(SMALL, dtype, batch))
+        seen = proven(checker, Entry(name), Cell(SMALL, dtype, batch))
         assert seen.refused is None
         assert seen.exact <= 1e-12
         assert 0 < seen.error <= seen.bound
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
-def test_a_compiled_program_is_the_official_function(prover: proof.Prover, mode: str) -> None:
-    contestant = Contestant("torch compiled")
-    with clean([contestant]):
-        seen = proven(prover, contestant, Cell(SMALL, "float32", 3, mode=mode))
+def test_a_compiled_program_is_the_official_function(checker: Checker, mode: str) -> None:
+    entry = Entry("torch compiled")
+    with fresh_compiler_for([entry]):
+        seen = proven(checker, entry, Cell(SMALL, "float32", 3, mode=mode))
     assert seen.refused is None
     assert 0 < seen.error <= seen.bound
 
 
 @pytest.mark.parametrize("name", ["torch", "timm", "tutorial", "lucidrains", "flax"])
-def test_every_training_step_is_the_official_one(prover: proof.Prover, name: str) -> None:
-    seen = proven(prover, Contestant(name), Cell(SMALL, "float32", 3, mode="training"))
+def test_every_training_step_is_the_official_one(checker: Checker, name: str) -> None:
+    seen = proven(checker, Entry(name), Cell(SMALL, "float32", 3, mode="training"))
     assert seen.refused is None
     assert seen.exact <= 1e-12
 
 
 def test_weights_are_as_before_once_a_step_was_proven() -> None:
     for name in ("torch", "flax"):
-        call = proof.call_of(Contestant(name), Cell(SMALL, batch=2, mode="training"), 0)
+        call = make_call(Entry(name), Cell(SMALL, batch=2, mode="training"), 0)
         first, again = call.updates(8.0), call.updates(8.0)
         assert all(np.array_equal(first[key], again[key]) for key in first)
 
@@ -255,26 +269,26 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         return timm_mixer(config)
 
     def rough(config: MixerConfig, formulation: Formulation) -> Any:
-        model = PROGRAMS["torch"].make(config, formulation)
+        model = CONTESTANTS["torch"].make(config, formulation)
         forward = model.forward
         model.forward = lambda images: forward(images) if images.dtype == torch.float64 else forward(images) * 1.00001
         return model
 
-    monkeypatch.setitem(PROGRAMS, "erf", Program("torch", erf, "timm"))
-    monkeypatch.setitem(PROGRAMS, "rough", Program("torch", rough, "torch"))
+    monkeypatch.setitem(CONTESTANTS, "erf", Contestant("torch", erf, "timm"))
+    monkeypatch.setitem(CONTESTANTS, "rough", Contestant("torch", rough, "torch"))
 
 
 @pytest.mark.usefixtures("wrong")
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_a_wrong_program_is_refused_and_not_timed(mode: str) -> None:
-    rows = small_bench([Contestant("torch"), Contestant("erf"), Contestant("rough")], mode=mode).rows
+    rows = small_bench([Entry("torch"), Entry("erf"), Entry("rough")], mode=mode).measurements
     by_name = {row.name: row for row in rows}
-    assert by_name["torch"].refused is None
-    assert by_name["erf"].refused.startswith("another function: float64 residual")
-    assert by_name["erf"].ms is None
+    assert isinstance(by_name["torch"], EntryTiming)
+    assert isinstance(by_name["erf"], Refusal)
+    assert by_name["erf"].reason.startswith("another function: float64 residual")
     if mode == "inference":
-        assert by_name["rough"].refused.startswith("inexact: its error in float32 is")
-        assert by_name["rough"].ms is None
+        assert isinstance(by_name["rough"], Refusal)
+        assert by_name["rough"].reason.startswith("inexact: its error in float32 is")
 
 
 def plant_another_gelu(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,11 +302,11 @@ def plant_another_gelu(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_fast_kernels_of_another_function_are_refused(
-    kernels: str, prover: proof.Prover, monkeypatch: pytest.MonkeyPatch
+    kernels: str, checker: Checker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant_another_gelu(kernels, monkeypatch)
     for name in ("torch", "torch packed"):
-        refused = proven(prover, Contestant(name), Cell(SMALL, "float32", 3)).refused
+        refused = proven(checker, Entry(name), Cell(SMALL, "float32", 3)).refused
         assert refused is not None
         assert refused.startswith("inexact: its error in float32 is")
 
@@ -301,7 +315,7 @@ def test_fast_kernels_of_another_function_are_refused(
 def test_half_precision_must_pass_in_float32_too(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant_another_gelu(kernels, monkeypatch)
     for name in ("torch", "torch packed"):
-        refused = proven(proof.Prover(4), Contestant(name), Cell(SMALL, "bfloat16", 3)).refused
+        refused = proven(Checker(4), Entry(name), Cell(SMALL, "bfloat16", 3)).refused
         assert refused is not None
         assert refused.startswith("inexact: its error in float32 is")
 
@@ -319,7 +333,7 @@ def test_an_eps_that_is_wrong_by_a_fiftieth_is_noticed_where_there_is_no_float64
 ) -> None:
     monkeypatch.setattr(torch_packed_onednn, "copied_norm", _with_eps)
     monkeypatch.setattr(torch_packed_blas, "copied_norm", _with_eps)
-    refused = proven(proof.Prover(4), Contestant("torch packed"), Cell(SMALL, dtype, 3)).refused
+    refused = proven(Checker(4), Entry("torch packed"), Cell(SMALL, dtype, 3)).refused
     assert refused is not None
     assert refused.startswith("inexact: its error in float32 is")
 
@@ -332,9 +346,9 @@ def test_a_compiled_program_is_held_against_the_truth_too(mode: str, monkeypatch
         "gelu_tanh",
         lambda x: erf(x, approximate="none" if torch.compiler.is_compiling() else "tanh"),
     )
-    contestant, prover = Contestant("torch compiled"), proof.Prover(4)
-    with clean([contestant]):
-        seen = proven(prover, contestant, Cell(SMALL, "bfloat16", 3, mode=mode))
+    entry, checker = Entry("torch compiled"), Checker(4)
+    with fresh_compiler_for([entry]):
+        seen = proven(checker, entry, Cell(SMALL, "bfloat16", 3, mode=mode))
     assert seen.exact <= 1e-12
     assert seen.refused is not None
     assert seen.refused.startswith("inexact: its error in ")
@@ -342,13 +356,13 @@ def test_a_compiled_program_is_held_against_the_truth_too(mode: str, monkeypatch
 
 def test_logits_of_another_dtype_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def wide(config: MixerConfig, formulation: Formulation) -> Any:
-        model = PROGRAMS["torch"].make(config, formulation)
+        model = CONTESTANTS["torch"].make(config, formulation)
         forward = model.forward
         model.forward = lambda images: forward(images).float()
         return model
 
-    monkeypatch.setitem(PROGRAMS, "wide", Program("torch", wide, "torch"))
-    seen = proven(proof.Prover(4), Contestant("wide"), Cell(SMALL, "bfloat16", 3))
+    monkeypatch.setitem(CONTESTANTS, "wide", Contestant("torch", wide, "torch"))
+    seen = proven(Checker(4), Entry("wide"), Cell(SMALL, "bfloat16", 3))
     assert seen.refused == "its logits are float32, where all are to compute in bfloat16"
 
 
@@ -356,38 +370,38 @@ def test_one_lucky_yardstick_bounds_nobody() -> None:
     config = dataclasses.replace(SMALL, num_classes=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
     for seed in range(8):
         for name in ("torch packed", "timm", "lucidrains"):
-            assert proven(proof.Prover(seed), Contestant(name), Cell(config, batch=2)).refused is None
+            assert proven(Checker(seed), Entry(name), Cell(config, batch=2)).refused is None
 
 
 @pytest.mark.parametrize("name", ["torch", "torch packed", "flax", "nnx"])
-def test_other_weights_are_loaded_and_the_usual_ones_are_back_after_a_proof(prover: proof.Prover, name: str) -> None:
+def test_other_weights_are_loaded_and_the_usual_ones_are_back_after_a_proof(checker: Checker, name: str) -> None:
     cell = Cell(SMALL, batch=3)
-    call = proof.call_of(Contestant(name), cell, prover.seed)
+    call = make_call(Entry(name), cell, checker.seed)
     first = call.logits()
-    prover.prove(Contestant(name), cell, call)
+    checker.check(Entry(name), cell, call)
     assert np.array_equal(call.logits(), first)
-    call.load(proof.inputs(SMALL, prover.seed, "faint")[0])
+    call.load(draw_inputs(SMALL, checker.seed, "faint").params)
     assert not np.allclose(call.logits(), first, rtol=0.1)
 
 
 def test_what_cannot_be_run_is_a_refused_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(config: MixerConfig, formulation: Formulation) -> Any:
-        model = PROGRAMS["torch"].make(config, formulation)
+        model = CONTESTANTS["torch"].make(config, formulation)
         model.forward = lambda images: 1 / 0
         return model
 
-    monkeypatch.setitem(PROGRAMS, "broken", Program("torch", broken, "torch"))
-    result = small_bench([Contestant("torch"), Contestant("broken")], baseline="torch")
-    by_name = {row.name: row for row in result.rows}
-    assert by_name["broken"].refused == "it cannot be run: ZeroDivisionError: division by zero"
-    assert by_name["torch"].ms is not None
-    assert [row.name for row in result.refused] == ["broken"]
+    monkeypatch.setitem(CONTESTANTS, "broken", Contestant("torch", broken, "torch"))
+    result = small_bench([Entry("torch"), Entry("broken")], baseline="torch")
+    by_name = {row.name: row for row in result.measurements}
+    assert by_name["broken"].reason == "it cannot be run: ZeroDivisionError: division by zero"
+    assert isinstance(by_name["torch"], EntryTiming)
+    assert [each.name for each in result.refusals] == ["broken"]
 
 
 def test_what_is_given_twice_is_timed_once() -> None:
     cell = Cell(SMALL, batch=3)
-    result = bench([cell, cell], [Contestant("torch"), Contestant("torch")], threads=1, gemm=32)
-    assert [row.name for row in result.rows] == ["torch", AGAIN, "GEMM torch"]
+    result = measure_cells([cell, cell], [Entry("torch"), Entry("torch")], threads=1, gemm=32)
+    assert [row.name for row in result.measurements] == ["torch", BASELINE_AGAIN, "GEMM torch"]
 
 
 class WithoutGradient(torch.autograd.Function):
@@ -433,21 +447,21 @@ def test_gradients_that_are_lost_in_half_precision_are_noticed(
     monkeypatch.setattr(WithoutGradient, "part", part)
     monkeypatch.setitem(table, "gelu_tanh", activation)
     config = dataclasses.replace(SMALL, num_blocks=2)
-    refused = proven(proof.Prover(5), Contestant(name), Cell(config, "bfloat16", 3, mode="training")).refused
+    refused = proven(Checker(5), Entry(name), Cell(config, "bfloat16", 3, mode="training")).refused
     assert refused is not None
     assert refused.startswith("inexact: its error in bfloat16 is")
 
 
 def test_a_batch_has_no_order_that_a_program_could_use() -> None:
     for batch in (8, 32):
-        drawn = proof.order(batch)
+        drawn = batch_order(batch)
         assert drawn[:2].tolist() == [0, 1]
         assert not any(np.array_equal(drawn, np.resize(drawn[:period], batch)) for period in range(1, batch // 2 + 1))
-    assert (proof.order(1, 0).item(), proof.order(1, 1).item()) == (0, 1)
+    assert (batch_order(1, 0).item(), batch_order(1, 1).item()) == (0, 1)
 
 
-def small_bench(given: list[Contestant], mode: str = "inference", **kwargs: Any) -> Result:
-    return bench([Cell(SMALL, batch=3, mode=mode)], given, **{"threads": 1, "gemm": 32, **kwargs})
+def small_bench(given: list[Entry], mode: str = "inference", **kwargs: Any) -> BenchResult:
+    return measure_cells([Cell(SMALL, batch=3, mode=mode)], given, **{"threads": 1, "gemm": 32, **kwargs})
 
 
 # The whole
@@ -457,7 +471,7 @@ def test_the_kernels_of_a_row_are_told_where_they_are_not_onednns(monkeypatch: p
     monkeypatch.setattr(torch_inference, "way_of", lambda *_: "blas")
     monkeypatch.setattr(torch_packed, "kernels_for", lambda *arguments: "blas")
     names = "torch", "torch packed", "timm", "flax"
-    plain = page.to_dict(small_bench([Contestant(name) for name in names]))
+    plain = export.to_dict(small_bench([Entry(name) for name in names]))
     assert [row["kernels"] for row in plain["rows"][:4]] == ["blas", "blas", None, None]
     cell = "custom (1 x 6 x 12), float32, batch 3, cpu, inference"
     noted = [
@@ -465,16 +479,16 @@ def test_the_kernels_of_a_row_are_told_where_they_are_not_onednns(monkeypatch: p
         f"note: torch packed in {cell}: not by oneDNN's fused operations: transposed weights in float32, "
         "plain products, the activation in place",
     ]
-    assert page.notes(plain) == noted
-    assert all(note in page.markdown(plain) for note in noted)
+    assert export.note_lines(plain) == noted
+    assert all(note in export.to_markdown(plain) for note in noted)
     monkeypatch.setattr(torch_inference, "way_of", lambda mixing, *_: "onednn" if mixing.axis == -1 else "blas")
-    call = proof.call_of(Contestant("torch", Formulation(tokens="conv1d")), Cell(SMALL), 0)
+    call = make_call(Entry("torch", Formulation(tokens="conv1d")), Cell(SMALL), 0)
     assert call.kernels() == "blas for tokens, onednn for channels"
     monkeypatch.undo()
-    assert proof.call_of(Contestant("torch"), Cell(SMALL), 0).kernels() == "layers"
-    large = proof.call_of(Contestant("torch"), Cell(dataclasses.replace(SMALL, channels_mlp_dim=2000), batch=6), 0)
+    assert make_call(Entry("torch"), Cell(SMALL), 0).kernels() == "layers"
+    large = make_call(Entry("torch"), Cell(dataclasses.replace(SMALL, channels_mlp_dim=2000), batch=6), 0)
     assert large.kernels() == f"layers for tokens, {preferred_kernels()} for channels"
-    assert proof.call_of(Contestant("torch"), Cell(SMALL, mode="training"), 0).kernels() is None
+    assert make_call(Entry("torch"), Cell(SMALL, mode="training"), 0).kernels() is None
 
 
 def test_a_matrix_product_that_would_take_long_is_of_smaller_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,44 +502,54 @@ def test_a_matrix_product_that_would_take_long_is_of_smaller_matrices(monkeypatc
         made.clear()
         ticks = itertools.count(0.0, seconds)
         monkeypatch.setattr(time, "perf_counter", lambda ticks=ticks: next(ticks))
-        assert _affordable(product, Cell(SMALL), 2000)[1] == sizes[-1]
+        assert _affordable_product(product, Cell(SMALL), 2000)[1] == sizes[-1]
         assert made == sizes
 
 
-def test_a_smaller_product_is_told_and_counted_by_its_size(monkeypatch: pytest.MonkeyPatch, result: Result) -> None:
-    plain = page.to_dict(result)
+def test_a_smaller_product_is_told_and_counted_by_its_size(
+    monkeypatch: pytest.MonkeyPatch, result: BenchResult
+) -> None:
+    plain = export.to_dict(result)
     gemm = [row for row in plain["rows"] if row["gemm_size"]]
     assert [row["gemm_size"] for row in gemm] == [32, 32]
     for row in gemm:
         assert row["gflops"] == pytest.approx(2 * 32**3 / row["ms"] / 1e6)
     gemm[1]["gemm_size"] = 16
-    assert page.notes(plain)[-1].startswith("note: GEMM torch in custom (1 x 6 x 12), float32, batch 3, cpu")
-    assert page.notes(plain)[-1].endswith("inference: matrices of 16 x 16, as larger ones take long")
+    assert export.note_lines(plain)[-1].startswith("note: GEMM torch in custom (1 x 6 x 12), float32, batch 3, cpu")
+    assert export.note_lines(plain)[-1].endswith("inference: matrices of 16 x 16, as larger ones take long")
 
 
 @pytest.fixture(scope="module")
-def result() -> Result:
-    return small_bench([Contestant("torch"), Contestant("timm"), Contestant("flax")], baseline="timm")
+def result() -> BenchResult:
+    return small_bench([Entry("torch"), Entry("timm"), Entry("flax")], baseline="timm")
 
 
-def test_a_result_has_every_contestant_the_noise_and_a_peak_for_each_framework(result: Result) -> None:
-    assert [row.name for row in result.rows] == ["torch", "timm", "flax", AGAIN, "GEMM jax", "GEMM torch"]
-    rows = {row.name: row for row in result.rows}
+def test_a_result_has_every_contestant_the_noise_and_a_peak_for_each_framework(result: BenchResult) -> None:
+    assert [row.name for row in result.measurements] == [
+        "torch",
+        "timm",
+        "flax",
+        BASELINE_AGAIN,
+        "GEMM jax",
+        "GEMM torch",
+    ]
+    rows = {row.name: row for row in result.measurements}
     assert rows["timm"].ratio == paired_ratio(np.ones(10), np.ones(10))
-    assert rows[AGAIN].ratio.median != 1.0
-    assert max(rows["GEMM jax"].share, rows["GEMM torch"].share) == 1.0
+    assert rows[BASELINE_AGAIN].ratio.median != 1.0
+    assert max(rows[name].timing.share_of_peak for name in ("GEMM jax", "GEMM torch")) == 1.0
     for name in ("torch", "timm", "flax"):
         row = rows[name]
-        low, median, high = row.ms
+        low, median, high = row.timing.ms
         assert 0 < low <= median <= high
         assert row.images_per_second == pytest.approx(3 / (median / 1e3))
-        assert row.gflops == pytest.approx(row.cell.flops / median / 1e6)
-        assert row.share == pytest.approx(row.gflops / max(rows["GEMM jax"].gflops, rows["GEMM torch"].gflops))
-        assert row.compiling >= 0
-    assert rows["flax"].compiling > 10 * rows["flax"].ms[1] / 1e3
+        assert row.timing.gflops == pytest.approx(row.cell.flops / median / 1e6)
+        peak = max(rows[name].timing.gflops for name in ("GEMM jax", "GEMM torch"))
+        assert row.timing.share_of_peak == pytest.approx(row.timing.gflops / peak)
+        assert row.compile_seconds >= 0
+    assert rows["flax"].compile_seconds > 10 * rows["flax"].timing.ms.median / 1e3
 
 
-def test_settings_are_those_of_the_timing(result: Result) -> None:
+def test_settings_are_those_of_the_timing(result: BenchResult) -> None:
     assert result.settings["torch_threads"] == len(result.settings["cores_pinned"]) == 1
     assert result.settings["tf32"] == {"cuda.matmul": "ieee", "cudnn.conv": "ieee"}
     assert (result.settings["jax_x64"], result.settings["jax_matmul_precision"]) == (False, "highest")
@@ -538,35 +562,35 @@ def test_a_system_that_pins_nobody_and_tells_no_load_is_measured_all_the_same(mo
 
     monkeypatch.setattr(os, "sched_setaffinity", refused)
     monkeypatch.setattr(os, "getloadavg", refused)
-    measured = small_bench([Contestant("torch")])
+    measured = small_bench([Entry("torch")])
     assert (measured.settings["cores_pinned"], measured.settings["torch_threads"]) == ([], 1)
-    assert "not pinned" in page.conditions(page.to_dict(measured))[-1]
+    assert "not pinned" in export.condition_lines(export.to_dict(measured))[-1]
     monkeypatch.delattr(os, "sched_setaffinity")
     monkeypatch.delattr(os, "sched_getaffinity")
-    with pinned(1, ["torch"]) as cores:
+    with pin_cores(1, ["torch"]) as cores:
         assert cores == []
 
 
-def test_the_instruction_set_is_told_with_what_limits_it(monkeypatch: pytest.MonkeyPatch, result: Result) -> None:
-    for name in LIMITS:
+def test_the_instruction_set_is_told_with_what_limits_it(monkeypatch: pytest.MonkeyPatch, result: BenchResult) -> None:
+    for name in INSTRUCTION_LIMITS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
-    assert instruction_set() == "AVX512 with avx512_bf16"
+    assert describe_instruction_set() == "AVX512 with avx512_bf16"
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert instruction_set() == "AVX2 under ONEDNN_MAX_CPU_ISA=AVX2"
-    plain = page.to_dict(result)
-    assert f", {plain['machine']['instruction_set']}, " in page.conditions(plain)[-1]
+    assert describe_instruction_set() == "AVX2 under ONEDNN_MAX_CPU_ISA=AVX2"
+    plain = export.to_dict(result)
+    assert f", {plain['machine']['instruction_set']}, " in export.condition_lines(plain)[-1]
     monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr("mixer_equiv.bench.environment._of_processor", lambda field: "sse avx2 avx_ne_convert")
-    assert instruction_set() == "AVX2 with avx_ne_convert under ONEDNN_MAX_CPU_ISA=AVX2"
+    monkeypatch.setattr("mixer_equiv.bench.environment._cpuinfo", lambda field: "sse avx2 avx_ne_convert")
+    assert describe_instruction_set() == "AVX2 with avx_ne_convert under ONEDNN_MAX_CPU_ISA=AVX2"
 
 
 def test_threads_are_as_before_once_something_was_timed() -> None:
     before = torch.get_num_threads()
-    with pinned(1, ["torch"]) as cores:
-        used = settings(cores, ["torch"])
+    with pin_cores(1, ["torch"]) as cores:
+        used = framework_settings(cores, ["torch"])
         assert used["torch_threads"] == len(cores) == 1
         assert not any(name.startswith("jax") for name in used)
     assert torch.get_num_threads() == before
@@ -583,17 +607,17 @@ def test_memory_is_what_a_call_takes_at_its_height() -> None:
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_the_memory_that_xla_plans_is_what_a_call_takes(mode: str) -> None:
     config = dataclasses.replace(SMALL, num_blocks=3, hidden_dim=200, tokens_mlp_dim=300, channels_mlp_dim=2000)
-    call = proof.call_of(Contestant("flax"), Cell(config, batch=500, mode=mode), 0)
+    call = make_call(Entry("flax"), Cell(config, batch=500, mode=mode), 0)
     call()
     measured = call.memory()
     assert measured > 20e6
-    assert call.planned() == pytest.approx(measured, rel=0.2)
+    assert call.planned_memory() == pytest.approx(measured, rel=0.2)
 
 
 def test_in_training_ours_keep_less_than_the_official_model() -> None:
     config = dataclasses.replace(SMALL, num_blocks=11, hidden_dim=64, tokens_mlp_dim=128, channels_mlp_dim=256)
     kept = {
-        name: proof.call_of(Contestant(name), Cell(config, batch=100, mode="training"), 0).planned()
+        name: make_call(Entry(name), Cell(config, batch=100, mode="training"), 0).planned_memory()
         for name in ("official", "flax", "nnx")
     }
     assert kept["flax"] == kept["nnx"] <= 0.8 * kept["official"]
@@ -605,7 +629,7 @@ def test_jitted_inference_compiles_to_the_program_of_the_official_model(name: st
     config = dataclasses.replace(SMALL, num_blocks=2)
 
     def compiled(name: str) -> str:
-        call = proof.call_of(Contestant(name), Cell(config, dtype), 0)
+        call = make_call(Entry(name), Cell(config, dtype), 0)
         text = call.infer.lower(call.params, call.images).compile().as_text()
         _, _, text = text.partition("\n")  # the module's name
         return re.sub(r", metadata={[^}]*}", "", text[text.index("\n%") :])
@@ -613,32 +637,32 @@ def test_jitted_inference_compiles_to_the_program_of_the_official_model(name: st
     assert compiled(name) == compiled("official")
 
 
-def test_the_machine_is_described_with_its_gpu(monkeypatch: pytest.MonkeyPatch, result: Result) -> None:
+def test_the_machine_is_described_with_its_gpu(monkeypatch: pytest.MonkeyPatch, result: BenchResult) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(total_memory=80 << 30))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     gpu = "Some GPU, 80 GiB, CUDA 13.0"
-    assert graphics() == gpu
-    plain = page.to_dict(result)
+    assert describe_gpu() == gpu
+    plain = export.to_dict(result)
     plain["machine"]["gpu"] = gpu
-    assert f"{plain['machine']['date']}: {gpu}; {plain['machine']['processor']}, " in page.markdown(plain)
+    assert f"{plain['machine']['date']}: {gpu}; {plain['machine']['processor']}, " in export.to_markdown(plain)
 
 
 def test_a_program_is_timed_in_the_cells_that_it_runs_in() -> None:
     both = [Cell(SMALL, batch=2, mode=mode) for mode in ("inference", "training")]
-    rows = bench(both, [Contestant("torch"), Contestant("torch packed")], threads=1, gemm=32).rows
+    rows = measure_cells(both, [Entry("torch"), Entry("torch packed")], threads=1, gemm=32).measurements
     assert [row.name for row in rows] == [
-        *("torch", "torch packed", AGAIN, "GEMM torch", "GEMM packed"),
-        *("torch", AGAIN, "GEMM torch"),
+        *("torch", "torch packed", BASELINE_AGAIN, "GEMM torch", "GEMM packed"),
+        *("torch", BASELINE_AGAIN, "GEMM torch"),
     ]
     with pytest.raises(ConfigError, match=r"torch packed runs in none of these: custom .*, training"):
-        bench(both[1:], [Contestant("torch"), Contestant("torch packed")])
+        measure_cells(both[1:], [Entry("torch"), Entry("torch packed")])
 
 
 def test_programs_that_run_are_those_of_the_cells() -> None:
     def left_out(**fields: Any) -> set[str]:
-        return set(PROGRAMS) - set(programs.running_in([Cell(SMALL, **fields)]))
+        return set(CONTESTANTS) - set(contestants.names_running_in([Cell(SMALL, **fields)]))
 
     graphed = {"torch graphed", "timm graphed"}
     assert left_out() == left_out(dtype="bfloat16") == graphed
@@ -660,59 +684,59 @@ def test_programs_that_run_are_those_of_the_cells() -> None:
 )
 def test_what_cannot_be_timed_is_an_error(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        small_bench([Contestant("torch")], **kwargs)
+        small_bench([Entry("torch")], **kwargs)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize(("name", "framework"), [("torch", "torch"), ("flax", "JAX")])
 def test_each_framework_says_that_it_has_no_cuda(name: str, framework: str) -> None:
     with pytest.raises(ConfigError, match=f"device is 'cuda', and {framework} "):
-        bench([Cell(SMALL, device="cuda")], [Contestant(name)])
+        measure_cells([Cell(SMALL, device="cuda")], [Entry(name)])
 
 
 # What a person sees
 
 
-def test_csv_and_json_hold_every_number(result: Result) -> None:
-    plain = json.loads(json.dumps(page.to_dict(result), allow_nan=False))
-    assert [row["program"] for row in plain["rows"]] == [row.name for row in result.rows]
-    read = list(csv.DictReader(io.StringIO(page.to_csv(plain))))
+def test_csv_and_json_hold_every_number(result: BenchResult) -> None:
+    plain = json.loads(json.dumps(export.to_dict(result), allow_nan=False))
+    assert [row["program"] for row in plain["rows"]] == [row.name for row in result.measurements]
+    read = list(csv.DictReader(io.StringIO(export.to_csv(plain))))
     assert [float(row["ms"]) for row in read] == [row["ms"] for row in plain["rows"]]
     assert {"torch", "jax", "processor", "load_before_and_after"} <= plain["machine"].keys()
 
 
-def test_a_terminal_of_80_columns_shows_every_name_and_number_whole(result: Result) -> None:
-    plain = page.to_dict(result)
+def test_a_terminal_of_80_columns_shows_every_name_and_number_whole(result: BenchResult) -> None:
+    plain = export.to_dict(result)
     row = {**plain["rows"][0], "images_per_second": 12345.67}
-    rows = [{**row, "program": name} for name in (*PROGRAMS, "torch compiled (linear, depthwise_conv, linear)")]
+    rows = [{**row, "program": name} for name in (*CONTESTANTS, "torch compiled (linear, depthwise_conv, linear)")]
     console = Console(file=io.StringIO(), width=80)
     console.print(Tables({**plain, "rows": rows}))
     shown = console.file.getvalue()
     assert "…" not in shown
-    assert all(re.search(rf"^ ?{name} +12,345\.7 ", shown, re.MULTILINE) for name in PROGRAMS)
+    assert all(re.search(rf"^ ?{name} +12,345\.7 ", shown, re.MULTILINE) for name in CONTESTANTS)
     assert all(heading in shown for heading in NARROW)
 
 
-def test_a_wide_terminal_shows_all_columns(result: Result) -> None:
-    plain = page.to_dict(result)
-    for width, shown in ((80, NARROW), (150, page.COLUMNS)):
+def test_a_wide_terminal_shows_all_columns(result: BenchResult) -> None:
+    plain = export.to_dict(result)
+    for width, shown in ((80, NARROW), (150, export.COLUMNS)):
         console = Console(width=width, file=io.StringIO())
         console.print(Tables(plain))
         headings = next(line for line in console.file.getvalue().splitlines() if "images/s" in line)
-        assert {heading for heading in page.COLUMNS if heading in headings} == set(shown)
+        assert {heading for heading in export.COLUMNS if heading in headings} == set(shown)
 
 
-def test_markdown_names_every_program_and_why_one_was_refused(result: Result) -> None:
-    plain = page.to_dict(result)
+def test_markdown_names_every_program_and_why_one_was_refused(result: BenchResult) -> None:
+    plain = export.to_dict(result)
     plain["rows"][1] |= {"refused": "another function", "ms": None}
-    shown = page.markdown(plain)
-    assert all(f"| {row.name} |" in shown for row in result.rows)
+    shown = export.to_markdown(plain)
+    assert all(f"| {row.name} |" in shown for row in result.measurements)
     assert "refused: timm in custom (1 x 6 x 12), float32, batch 3, cpu, inference: another function" in shown
     assert "torch_threads 1" in shown
 
 
-def test_a_plot_is_an_svg_and_a_png_of_every_program(result: Result, tmp_path: Path) -> None:
-    rows = page.to_dict(result)["rows"]
+def test_a_plot_is_an_svg_and_a_png_of_every_program(result: BenchResult, tmp_path: Path) -> None:
+    rows = export.to_dict(result)["rows"]
     written = plots.plot(rows, tmp_path / "speed.svg")
     assert [path.name for path in written] == ["speed.svg", "speed.png"]
     assert written[1].read_bytes().startswith(b"\x89PNG")
@@ -722,8 +746,10 @@ def test_a_plot_is_an_svg_and_a_png_of_every_program(result: Result, tmp_path: P
     assert written[0].read_text() == first
 
 
-def test_batches_that_are_several_are_plotted_as_lines_and_single_ones_as_bars(result: Result, tmp_path: Path) -> None:
-    rows = page.to_dict(result)["rows"]
+def test_batches_that_are_several_are_plotted_as_lines_and_single_ones_as_bars(
+    result: BenchResult, tmp_path: Path
+) -> None:
+    rows = export.to_dict(result)["rows"]
     shown = {
         name: plots.plot(given, tmp_path / f"{name}.svg")[0].read_text()
         for name, given in (("bars", rows), ("lines", [*rows, *({**row, "batch": 8} for row in rows)]))
@@ -732,8 +758,13 @@ def test_batches_that_are_several_are_plotted_as_lines_and_single_ones_as_bars(r
 
 
 def test_a_program_has_the_same_colour_in_every_plot() -> None:
-    names = [*PROGRAMS, "flax (conv, matmul, linear)", "torch (conv, conv1d, linear)", "torch (conv, matmul, linear)"]
-    rows = [{"program": name, "ours": PROGRAMS[name.partition(" (")[0]].ours} for name in names]
+    names = [
+        *CONTESTANTS,
+        "flax (conv, matmul, linear)",
+        "torch (conv, conv1d, linear)",
+        "torch (conv, matmul, linear)",
+    ]
+    rows = [{"program": name, "ours": CONTESTANTS[name.partition(" (")[0]].ours} for name in names]
     styles = plots._styles(rows)
     assert {row["program"]: plots._styles([row])[row["program"]]["color"] for row in rows} == {
         name: style["color"] for name, style in styles.items()
@@ -743,35 +774,35 @@ def test_a_program_has_the_same_colour_in_every_plot() -> None:
 
 
 @pytest.mark.parametrize(("name", "rows"), [("speed.pdf", None), ("speed.svg", [])])
-def test_what_cannot_be_plotted_is_an_error(result: Result, tmp_path: Path, name: str, rows: Any) -> None:
+def test_what_cannot_be_plotted_is_an_error(result: BenchResult, tmp_path: Path, name: str, rows: Any) -> None:
     with pytest.raises(ConfigError, match=r"a plot is written as|there is nothing to plot"):
-        plots.plot(page.to_dict(result)["rows"] if rows is None else rows, tmp_path / name)
+        plots.plot(export.to_dict(result)["rows"] if rows is None else rows, tmp_path / name)
 
 
-def test_the_readmes_tables_have_every_ratio(result: Result) -> None:
-    plain = page.to_dict(result)
-    ratios = {row.name: row.ratio for row in result.rows if row.ratio}
+def test_the_readmes_tables_have_every_ratio(result: BenchResult) -> None:
+    plain = export.to_dict(result)
+    ratios = {each.name: each.ratio for each in result.measurements if isinstance(each, MixerTiming) and each.ratio}
     shown = speed.readme_table([plain, {**plain, "baseline": "torch"}]).splitlines()
     rows = dict(line.strip("| ").rsplit(" | ", 1) for line in shown if line.startswith("| "))
     for name, ratio in ratios.items():
         assert rows.pop(name) == f"{ratio.median:.2f}"
     instructions = plain["machine"]["instruction_set"].split()[0]
     assert rows.pop(f"inference, cpu, {instructions}").endswith("<br>float32<br>batch 3")
-    timm = next(row for row in result.rows if row.name == "timm")
+    timm = next(row for row in result.measurements if row.name == "timm")
     assert rows.pop("timm, images/s") == f"{timm.images_per_second:.1f}"
     assert list(rows) == ["---"]
 
 
-def test_the_readmes_tables_have_no_numbers_of_a_cell_without_a_baseline(result: Result) -> None:
-    plain = page.to_dict(result)
+def test_the_readmes_tables_have_no_numbers_of_a_cell_without_a_baseline(result: BenchResult) -> None:
+    plain = export.to_dict(result)
     refused = [{**row, "batch": 8, "ratio": None, "images_per_second": None} for row in plain["rows"]]
     shown = speed.readme_table([{**plain, "rows": plain["rows"] + refused}]).splitlines()
     assert shown[0].endswith("<br>batch 8 |")
     assert all(line.endswith(" |  |") for line in shown[2:] if line.startswith("|"))
 
 
-def test_make_bench_fails_if_a_call_is_wrong(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = page.to_dict(result)
+def test_make_bench_fails_if_a_call_is_wrong(result: BenchResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = export.to_dict(result)
     monkeypatch.setattr(speed, "run", lambda section, device, threads: plain)
     assert speed.main(["quick"]) == 0
     plain["rows"][0] |= {"refused": "another function"}
@@ -790,8 +821,8 @@ def test_the_command_writes_what_it_shows(tmp_path: Path) -> None:
     plain = json.loads(Path(files["json"]).read_text())
     assert plain["baseline"] == "timm"
     assert f"{plain['rows'][0]['images_per_second']:,.1f}" in outcome.output
-    assert Path(files["csv"]).read_text() == page.to_csv(plain)
-    assert Path(files["markdown"]).read_text() == page.markdown(plain)
+    assert Path(files["csv"]).read_text() == export.to_csv(plain)
+    assert Path(files["markdown"]).read_text() == export.to_markdown(plain)
 
 
 @pytest.mark.usefixtures("wrong")
@@ -821,7 +852,7 @@ def test_the_command_fails_if_what_it_times_is_wrong() -> None:
         (["--baseline", "nobody"], "the baseline is 'nobody'"),
         (["--kwargs", '{"width": 1}'], "MixerConfig has no field width; its fields are num_classes"),
         (["--kwargs", '{"name": "Z"}'], "MixerConfig has no field name; its fields are num_classes"),
-        (["--kwargs", '{"num_classes": 0}'], "num_classes is 0; what is timed has a head"),
+        (["--kwargs", '{"num_classes": 0}'], "num_classes is 0; a timed Mixer has a head"),
         (["--threads", "1000"], "threads is 1000; this process may use "),
     ],
 )
@@ -852,7 +883,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_timed(
         (tmp_path / folder / "below").mkdir(parents=True)
     (tmp_path / "kept.csv").write_text("kept")
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("mixer_equiv.bench.bench.bench", None)
+    monkeypatch.setattr("mixer_equiv.bench.measurement.measure_cells", None)
     kept = [] if "--csv" in options else ["--csv", "kept.csv"]
     outcome = CliRunner().invoke(app, [*COMMAND, *kept, *options])
     assert outcome.exit_code == 2, outcome.output
@@ -861,4 +892,4 @@ def test_what_cannot_be_written_is_said_before_anything_is_timed(
 
 
 def test_programs_are_those_that_the_docs_name() -> None:
-    assert set(programs.PROGRAMS) == {*EAGER, *JITTED, *COMPILED}
+    assert set(CONTESTANTS) == {*EAGER, *JITTED, *COMPILED}

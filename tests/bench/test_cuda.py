@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mixer_equiv import Formulation, MixerConfig, verify
-from mixer_equiv.bench import correctness as proof
-from mixer_equiv.bench import export as page
-from mixer_equiv.bench.bench import bench
+from mixer_equiv.bench import export
+from mixer_equiv.bench.calls import draw_inputs, make_call
 from mixer_equiv.bench.cells import Cell
-from mixer_equiv.bench.contestants import PROGRAMS, Contestant
+from mixer_equiv.bench.contestants import CONTESTANTS, Entry
+from mixer_equiv.bench.measurement import measure_cells
 from mixer_equiv.bench.peers_torch import TutorialMixer
 from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.formulation import FORMULATIONS
@@ -58,23 +58,23 @@ def test_causes_are_found_on_cuda() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16", "float16"])
 def test_programs_are_proven_and_timed_on_cuda(dtype: str) -> None:
     cell = Cell(CONFIG, dtype, 3, DEVICE)
-    names = [name for name, program in PROGRAMS.items() if program.framework == "torch" and not program.compiled]
-    given = [Contestant(name) for name in names if PROGRAMS[name].runs_in(cell)]
+    names = [name for name, program in CONTESTANTS.items() if program.framework == "torch" and not program.compiled]
+    given = [Entry(name) for name in names if CONTESTANTS[name].runs_in(cell)]
     assert {"torch", "torch graphed", "timm", "timm graphed"} <= {each.name for each in given}
-    result = bench([cell], given, gemm=256)
-    assert result.refused == (), page.refusals(page.to_dict(result))
-    rows = {row.name: row for row in result.rows}
+    result = measure_cells([cell], given, gemm=256)
+    assert result.refusals == (), export.refusal_lines(export.to_dict(result))
+    rows = {row.name: row for row in result.measurements}
     assert rows["torch"].memory is not None
     assert rows["torch"].kernels is None
-    assert rows["GEMM torch"].share == 1.0
+    assert rows["GEMM torch"].timing.share_of_peak == 1.0
 
 
 def test_a_graph_follows_its_images_and_weights() -> None:
     cell = Cell(CONFIG, "float32", 3, DEVICE)
-    call, eager = (proof.call_of(Contestant(name), cell, 0) for name in ("torch graphed", "torch"))
+    call, eager = (make_call(Entry(name), cell, 0) for name in ("torch graphed", "torch"))
     for draw in ("usual", "faint", "usual"):
         for each in (call, eager):
-            each.load(proof.inputs(CONFIG, 0, draw)[0])
+            each.load(draw_inputs(CONFIG, 0, draw).params)
         for images in (eager.images, eager.images.flip(0), 2 * eager.images):
             call.images = eager.images = images
             assert torch.allclose(*(torch.from_numpy(each.logits()) for each in (call, eager)), rtol=1e-5, atol=1e-6)

@@ -18,10 +18,10 @@ from benchmarks.deep import Finding, Verification, compare
 from benchmarks.programs import LINEAR_STEM, Results, Ways, run_flax, run_torch
 from benchmarks.stacks import Stack, draw, hand_over
 from mixer_equiv import MixerConfig, convert, load, save
-from mixer_equiv.bench import export as page
-from mixer_equiv.bench.bench import bench
+from mixer_equiv.bench import export
 from mixer_equiv.bench.cells import Cell
-from mixer_equiv.bench.contestants import PROGRAMS, Contestant
+from mixer_equiv.bench.contestants import CONTESTANTS, Entry
+from mixer_equiv.bench.measurement import measure_cells
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.frameworks import run_reference
 from mixer_equiv.equivalence.sides.weights import random_params
@@ -157,7 +157,7 @@ def run() -> dict[str, Any]:
     seen = [Verification((), (1, 4), 1e-15, 2e-14), Verification((), (), 3e-15, 1e-14)]
     with record.Machine() as machine:
         pass
-    return record.summary(seconds, seen, undone, 10, {**machine.described(), "cores_had": 1.0})
+    return record.summary(seconds, seen, undone, 10, {**machine.describe(), "cores_had": 1.0})
 
 
 def test_rates_are_cases_over_seconds(run: dict[str, Any]) -> None:
@@ -281,7 +281,7 @@ def test_the_plan_for_a_gpu_has_every_program_that_runs_there_in_less_than_six_m
     assert {name for each in timed for name in each.programs} >= {
         *("torch", "timm", "torch compiled", "timm compiled", "torch graphed", "timm graphed", "flax"),
     }
-    assert all(len({PROGRAMS[name].framework for name in each.programs}) == 1 for each in timed)
+    assert all(len({CONTESTANTS[name].framework for name in each.programs}) == 1 for each in timed)
     axes = {(cell.config.name, cell.dtype, cell.batch) for each in timed for cell in each.cells()}
     assert axes == set(itertools.product(gpu.VARIANTS, gpu.DTYPES, gpu.BATCHES))
 
@@ -290,9 +290,9 @@ def test_the_plan_for_a_gpu_has_every_program_that_runs_there_in_less_than_six_m
 def test_a_program_for_a_gpu_is_built_without_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = gpu.Timed((name,), variants=("S/32",), dtypes=("tf32", "float16"), batches=(3,))
     assert [shape for *_, shape in gpu.build(timed._replace(batches=(1,)))] == [(1, 1000)] * 2
-    other = dataclasses.replace(PROGRAMS[name], make=lambda config, how: real(config.replace(num_classes=3), how))
-    real = PROGRAMS[name].make
-    monkeypatch.setitem(PROGRAMS, name, other)
+    other = dataclasses.replace(CONTESTANTS[name], make=lambda config, how: real(config.replace(num_classes=3), how))
+    real = CONTESTANTS[name].make
+    monkeypatch.setitem(CONTESTANTS, name, other)
     with pytest.raises(Exception, match=r"torch graphed in S/32, tf32, batch 1, cuda, inference: \(1, 3\)|\(512, 3\)"):
         list(gpu.build(timed._replace(batches=(1,))))
 
@@ -319,8 +319,8 @@ def test_without_a_gpu_nothing_is_run(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_what_a_gpu_gave_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path)
-    result = page.to_dict(
-        bench([Cell(SMALL, batch=batch) for batch in (2, 3)], [Contestant("torch")], gemm=32, seconds=0)
+    result = export.to_dict(
+        measure_cells([Cell(SMALL, batch=batch) for batch in (2, 3)], [Entry("torch")], gemm=32, seconds=0)
     )
     assert result["left_out"] == [str(Cell(SMALL, batch=batch)) for batch in (2, 3)]
     gpu.write("torch", result)

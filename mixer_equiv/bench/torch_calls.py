@@ -1,4 +1,4 @@
-"""A torch program of a cell as something to call: inference, or a training step by `torch.optim.SGD`."""
+"""Calls of Mixers in torch: inference, or a training step by `torch.optim.SGD`. Start reading at `TorchCall`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from mixer_equiv.arrays.interop import to_numpy, to_torch
 from mixer_equiv.bench.cells import Cell
-from mixer_equiv.bench.contestants import Contestant, Way
+from mixer_equiv.bench.contestants import Entry, Execution
 from mixer_equiv.bench.environment import extra_memory
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.record.precision import no_tf32
@@ -26,19 +26,19 @@ from mixer_equiv.models.torch.packed import packed_product
 Arrays = Mapping[str, np.ndarray]
 
 
-# Of a model in its dtype, on its device, what is called with images.
-WAYS: Mapping[Way, Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] = {
+# For each execution, the function that is called with images. The model has its dtype and its device already.
+EXECUTIONS: Mapping[Execution, Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] = {
     "plain": lambda model: model,
     "compiled": partial(torch.compile, dynamic=False),
-    "graphed": lambda model: Graphed(model),
+    "graphed": lambda model: CudaGraphModel(model),
     "packed": lambda model: model.packed(),
 }
 
 
-class Graphed:
-    """A model in inference as a CUDA graph: its kernels are recorded at the first call, and launched as one later.
+class CudaGraphModel:
+    """A model in inference as a CUDA graph: the first call records its kernels, later calls launch them as one.
 
-    Images are of the first one's shape; a result is good until the next.
+    All images have the shape of the first ones. A result is overwritten by the next call.
     """
 
     def __init__(self, model: Any) -> None:
@@ -57,7 +57,7 @@ class Graphed:
         self.images = images.clone()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries take their workspaces before anything is recorded
+        with torch.cuda.stream(aside):  # libraries allocate their workspaces before the recording
             for _ in range(3):
                 self.model(self.images)
         torch.cuda.current_stream().wait_stream(aside)
@@ -66,21 +66,21 @@ class Graphed:
 
 
 class TorchCall:
-    """Calling it computes once, and returns when that is done."""
+    """A `Call` of a torch module."""
 
-    def __init__(self, contestant: Contestant, cell: Cell, params: Arrays, images: np.ndarray, cotangent: np.ndarray):
+    def __init__(self, entry: Entry, cell: Cell, params: Arrays, images: np.ndarray, cotangent: np.ndarray):
         check_device(cell.device)
-        self.contestant, self.cell = contestant, cell
-        self.layout, self.way = LAYOUTS[contestant.program.layout], contestant.program.way
+        self.entry, self.cell = entry, cell
+        self.layout, self.execution = LAYOUTS[entry.contestant.layout], entry.contestant.execution
         dtype = getattr(torch, cell.storage)
         with torch.device("meta"):
-            model = contestant.program.make(cell.config, contestant.formulation)
+            model = entry.contestant.make(cell.config, entry.formulation)
         model.load_state_dict(self._state(params), assign=True)
         model.train(cell.mode == "training")
         self.model = model
         self.images = to_torch(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(cell.device, dtype)
         self.cotangent = to_torch(cotangent).to(cell.device, dtype)
-        self.run: Any = WAYS[self.way](model)
+        self.run: Any = EXECUTIONS[self.execution](model)
         if cell.mode == "training":
             model.requires_grad_(True)
             self.optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -90,15 +90,14 @@ class TorchCall:
         return {name: to_torch(array).to(self.cell.device, dtype) for name, array in state.items()}
 
     def load(self, params: Arrays) -> None:
-        """Other weights, by canonical names, for the same program: what is compiled stays so."""
         self.model.load_state_dict(self._state(params))
-        if self.way == "packed":
-            self.run = WAYS[self.way](self.model)
+        if self.execution == "packed":
+            self.run = EXECUTIONS[self.execution](self.model)
 
     def __call__(self) -> None:
-        self._once()
+        self._run()
 
-    def _once(self) -> Any:
+    def _run(self) -> Any:
         with no_tf32(self.cell.dtype == "tf32"):
             result = {"training": self._step, "inference": self._infer}[self.cell.mode]()
         if self.cell.device == "cuda":
@@ -116,14 +115,12 @@ class TorchCall:
         self.optimiser.step()
 
     def logits(self) -> np.ndarray:
-        """(batch, classes), computed as when it is timed."""
-        return to_numpy("logits", self._once())
+        return to_numpy("logits", self._run())
 
     def updates(self, rate: float) -> dict[str, np.ndarray]:
-        """What a step of this rate takes from each parameter, over the rate, by canonical names; they come back."""
         before = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self.optimiser.param_groups[0]["lr"] = rate
-        self._once()
+        self._run()
         self.optimiser.param_groups[0]["lr"] = 0.0
         moved = {}
         with torch.no_grad():
@@ -133,29 +130,30 @@ class TorchCall:
         return relabel(moved, self.layout, LINEN, self.cell.config)
 
     def kernels(self) -> str | None:
-        """By which kernels this runs on a CPU, "layers" where it calls its layers as they are, None where all do."""
+        """Name the kernels on a CPU, "layers" where the layers are called as they are; None in any other case."""
         cell = self.cell
-        if self.way == "packed":
+        if self.execution == "packed":
             return str(self.run.kernels)
         dtype = getattr(torch, cell.storage)
-        fast = (cell.device, cell.mode, self.way) == ("cpu", "inference", "plain") and dtype in torch_inference.DTYPES
-        if not (fast and self.contestant.program.ours):
+        fast = (cell.device, cell.mode, self.execution) == ("cpu", "inference", "plain")
+        fast = fast and dtype in torch_inference.DTYPES
+        if not (fast and self.entry.contestant.ours):
             return None
-        formulation, config = self.contestant.formulation, cell.config
+        formulation, config = self.entry.formulation, cell.config
         mixings = (
             (TOKENS[formulation.tokens], config.hidden_dim * config.tokens_mlp_dim),
             (CHANNELS[formulation.channels], config.num_tokens * config.channels_mlp_dim),
         )
-        ways = [
+        kernels = [
             torch_inference.way_of(mixing, dtype, config.activation, cell.batch * elements) or "layers"
             for mixing, elements in mixings
         ]
-        return ways[0] if ways[0] == ways[1] else f"{ways[0]} for tokens, {ways[1]} for channels"
+        return kernels[0] if kernels[0] == kernels[1] else f"{kernels[0]} for tokens, {kernels[1]} for channels"
 
     def memory(self) -> int | None:
-        """Bytes that a call takes at its height, beyond weights and inputs: in training gradients too."""
+        """Measure the memory of a call; in training it includes the gradients."""
 
-        def forget() -> None:  # gradients of the step before, which are there as long as nobody takes the next one
+        def forget() -> None:  # frees the gradients of the step before, which stay until the next step
             self.model.zero_grad(set_to_none=True)
 
         if self.cell.device == "cpu":
@@ -167,14 +165,14 @@ class TorchCall:
         return int(torch.cuda.max_memory_allocated() - before)
 
 
-def gemm(cell: Cell, size: int) -> Callable[[], None]:
-    """A product of two square matrices in the cell's dtype, on its device."""
+def matrix_product(cell: Cell, size: int) -> Callable[[], None]:
+    """Make the product of two square matrices in the cell's dtype, on its device."""
     a, b = (torch.randn(size, size).to(cell.device, getattr(torch, cell.storage)) for _ in range(2))
     return _product(cell, lambda: a @ b)
 
 
-def packed_gemm(cell: Cell, size: int) -> Callable[[], None]:
-    """The same by a matrix that is packed, as `PackedMixer` has them."""
+def packed_matrix_product(cell: Cell, size: int) -> Callable[[], None]:
+    """Make the product with a packed matrix, as `PackedMixer` has them."""
     a, b = (torch.randn(size, size).to(getattr(torch, cell.storage)) for _ in range(2))
     packed = packed_product(b)
     return _product(cell, lambda: packed(a))
@@ -191,32 +189,32 @@ def _product(cell: Cell, multiply: Callable[[], torch.Tensor]) -> Callable[[], N
 
 
 def check_device(device: str) -> None:
-    """Raises `ConfigError` for a device that torch does not have."""
+    """Raise `ConfigError` for a device that torch does not have."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is 'cuda', and torch {torch.__version__} finds no CUDA device; use cpu")
 
 
 @contextlib.contextmanager
-def compiled_anew() -> Iterator[None]:
-    """Nothing that was compiled before counts, in memory or on disk, so that compile times are whole."""
+def fresh_compiler() -> Iterator[None]:
+    """Reuse nothing that was compiled before, in memory or on disk, so that compile times are complete."""
     from torch._inductor import config
 
     torch._dynamo.reset()
-    # As many programs as there are formulations share their code; beyond a limit torch would run them as they are.
-    programs = torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True)
-    with programs, config.patch(force_disable_caches=True), warnings.catch_warnings():
+    # All formulations share the code of a few functions. Beyond a limit of recompilations torch would not compile them.
+    no_limit = torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True)
+    with no_limit, config.patch(force_disable_caches=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # of torch's compiler itself
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # comes from torch's compiler itself
         yield
 
 
-def start_compiler() -> None:
-    """Compile something small, so that what torch's compiler does only once is in nobody's compile time.
+def warm_up_compiler() -> None:
+    """Compile something small, so that the compiler's own start is in no entry's compile time.
 
-    What it raises, it will raise again where it is in somebody's way.
+    Errors are ignored: they will be raised again where an entry is compiled.
     """
     layer, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
-    with compiled_anew(), contextlib.suppress(Exception):
+    with fresh_compiler(), contextlib.suppress(Exception):
         torch.compile(layer, dynamic=False)(x).sum().backward()
         with torch.inference_mode():
             torch.compile(torch.nn.Linear(3, 2), dynamic=False)(x)

@@ -1,4 +1,4 @@
-"""A JAX program of a cell as something to call: jitted inference, or a jitted training step of SGD."""
+"""Calls of Mixers in JAX: jitted inference, or a jitted training step of SGD. Start reading at `JaxCall`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.bench.cells import Cell
-from mixer_equiv.bench.contestants import Contestant
+from mixer_equiv.bench.contestants import Entry
 from mixer_equiv.bench.environment import extra_memory
 from mixer_equiv.errors import ConfigError
 
@@ -20,20 +20,19 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class JaxCall:
-    """Calling it computes once, and returns when that is done."""
+    """A `Call` of a jitted function."""
 
-    def __init__(self, contestant: Contestant, cell: Cell, params: Arrays, images: np.ndarray, cotangent: np.ndarray):
-        self.cell, self.device = cell, device_of(cell.device)
-        apply = contestant.program.make(cell.config, contestant.formulation)
+    def __init__(self, entry: Entry, cell: Cell, params: Arrays, images: np.ndarray, cotangent: np.ndarray):
+        self.cell, self.device = cell, find_device(cell.device)
+        apply = entry.contestant.make(cell.config, entry.formulation)
         self.load(params)
         with precision(cell):
             self.images, self.cotangent = self._put(images), self._put(cotangent)
-            self.still = self._put(np.zeros(()))
+            self.zero_rate = self._put(np.zeros(()))
         self.infer = jax.jit(apply)
-        self.step = jax.jit(_step_of(apply), donate_argnums=0)
+        self.step = jax.jit(_sgd_step(apply), donate_argnums=0)
 
     def load(self, params: Arrays) -> None:
-        """Other weights, by canonical names, for the same program."""
         with precision(self.cell):
             self.params = self._put(unflatten(dict(params)))
 
@@ -41,9 +40,9 @@ class JaxCall:
         return jax.device_put(jax.tree.map(lambda array: jnp.asarray(array, self.cell.storage), tree), self.device)
 
     def __call__(self) -> None:
-        self._once(self.still)
+        self._run(self.zero_rate)
 
-    def _once(self, rate: Any) -> Any:
+    def _run(self, rate: Any) -> Any:
         with precision(self.cell):
             if self.cell.mode == "inference":
                 return _finished(self.infer(self.params, self.images))
@@ -51,34 +50,31 @@ class JaxCall:
             return None
 
     def logits(self) -> np.ndarray:
-        """(batch, classes), computed as when it is timed."""
-        return np.asarray(self._once(self.still))
+        return np.asarray(self._run(self.zero_rate))
 
     def updates(self, rate: float) -> dict[str, np.ndarray]:
-        """What a step of this rate takes from each parameter, over the rate, by canonical names; they come back."""
         before = jax.tree.map(np.array, self.params)
         with precision(self.cell):
             given = self._put(np.asarray(rate))
-        self._once(given)
+        self._run(given)
         after = dict(flatten(jax.tree.map(np.array, self.params)))
         with precision(self.cell):
             self.params = self._put(before)
         return {n: (old.astype(np.float64) - after[n].astype(np.float64)) / rate for n, old in flatten(before)}
 
     def kernels(self) -> None:
-        """XLA chooses them, and does not say."""
+        """XLA chooses the kernels, and does not tell them."""
 
     def memory(self) -> int | None:
-        """Bytes that a call takes at its height, beyond weights and inputs: as planned by XLA, on a GPU."""
-        return extra_memory(self) if self.cell.device == "cpu" else self.planned()
+        """Measure the memory on a CPU; on a GPU, take it from XLA's plan."""
+        return extra_memory(self) if self.cell.device == "cpu" else self.planned_memory()
 
-    def planned(self) -> int | None:
-        """Bytes that XLA sets aside for what is computed on the way, and for results that are not made in place.
+    def planned_memory(self) -> int | None:
+        """Read the bytes that XLA reserves for intermediate values, and for results that are not made in place.
 
-        The peak that JAX counts on a GPU never falls, so that it says nothing of a single call.
-        None where XLA does not say.
+        JAX's own peak on a GPU never falls, so it says nothing about a single call. None where XLA does not tell.
         """
-        arguments = (self.params, self.images, self.cotangent, self.still)
+        arguments = (self.params, self.images, self.cotangent, self.zero_rate)
         with precision(self.cell):
             inference = self.cell.mode == "inference"
             lowered = self.infer.lower(*arguments[:2]) if inference else self.step.lower(*arguments)
@@ -89,7 +85,7 @@ class JaxCall:
 _finished: Callable[[Any], Any] = jax.block_until_ready
 
 
-def _step_of(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+def _sgd_step(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     def scalar(params: Any, images: Any, cotangent: Any) -> Any:
         return (apply(params, images) * cotangent).sum()
 
@@ -99,11 +95,11 @@ def _step_of(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return step
 
 
-def gemm(cell: Cell, size: int) -> Callable[[], None]:
-    """A product of two square matrices in the cell's dtype, on its device."""
+def matrix_product(cell: Cell, size: int) -> Callable[[], None]:
+    """Make the product of two square matrices in the cell's dtype, on its device."""
     numbers = np.random.default_rng(0).standard_normal((2, size, size))
     with precision(cell):
-        a, b = (jax.device_put(jnp.asarray(array, cell.storage), device_of(cell.device)) for array in numbers)
+        a, b = (jax.device_put(jnp.asarray(array, cell.storage), find_device(cell.device)) for array in numbers)
     product = jax.jit(jnp.matmul)
 
     def call() -> None:
@@ -113,8 +109,8 @@ def gemm(cell: Cell, size: int) -> Callable[[], None]:
     return call
 
 
-def device_of(name: str) -> Any:
-    """JAX's device of this name. Raises `ConfigError` for one that it does not have."""
+def find_device(name: str) -> Any:
+    """Find JAX's device of this name. Raises `ConfigError` if there is none."""
     kind = {"cuda": "gpu"}.get(name, name)
     try:
         return jax.devices(kind)[0]
@@ -125,7 +121,7 @@ def device_of(name: str) -> Any:
 
 @contextlib.contextmanager
 def precision(cell: Cell | None = None) -> Iterator[None]:
-    """x64 and TF32 off, unless the cell is in float64 or in tf32: what torch is run with too."""
+    """Switch x64 and TF32 off, as for torch, unless the cell is in float64 or in tf32."""
     x64, tf32 = (cell is not None and cell.dtype == dtype for dtype in ("float64", "tf32"))
     with jax.enable_x64(x64), jax.default_matmul_precision("tensorfloat32" if tf32 else "highest"):
         yield
