@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mixer_equiv import MissingDependencyError
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 from tests.support.scripts import BLOCKED, printed, python
 
@@ -184,7 +184,7 @@ def test_float64_survives_where_jax_has_x64_off(published: Path) -> None:
 COMPILING = """
 import json, sys, torch
 from mixer_equiv import verify
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from tests.support.structures.ports import PortMixer
 
 SMALL = DEFAULT_CONFIG.replace(num_blocks=2)

@@ -14,11 +14,14 @@ from mixer_equiv.arrays.interop import stored_dtype
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.config import as_image, size_differences
-from mixer_equiv.equivalence.judge.causes import told
-from mixer_equiv.equivalence.mixer.result import Found
+from mixer_equiv.equivalence.judge.causes import departures
+from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound
 from mixer_equiv.equivalence.record.precision import on_device
-from mixer_equiv.equivalence.sides.adapters import candidate_of
-from mixer_equiv.equivalence.sides.candidate import Candidate, checkpoint_of
+from mixer_equiv.equivalence.sides.adapters import foreign_model_of
+from mixer_equiv.equivalence.sides.foreign import ForeignSide
+from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
+from mixer_equiv.equivalence.sides.search import search
+from mixer_equiv.equivalence.sides.weights import checkpoint_of
 from mixer_equiv.errors import (
     ConfigError,
     ConventionWarning,
@@ -44,9 +47,7 @@ def layout_of(model: Any, image: Image, *, seed: int = 0) -> Layout:
     """
     image = as_image(image)
     with on_device("cpu"):
-        layout = _found(candidate_of(model, image), image, seed).layout
-    assert layout is not None
-    return layout
+        return _searched(foreign_model_of(model, image), image, seed).layout
 
 
 def port(
@@ -72,51 +73,47 @@ def port(
     """
     given = None if image is None else as_image(image)
     with on_device("cpu"):
-        source, candidate, found = _both(params, model, given, seed)
-    assert found.layout is not None
-    assert found.config is not None
+        source, target = _both(params, model, given, seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConventionWarning)
-        result = convert(source, to=found.layout, allow_missing=allow_missing)
+        result = convert(source, to=target.layout, allow_missing=allow_missing)
     differences = [
         difference
-        for difference in size_differences(result.config, found.config)
+        for difference in size_differences(result.config, target.config)
         if difference.field != "num_classes"
-        or any(row.in_head and row.foreign in result.arrays for row in found.layout.rows)
+        or any(row.in_head and row.foreign in result.arrays for row in target.layout.rows)
     ]
     if differences:
         raise ConfigError(
-            f"the weights of {Path(source.source).name} do not fit {candidate.name}: {'; '.join(map(str, differences))}"
+            f"the weights of {Path(source.source).name} do not fit {target.name}: {'; '.join(map(str, differences))}"
         )
     messages = [str(warning.message) for warning in caught]
-    messages += [f"{candidate.name} {text}" for text in told(found)]
-    messages += _put_otherwise(result, candidate)
+    messages += [f"{target.name} {text}" for text in departures(target.found)]
+    messages += _put_otherwise(result, target.model)
     for message in messages:
         warnings.warn(message, ConventionWarning, stacklevel=2)
-    candidate.put(result.whole)
+    target.model.put(result.whole)
     return result
 
 
-def _both(params: Any, model: Any, image: Image | None, seed: int) -> tuple[Checkpoint, Candidate, Found]:
-    """The weights, and the Mixer found in the model, which may be what tells the layout of the weights."""
+def _both(params: Any, model: Any, image: Image | None, seed: int) -> tuple[Checkpoint, ForeignSide]:
+    """Read the weights and search the model, whose layout the weights may be in."""
     try:
         source = checkpoint_of(params)
     except LayoutError as error:
         if image is None:
             advice = "if they are in the model's own layout, give image=(channels, height, width)"
             raise LayoutError(f"{error}; {advice}") from error
-        candidate = candidate_of(model, image)
-        found = _found(candidate, image, seed)
-        return checkpoint_of(params, found), candidate, found
+        target = _searched(foreign_model_of(model, image), image, seed)
+        return checkpoint_of(params, target.found), target
     assumed = image is None and source.image_size_is_assumed
     if image is None:
         image = source.config.in_channels, *source.config.image_hw
     elif source.image_size_is_assumed:
         config = source.config.resized(image[1:])
         source = dataclasses.replace(source, config=config, image_size_is_assumed=False)
-    candidate = candidate_of(model, image)
     try:
-        return source, candidate, _found(candidate, image, seed)
+        return source, _searched(foreign_model_of(model, image), image, seed)
     except MixerEquivError as error:
         if not assumed:
             raise
@@ -125,24 +122,24 @@ def _both(params: Any, model: Any, image: Image | None, seed: int) -> tuple[Chec
         raise MixerEquivError(f"{error}; {advice}") from error
 
 
-def _put_otherwise(result: Checkpoint, candidate: Candidate) -> list[str]:
-    """What a user should know of arrays that the model rounds, and of parameters that get none."""
+def _put_otherwise(result: Checkpoint, model: ForeignModel) -> list[str]:
+    """Say which arrays the model rounds, and which of its parameters get none."""
     messages = []
-    dtypes = {name: stored_dtype(name, own) for name, own in candidate.own.items()}
+    dtypes = {name: stored_dtype(name, own) for name, own in model.own.items()}
     rounded = [name for name, array in result.whole.items() if name in dtypes and _loses(array, dtypes[name])]
     if rounded:
         kinds = ", ".join(sorted({str(dtypes[name]) for name in rounded}))
         messages.append(
-            f"{candidate.name} rounds {len(rounded)} of {len(result.whole)} arrays to {kinds}, the first is "
+            f"{model.name} rounds {len(rounded)} of {len(result.whole)} arrays to {kinds}, the first is "
             f"{rounded[0]}; make the model of the dtype of the weights to keep every bit"
         )
     asked = {name.partition("[")[0] for name in result.layout.parameters(result.config.num_blocks)}
-    if candidate.computed:
-        computed = summarize(candidate.computed, 3)
-        messages.append(f"{candidate.name} computes {computed} from other parameters, and has them but for rounding")
-    untouched = [name for name in candidate.own if name not in result.whole and name not in asked]
+    if model.computed:
+        computed = summarize(model.computed, 3)
+        messages.append(f"{model.name} computes {computed} from other parameters, and has them but for rounding")
+    untouched = [name for name in model.own if name not in result.whole and name not in asked]
     if untouched:
-        messages.append(f"parameters of {candidate.name} that stay as they were: {summarize(untouched, 3)}")
+        messages.append(f"parameters of {model.name} that stay as they were: {summarize(untouched, 3)}")
     return messages
 
 
@@ -154,9 +151,12 @@ def _loses(array: np.ndarray, dtype: np.dtype) -> bool:
         return not np.array_equal(array.astype(dtype).astype(array.dtype), array, equal_nan=True)
 
 
-def _found(candidate: Candidate, image: Image, seed: int) -> Found:
-    found = candidate.find(image, seed)
-    if found.layout is None:
-        reasons = found.reasons or (found.unnamed,)
-        raise InexpressibleError(f"{candidate.name} has no layout: {'; '.join(reasons)}", reasons=reasons)
-    return found
+def _searched(model: ForeignModel, image: Image, seed: int) -> ForeignSide:
+    """Search a model for a Mixer. Raises `InexpressibleError` where none is found, or none that has a layout."""
+    found = search(model, image, seed)
+    reasons = found.reasons if isinstance(found, NothingFound) else ()
+    if isinstance(found, FoundMixer):
+        if isinstance(found.layout, Layout):
+            return ForeignSide(model, found)
+        reasons = (found.layout.reason,)
+    raise InexpressibleError(f"{model.name} has no layout: {'; '.join(reasons)}", reasons=reasons)

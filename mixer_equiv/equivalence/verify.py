@@ -21,8 +21,9 @@ from mixer_equiv.equivalence.judge.training import compare_training
 from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.report import Gradients, Report, Training
-from mixer_equiv.equivalence.sides.side import Image, Subject, subjects
-from mixer_equiv.equivalence.sides.weights import give_weights, is_said, random_images, weights_by, weights_holder
+from mixer_equiv.equivalence.sides.base import Image, NotAMixer, WeightedSide
+from mixer_equiv.equivalence.sides.resolve import resolve
+from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said, random_images
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
 
 # A model of somebody else's is run on few images, because every value of it is recorded.
@@ -98,23 +99,25 @@ def verify(
         on_step("reading")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConventionWarning)
-            donor = weights_holder(weights)
+            donor = donor_of(weights)
             sizes = donor.config if donor else None
-            side_a, side_b = subjects(
+            sides = resolve(
                 a, b, config=config, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
             )
             if donor is None and not is_said(weights):
-                donor = weights_by(weights, (side_a, side_b))
+                donor = donor_by(weights, sides)
         notes = _ours(caught)
-        notes += [notice for side in (side_a, side_b) if side.found is not None for notice in side.found.notices]
-        for side in (side_a, side_b):
-            if side.found is not None and side.found.sources is None:
-                return not_found(side, notes, asked.policy)
+        notes += [notice for side in sides for notice in side.notices]
+        side_a, side_b = sides
+        if isinstance(side_a, NotAMixer):
+            return not_found(side_a, notes, asked.policy)
+        if isinstance(side_b, NotAMixer):
+            return not_found(side_b, notes, asked.policy)
         differences = size_differences(side_a.config, side_b.config)
         if differences:
             return of_other_sizes(side_a, side_b, differences, asked.policy)
-        side_a, side_b, origin = give_weights(side_a, side_b, donor or weights, seed)
-        return _compared(side_a, side_b, origin, images, labels, notes, asked)
+        weighted_a, weighted_b, origin = give_weights(side_a, side_b, donor or weights, seed)
+        return _compared(weighted_a, weighted_b, origin, images, labels, notes, asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +133,14 @@ class _Asked:
     on_step: Callable[[str], None]
 
 
-def _compared(a: Subject, b: Subject, origin: str, images: Any, labels: Any, notes: list[str], asked: _Asked) -> Report:
+def _compared(
+    a: WeightedSide, b: WeightedSide, origin: str, images: Any, labels: Any, notes: list[str], asked: _Asked
+) -> Report:
     """The report on two sides of one size that have weights, which are from `origin`."""
     differing = weight_causes(a, b) if origin == "given" else []
     if differing and asked.fail_fast:
         return of_other_weights(differing, asked.policy)
-    searched = a.found is not None or b.found is not None
+    searched = a.side.is_foreign or b.side.is_foreign
     few = IMAGES_FOR_CANDIDATES if searched else None
     batch = random_images(a.config, asked.seed)[:few] if images is None else _checked(images, a)
     truth = None if labels is None else _checked_labels(labels, batch, a)
@@ -144,7 +149,7 @@ def _compared(a: Subject, b: Subject, origin: str, images: Any, labels: Any, not
     port_causes = (*differing, *(round_trip_causes(sides) if origin == "given" else []))
     judgement = judge(evidence, asked.policy, port_causes)
     if searched:
-        judgement = explained(judgement, a, b, port_causes)
+        judgement = explained(judgement, a.side, b.side, port_causes)
     by_default = asked.gradients is None and origin == "random" and searched
     if port_causes or (asked.fail_fast and judgement.verdict != "equivalent"):
         asked = dataclasses.replace(asked, gradients=False, train_steps=0)
@@ -181,7 +186,8 @@ def _on_the_way_back(
         return None, ()
     a, b = evidence.a.side, evidence.aligned.side if evidence.aligned is not None else evidence.b.side
     image = evidence.images[:1].astype(np.float64)
-    if common_space(a, b) is None:
+    space = common_space(a, b)
+    if space is None:
         notes.append("gradients are not compared, since the parameters of the one are not those of the other")
         return None, ()
     compared: Gradients | None = None
@@ -189,10 +195,10 @@ def _on_the_way_back(
     try:
         if asked.gradients:
             asked.on_step("gradients in float64")
-            compared = compare_gradients(a, b, image, asked.seed, asked.policy.gradients)
+            compared = compare_gradients(a, b, space, image, asked.seed, asked.policy.gradients)
         if asked.train_steps:
             asked.on_step("training steps in float64")
-            training += compare_training(a, b, image, asked.seed, asked.train_steps, asked.policy)
+            training += compare_training(a, b, space, image, asked.seed, asked.train_steps, asked.policy)
     except MixerEquivError as error:
         notes.append(f"gradients are not compared: {error}")
     return compared, tuple(training)
@@ -206,7 +212,7 @@ def _ours(caught: list[warnings.WarningMessage]) -> list[str]:
     return [str(warning.message) for warning in caught if issubclass(warning.category, ConventionWarning)]
 
 
-def _checked(images: Any, side: Subject) -> np.ndarray:
+def _checked(images: Any, side: WeightedSide) -> np.ndarray:
     images = to_numpy("images", images)
     expected = (*side.config.image_hw, side.config.in_channels)
     if images.ndim != 4 or images.shape[1:] != expected or not len(images):
@@ -214,7 +220,7 @@ def _checked(images: Any, side: Subject) -> np.ndarray:
     return images
 
 
-def _checked_labels(labels: Any, images: np.ndarray, side: Subject) -> np.ndarray:
+def _checked_labels(labels: Any, images: np.ndarray, side: WeightedSide) -> np.ndarray:
     labels = to_numpy("labels", labels)
     if not side.config.num_classes:
         raise ConfigError(f"labels are given, and {side.name} has no head to predict them")

@@ -29,7 +29,7 @@ from mixer_equiv.checkpoints import formats, metadata
 from mixer_equiv.checkpoints.conversion import convert, relabel
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.checkpoints.io import load, save
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, Conventions
 from mixer_equiv.models.torch import MlpMixer

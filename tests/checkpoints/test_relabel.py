@@ -8,7 +8,7 @@ import pytest
 
 from mixer_equiv import Checkpoint, InexpressibleError, convert
 from mixer_equiv.checkpoints.conversion import describe_conventions, relabel
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.errors import MAX_LISTED
 from mixer_equiv.layouts import LINEN, TIMM, Conventions, Layout

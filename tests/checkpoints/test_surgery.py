@@ -25,7 +25,7 @@ from mixer_equiv.checkpoints import formats, surgery
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.equivalence.policy import residual
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer

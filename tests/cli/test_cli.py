@@ -27,7 +27,7 @@ import mixer_equiv
 from mixer_equiv import ConventionWarning, MixerConfig, convert, load, save
 from mixer_equiv.checkpoints.formats import SUFFIXES, StoredArray
 from mixer_equiv.cli import app
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN
 from mixer_equiv.testing.strategies import DTYPES

@@ -19,7 +19,7 @@ from mixer_equiv.cli import app
 from mixer_equiv.equivalence.judge import training
 from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import device
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.render.html import to_html
 from tests.support.structures import OwnMixer

@@ -11,7 +11,7 @@ import pytest
 from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.config import CONVENTIONS, MixerConfig, size_differences
 from mixer_equiv.equivalence.policy import NEGLIGIBLE, Policy, gradient_residuals, residual
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 
 HUGE = np.finfo(np.float64).max
 

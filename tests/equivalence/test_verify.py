@@ -17,7 +17,7 @@ from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides import frameworks as programs
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.models.flax import model as flax_models
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer

@@ -26,7 +26,7 @@ from mixer_equiv import (
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.equivalence.policy import residual
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.layouts import LINEN, TIMM, Conventions, Row, get_layout
 from tests.support.structures import PORTS, PortMixer, run_official, run_torch

@@ -5,7 +5,7 @@ import pytest
 
 from mixer_equiv import LAYOUTS, LayoutError
 from mixer_equiv.config import config_from_axes
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.layouts import LINEN, Layout, Row, detect, get_layout
 from mixer_equiv.layouts.base import axis_groups
 from mixer_equiv.layouts.detect import OPTIMIZER_STATE

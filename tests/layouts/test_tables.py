@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer_equiv import LAYOUTS, ConfigError, Conventions, LayoutError
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.layouts import LINEN, TIMM, Binding, Layout, Row, layout_from_dict
 from mixer_equiv.layouts.base import NEUTRAL, axis_groups, fill, table
 from mixer_equiv.layouts.custom import layout_from_file

@@ -15,8 +15,8 @@ from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.report import Verdict
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.frameworks import run_torch
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images
 from mixer_equiv.equivalence.verify import verify
 

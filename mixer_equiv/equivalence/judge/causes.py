@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -13,15 +13,15 @@ from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import CODE, Fault, name_of
 from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
-from mixer_equiv.equivalence.mixer.result import Found
+from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.report import Cause, SideReport
+from mixer_equiv.equivalence.sides.base import MixerSide, NotAMixer, WeightedSide
 from mixer_equiv.equivalence.sides.frameworks import Taps
-from mixer_equiv.equivalence.sides.side import Subject
 from mixer_equiv.errors import summarize
-from mixer_equiv.layouts import CONSTRAINTS, OFFICIAL_CONVENTIONS
+from mixer_equiv.layouts import CONSTRAINTS, OFFICIAL_CONVENTIONS, Constraint
 
 
-def weight_causes(a: Subject, b: Subject) -> list[Cause]:
+def weight_causes(a: WeightedSide, b: WeightedSide) -> list[Cause]:
     """What was done to the weights on the way, if any array of the two differs in any bit."""
     causes = []
     for name, found, arrays in explained(a.weights, b.weights, a.config):
@@ -50,12 +50,12 @@ def round_trip_causes(sides: tuple[SideReport, SideReport]) -> list[Cause]:
     ]
 
 
-def convention_causes(a: Subject, b: Subject) -> list[Cause]:
+def convention_causes(a: WeightedSide, b: WeightedSide) -> list[Cause]:
     """The conventions in which the two are declared to differ."""
     return [_convention_cause(n, a, b) for n in CONVENTIONS if getattr(a.config, n) != getattr(b.config, n)]
 
 
-def _convention_cause(name: str, a: Subject, b: Subject) -> Cause:
+def _convention_cause(name: str, a: WeightedSide, b: WeightedSide) -> Cause:
     odd, other = (a, b) if getattr(b.config, name) == getattr(OFFICIAL_CONVENTIONS, name) else (b, a)
     blocks = a.config.num_blocks
     count = {"activation": f"all {2 * blocks} MLPs", "layer_norm_eps": f"all {2 * blocks + 1} LayerNorms"}[name]
@@ -64,27 +64,34 @@ def _convention_cause(name: str, a: Subject, b: Subject) -> Cause:
     )
 
 
-def deviation_causes(a: Subject, b: Subject) -> list[Cause]:
-    """What one of the two does at some steps and the other does not, by what it is.
+def deviation_causes(a: MixerSide, b: MixerSide) -> list[Cause]:
+    """Name what one of the two does at some steps and the other does not.
 
-    A step of a model that is not ours deviates from the official one as it was found to; one of
-    ours by its conventions. Beside a model that is not ours, what ours does is what is expected.
+    A foreign model deviates from the official one as it was found to, a model of ours by its conventions. Beside a
+    foreign model, what ours does is what is expected.
     """
-    side, other = (b, a) if a.found is None and b.found is not None else (a, b)
-    own, others = _deviations(side), _deviations(other)
-    told = [deviation for deviation in own if deviation not in others]
+    side, other = (b, a) if b.is_foreign and not a.is_foreign else (a, b)
+    own, others = side.deviations, other.deviations
+    only_own = [deviation for deviation in own if deviation not in others]
     places = {(deviation.step, deviation.what) for deviation in own}
     rest = [deviation for deviation in others if (deviation.step, deviation.what) not in places]
     by_step = {deviation.step: deviation for deviation in others}
-    if side.found is not None and other.found is None:
+    depth = side.config.num_blocks
+    if side.is_foreign and not other.is_foreign:
         lacking = [dataclasses.replace(d, expected=d.found, found=d.expected) for d in rest]
-        return list(_grouped([*told, *lacking], side, by_step))
-    return [*_grouped(told, side, by_step), *_grouped(rest, other, {deviation.step: deviation for deviation in own})]
+        return list(_grouped([*only_own, *lacking], side.name, depth, by_step))
+    by_own_step = {deviation.step: deviation for deviation in own}
+    return [*_grouped(only_own, side.name, depth, by_step), *_grouped(rest, other.name, depth, by_own_step)]
 
 
-def told(found: Found) -> list[str]:
+def causes_of(side: NotAMixer) -> list[Cause]:
+    """Name what a model does otherwise than the official one, as far as it was followed."""
+    found = side.found
+    return [*_grouped(found.deviations, side.name, found.depth, {}), *constraint_causes(side.name, found.constraints)]
+
+
+def departures(found: FoundMixer) -> list[str]:
     """In words, what a model does that no convention of its layout says."""
-    assert found.config is not None
     settled = set(deviations_of(found.config))
     rest = [deviation for deviation in found.deviations if deviation not in settled]
     return [
@@ -92,31 +99,32 @@ def told(found: Found) -> list[str]:
     ]
 
 
-def _deviations(side: Subject) -> list[Deviation]:
-    return list(side.found.deviations) if side.found is not None else deviations_of(side.config)
+def _grouped(
+    deviations: Iterable[Deviation], name: str, depth: int, others: Mapping[str, Deviation]
+) -> Iterator[Cause]:
+    """Put all steps that deviate in one way into one cause.
 
-
-def _grouped(deviations: list[Deviation], side: Subject, others: Mapping[str, Deviation]) -> Iterator[Cause]:
-    """One cause for all steps that deviate in one way."""
+    The model called `name` has `depth` blocks; `others` are the deviations of the other side, by step.
+    """
     groups: dict[tuple[str, str, str], list[Deviation]] = {}
     for deviation in deviations:
         rival = others.get(deviation.step)
         expected = rival.found if rival is not None and rival.what == deviation.what else deviation.expected
         expected = "nothing" if expected is None else str(expected)
         groups.setdefault((name_of(deviation), str(deviation.found), expected), []).append(deviation)
-    total = Counter(step.operation for step in official_steps(side.config.num_blocks))
-    for (name, found, expected), members in groups.items():
-        fault = CODE.get(name, Fault("", "places"))
+    total = Counter(step.operation for step in official_steps(depth))
+    for (cause, found, expected), members in groups.items():
+        fault = CODE.get(cause, Fault("", "places"))
         count, whole = len(members), total[fault.operation]
-        if name == "post_norm":
+        if cause == "post_norm":
             count = whole
         of_all = f" of {whole}" if whole else ""
         where = "everywhere" if count == whole else _place_of(members[0])
         named = [parameter for member in members for parameter in member.parameters]
         with_what = f", with {', '.join(named)}" if named and fault.verdict == "inexpressible" else ""
-        evidence = f"in {side.name}: {where}{with_what}"
+        evidence = f"in {name}: {where}{with_what}"
         noun = fault.noun if whole or count > 1 else fault.noun.removesuffix("s")
-        yield Cause(name, "code", str(expected), found, f"{count}{of_all} {noun}", evidence)
+        yield Cause(cause, "code", str(expected), found, f"{count}{of_all} {noun}", evidence)
 
 
 def _place_of(deviation: Deviation) -> str:
@@ -124,16 +132,15 @@ def _place_of(deviation: Deviation) -> str:
     return f"before {deviation.step}" if deviation.kind == "insert" and deviation.step != "head" else deviation.step
 
 
-def constraint_causes(side: Subject) -> list[Cause]:
-    """What the official model leaves free and this one does not: parameters that it shares, ties or lacks."""
+def constraint_causes(name: str, constraints: Collection[Constraint]) -> list[Cause]:
+    """Name the parameters that the model called `name` shares, ties or lacks, and the official model leaves free."""
     causes = []
-    constraints = side.found.constraints if side.found is not None else ()
     for kind in CONSTRAINTS:
         all_of_kind = [str(constraint) for constraint in constraints if constraint.kind == kind]
         if all_of_kind:
             said = summarize(all_of_kind, 2, "; ")
             count = f"{len(all_of_kind)} parameter{'s'[: len(all_of_kind) > 1]}"
-            causes.append(Cause(kind, "constraint", "free", said, count, f"in {side.name}; {_ONE_WAY}"))
+            causes.append(Cause(kind, "constraint", "free", said, count, f"in {name}; {_ONE_WAY}"))
     return causes
 
 

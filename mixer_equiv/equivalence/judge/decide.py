@@ -12,7 +12,7 @@ from mixer_equiv.equivalence.judge.causes import constraint_causes, convention_c
 from mixer_equiv.equivalence.judge.evidence import Evidence
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.report import Cause, Gradients, Training, Verdict
-from mixer_equiv.equivalence.sides.side import Subject
+from mixer_equiv.equivalence.sides.base import MixerSide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _unmoved(evidence: Evidence) -> str:
     )
 
 
-def explained(judgement: Judgement, a: Subject, b: Subject, port_causes: tuple[Cause, ...] = ()) -> Judgement:
+def explained(judgement: Judgement, a: MixerSide, b: MixerSide, port_causes: tuple[Cause, ...] = ()) -> Judgement:
     """The judgement on models that were searched, by the steps at which they were seen to differ.
 
     `port_causes`, where the weights differ as well, stay beside them.
@@ -78,12 +78,12 @@ def explained(judgement: Judgement, a: Subject, b: Subject, port_causes: tuple[C
     if judgement.verdict == "nothing_compared":
         return judgement
     causes = deviation_causes(a, b)
-    constraints = [cause for side in (a, b) for cause in constraint_causes(side)]
+    constraints = [cause for side in (a, b) for cause in constraint_causes(side.name, side.constraints)]
     if not causes and not constraints:
         return judgement
     if judgement.verdict == "different" and (port_causes or not causes):
         return dataclasses.replace(judgement, causes=(*port_causes, *causes, *constraints))
-    residuals = [s.found.residual for s in (a, b) if s.found is not None and s.found.residual is not None]
+    residuals = [side.replay_residual for side in (a, b) if side.replay_residual is not None]
     verdicts = {verdict_of(cause.name) for cause in (*causes, *constraints)}
     worst = next(v for v in ("inexpressible", "different", "equivalent_under") if v in verdicts)
     beyond = tuple(f"{c.name}: {c.evidence}" for c in causes if verdict_of(c.name) == "inexpressible")

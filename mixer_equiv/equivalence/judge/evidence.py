@@ -12,8 +12,8 @@ from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.report import Stage
-from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES, Taps
-from mixer_equiv.equivalence.sides.side import Subject
+from mixer_equiv.equivalence.sides.base import WeightedSide
+from mixer_equiv.equivalence.sides.frameworks import RUNNER_NAMES, Taps
 from mixer_equiv.equivalence.sides.weights import random_images
 
 
@@ -21,7 +21,7 @@ from mixer_equiv.equivalence.sides.weights import random_images
 class Run:
     """One side's taps, by its own program in three precisions, of which `low` may be float32, and by the reference."""
 
-    side: Subject
+    side: WeightedSide
     float64: Taps
     float32: Taps
     low: Taps
@@ -87,33 +87,33 @@ class Evidence:
 
 
 def gather(
-    a: Subject, b: Subject, images: np.ndarray, seed: int, dtype: str, on_step: Callable[[str], None]
+    a: WeightedSide, b: WeightedSide, images: np.ndarray, seed: int, dtype: str, on_step: Callable[[str], None]
 ) -> Evidence:
-    """Run both subjects on `images` (batch, height, width, channels), telling `on_step` what begins.
+    """Run both sides on `images` (batch, height, width, channels), telling `on_step` what begins.
 
     `dtype`, by name, is the low precision whose errors are to be shown beside float32.
     """
 
-    def taps(side: Subject, dtype: np.dtype, program: str | None = None) -> Taps:
-        on_step(f"{PROGRAM_NAMES[program or side.program]} in {dtype.name}")
-        return side.run(images, dtype, program=program)
+    def stages(side: WeightedSide, dtype: np.dtype) -> Taps:
+        on_step(f"{RUNNER_NAMES[side.side.runner]} in {dtype.name}")
+        return side.run(images, dtype)
 
-    def run(side: Subject, reference: Taps | None = None) -> Run:
-        known = taps(side, np.dtype(np.float64), "reference") if reference is None else reference
-        float64, float32 = taps(side, np.dtype(np.float64)), taps(side, np.dtype(np.float32))
-        low = float32 if dtype == "float32" else taps(side, DTYPES[dtype])
-        return Run(side, float64, float32, low, known)
+    def run(side: WeightedSide, reference: Taps | None = None) -> Run:
+        if reference is None:
+            on_step(f"{RUNNER_NAMES['reference']} in float64")
+            reference = side.reference(images)
+        float64, float32 = stages(side, np.dtype(np.float64)), stages(side, np.dtype(np.float32))
+        low = float32 if dtype == "float32" else stages(side, DTYPES[dtype])
+        return Run(side, float64, float32, low, reference)
 
     run_a = run(a)
-    changed = {name: getattr(a.config, name) for name in CONVENTIONS}
-    alike = b.config == b.config.replace(**changed)
+    aligned_config = b.config.replace(**{name: getattr(a.config, name) for name in CONVENTIONS})
     same_weights = not differing(a.weights, b.weights)
-    run_b = run(b, run_a.reference if alike and same_weights else None)
+    run_b = run(b, run_a.reference if b.config == aligned_config and same_weights else None)
     aligned = None
-    if not alike:
-        follower = b.replace(config=b.config.replace(**changed), module=None, candidate=None, found=None)
-        aligned = run(follower, run_a.reference if same_weights else None)
-    another = random_images(a.config, seed + 1)[:1].astype(np.float64)
-    moved = a.run(another, np.float64, program="reference")[run_a.last]
+    if b.config != aligned_config:
+        aligned = run(b.following(aligned_config), run_a.reference if same_weights else None)
+    another = random_images(a.config, seed + 1)[:1]
+    moved = a.reference(another)[run_a.last]
     variation = residual(moved[0], run_a.reference[run_a.last][0])
     return Evidence(run_a, run_b, aligned, variation, images, dtype)

@@ -13,18 +13,17 @@ import numpy as np
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.differences import differing
-from mixer_equiv.config import CONVENTIONS, SizeDifference
+from mixer_equiv.config import SizeDifference
 from mixer_equiv.equivalence.faults.catalogue import verdict_of
-from mixer_equiv.equivalence.judge.causes import constraint_causes, deviation_causes
+from mixer_equiv.equivalence.judge.causes import causes_of
 from mixer_equiv.equivalence.judge.decide import Judgement, without
 from mixer_equiv.equivalence.judge.evidence import Evidence, Run
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import device, jax_device
 from mixer_equiv.equivalence.report import Cause, Report, SideReport
-from mixer_equiv.equivalence.sides.frameworks import PROGRAM_NAMES
-from mixer_equiv.equivalence.sides.side import UNOBSERVABLE, Subject
+from mixer_equiv.equivalence.sides.base import UNOBSERVABLE, MixerSide, NotAMixer, WeightedSide
+from mixer_equiv.equivalence.sides.frameworks import RUNNER_NAMES
 from mixer_equiv.errors import ConventionWarning
-from mixer_equiv.layouts import OFFICIAL_CONVENTIONS
 
 
 def sides_of(evidence: Evidence, origin: str, labels: np.ndarray | None) -> tuple[SideReport, SideReport]:
@@ -49,7 +48,7 @@ def report_of(
     over = [s.name for s in stages if max(s.residual, s.residual_a, s.residual_b) > policy.residual]
     apart = judgement.verdict in ("different", "equivalent_under", "inexpressible")
     predictions = [run.low["logits"].argmax(axis=-1) for run in (evidence.a, evidence.b) if last == "logits"]
-    named = next((side for side in (a, b) if side.found is not None and side.found.layout is not None), b)
+    named = next((side for side in (a, b) if side.side.is_foreign and side.side.is_named), b)
     bindings = named.layout.bindings(named.config.num_blocks, head=named.config.num_classes > 0)
     return Report(
         verdict=judgement.verdict,
@@ -76,16 +75,14 @@ def report_of(
     )
 
 
-def not_found(side: Subject, notes: list[str], policy: Policy) -> Report:
-    """Where a model is no Mixer, or one whose weights no official model can have."""
-    assert side.found is not None
+def not_found(side: NotAMixer, notes: list[str], policy: Policy) -> Report:
+    """Report a model that is no Mixer, or one whose weights no official model can have."""
     found = side.found
-    official = side.config.replace(**{name: getattr(OFFICIAL_CONVENTIONS, name) for name in CONVENTIONS})
-    causes = deviation_causes(side, side.replace(found=None, config=official)) + constraint_causes(side)
+    causes = causes_of(side)
     named = any(verdict_of(cause.name) == "inexpressible" for cause in causes)
     # Without a LayerNorm, or with next to nothing found, it is no Mixer; else one that differs.
-    little = len(found.known) < LEAST_KNOWN or not any("orm" in name for name in found.known)
-    beyond = named or (little and not found.is_whole)
+    little = len(found.known) < LEAST_KNOWN or not found.knows_layer_norm
+    beyond = named or (little and not found.reached_output)
     return Report(
         verdict="nothing_compared" if found.is_blind else "inexpressible" if beyond else "different",
         threshold=policy.residual,
@@ -107,7 +104,7 @@ def _stage_of(step: str | None) -> str | None:
 LEAST_KNOWN = 7
 
 
-def of_other_sizes(a: Subject, b: Subject, differences: list[SizeDifference], policy: Policy) -> Report:
+def of_other_sizes(a: MixerSide, b: MixerSide, differences: list[SizeDifference], policy: Policy) -> Report:
     """Where two are of different sizes."""
     return Report(
         verdict="different",
@@ -128,20 +125,19 @@ def of_other_weights(causes: list[Cause], policy: Policy) -> Report:
     )
 
 
-def _side(run: Run, other: Subject, origin: str, labels: np.ndarray | None) -> SideReport:
+def _side(run: Run, other: WeightedSide, origin: str, labels: np.ndarray | None) -> SideReport:
     side, last = run.side, run.last
-    assert side.checkpoint is not None
     # A model that deviates is not the reference, whatever the precision.
-    low, reference = run.low[last], (run.reference if side.found is None else run.float64)[last]
+    low, reference = run.low[last], (run.float64 if side.side.is_foreign else run.reference)[last]
     trip = _round_trip(side.checkpoint, other.layout) if origin == "given" else (None, "")
     return SideReport(
         name=side.name,
-        program=PROGRAM_NAMES[side.program],
+        program=RUNNER_NAMES[side.side.runner],
         num_parameters=side.checkpoint.num_parameters,
         weights=f"{len(side.checkpoint)} arrays, {', '.join(side.checkpoint.dtypes)}",
         round_trip=trip[0],
         round_trip_path=trip[1],
-        rms_error=None if side.program == "reference" else residual(low, reference),
+        rms_error=None if side.side.runner == "reference" else residual(low, reference),
         accuracy=None if labels is None else float(np.mean(low.argmax(axis=-1) == labels)),
     )
 

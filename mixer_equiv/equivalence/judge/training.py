@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import require
-from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.equivalence.judge.gradients import common_space, gradients_in, random_cotangent
+from mixer_equiv.equivalence.judge.gradients import gradients_in, random_cotangent
 from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.report import Training
-from mixer_equiv.equivalence.sides.side import UNOBSERVABLE, Subject
+from mixer_equiv.equivalence.sides.base import UNOBSERVABLE, WeightedSide
 from mixer_equiv.layouts import LINEN, Layout
 
 Arrays = Mapping[str, np.ndarray]
@@ -56,15 +55,13 @@ OPTIMISERS = (
 
 
 def compare_training(
-    a: Subject, b: Subject, images: np.ndarray, seed: int, steps: int, policy: Policy
+    a: WeightedSide, b: WeightedSide, space: Layout, images: np.ndarray, seed: int, steps: int, policy: Policy
 ) -> Iterator[Training]:
-    """Both sides trained on `images` (batch, height, width, channels), by each of `OPTIMISERS`.
+    """Train both sides on `images` (batch, height, width, channels) with each of `OPTIMISERS`, and compare them.
 
-    The two must have a `common_space`. Parameters that no output can see are left out: their gradients
-    are rounding noise, of which AdamW makes steps.
+    Parameters are compared by the names of `space`. Those that no output depends on are left out: their gradients
+    are rounding noise, which AdamW turns into steps of full size.
     """
-    space = common_space(a, b)
-    assert space is not None
     cotangent = random_cotangent(a.config, len(images), seed)
     cotangent /= cotangent.size
     bindings = space.bindings(a.config.num_blocks, head=a.config.num_classes > 0)
@@ -83,17 +80,16 @@ def _distance(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _trained(
-    space: Layout, side: Subject, images: np.ndarray, cotangent: np.ndarray, steps: int, optimiser: Optimiser
+    space: Layout, side: WeightedSide, images: np.ndarray, cotangent: np.ndarray, steps: int, optimiser: Optimiser
 ) -> Arrays:
     """The side's weights after the steps, by the names of `space`."""
 
     def gradient(arrays: Arrays) -> Arrays:
         weights = relabel(arrays, space, LINEN, side.config)
-        held = side.replace(checkpoint=Checkpoint(weights, LINEN, side.config, None, True, "in training"))
-        return gradients_in(space, held, images, cotangent)
+        return gradients_in(space, side.holding(weights, "in training"), images, cotangent)
 
     start = {name: np.asarray(array, np.float64) for name, array in side.weights.items()}
-    run = steps_in_torch if side.framework == "torch" else steps_in_optax
+    run = steps_in_torch if side.side.runner == "torch" else steps_in_optax
     return run(relabel(start, LINEN, space, side.config), gradient, steps, optimiser)
 
 

@@ -1,9 +1,9 @@
-"""Which Mixer a traced program is: its sizes, its conventions, its layout, and where it is none."""
+"""`find_mixer`: from a trace to the sizes, conventions and layout of the Mixer in it, or why it is none."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,76 +14,113 @@ from mixer_equiv.equivalence.faults.catalogue import recognised
 from mixer_equiv.equivalence.match.axes import locate_elements
 from mixer_equiv.equivalence.match.parameters import AssignedOperand, Assignment, UnknownParameter
 from mixer_equiv.equivalence.match.search import PartialMatch, ProgramMatch, WholeMatch
+from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.layout import layout_found
-from mixer_equiv.equivalence.mixer.result import Found, Source, Tap
+from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, Source, Tap, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
-from mixer_equiv.equivalence.mixer.search import best_match
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS, Constraint
-from mixer_equiv.operations import Parameter
+from mixer_equiv.operations import Parameter, Step
 
 
-def find_mixer(trace: Trace, entry: np.ndarray, name: str, framework: str, *, thorough: bool = True) -> Found:
-    """The Mixer in a trace whose input, as (batch, height, width, channels), is `entry`."""
-    found, order = best_match(trace, entry, thorough)
+def find_mixer(
+    trace: Trace, entry: np.ndarray, name: str, framework: str, *, thorough: bool = True
+) -> FoundMixer | NothingFound:
+    """Find the Mixer in a trace whose input, as (batch, height, width, channels), is `entry`.
+
+    `name` is the model's, and of `framework` is the layout. A search that is not `thorough` gives up where no step
+    leads on.
+    """
+    match, order = best_match(trace, entry, thorough)
+    deviations = recognised(match.deviations)
+    match = dataclasses.replace(match, assignments=relocated(match, deviations, trace))
+    seen = _Seen(match, deviations, trace, len(entry))
+    if isinstance(match, PartialMatch):
+        return seen.nothing(_why_not(match, trace), is_blind=_is_blind(trace))
+    match, deviations, notices = folded(match, deviations)
+    sizes, conflicts = _sizes(match)
+    seen = dataclasses.replace(seen, match=match, deviations=deviations, notices=tuple(notices))
+    if conflicts:
+        return seen.nothing(conflicts)
+    config = _config(match, sizes, entry)
+    named = layout_found(match, trace, config, name, framework)
+    layout = named.layout
+    notices += named.notices
+    if order is not None:
+        layout = Unnamed(f"its tokens are {_called(order, config)}, so that no layout is of its parameters")
+    if isinstance(layout, Unnamed):
+        notices.append(layout.reason)
+    notices += [*_unused(trace), *_idle(trace)]
+    seen = dataclasses.replace(seen, notices=tuple(notices), constraints=named.constraints)
+    if lacking := _lacking(match, deviations, config):
+        return seen.nothing(lacking)
     tokens = None if order is None else tuple(np.argsort(order).tolist())
-    deviations = recognised(found.deviations)
-    found = dataclasses.replace(found, assignments=relocated(found, deviations, trace))
-    config = layout = sources = None
-    notices: list[str] = []
+    return FoundMixer(
+        **seen.fields(),
+        config=config,
+        layout=layout,
+        sources={
+            name: Source.of(use, tokens)
+            for name, use in match.assignments.items()
+            if not isinstance(use, UnknownParameter)
+        },
+        residual=match.residual,
+        stages=dict(_stages(match, tokens)),
+        num_values=len(trace.values),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What is known of a match so far: the fields of `Searched`."""
+
+    match: WholeMatch | PartialMatch
+    deviations: tuple[Deviation, ...]
+    trace: Trace
+    batch: int
+    notices: tuple[str, ...] = ()
     constraints: tuple[Constraint, ...] = ()
-    unnamed = ""
-    if isinstance(found, WholeMatch):
-        found, deviations, notices = folded(found, deviations)
-        sizes, reasons = _sizes(found)
-        if not reasons:
-            config = _config(found, sizes, entry)
-            reasons = _lacking(found, deviations, config)
-            if not reasons:
-                sources = {
-                    name: Source.of(use, tokens)
-                    for name, use in found.assignments.items()
-                    if not isinstance(use, UnknownParameter)
-                }
-            layout, constraints, made, unnamed = layout_found(found, trace, config, name, framework)
-            if order is not None:
-                unnamed = f"its tokens are {_called(order, config)}, so that no layout is of its parameters"
-            notices += [*made, *filter(None, [unnamed]), *_unused(trace), *_idle(trace)]
-            layout = None if reasons or unnamed else layout
-    else:
-        reasons = list(_why_not(found, trace))
-    taps = {}
-    for stage, place in found.program.stages.items() if sources is not None else ():
+
+    def fields(self) -> dict[str, Any]:
+        known = _known_steps(self.match)
+        return {
+            "deviations": self.deviations,
+            "known": tuple(step.name for step in known),
+            "knows_layer_norm": any(step.operation == "layer_norm" for step in known),
+            "depth": _depth(self.match),
+            "constraints": self.constraints,
+            "notices": self.notices,
+            "output": self.match.output if isinstance(self.match, WholeMatch) else "",
+            "batch": self.batch,
+            "draws": self.trace.uses_random_numbers,
+        }
+
+    def nothing(self, reasons: Iterable[str], *, is_blind: bool = False) -> NothingFound:
+        residual = self.match.residual if isinstance(self.match, WholeMatch) else None
+        missing = self.match.missing if isinstance(self.match, PartialMatch) else None
+        return NothingFound(
+            **self.fields(), reasons=tuple(reasons), residual=residual, missing=missing, is_blind=is_blind
+        )
+
+
+def _known_steps(found: ProgramMatch) -> list[Step]:
+    """The steps with parameters of which all were found."""
+    return [
+        step
+        for step in found.program.steps[: len(found.values) - 1]
+        if step.parameters and all(_is_known(found, parameter.name) for parameter in step.parameters)
+    ]
+
+
+def _stages(found: ProgramMatch, tokens: tuple[int, ...] | None) -> Iterator[tuple[str, Tap]]:
+    """The places of the official stages; `tokens` are the model's in the official order, where that is another one."""
+    for stage, place in found.program.stages.items():
         meant, seen = found.before_insertion.get(place, (found.values[place], found.seen[place]))
         if seen is not None:
             if tokens is not None and meant.ndim == 3:
                 meant = meant[:, list(tokens)]
-            taps[stage] = Tap(seen.number, locate_elements(seen.array, meant), meant.shape)
-    return Found(
-        config=config,
-        layout=layout,
-        sources=sources,
-        constraints=constraints,
-        deviations=deviations,
-        residual=found.residual if isinstance(found, WholeMatch) else None,
-        missing=found.missing if isinstance(found, PartialMatch) else None,
-        known=tuple(
-            step.name
-            for step in found.program.steps[: len(found.values) - 1]
-            if step.parameters and all(_is_known(found, parameter.name) for parameter in step.parameters)
-        ),
-        reasons=tuple(reasons),
-        unnamed=unnamed,
-        is_blind=isinstance(found, PartialMatch) and _is_blind(trace),
-        notices=tuple(notices),
-        output=found.output if isinstance(found, WholeMatch) else "",
-        taps=taps,
-        num_values=len(trace.values),
-        batch=len(entry),
-        depth=_depth(found),
-        draws=trace.uses_random_numbers,
-    )
+            yield stage, Tap(seen.number, locate_elements(seen.array, meant), meant.shape)
 
 
 def _called(order: np.ndarray, config: MixerConfig) -> str:

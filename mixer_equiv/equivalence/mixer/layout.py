@@ -5,22 +5,30 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.match.parameters import AbsentParameter, AssignedOperand
 from mixer_equiv.equivalence.match.search import ProgramMatch
+from mixer_equiv.equivalence.mixer.result import Unnamed
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import ABSENT, LINEN, Constraint, Conventions, Layout, Row
 from mixer_equiv.layouts.custom import sharing_problems
 
 
-def layout_found(
-    found: ProgramMatch, trace: Trace, config: MixerConfig, name: str, framework: str
-) -> tuple[Layout | None, tuple[Constraint, ...], list[str], str]:
-    """The layout, if every parameter is one of its own; what it constrains; what to know; and why there is none."""
+class Naming(NamedTuple):
+    """The layout of a model, or why it has none; its constraints; and notices of how it holds its parameters."""
+
+    layout: Layout | Unnamed
+    constraints: tuple[Constraint, ...]
+    notices: tuple[str, ...]
+
+
+def layout_found(found: ProgramMatch, trace: Trace, config: MixerConfig, name: str, framework: str) -> Naming:
+    """Make the layout of a model called `name`, in which every official parameter is one of its own."""
     names: dict[str, tuple[str, str]] = {}
     computed = []
     for canonical, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
@@ -36,14 +44,7 @@ def layout_found(
             computed.append(f"{canonical} is computed from {', '.join(sorted(use.operand.leaves))}")
     used = {foreign.partition("[")[0] for foreign, _ in names.values()}
     hidden = [own for own in trace.hidden if own in used]
-    notices = (
-        [f"not in the state_dict, so that loading leaves them as they are: {summarize(hidden, 2, '; ')}"]
-        if hidden
-        else []
-    )
-    unnamed = (
-        f"parameters are not its own, so that no layout has them: {summarize(computed, 2, '; ')}" if computed else ""
-    )
+    untold = f"not in the state_dict, so that loading leaves them as they are: {summarize(hidden, 2, '; ')}"
     rows = tuple(_rows(names, config.num_blocks))
     computes = Conventions(config.activation, config.layer_norm_eps)
     layout = Layout(
@@ -57,7 +58,8 @@ def layout_found(
     )
     if layout.is_tied:
         layout = dataclasses.replace(layout, num_blocks=config.num_blocks)
-    return (None if computed else layout), layout.constraints, notices, unnamed
+    reason = f"parameters are not its own, so that no layout has them: {summarize(computed, 2, '; ')}"
+    return Naming(Unnamed(reason) if computed else layout, layout.constraints, (untold,) if hidden else ())
 
 
 def _name_of(operand: Value, trace: Trace) -> str | None:

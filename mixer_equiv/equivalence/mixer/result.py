@@ -1,4 +1,7 @@
-"""`Found`: what a traced program was found to be, and where a run of it has the official parameters and stages."""
+"""What a search for a Mixer ends in: a `FoundMixer`, or `NothingFound`.
+
+A search for the correspondence of any two models would end in a third class beside these.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import reorder_axes
 from mixer_equiv.equivalence.match.parameters import AssignedOperand, KnownAssignment
-from mixer_equiv.equivalence.match.search import ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.reference import deviations_of
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.layouts import Constraint, Layout
@@ -19,7 +21,10 @@ from mixer_equiv.layouts import Constraint, Layout
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tap:
-    """Where a stage of the official model is among a trace's values, and its elements in the stage's order."""
+    """The place of a stage of the official model: the `number` of a value in a trace.
+
+    `order` holds, for each element of the stage, its place in that value; `shape` is the stage's.
+    """
 
     number: int
     order: np.ndarray
@@ -32,10 +37,10 @@ class Tap:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a run has an official parameter: the number of a value, whose axes follow in `order`.
+    """The place of an official parameter in a run: the number of a value, whose axes follow in `order`.
 
-    None for a parameter that the code does not have. `then` are kernel and bias of a second layer;
-    `tokens` says which of the run's tokens are the official ones, where these are not in their order.
+    The number is None for a parameter that the code does not have. `then` are the sources of kernel and bias of a
+    second layer; `tokens` lists the run's tokens in the official order, where that is another one.
     """
 
     number: int | None
@@ -69,79 +74,114 @@ class Source:
         return held
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """What a traced program was found to be.
+@dataclasses.dataclass(frozen=True)
+class Unnamed:
+    """Stands for the layout of a Mixer whose official parameters are not its own, with the reason."""
 
-    `config` has the sizes, and the conventions that it was seen to compute throughout; None where
-    `reasons` say why it is no Mixer. `sources` are the official parameters among the values of a
-    run, None where some have no counterpart; `layout` their names, None also where they are computed
-    from others. `constraints` are what the official model leaves free and this one does not.
+    reason: str
 
-    `deviations` are the steps that differ from the official model's, and with these `residual` is
-    how far the replayed output was from the real one. Where the program ended before, `missing` is
-    the first step that was not found; `known` are those with parameters that were. `unnamed` says why
-    a Mixer has no layout, and `is_blind` tells where there was no output to follow. `notices` are
-    what a user should know. `output` says which of the results the logits are, and `taps` where the
-    stages are among the `num_values` values of a run on `batch` images. `depth` is the number of blocks,
-    as far as it is known where there is no config; `draws` tells whether it drew
-    random numbers.
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Searched:
+    """What a search has seen, whatever it ended in.
+
+    `deviations` are the steps that differ from the official model's; `known` are the steps with parameters that were
+    found, `knows_layer_norm` tells whether a LayerNorm is among them, and `depth` is the number of blocks.
+    `constraints` are what the official model leaves free and this one does not. `notices` are what a user should know.
+    `output` is the path of the result that was followed, empty where none was reached. The search ran on `batch`
+    images; `draws` tells whether the model drew random numbers.
     """
 
-    config: MixerConfig | None
-    layout: Layout | None
-    sources: Mapping[str, Source] | None
-    constraints: tuple[Constraint, ...]
     deviations: tuple[Deviation, ...]
-    residual: float | None
-    missing: str | None
     known: tuple[str, ...]
-    reasons: tuple[str, ...]
-    unnamed: str
-    is_blind: bool
+    knows_layer_norm: bool
+    depth: int
+    constraints: tuple[Constraint, ...]
     notices: tuple[str, ...]
     output: str
-    taps: Mapping[str, Tap]
-    num_values: int
     batch: int
-    depth: int
     draws: bool
-
-    def but(self, reason: str) -> Found:
-        """The same, no Mixer after all."""
-        return dataclasses.replace(
-            self, config=None, layout=None, sources=None, residual=None, reasons=(*self.reasons, reason)
-        )
-
-    def noting(self, *notices: str) -> Found:
-        """The same, with more that a user should know."""
-        return dataclasses.replace(self, notices=(*self.notices, *notices))
-
-    @property
-    def image_hw(self) -> tuple[int, int]:
-        assert self.config is not None
-        return self.config.image_hw
-
-    @property
-    def in_channels(self) -> int:
-        assert self.config is not None
-        return self.config.in_channels
-
-    @property
-    def is_whole(self) -> bool:
-        return self.missing is None
 
     @property
     def is_settled(self) -> bool:
-        return is_settled(self)
+        """Whether the output was reached without a step that is not known."""
+        return self.reached_output and all(deviation.kind != "unknown" for deviation in self.deviations)
+
+    @property
+    def reached_output(self) -> bool:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class FoundMixer(Searched):
+    """A Mixer that was found in a trace.
+
+    `config` has the sizes, and those conventions that it computes throughout. `layout` names its parameters.
+    `sources` are the official parameters among the values of a run, which has `num_values`; `stages` are the places of
+    the official stages among them. `residual` is that of its output against the official program with the deviations.
+    """
+
+    config: MixerConfig
+    layout: Layout | Unnamed
+    sources: Mapping[str, Source]
+    residual: float | None
+    stages: Mapping[str, Tap]
+    num_values: int
+
+    @property
+    def reached_output(self) -> bool:
+        return True
 
     @property
     def is_by_convention(self) -> bool:
         """Whether it deviates in conventions alone, and throughout, so that its config says all."""
-        return self.config is not None and set(self.deviations) == set(deviations_of(self.config))
+        return set(self.deviations) == set(deviations_of(self.config))
+
+    def noting(self, *notices: str) -> FoundMixer:
+        """The same, with more that a user should know."""
+        return dataclasses.replace(self, notices=(*self.notices, *notices))
+
+    def refused(self, reason: str) -> NothingFound:
+        """No Mixer after all, for this reason."""
+        return NothingFound(
+            deviations=self.deviations,
+            known=self.known,
+            knows_layer_norm=self.knows_layer_norm,
+            depth=self.depth,
+            constraints=self.constraints,
+            notices=self.notices,
+            output=self.output,
+            batch=self.batch,
+            draws=self.draws,
+            reasons=(reason,),
+            residual=None,
+            missing=None,
+            is_blind=False,
+        )
 
 
-def is_settled(found: ProgramMatch | Found) -> bool:
-    """Whether the output was reached without a step that is not known."""
-    is_whole = found.is_whole if isinstance(found, Found) else isinstance(found, WholeMatch)
-    return is_whole and all(deviation.kind != "unknown" for deviation in found.deviations)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class NothingFound(Searched):
+    """No Mixer, or one whose weights no official model can have, for these `reasons`.
+
+    Where the official program was followed to the output, `missing` is None and `residual` is how far the replayed
+    output was from the real one; else `missing` is the first step that was not found. `is_blind` tells that there was
+    no output to follow.
+    """
+
+    reasons: tuple[str, ...]
+    residual: float | None
+    missing: str | None
+    is_blind: bool
+
+    @property
+    def reached_output(self) -> bool:
+        return self.missing is None
+
+    def noting(self, *notices: str) -> NothingFound:
+        """The same, with more that a user should know."""
+        return dataclasses.replace(self, notices=(*self.notices, *notices))
+
+    def refused(self, reason: str) -> NothingFound:
+        """The same, with one more reason."""
+        return dataclasses.replace(self, residual=None, reasons=(*self.reasons, reason))

@@ -1,4 +1,4 @@
-"""Models of torch, Flax linen and nnx as `Candidate`s: how each is recorded on other weights, and given new ones."""
+"""`foreign_model_of`: models of torch, Flax linen and nnx as `ForeignModel`s, run and given weights in one way."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
 from mixer_equiv.equivalence.record.trace import Draw, Trace
-from mixer_equiv.equivalence.sides.candidate import Candidate
+from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
 from mixer_equiv.errors import MixerEquivError
 
 
-def torch_candidate(module: Any, name: str) -> Candidate:
+def _of_torch(module: Any, name: str) -> ForeignModel:
     """Any `torch.nn.Module` that takes images (batch, channels, height, width)."""
     torch = require("torch", "torch", "verifying a torch module")
     if isinstance(module, torch.jit.ScriptModule):
@@ -73,7 +73,7 @@ def torch_candidate(module: Any, name: str) -> Candidate:
     filled, notices = _arguments(module.forward)
     if computed:
         notices += (f"computed from other parameters, and taken for parameters here: {', '.join(computed)}",)
-    return Candidate(name, "torch", run, own, put, differentiate, rerun, notices, computed=tuple(computed))
+    return ForeignModel(name, "torch", run, own, put, differentiate, rerun, notices, computed=tuple(computed))
 
 
 # What arguments are given, by name, that have no default or the other truth value: what says that nothing is trained.
@@ -121,7 +121,7 @@ def _last_line(error: Exception) -> str:
     return f"{os.path.basename(frame.filename)}:{frame.lineno}, {frame.line}"
 
 
-def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Candidate:
+def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignModel:
     """Any `flax.linen.Module` that takes images (batch, height, width, channels)."""
     jax = require("jax", "flax", "verifying a Flax module")
     meta = require("flax.core.meta", "flax", "verifying a Flax module")
@@ -146,17 +146,17 @@ def linen_candidate(module: Any, name: str, image: tuple[int, int, int]) -> Cand
     def apply(params: Mapping[str, Any], batch: Any) -> Any:
         return module.apply({**others, "params": unflatten(params)}, batch, **filled)
 
-    candidate = _jax_candidate(name, lambda training, seed: apply, shapes, own, notices)
-    return dataclasses.replace(candidate, has_modes=False)
+    model = _of_jax(name, lambda training, seed: apply, shapes, own, notices)
+    return dataclasses.replace(model, has_modes=False)
 
 
-def _jax_candidate(
+def _of_jax(
     name: str,
     applied: Callable[[bool, int], Callable[[Mapping[str, Any], Any], Any]],
     shapes: Mapping[str, tuple[int, ...]],
     own: Mapping[str, Any],
     notices: tuple[str, ...],
-) -> Candidate:
+) -> ForeignModel:
     """A function of parameters by name and images, as `applied` gives it for a mode and a seed of its keys."""
     from mixer_equiv.equivalence.record.jax import gradients, record
 
@@ -178,10 +178,10 @@ def _jax_candidate(
             trace = record(applied(training, seed), shapes, images, draw, every=False, seed=seed)
         return {path: trace.values[number].array for path, number in trace.outputs.items()}
 
-    return Candidate(name, "flax", run, own, lambda arrays: None, differentiate, rerun, notices)
+    return ForeignModel(name, "flax", run, own, lambda arrays: None, differentiate, rerun, notices)
 
 
-def nnx_candidate(module: Any, name: str) -> Candidate:
+def _of_nnx(module: Any, name: str) -> ForeignModel:
     """Any `flax.nnx.Module` that takes images (batch, height, width, channels)."""
     jax = require("jax", "flax", "verifying an nnx module")
     nnx = require("flax.nnx", "flax", "verifying an nnx module")
@@ -208,10 +208,8 @@ def nnx_candidate(module: Any, name: str) -> Candidate:
         nnx.update(module, state)
 
     filled, notices = _arguments(module.__call__)
-    candidate = _jax_candidate(
-        name, lambda training, seed: partial(apply, training=training, seed=seed), shapes, own, notices
-    )
-    return dataclasses.replace(candidate, put=put)
+    model = _of_jax(name, lambda training, seed: partial(apply, training=training, seed=seed), shapes, own, notices)
+    return dataclasses.replace(model, put=put)
 
 
 def _reseeded(leaf: Any, seed: int) -> Any:
@@ -232,17 +230,20 @@ def jax_tree(like: Any, given: Mapping[str, Any], prefix: str = "") -> Any:
     }
 
 
-def candidate_of(model: Any, image: tuple[int, int, int]) -> Candidate:
-    """The candidate that a model of torch, Flax linen or nnx is. Raises `MixerEquivError` for anything else."""
+def foreign_model_of(model: Any, image: tuple[int, int, int]) -> ForeignModel:
+    """Adapt a model of torch, Flax linen or nnx, for images of (channels, height, width).
+
+    Raises `MixerEquivError` for anything else.
+    """
     name = type(model).__name__
     if isinstance(model, type):
         raise MixerEquivError(f"found the class {model.__name__}; give a model of it, such as {model.__name__}(...)")
     if _is_a(model, "torch.nn", "Module"):
-        return torch_candidate(model, name)
+        return _of_torch(model, name)
     if _is_a(model, "flax.linen", "Module"):
-        return linen_candidate(model, name, image)
+        return _of_linen(model, name, image)
     if _is_a(model, "flax.nnx", "Module"):
-        return nnx_candidate(model, name)
+        return _of_nnx(model, name)
     raise MixerEquivError(f"found a {type(model).__module__}.{name}; {VERIFIED}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from mixer_equiv.arrays.interop import require, to_numpy, to_torch, unflatten
+from mixer_equiv.arrays.interop import flatten, require, to_numpy, to_torch, unflatten
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.record.precision import device, jax_full_precision, torch_full_precision
@@ -113,8 +113,8 @@ def run_reference(config: MixerConfig, params: Arrays, images: np.ndarray) -> Ta
     return taps
 
 
-PROGRAMS: dict[str, Run] = {"flax": run_flax, "nnx": run_nnx, "torch": run_torch, "reference": run_reference}
-PROGRAM_NAMES = {"flax": "Flax", "nnx": "Flax nnx", "torch": "PyTorch", "reference": "NumPy"}
+RUNNERS: dict[str, Run] = {"flax": run_flax, "nnx": run_nnx, "torch": run_torch, "reference": run_reference}
+RUNNER_NAMES = {"flax": "Flax", "nnx": "Flax nnx", "torch": "PyTorch", "reference": "NumPy"}
 
 
 def stage_names(config: MixerConfig) -> list[str]:
@@ -133,3 +133,45 @@ def _of_dtype(taps: Taps, dtype: np.dtype) -> Taps:
     if wrong:
         raise RuntimeError(f"computed in {', '.join(sorted(wrong))} where {dtype} was asked for")
     return taps
+
+
+def gradients_of(runner: str, config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
+    """Canonical gradients of the sum of the outputs times `cotangent`, in the dtype of `images`.
+
+    `runner` is a key of `RUNNERS`; the Flax linen model stands for nnx and for the reference too.
+    """
+    differentiate = _gradients_of_torch if runner == "torch" else _gradients_of_flax
+    return differentiate(config, params, images, cotangent.astype(images.dtype))
+
+
+def _gradients_of_flax(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
+    """Canonical gradients of the Flax model, which also stand for those of nnx and of the reference."""
+    jax = require("jax", "flax", "gradients of the Flax model")
+    require("flax", "flax", "gradients of the Flax model")
+    from mixer_equiv.models.flax import MlpMixer
+
+    def scalar(weights: Any) -> Any:
+        return (apply_in_parts(MlpMixer(config), weights, images) * cotangent).sum()
+
+    with jax_full_precision():
+        weights = unflatten({name: np.asarray(array, images.dtype) for name, array in params.items()})
+        return {name: np.asarray(leaf) for name, leaf in flatten(jax.grad(scalar)(weights))}
+
+
+def _gradients_of_torch(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
+    """Canonical gradients of the torch model."""
+    torch = require("torch", "torch", "gradients of the torch model")
+    from mixer_equiv.models.torch import MlpMixer
+
+    with torch.device("meta"):
+        model = MlpMixer(config)
+    state = relabel({name: np.asarray(array, images.dtype) for name, array in params.items()}, LINEN, TORCH, config)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
+    batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device())
+    model.to(device())
+    with torch_full_precision(), torch.enable_grad():
+        parameters = {name: parameter.requires_grad_() for name, parameter in model.named_parameters()}
+        output = (model.eval()(batch) * torch.from_numpy(cotangent).to(device())).sum()
+        made = torch.autograd.grad(output, list(parameters.values()))
+    gradients = {name: gradient.cpu().numpy() for name, gradient in zip(parameters, made, strict=True)}
+    return relabel(gradients, TORCH, LINEN, config)

@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from einops import rearrange
 
-from mixer_equiv.checkpoints.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from mixer_equiv.checkpoints.io import load
 from mixer_equiv.config import MixerConfig, size_differences
-from mixer_equiv.equivalence.sides.candidate import checkpoint_of
-from mixer_equiv.equivalence.sides.side import Subject, subjects
+from mixer_equiv.equivalence.mixer.result import FoundMixer
+from mixer_equiv.equivalence.sides.base import MixerSide, NotAMixer, WeightedSide
+from mixer_equiv.equivalence.sides.foreign import ForeignSide
+from mixer_equiv.equivalence.sides.resolve import Side, resolve
+from mixer_equiv.equivalence.sides.stored import StoredSide
 from mixer_equiv.errors import ConfigError, LayoutError, MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL, Layout
 from mixer_equiv.random_weights import draw_params
 
 
-def give_weights(a: Subject, b: Subject, weights: Subject | str | None, seed: int) -> tuple[Subject, Subject, str]:
-    """Both subjects with weights, and where these are from: "given", "random" or a checkpoint's name.
+@dataclasses.dataclass(frozen=True)
+class Donor:
+    """Weights that both sides take, and the sizes that these are of."""
 
-    `weights` are "given", "random", or the `weights_holder` that both take.
+    name: str
+    config: MixerConfig
+    checkpoint: Checkpoint
+
+
+def give_weights(
+    a: MixerSide, b: MixerSide, weights: Literal["given", "random"] | Donor | None, seed: int
+) -> tuple[WeightedSide, WeightedSide, str]:
+    """Give both sides weights, and tell where these are from: "given", "random" or a checkpoint's name.
+
+    `weights` are "given", "random", or a checkpoint that both take. By default they are given if a side is a
+    checkpoint, else random. Raises `MixerEquivError` where there are none to give.
     """
     if weights is None:
-        weights = "given" if a.from_weights or b.from_weights else "random"
+        weights = "given" if isinstance(a, StoredSide) or isinstance(b, StoredSide) else "random"
     if weights == "random":
-        own = [side for side in (a, b) if side.found is not None and side.found.layout is None]
-        if len(own) == 2:
-            raise MixerEquivError(
-                f"neither {a.name} nor {b.name} has parameters that are official ones; verify each alone"
-            )
-        params = random_params(a.config, seed)
-        if own and own[0].candidate is not None and own[0].found is not None:
-            params = own[0].candidate.drawn(own[0].found)
-        for side in (a, b, a):
-            params = params if own else constrained(params, side.layout, a.config)
-        donor = Checkpoint(params, LINEN, a.config, None, True, "random weights")
-        return a.replace(checkpoint=donor), b.replace(checkpoint=donor), "random"
-    if not isinstance(weights, Subject):
-        donors = [side.checkpoint for side in (a, b) if side.checkpoint]
-        if not donors:
+        drawn = Checkpoint(_drawn_for(a, b, seed), LINEN, a.config, None, True, "random weights")
+        return WeightedSide(a, drawn), WeightedSide(b, drawn), "random"
+    if weights == "given":
+        held = [side.own_weights for side in (a, b) if side.own_weights is not None]
+        if not held:
             raise MixerEquivError(f"neither {a.name} nor {b.name} has weights; give a checkpoint, or weights='random'")
-        return a.replace(checkpoint=a.checkpoint or donors[0]), b.replace(checkpoint=b.checkpoint or donors[0]), "given"
+        own_a, own_b = (side.own_weights or held[0] for side in (a, b))
+        return WeightedSide(a, own_a), WeightedSide(b, own_b), "given"
     differences = size_differences(a.config, weights.config)
     if differences:
         raise ConfigError(f"the weights of {weights.name} do not fit {a.name}: {'; '.join(map(str, differences))}")
-    return a.replace(checkpoint=weights.checkpoint), b.replace(checkpoint=weights.checkpoint), weights.name
+    return WeightedSide(a, weights.checkpoint), WeightedSide(b, weights.checkpoint), weights.name
+
+
+def _drawn_for(a: MixerSide, b: MixerSide, seed: int) -> Mapping[str, np.ndarray]:
+    """Random canonical weights that both sides can hold."""
+    computing = [side for side in (a, b) if isinstance(side, ForeignSide) and not side.is_named]
+    if len(computing) == 2:
+        raise MixerEquivError(f"neither {a.name} nor {b.name} has parameters that are official ones; verify each alone")
+    if computing:
+        return computing[0].drawn()
+    params: Mapping[str, np.ndarray] = random_params(a.config, seed)
+    for side in (a, b, a):
+        params = constrained(params, side.layout, a.config)
+    return params
 
 
 def constrained(params: Mapping[str, np.ndarray], layout: Layout, config: MixerConfig) -> dict[str, np.ndarray]:
@@ -75,27 +97,40 @@ def is_said(weights: Any) -> bool:
     return weights is None or (isinstance(weights, str) and weights in ("given", "random"))
 
 
-def weights_holder(weights: Any) -> Subject | None:
-    """The checkpoint that both sides are to take; None if it is in no known layout, or as said.
+def donor_of(weights: Any) -> Donor | None:
+    """The weights that both sides are to take; None for a word that says where weights are from.
 
-    Raises `MixerEquivError` for what holds no weights.
+    None also for arrays in no known layout, which may be by the names of a model that is compared. Raises
+    `MixerEquivError` for what holds no weights.
     """
     if is_said(weights):
         return None
     try:
-        holder, _ = subjects(weights, "reference")
+        return _donor(weights, repr(weights))
     except LayoutError:
         return None
-    if holder.checkpoint is None:
-        raise MixerEquivError(f"weights is {weights!r}; it must be 'given', 'random' or a checkpoint")
-    return holder
 
 
-def weights_by(weights: Any, sides: Sequence[Subject]) -> Subject:
-    """The same of weights by the names of one of the sides, a model in which a layout was found."""
-    named = next((side.found for side in sides if side.found is not None and side.found.layout is not None), None)
-    holder, _ = subjects(checkpoint_of(weights, named), "reference")
-    return holder
+def donor_by(weights: Any, sides: Sequence[Side]) -> Donor:
+    """The weights that both sides are to take, by the names of one of them, a model in which a layout was found."""
+    found = [side.found for side in sides if isinstance(side, ForeignSide) and side.is_named]
+    return _donor(checkpoint_of(weights, *found[:1]), repr(weights))
+
+
+def _donor(source: Any, given: str) -> Donor:
+    side, _ = resolve(source, "reference")
+    if isinstance(side, NotAMixer) or side.own_weights is None:
+        raise MixerEquivError(f"weights is {given}; it must be 'given', 'random' or a checkpoint")
+    return Donor(side.name, side.config, side.own_weights)
+
+
+def checkpoint_of(params: Any, found: FoundMixer | None = None) -> Checkpoint:
+    """Read a checkpoint, the path of one, or arrays by name, in the layout that was `found` in a model if any."""
+    if found is None or not isinstance(found.layout, Layout):
+        return load(params) if isinstance(params, str | os.PathLike) else as_checkpoint(params)
+    if isinstance(params, str | os.PathLike):
+        return load(params, layout=found.layout, image_size=found.config.image_hw)
+    return Checkpoint.from_arrays(params, layout=found.layout, image_size=found.config.image_hw)
 
 
 def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from mixer_equiv import MixerConfig, MixerEquivError, load, verify
 from mixer_equiv.data import digits
 from mixer_equiv.equivalence.faults.catalogue import CODE, verdict_of
 from mixer_equiv.equivalence.report import Report
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.layouts import CONSTRAINTS
 from tests.support.structures import FAULTS, STRANGE, OwnMixer
 from tests.support.structures.foreign import DEVIATIONS, FOREIGN

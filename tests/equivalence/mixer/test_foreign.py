@@ -43,8 +43,8 @@ from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.cli import app
 from mixer_equiv.data import digits
 from mixer_equiv.equivalence.record.torch import find_unlisted_parameters
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.locate import import_timm
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN, Row
 from mixer_equiv.layouts.custom import layout_from_file

@@ -31,7 +31,7 @@ from mixer_equiv import (
 )
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.equivalence.policy import residual
-from mixer_equiv.equivalence.sides.side import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import constrained, random_images, random_params
 from mixer_equiv.layouts import Constraint
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer

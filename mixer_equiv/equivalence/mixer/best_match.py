@@ -12,7 +12,6 @@ from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import arrange_like, locate_elements
 from mixer_equiv.equivalence.match.search import PartialMatch, WholeMatch, find_program
 from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
-from mixer_equiv.equivalence.mixer.result import is_settled
 from mixer_equiv.equivalence.record.fingerprint import Fingerprint
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import cut
@@ -74,3 +73,8 @@ def _with_patches_in(images: np.ndarray, patch_hw: tuple[int, ...], order: np.nd
 def _deepest(trace: Trace) -> int:
     """No Mixer in the trace has more blocks, since a block meets at least four kernels."""
     return min(DEEPEST, sum(map(len, trace.uses.values())) // 4 + 1)
+
+
+def is_settled(found: WholeMatch | PartialMatch) -> bool:
+    """Whether the match reached the output without a step that is not known."""
+    return isinstance(found, WholeMatch) and all(deviation.kind != "unknown" for deviation in found.deviations)

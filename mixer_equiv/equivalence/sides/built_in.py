@@ -1,0 +1,80 @@
+"""The models of this package as sides: Flax linen, Flax nnx, PyTorch and the NumPy reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.checkpoints.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.conversion import relabel
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.deviation import Deviation
+from mixer_equiv.equivalence.mixer.reference import deviations_of
+from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Taps, gradients_of, run_module
+from mixer_equiv.layouts import LINEN, NNX, TORCH, Constraint, Layout
+
+LAYOUT_OF = {"flax": LINEN, "nnx": NNX, "torch": TORCH, "reference": LINEN}
+
+
+class RunByUs:
+    """What models of ours and checkpoints have in common: they are run by `RUNNERS`, and nothing is searched for."""
+
+    is_foreign = False
+    is_named = True
+    constraints: tuple[Constraint, ...] = ()
+    notices: tuple[str, ...] = ()
+    replay_residual: float | None = None
+
+    config: MixerConfig
+
+    @property
+    def runner(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def layout(self) -> Layout:
+        raise NotImplementedError
+
+    @property
+    def deviations(self) -> tuple[Deviation, ...]:
+        return tuple(deviations_of(self.config))
+
+    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Taps:
+        return RUNNERS[self.runner](self.config, weights, images.astype(dtype))
+
+    def gradients(self, weights: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
+        canonical = gradients_of(self.runner, self.config, weights, images, cotangent)
+        return relabel(canonical, LINEN, self.layout, self.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltInSide(RunByUs):
+    """A model of ours, of any sizes and conventions.
+
+    `kind` is its key in `RUNNERS`. Where the caller gave a torch module, that `module` is run, hooks and changes
+    included, and not one made of the config.
+    """
+
+    name: str
+    kind: str
+    config: MixerConfig
+    own_weights: Checkpoint | None = None
+    module: Any = None
+
+    @property
+    def runner(self) -> str:
+        return self.kind
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUT_OF[self.kind]
+
+    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Taps:
+        if self.module is None:
+            return super().run(weights, images, dtype)
+        return run_module(self.module, self.config, weights, images.astype(dtype))
+
+    def following(self, config: MixerConfig) -> BuiltInSide:
+        return BuiltInSide(self.name, self.kind, config)

@@ -1,0 +1,89 @@
+"""`ForeignModel`: somebody else's model, as functions that run it on weights and images of our choice.
+
+`adapters.py` makes them of models of torch, Flax linen and nnx; `search.py` looks for a Mixer in one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from mixer_equiv.equivalence.record.trace import Draw, Trace
+from mixer_equiv.errors import MixerEquivError
+
+
+class Record(Protocol):
+    def __call__(self, images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
+        """A run on images (batch, height, width, channels), keeping `every` value or the outputs alone."""
+
+
+class Differentiate(Protocol):
+    def __call__(
+        self, images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
+    ) -> Mapping[str, np.ndarray]:
+        """Gradients, by parameter, of the sum of the result at `output` times a cotangent of its shape."""
+
+
+class Rerun(Protocol):
+    def __call__(self, images: np.ndarray, draw: Draw, training: bool, seed: int) -> Mapping[str, np.ndarray]:
+        """The results by their paths, in eval or train mode, with random generators so seeded."""
+
+
+@dataclasses.dataclass(eq=False)
+class ForeignModel:
+    """Somebody else's model, and how it is run with its parameters drawn by name and shape.
+
+    `own` are its own parameters by name, and `put` gives it others. `notices` are what a user should know of how it
+    is called; `has_modes` tells whether it can be put into train mode. `computed` are those of its parameters that it
+    computes from others, and therefore holds but for rounding.
+    """
+
+    name: str
+    framework: str
+    record: Record
+    own: Mapping[str, Any]
+    put: Callable[[Mapping[str, np.ndarray]], None]
+    differentiate: Differentiate
+    rerun: Rerun
+    notices: tuple[str, ...] = ()
+    has_modes: bool = True
+    computed: tuple[str, ...] = ()
+
+    def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64, *, every: bool = True) -> Trace:
+        """Record a run. Raises `MixerEquivError` where the model raises or returns no array."""
+        with np.errstate(all="ignore"):
+            trace = self.record(images, draw, dtype, every)
+        if not trace.outputs:
+            raise MixerEquivError(f"{self.name} returned no array; a Mixer gives logits (batch, classes)")
+        return trace
+
+
+def part_of(parameters: Mapping[str, Any], name: str) -> Any:
+    """A parameter, or the part of one that a name such as "kernels[3]" means."""
+    whole, *places = re.split(r"\[(\d+)\]", name)
+    part = parameters[whole]
+    for place in places:
+        part = part[int(place)] if place else part
+    return part
+
+
+def generic(seed: int) -> Draw:
+    """Random values that no two parameters have in common, of sizes that keep activations near 1.
+
+    They depend on the seed and on each parameter's name and shape alone.
+    """
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        rng = np.random.default_rng([seed, *name.encode()])
+        if len([size for size in shape if size > 1]) < 2:
+            # With more axes it may be a kernel of one column, of which a GELU must not see large sums alone.
+            size = 1.0 if len(shape) < 2 else float(np.sqrt(np.prod(shape)))
+            return rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.5, shape) / size
+        fan = max(shape[0], int(np.prod(shape[1:])))
+        return rng.standard_normal(shape) / np.sqrt(fan)
+
+    return draw
