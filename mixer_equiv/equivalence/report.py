@@ -1,4 +1,7 @@
-"""`Report`: what a verification found, as an object, as text and as JSON."""
+"""The result of `verify` as plain data, as JSON and in words. Start at `Report`.
+
+Knows nothing of how it is drawn: `text` sets the words as plain text, `render.report` and `render.html` draw them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mixer_equiv.equivalence.text import Column, Entry, Line, TextTable, list_lines, table_lines, wrapped
+from mixer_equiv.equivalence.text import Column, Entry, Line, TextTable, list_lines, table_lines, wrap
 
 Verdict = Literal["equivalent", "equivalent_under", "different", "inexpressible", "nothing_compared"]
 
@@ -28,10 +31,14 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-    """Why two sides differ: in what, which was expected, which was found, how often, and how it shows."""
+    """One reason why two sides differ.
+
+    `name` is that of the fault in the catalogue; `count` says in how many places it was found, `evidence` where
+    and how it shows.
+    """
 
     name: str
-    kind: Literal["code", "constraint", "port", "notice"]
+    kind: Literal["code", "constraint", "port"]
     expected: str
     found: str
     count: str
@@ -40,12 +47,11 @@ class Cause:
 
 @dataclasses.dataclass(frozen=True)
 class SideReport:
-    """One of the two that were compared.
+    """One of the two sides, as a report shows it.
 
-    `rms_error` is the relative RMS error of the logits in the report's `dtype` against float64 ones, None
-    for the NumPy reference, which has no such;
-    `round_trip` tells whether its weights came back bit for bit from the other side's layout, and
-    is None where no weights were given; `accuracy` is a fraction, None without labels.
+    `round_trip` tells whether its weights came back bit for bit from the other side's layout, None where no weights
+    were given. `rms_error` is the relative RMS error of the logits in the report's `dtype` against those in float64,
+    None for the NumPy reference, which runs in float64 alone. `accuracy` is a fraction, None without labels.
     """
 
     name: str
@@ -79,7 +85,7 @@ class Gradients:
 class Training:
     """How far the parameters of the two sides are apart after training steps from the same weights, in float64.
 
-    `residual` is the largest over the `count` parameters that an output can see, at `worst`: the
+    `residual` is the largest over the `count` parameters on which an output depends, at `worst`: the
     2-norm of the difference over that of the parameter.
     """
 
@@ -94,14 +100,14 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The outcome of `verify`.
+    """The result of `verify`.
 
-    `residual` is the float64 one of the logits between the sides, relative in the 2-norm, None
-    where nothing could be run; `decision` is the largest among the sides and the NumPy reference,
-    and it is what `threshold` is held against. `mapping` goes from canonical names to those of the
-    side called `mapping_of`: the one whose names were searched for, else side b. `unobservable` are
-    parameters that no output can show. `dtype` is the low precision whose errors are shown.
-    `visible` has known faults and how far each, planted in one place, would have moved these outputs.
+    `residual` is the distance between the two sides' logits in float64, relative in the 2-norm, None where nothing
+    could be run. `decision` is the largest of it and of each side's distance to the NumPy reference; `threshold` is
+    the most that it may be.
+    `mapping` goes from canonical names to those of the side `mapping_of`: the one whose names were searched for, else
+    side b. `unobservable` are parameters on which no output depends. `dtype` is the low precision whose errors are
+    shown. `visible` has known faults, and how far each, planted in one place, would have moved these outputs.
     """
 
     verdict: Verdict
@@ -143,7 +149,7 @@ class Report:
     def __str__(self) -> str:
         table = stage_table(self)
         lines = table_lines(table) if table else []
-        return "\n".join([*lines, *wrapped(headline(self)), *list_lines(details(self))])
+        return "\n".join([*lines, *wrap(headline(self)), *list_lines(details(self))])
 
 
 def _plain(value: Any) -> Any:
@@ -166,7 +172,7 @@ HEADLINES: Mapping[Verdict, str] = {
 
 
 def stage_table(report: Report) -> TextTable | None:
-    """What the two sides are, their residuals stage by stage, and their errors; None where nothing was run."""
+    """The table of the two sides, their residuals stage by stage, and their errors; None where nothing was run."""
     if not report.stages:
         return None
     a, b = report.sides
@@ -225,7 +231,7 @@ _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def headline(report: Report) -> str:
-    """The verdict, and the residual it stands on."""
+    """The verdict, and the residual on which it rests."""
     if report.residual is None:
         return HEADLINES[report.verdict]
     return (
@@ -235,7 +241,7 @@ def headline(report: Report) -> str:
 
 
 def details(report: Report) -> list[Entry]:
-    """Reasons, causes, what was not seen, and warnings."""
+    """Reasons and causes, the limits of what was compared, and warnings."""
     entries = [Entry("reason", reason) for reason in report.reasons]
     if report.first_divergence:
         entries.append(Entry("first", f"over the threshold from {readable(report.first_divergence)} on"))
@@ -256,7 +262,7 @@ def details(report: Report) -> list[Entry]:
 
 
 def shown_by_inputs(visible: Mapping[str, float], threshold: float) -> str:
-    """In words, which of the known faults these outputs could not have shown, or the one that moves them least."""
+    """Say which known faults these outputs would not have shown, or else which one moves them least."""
     unseen = [fault for fault, moved in visible.items() if not moved > threshold]
     of_all = f"{len(visible) - len(unseen)} of {len(visible)} known faults, each planted in one place"
     if unseen:
@@ -275,7 +281,7 @@ def _bit_identical(same: bool | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """A residual, or "-" if there is none."""
+    """A residual in words; "-" where there is none."""
     if value is None or math.isnan(value):
         return "-"
     return "0" if value == 0 else f"{value:.1e}"

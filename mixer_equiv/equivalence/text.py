@@ -1,4 +1,4 @@
-"""Internal. Tables and lists as plain text, for `print`.
+"""Tables and lists as plain text, for `print`.
 
 Knows neither reports nor Mixers. `render` draws the same tables with rich, in colour and to the width of a terminal.
 """
@@ -18,7 +18,7 @@ _INDENT = "  "
 
 
 class Column(NamedTuple):
-    """A column's heading, and how it is set: text `is_wrapped` where the table would be too wide otherwise."""
+    """A heading, and how cells below it are set; if `is_wrapped`, the column is narrowed where space is short."""
 
     heading: str = ""
     is_right: bool = False
@@ -26,7 +26,7 @@ class Column(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The cells of one line of a table, and whether they are emphasised where that can be shown."""
+    """The cells of one line of a table, in bold where that can be shown."""
 
     cells: tuple[str, ...]
     is_bold: bool = False
@@ -34,7 +34,7 @@ class Line(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TextTable:
-    """Columns, and lines in sections that are set apart."""
+    """Columns, and lines in sections that blank lines set apart."""
 
     columns: tuple[Column, ...]
     sections: tuple[tuple[Line, ...], ...]
@@ -51,10 +51,10 @@ def table_lines(table: TextTable, width: int = WIDTH) -> list[str]:
     """A table as lines of text: headings, a rule, and sections with a blank line after each."""
     headings = tuple(column.heading for column in table.columns)
     widths = _widths(table, width - 2 * len(_MARGIN))
-    lines = ["", *_set(headings, table.columns, widths, bottom=True), _MARGIN + "─" * _total(widths)]
+    lines = ["", *_cell_lines(headings, table.columns, widths, bottom=True), _MARGIN + "─" * _total(widths)]
     for section in table.sections:
         for line in section:
-            lines += _set(line.cells, table.columns, widths)
+            lines += _cell_lines(line.cells, table.columns, widths)
         lines.append("")
     return lines
 
@@ -65,14 +65,14 @@ def list_lines(entries: Sequence[Entry], width: int = WIDTH) -> list[str]:
     room = width - column - 2 * len(_INDENT)
     lines = []
     for entry in entries:
-        for number, part in enumerate(wrapped(entry.text, room)):
+        for number, part in enumerate(wrap(entry.text, room)):
             label = entry.label if number == 0 else ""
             lines.append(f"{_INDENT}{label:{column}}{_INDENT}{part}".rstrip())
     return lines
 
 
-def wrapped(text: str, width: int = WIDTH) -> list[str]:
-    """The lines of a paragraph of at most `width` characters each; a longer word is broken."""
+def wrap(text: str, width: int = WIDTH) -> list[str]:
+    """Break a paragraph into lines of at most `width` characters, at spaces where that is possible."""
     lines: list[str] = []
     for part in text.split("\n"):
         lines += textwrap.wrap(part, max(width, 1), break_on_hyphens=False) or [""]
@@ -80,7 +80,7 @@ def wrapped(text: str, width: int = WIDTH) -> list[str]:
 
 
 def _widths(table: TextTable, room: int) -> list[int]:
-    """The width of each column: the widest that wrap are narrowed until all fit."""
+    """The width of each column; the widest of those that wrap are narrowed until all fit."""
     rows = [tuple(column.heading for column in table.columns)]
     rows += [line.cells for section in table.sections for line in section]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
@@ -97,16 +97,18 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _set(cells: Iterable[str], columns: Sequence[Column], widths: Sequence[int], bottom: bool = False) -> list[str]:
-    """The lines that a row of cells takes, with those of shorter cells at its top or bottom."""
-    parts = [wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
+def _cell_lines(
+    cells: Iterable[str], columns: Sequence[Column], widths: Sequence[int], bottom: bool = False
+) -> list[str]:
+    """The lines of text for a line of cells, short cells at its top or `bottom`."""
+    parts = [wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
     height = max(map(len, parts))
     padded = [[""] * (height - len(part)) + part if bottom else part + [""] * (height - len(part)) for part in parts]
     lines = []
     for row in zip(*padded, strict=True):
-        set_out = [
+        padded_cells = [
             f"{text:>{width}}" if column.is_right else f"{text:{width}}"
             for text, column, width in zip(row, columns, widths, strict=True)
         ]
-        lines.append(f"{_MARGIN}{_GAP.join(set_out)}".rstrip())
+        lines.append(f"{_MARGIN}{_GAP.join(padded_cells)}".rstrip())
     return lines

@@ -18,10 +18,10 @@ _HEADINGS = {
     "notice": "the same function, with a warning",
 }
 _LEGEND = (
-    "x: the check notices the fault. The first of each pair is with a fresh model, whose head is zeros, the second "
-    "with every parameter random. count: parameters, and shape of the output; 1e-3, 1e-4, 1e-5: allclose with this "
-    "atol; close: torch.testing.assert_close; cosine, PCC: over 0.99. verify: the cause that it names, from the model "
-    "or the weights alone."
+    "x: the fault is noticed. The first of each pair is with a fresh model, whose head is zeros, the second with "
+    "every parameter random. count: parameters, and shape of the output; 1e-3, 1e-4, 1e-5: allclose with this atol; "
+    "close: torch.testing.assert_close; cosine, PCC: over 0.99. verify: the cause that it names, from the model or "
+    "the weights alone."
 )
 
 

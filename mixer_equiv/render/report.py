@@ -20,13 +20,13 @@ from mixer_equiv.render.colours import COLOURS
 def draw_report(report: Report) -> RenderableType:
     """The table of stages, the verdict in its colour, and the details."""
     table = stage_table(report)
-    drawn: list[RenderableType] = [_drawn_table(table)] if table else []
+    parts: list[RenderableType] = [_rich_table(table)] if table else []
     verdict = Text(headline(report))
     verdict.stylize(f"bold {COLOURS[report.verdict]}", 0, len(HEADLINES[report.verdict]))
-    return Group(*drawn, verdict, _drawn_list(details(report)))
+    return Group(*parts, verdict, _rich_list(details(report)))
 
 
-def _drawn_table(table: TextTable) -> Table:
+def _rich_table(table: TextTable) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
         drawn.add_column(
@@ -42,7 +42,7 @@ def _drawn_table(table: TextTable) -> Table:
     return drawn
 
 
-def _drawn_list(entries: Sequence[Entry]) -> Table:
+def _rich_list(entries: Sequence[Entry]) -> Table:
     drawn = Table.grid(padding=(0, 2))
     drawn.add_column(style="bold")
     drawn.add_column(overflow="fold")
