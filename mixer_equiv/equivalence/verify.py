@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import to_numpy
+from mixer_equiv.checkpoints.differences import differing
 from mixer_equiv.config import MixerConfig, as_image, size_differences
 from mixer_equiv.equivalence.judge.adequacy import visible
 from mixer_equiv.equivalence.judge.causes import round_trip_causes, weight_causes
@@ -107,7 +108,7 @@ def verify(
             if donor is None and not is_said(weights):
                 donor = donor_by(weights, sides)
         notes = _ours(caught)
-        notes += [notice for side in sides for notice in side.notices]
+        notes += [notice.text for side in sides for notice in side.notices]
         side_a, side_b = sides
         if isinstance(side_a, NotAMixer):
             return not_found(side_a, notes, asked.policy)
@@ -137,16 +138,16 @@ def _compared(
     a: WeightedSide, b: WeightedSide, origin: str, images: Any, labels: Any, notes: list[str], asked: _Asked
 ) -> Report:
     """The report on two sides of one size that have weights, which are from `origin`."""
-    differing = weight_causes(a, b) if origin == "given" else []
-    if differing and asked.fail_fast:
-        return of_other_weights(differing, asked.policy)
+    handover_causes = weight_causes(a, b) if origin == "given" else []
+    if handover_causes and asked.fail_fast:
+        return of_other_weights(handover_causes, asked.policy)
     searched = a.side.is_foreign or b.side.is_foreign
     few = IMAGES_FOR_CANDIDATES if searched else None
     batch = random_images(a.config, asked.seed)[:few] if images is None else _checked(images, a)
     truth = None if labels is None else _checked_labels(labels, batch, a)
     evidence = gather(a, b, batch, asked.seed, asked.dtype, asked.on_step)
     sides = sides_of(evidence, origin, truth)
-    port_causes = (*differing, *(round_trip_causes(sides) if origin == "given" else []))
+    port_causes = (*handover_causes, *(round_trip_causes(sides) if origin == "given" else []))
     judgement = judge(evidence, asked.policy, port_causes)
     if searched:
         judgement = explained(judgement, a.side, b.side, port_causes)
@@ -159,8 +160,8 @@ def _compared(
     judgement = trained_apart(with_gradients(judgement, compared, asked.policy), training)
     asked.on_step("what these inputs could show")
     shown = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
-    if differing:
-        shown = f"{sum(int(cause.count.split()[0]) for cause in differing)} of {len(a.weights)} arrays differ"
+    if handover_causes:
+        shown = f"{len(differing(a.weights, b.weights))} of {len(a.weights)} arrays differ"
     return report_of(
         evidence,
         judgement,

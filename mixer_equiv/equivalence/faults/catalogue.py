@@ -48,6 +48,9 @@ CODE = {
     "unknown": Fault("", "steps"),
 }
 
+# Faults that leave the function what it is: a user is told of them in a warning.
+NOTICES = frozenset({"not_in_state_dict", "train_mode"})
+
 _NAMES = {
     ("skip", "layer_norm"): "layer_norm_missing",
     ("skip", "activate"): "activation",

@@ -55,8 +55,8 @@ COUNT = "count"
 class Outcome:
     """One fault: which checks noticed it, with a fresh model and with every parameter random; what `verify` said.
 
-    `named` tells whether `causes` are what was planted. Those of a notice, which is no fault of the function, are
-    warnings.
+    `named` tells whether `causes` are what was planted. Those of a notice, which leaves the function what it is, are
+    told in warnings.
     """
 
     fault: str
@@ -129,14 +129,10 @@ def _in_code(config: MixerConfig, seed: int, on_step: Callable[[str], None]) -> 
         fresh, random = (_noticed(outputs(fault, everything), official[everything]) for everything in (False, True))
         image = config.in_channels, *config.image_hw
         report = verify(PlantedMixer(config, fault), image=image, seed=seed, gradients=False)
-        causes = tuple(cause.name for cause in report.causes)
-        if planted.kind == "notice":
-            causes = tuple(warning for warning in report.warnings if planted.cause in warning)
-            named = report.verdict == "equivalent" and len(causes) == 1
-            causes = (planted.cause,) if named else report.warnings
-        else:
-            named = causes == ((planted.cause,) if fault else ())
-            named = named and (report.verdict == "equivalent") == (fault is None)
+        is_notice = planted.kind == "notice"
+        causes = report.notices if is_notice else tuple(cause.name for cause in report.causes)
+        named = causes == ((planted.cause,) if fault else ())
+        named = named and (report.verdict == "equivalent") == (fault is None or is_notice)
         yield Outcome(fault or "none", planted.kind if fault else "none", fresh, random, report.verdict, causes, named)
 
 

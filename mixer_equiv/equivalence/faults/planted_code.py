@@ -205,8 +205,8 @@ PLANTED: dict[str, Planted] = {
     ),
     "blocks tied": Planted("constraint", "tied_blocks", held={"MixerBlock_{i}/": "MixerBlock_0/"}),
     "no stem bias": Planted("constraint", "absent_parameters", held={"stem/bias": None}),
-    HIDDEN: Planted("notice", "not in the state_dict"),
-    "dropout in train mode": Planted("notice", "in train mode", _only("head", "linear", _dropped_out)),
+    HIDDEN: Planted("notice", "not_in_state_dict"),
+    "dropout in train mode": Planted("notice", "train_mode", _only("head", "linear", _dropped_out)),
 }
 
 

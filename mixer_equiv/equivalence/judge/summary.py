@@ -63,6 +63,7 @@ def report_of(
         mapping={name: binding.foreign for name, binding in bindings.items() if not binding.is_absent},
         mapping_of=named.name,
         unobservable=tuple(UNOBSERVABLE.format(i=i) for i in range(a.config.num_blocks)),
+        notices=_faults_noticed(a.side, b.side),
         warnings=(*notes, *judgement.warnings, *_rms_warnings(evidence.dtype, sides, policy)),
         environment=environment(),
         sides=sides,
@@ -90,9 +91,15 @@ def not_found(side: NotAMixer, notes: list[str], policy: Policy) -> Report:
         causes=tuple(causes),
         residual_without_causes=without(causes, found.residual) if causes else None,
         reasons=found.reasons,
+        notices=_faults_noticed(side),
         warnings=tuple(notes),
         environment=environment(),
     )
+
+
+def _faults_noticed(*sides: MixerSide | NotAMixer) -> tuple[str, ...]:
+    """The catalogued faults of which notices tell."""
+    return tuple(dict.fromkeys(notice.fault for side in sides for notice in side.notices if notice.fault))
 
 
 def _stage_of(step: str | None) -> str | None:

@@ -18,6 +18,7 @@ from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, Source, Tap, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS, Constraint
@@ -50,7 +51,7 @@ def find_mixer(
     if order is not None:
         layout = Unnamed(f"its tokens are {_called(order, config)}, so that no layout is of its parameters")
     if isinstance(layout, Unnamed):
-        notices.append(layout.reason)
+        notices.append(Notice(layout.reason))
     notices += [*_unused(trace), *_idle(trace)]
     seen = dataclasses.replace(seen, notices=tuple(notices), constraints=named.constraints)
     if lacking := _lacking(match, deviations, config):
@@ -79,7 +80,7 @@ class _Seen:
     deviations: tuple[Deviation, ...]
     trace: Trace
     batch: int
-    notices: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
     constraints: tuple[Constraint, ...] = ()
 
     def fields(self) -> dict[str, Any]:
@@ -261,10 +262,10 @@ def _has_axes(assignment: Assignment, axes: int) -> bool:
 _BEYOND = {"mlp_head": "its head has several layers, and the official one is a single Dense"}
 
 
-def _unused(trace: Trace) -> list[str]:
+def _unused(trace: Trace) -> list[Notice]:
     effective = {name for leaves in trace.uses for name in leaves}
     unused = [name for name in trace.parameters if name not in effective]
-    return [f"parameters without effect: {', '.join(unused)}"] if unused else []
+    return [Notice(f"parameters without effect: {', '.join(unused)}")] if unused else []
 
 
 # Operations that are there to give what they are given, or do so with 0 or 1 whatever the images.
@@ -277,7 +278,7 @@ _COPIES = frozenset(
 )
 
 
-def _idle(trace: Trace) -> list[str]:
+def _idle(trace: Trace) -> list[Notice]:
     """Operations that changed nothing with these inputs, and may change others: an unreached clamp."""
     idle = dict.fromkeys(
         value.operation
@@ -285,7 +286,7 @@ def _idle(trace: Trace) -> list[str]:
         if value.operation not in _COPIES and any(_is_same(value, trace.values[number]) for number in value.inputs)
     )
     said = f"not seen at work, and so not compared: {', '.join(idle)}, whose results were their inputs"
-    return [said] if idle else []
+    return [Notice(said)] if idle else []
 
 
 def _is_same(value: Value, earlier: Value) -> bool:

@@ -13,6 +13,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.match.parameters import AbsentParameter, AssignedOperand
 from mixer_equiv.equivalence.match.search import ProgramMatch
 from mixer_equiv.equivalence.mixer.result import Unnamed
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import ABSENT, LINEN, Constraint, Conventions, Layout, Row
@@ -24,7 +25,7 @@ class Naming(NamedTuple):
 
     layout: Layout | Unnamed
     constraints: tuple[Constraint, ...]
-    notices: tuple[str, ...]
+    notices: tuple[Notice, ...]
 
 
 def layout_found(found: ProgramMatch, trace: Trace, config: MixerConfig, name: str, framework: str) -> Naming:
@@ -44,7 +45,10 @@ def layout_found(found: ProgramMatch, trace: Trace, config: MixerConfig, name: s
             computed.append(f"{canonical} is computed from {', '.join(sorted(use.operand.leaves))}")
     used = {foreign.partition("[")[0] for foreign, _ in names.values()}
     hidden = [own for own in trace.hidden if own in used]
-    untold = f"not in the state_dict, so that loading leaves them as they are: {summarize(hidden, 2, '; ')}"
+    untold = Notice(
+        f"not in the state_dict, so that loading leaves them as they are: {summarize(hidden, 2, '; ')}",
+        fault="not_in_state_dict",
+    )
     rows = tuple(_rows(names, config.num_blocks))
     computes = Conventions(config.activation, config.layer_norm_eps)
     layout = Layout(
@@ -59,7 +63,11 @@ def layout_found(found: ProgramMatch, trace: Trace, config: MixerConfig, name: s
     if layout.is_tied:
         layout = dataclasses.replace(layout, num_blocks=config.num_blocks)
     reason = f"parameters are not its own, so that no layout has them: {summarize(computed, 2, '; ')}"
-    return Naming(Unnamed(reason) if computed else layout, layout.constraints, (untold,) if hidden else ())
+    return Naming(
+        Unnamed(reason) if computed else layout,
+        layout.constraints,
+        (untold,) if hidden else (),
+    )
 
 
 def _name_of(operand: Value, trace: Trace) -> str | None:

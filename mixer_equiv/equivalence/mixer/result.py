@@ -15,6 +15,7 @@ from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import reorder_axes
 from mixer_equiv.equivalence.match.parameters import AssignedOperand, KnownAssignment
 from mixer_equiv.equivalence.mixer.reference import deviations_of
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.layouts import Constraint, Layout
 
@@ -97,7 +98,7 @@ class Searched:
     knows_layer_norm: bool
     depth: int
     constraints: tuple[Constraint, ...]
-    notices: tuple[str, ...]
+    notices: tuple[Notice, ...]
     output: str
     batch: int
     draws: bool
@@ -137,7 +138,7 @@ class FoundMixer(Searched):
         """Whether it deviates in conventions alone, and throughout, so that its config says all."""
         return set(self.deviations) == set(deviations_of(self.config))
 
-    def noting(self, *notices: str) -> FoundMixer:
+    def noting(self, *notices: Notice) -> FoundMixer:
         """The same, with more that a user should know."""
         return dataclasses.replace(self, notices=(*self.notices, *notices))
 
@@ -178,7 +179,7 @@ class NothingFound(Searched):
     def reached_output(self) -> bool:
         return self.missing is None
 
-    def noting(self, *notices: str) -> NothingFound:
+    def noting(self, *notices: Notice) -> NothingFound:
         """The same, with more that a user should know."""
         return dataclasses.replace(self, notices=(*self.notices, *notices))
 

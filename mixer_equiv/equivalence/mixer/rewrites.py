@@ -9,6 +9,7 @@ from mixer_equiv.equivalence.match.parameters import AssignedOperand, Assignment
 from mixer_equiv.equivalence.match.replay import Insertion
 from mixer_equiv.equivalence.match.search import ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import Step
 
@@ -31,7 +32,9 @@ def relocated(found: ProgramMatch, deviations: tuple[Deviation, ...], trace: Tra
     return uses
 
 
-def folded(found: WholeMatch, deviations: tuple[Deviation, ...]) -> tuple[WholeMatch, tuple[Deviation, ...], list[str]]:
+def folded(
+    found: WholeMatch, deviations: tuple[Deviation, ...]
+) -> tuple[WholeMatch, tuple[Deviation, ...], list[Notice]]:
     """Without the deviations that only write the official function otherwise, and what they are.
 
     A second affine layer right behind a linear one is part of it; the head and the affine part of
@@ -43,7 +46,7 @@ def folded(found: WholeMatch, deviations: tuple[Deviation, ...]) -> tuple[WholeM
             folded = fold(found, deviation) if isinstance(deviation, Insertion) else None
             if folded is not None:
                 found, notice = folded
-                notices.append(notice)
+                notices.append(Notice(notice))
                 break
         else:
             kept.append(deviation)

@@ -20,6 +20,7 @@ from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.mixer.result import NothingFound
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Taps
 from mixer_equiv.layouts import LINEN, Constraint, Layout
 
@@ -80,7 +81,7 @@ class MixerSide(Protocol):
         """What the official model leaves free and this one does not."""
 
     @property
-    def notices(self) -> tuple[str, ...]:
+    def notices(self) -> tuple[Notice, ...]:
         """What a user should know of how it was run."""
 
     @property
@@ -105,7 +106,7 @@ class NotAMixer:
     found: NothingFound
 
     @property
-    def notices(self) -> tuple[str, ...]:
+    def notices(self) -> tuple[Notice, ...]:
         return self.found.notices
 
 

@@ -12,6 +12,7 @@ from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.mixer.reference import deviations_of
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Taps, gradients_of, run_module
 from mixer_equiv.layouts import LINEN, NNX, TORCH, Constraint, Layout
 
@@ -24,7 +25,7 @@ class RunByUs:
     is_foreign = False
     is_named = True
     constraints: tuple[Constraint, ...] = ()
-    notices: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
     replay_residual: float | None = None
 
     config: MixerConfig

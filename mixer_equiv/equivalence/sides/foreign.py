@@ -18,6 +18,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.mixer.reference import official_programs
 from mixer_equiv.equivalence.mixer.result import FoundMixer
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, part_of
@@ -67,7 +68,7 @@ class ForeignSide:
         return self.found.constraints
 
     @property
-    def notices(self) -> tuple[str, ...]:
+    def notices(self) -> tuple[Notice, ...]:
         return self.found.notices
 
     @property

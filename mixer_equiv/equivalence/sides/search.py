@@ -11,6 +11,7 @@ import numpy as np
 
 from mixer_equiv.equivalence.mixer.find import find_mixer
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
 from mixer_equiv.errors import MixerEquivError
@@ -28,9 +29,10 @@ MORE_IMAGES = 3
 # Runs of a model that draws random numbers, to see whether its outputs depend on them.
 RANDOM_RUNS = 32
 
-IN_TRAINING = (
+IN_TRAINING = Notice(
     "in train mode it computes something else, as with dropout, stochastic depth or BatchNorm; "
-    "what is verified is eval mode"
+    "what is verified is eval mode",
+    fault="train_mode",
 )
 
 
@@ -61,7 +63,7 @@ class _Search:
             unknown = tuple(deviation for deviation in found.deviations if deviation.kind == "unknown")
             return dataclasses.replace(found.refused(reason), deviations=unknown)
         if found.draws:
-            found = found.noting(f"it draws random numbers in eval mode, which moved no output in {runs} runs")
+            found = found.noting(Notice(f"it draws random numbers in eval mode, which moved no output in {runs} runs"))
         if not found.reached_output:
             return found
         more = np.concatenate([images, self._images(self.seed + 1, MORE_IMAGES)])
@@ -70,7 +72,7 @@ class _Search:
             return found.refused(reason)
         shape, row = outputs[found.output].shape, (found.batch, outputs[found.output].size // found.batch)
         if shape != row:
-            found = found.noting(f"it returns {shape}, which is read as {row}")
+            found = found.noting(Notice(f"it returns {shape}, which is read as {row}"))
         if isinstance(found, NothingFound) or found.is_by_convention:
             return found  # running it on other weights, beside a model of its config, is the second opinion
         again = self._once(self.seed + 1, found.batch)
@@ -89,7 +91,7 @@ class _Search:
         images = self._images(seed, batch)
         trace = self.model.trace(images, generic(seed))
         found = find_mixer(trace, images, self.model.name, self.model.framework, thorough=thorough)
-        return found.noting(*self.model.notices, *trace.notices)
+        return found.noting(*map(Notice, (*self.model.notices, *trace.notices)))
 
     def _images(self, seed: int, batch: int) -> np.ndarray:
         channels, height, width = self.image

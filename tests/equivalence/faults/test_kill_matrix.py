@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mixer_equiv.checkpoints.differences import HANDOVERS
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.faults import kill_matrix as mutation
-from mixer_equiv.equivalence.faults.catalogue import CODE
+from mixer_equiv.equivalence.faults.catalogue import CODE, NOTICES
 from mixer_equiv.equivalence.faults.planted_code import HANDED_OVER, PLANTED, Planted, PlantedMixer
 from mixer_equiv.layouts import CONSTRAINTS
 
@@ -52,6 +52,7 @@ def test_every_code_fault_of_the_catalogue_is_planted_or_beyond_it() -> None:
         "rounded_to_float16",
         "rounded_to_float32",
     }
+    assert {row.cause for row in PLANTED.values() if row.kind == "notice"} == NOTICES
     assert planted <= set(CODE)
     assert set(CODE) - planted == {
         "layer_norm_mean",
@@ -82,7 +83,7 @@ def test_a_fault_that_is_not_named_is_status_1(monkeypatch: pytest.MonkeyPatch) 
 
 class _Nothing:
     verdict = "equivalent"
-    causes = warnings = ()
+    causes = notices = ()
 
 
 def test_what_is_planted_wrongly_is_not_called_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def test_what_is_planted_wrongly_is_not_called_named(monkeypatch: pytest.MonkeyP
     wrong = {
         "eps 1e-5": Planted("code", "activation", PLANTED["eps 1e-5"].doing),
         "no stem bias": Planted("constraint", "tied_blocks", held={"stem/bias": None}),
-        "dropout": Planted("notice", "in train mode"),
+        "dropout": Planted("notice", "train_mode"),
     }
     monkeypatch.setattr("mixer_equiv.equivalence.faults.planted_code.PLANTED", wrong)
     monkeypatch.setattr(
