@@ -289,6 +289,7 @@ VIOLATIONS = {
         "if TYPE_CHECKING:\n    from mixer_equiv.equivalence.policy import Policy",
     ),
     "Terminals and pages are for render and the command line": ("arrays.interop", "def f():\n    import rich"),
+    "Pages are for render alone": ("cli.output", "def f():\n    import jinja2"),
 }
 
 

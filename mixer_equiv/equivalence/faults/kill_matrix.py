@@ -102,15 +102,15 @@ def mutate(
 ) -> KillMatrix:
     """Plant every catalogued fault and see which checks notice it.
 
-    Those of code in a Mixer of `config`; those of weights handed over in one whose sizes are equal where
-    a fault needs it.
+    Faults of code are planted in a Mixer of `config`, faults of ported weights in one whose sizes are equal where a
+    fault needs it. `on_step` is told the name of each fault as it begins.
     """
     require("torch", "torch", "planting faults")
     return KillMatrix((*_in_code(config, seed, on_step), *_in_weights(seed, on_step)))
 
 
 def _in_code(config: MixerConfig, seed: int, on_step: Callable[[str], None]) -> Iterator[Outcome]:
-    """The model without a fault, then every fault of code and constraint, and what is only to be noticed."""
+    """Yield the outcomes of the model without a fault, and of every fault of code, constraint or notice."""
     import torch
 
     from mixer_equiv.equivalence.faults.planted_code import PLANTED, Planted, PlantedMixer
@@ -136,7 +136,7 @@ def _in_code(config: MixerConfig, seed: int, on_step: Callable[[str], None]) -> 
         yield Outcome(fault or "none", planted.kind if fault else "none", fresh, random, report.verdict, causes, named)
 
 
-# Sizes at which every array can be taken for every other one with which it is confused, and block 10.
+# Arrays that are confused with each other need equal shapes, and blocks in string order need more than ten blocks.
 _HANDED_OVER = MixerConfig(
     num_classes=7,
     num_blocks=12,
@@ -150,7 +150,7 @@ _HANDED_OVER = MixerConfig(
 
 
 def _in_weights(seed: int, on_step: Callable[[str], None]) -> Iterator[Outcome]:
-    """Every fault of weights handed over: official ones against what became of them."""
+    """Yield the outcomes of faults of ported weights, each compared with the weights before."""
     from mixer_equiv.equivalence.faults.planted_code import HANDED_OVER, initial
 
     config = _HANDED_OVER
@@ -172,7 +172,7 @@ def _in_weights(seed: int, on_step: Callable[[str], None]) -> Iterator[Outcome]:
 
 
 def _noticed(actual: tuple[np.ndarray, int], expected: tuple[np.ndarray, int]) -> dict[str, bool]:
-    """Which checks see a difference between two outputs, each with its number of parameters."""
+    """Tell which checks see a difference between two outputs, each given with its number of parameters."""
     (ours, own), (theirs, count) = actual, expected
     seen = {COUNT: own != count or ours.shape != theirs.shape}
     return seen | {name: not check(ours, theirs) for name, check in CHECKS.items()}
