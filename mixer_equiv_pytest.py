@@ -94,10 +94,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     report = yield
     if not snippets:
         return report
-    from mixer_equiv.testing.reproducer import UNWRITTEN
+    from mixer_equiv.testing.reproducer import FILL_IN
 
     text = "\n\n".join(snippets)
-    title = UNFINISHED if f"# {UNWRITTEN}" in text else TITLE
+    title = UNFINISHED if f"# {FILL_IN}" in text else TITLE
     if hasattr(report.longrepr, "addsection"):
         report.longrepr.addsection(title, text, sep="-")
     else:

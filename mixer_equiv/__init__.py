@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from mixer_equiv.equivalence.porting import layout_of, port
     from mixer_equiv.equivalence.report import Report
     from mixer_equiv.equivalence.verify import verify
-    from mixer_equiv.testing.assertions import Comparison, assert_equivalent, compare
+    from mixer_equiv.testing.assertions import assert_equivalent
+    from mixer_equiv.testing.tolerance import Comparison, compare
 
 __version__ = "0.1.0"
 
@@ -76,11 +77,11 @@ __all__ = [
 ]
 
 _IMPORTED_WHEN_USED = {
-    "Comparison": "testing.assertions",
+    "Comparison": "testing.tolerance",
     "Policy": "equivalence.policy",
     "Report": "equivalence.report",
     "assert_equivalent": "testing.assertions",
-    "compare": "testing.assertions",
+    "compare": "testing.tolerance",
     "layout_of": "equivalence.porting",
     "port": "equivalence.porting",
     "verify": "equivalence.verify",

@@ -8,9 +8,9 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from hypothesis import given
 import mixer_equiv
 from mixer_equiv import MixerConfig, NotEquivalentError, Policy, assert_equivalent, verify
 from mixer_equiv.testing.assertions import defaults
-from mixer_equiv.testing.origin import folders_in_use
-from mixer_equiv.testing.reproducer import written
+from mixer_equiv.testing.origin import own_folders
+from mixer_equiv.testing.reproducer import code_for_call
 from mixer_equiv.testing.strategies import configs
 from mixer_equiv_pytest import TITLE, UNFINISHED
 from tests.support.structures import OwnMixer
@@ -339,19 +339,17 @@ def test_a_wrong_mixer_fails_with_code_that_shows_it_by_itself(project: Path) ->
         assert shown[0] in run.stdout, run.stdout + run.stderr
 
 
-def test_folders_are_those_that_modules_are_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("bin", "real/site-packages", "unused"):
+def test_folders_are_those_on_the_path_where_nothing_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("src", "real/site-packages"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
-    for entry in ("unused", "link/site-packages", "link", "bin", "."):
+    before = own_folders()
+    installed = sysconfig.get_path("scripts"), sysconfig.get_path("stdlib"), os.path.dirname(pytest.__path__[0])
+    for entry in ("src", "missing", "link/site-packages", "link", ".", "src", *installed):
         monkeypatch.syspath_prepend(tmp_path / entry)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "bin/runner"), raising=False)
-    before = folders_in_use()
-    for folder, name in (("link", "by_a_link"), ("link/site-packages", "installed_by_them")):
-        module = ModuleType(name)
-        module.__file__ = str(tmp_path / folder / f"{name}.py")
-        monkeypatch.setitem(sys.modules, name, module)
-    assert folders_in_use() == [str((tmp_path / "real").resolve()), *before]
+    assert own_folders() == [str(tmp_path / "src"), str(tmp_path), str(tmp_path / "link"), *before]
 
 
 @pytest.mark.parametrize("arguments", [("-n1",), ("-p", "no:mixer_equiv")], ids=" ".join)
@@ -395,7 +393,7 @@ THING = Thing("global")
 
 
 def code_of(*sides: Any, **options: Any) -> str:
-    return written("verify", {**dict(zip("ab", sides, strict=False)), **options}, sys._getframe(1))
+    return code_for_call("verify", {**dict(zip("ab", sides, strict=False)), **options}, sys._getframe(1))
 
 
 @pytest.fixture
