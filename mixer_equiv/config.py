@@ -1,4 +1,7 @@
-"""`MixerConfig`: the sizes and conventions that make one MLP-Mixer."""
+"""`MixerConfig`: sizes and conventions of an MLP-Mixer, and the sizes that follow from those of its arrays.
+
+Knows no layout and no framework: arrays are here by the sizes of their named axes.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,21 @@ from mixer_equiv.errors import ConfigError
 # Names as timm's `create_act` spells them: "gelu" is the exact form, with erf.
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu", "quick_gelu")
 
-# The fields in which two Mixers of the same shapes can differ.
+# Fields that the shapes of arrays do not show: two Mixers of one shape may differ in them.
 CONVENTIONS = ("activation", "layer_norm_eps")
 
-# Tolstikhin et al. 2021, table 1.  Columns: _VARIANT_FIELDS.
+# Names of the axes of parameters, in canonical order; the first three are those of a patch.
+AXES = ("ph", "pw", "channels", "tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
+PATCH_AXES = AXES[:3]
+
+# Tolstikhin et al. 2021, table 1. Columns: _VARIANT_FIELDS.
 VARIANTS = {
     "S": (8, 512, 256, 2048),
     "B": (12, 768, 384, 3072),
     "L": (24, 1024, 512, 4096),
     "H": (32, 1280, 640, 5120),
 }
+_VARIANT_FIELDS = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 Size = int | tuple[int, int]
 
@@ -34,9 +42,9 @@ class MixerConfig:
 
     Sizes are counts; `patch_size` and `image_size` are pixels, an int or (height, width), kept as
     a pair. `num_classes=0` means no head: the model returns the pooled features.
-    `layer_norm_eps` and `activation` default to what the official model computes.
+    `layer_norm_eps` and `activation` default to those of the official model.
 
-    Raises `ConfigError` for sizes no Mixer has.
+    Raises `ConfigError` for sizes that no Mixer has.
     """
 
     num_classes: int
@@ -80,7 +88,7 @@ class MixerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MixerConfig:
-        """The inverse of `to_dict`. Raises `ConfigError` for unknown or missing fields."""
+        """A config from its fields, the inverse of `to_dict`. Raises `ConfigError` for unknown or missing ones."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
@@ -91,7 +99,7 @@ class MixerConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain numbers, strings and lists, ready for JSON."""
+        """The fields as numbers, strings and lists, ready for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     def replace(self, **changes: Any) -> MixerConfig:
@@ -99,7 +107,7 @@ class MixerConfig:
         return dataclasses.replace(self, **changes)
 
     def resized(self, image_size: Size) -> MixerConfig:
-        """A copy for another image size of as many tokens. Raises `ConfigError`, saying which sizes fit."""
+        """A copy for another image size of as many tokens. Raises `ConfigError` that lists the fitting sizes."""
         return self.replace(image_size=_check_image_size(image_size, self.num_tokens, self.patch_hw))
 
     @property
@@ -114,24 +122,24 @@ class MixerConfig:
 
     @property
     def grid_hw(self) -> tuple[int, int]:
-        """Patches along the height and the width."""
+        """Number of patches along the height and the width."""
         (height, width), (ph, pw) = self.image_hw, self.patch_hw
         return height // ph, width // pw
 
     @property
     def num_tokens(self) -> int:
-        """Patches of an image."""
+        """Number of patches in an image."""
         return self.grid_hw[0] * self.grid_hw[1]
 
     @property
     def axis_sizes(self) -> dict[str, int]:
-        """Size of every axis that a parameter can have, by the axis's name."""
+        """Size of every axis of a parameter, by the axis's name."""
         sizes = (*self.patch_hw, self.in_channels, self.num_tokens, self.hidden_dim)
         return dict(zip(AXES, (*sizes, self.tokens_mlp_dim, self.channels_mlp_dim, self.num_classes), strict=True))
 
     @property
     def num_parameters(self) -> int:
-        """Trainable numbers, biases and LayerNorms included."""
+        """Number of trainable scalars, biases and LayerNorms included."""
         n = self.axis_sizes
         stem = (n["ph"] * n["pw"] * n["channels"] + 1) * n["hidden"]
         token_mixing = 2 * n["tokens"] * n["tokens_mlp"] + n["tokens_mlp"] + n["tokens"]
@@ -142,7 +150,7 @@ class MixerConfig:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the matrix products for one image."""
+        """Multiply-accumulate operations in the matrix products for one image."""
         n = self.axis_sizes
         stem = n["tokens"] * n["ph"] * n["pw"] * n["channels"] * n["hidden"]
         block = 2 * n["tokens"] * n["hidden"] * (n["tokens_mlp"] + n["channels_mlp"])
@@ -192,10 +200,10 @@ def config_from_axes(
 ) -> MixerConfig:
     """The config of a model whose parameters have these axis `sizes`.
 
-    `sizes` are by axis name, as `MixerConfig.axis_sizes` gives them; without "classes" there is no
-    head. A stem that shows axes of its patch only joined, under their `joint_axis`, is split as
-    `fitting_patches` likes best and `image_size` allows. Without `image_size` the image is taken as
-    the squarest that has the tokens. Raises `ConfigError` for an image of another number of tokens.
+    `sizes` are by axis name, like `MixerConfig.axis_sizes`; without "classes" there is no head. A stem may
+    show axes of its patch only as a product, under their `joint_axis`: then the likeliest patch of
+    `fitting_patches` that `image_size` allows is taken. Without `image_size` the image is the squarest of that
+    many tokens. Raises `ConfigError` for an image of another number of tokens.
     """
     if not sizes.keys() >= set(PATCH_AXES):
         sizes = {**sizes, **_split_patch(sizes, image_size)}
@@ -217,14 +225,14 @@ def config_from_axes(
 
 
 def patch_columns(sizes: Mapping[str, int]) -> int | None:
-    """How many numbers a patch has, if the `sizes` of its axes, alone or joined, tell."""
+    """Number of elements in a patch; None where the `sizes` of its axes, alone or joined, do not determine it."""
     shown = [axis for axis in sizes if set(axis.split()) <= set(PATCH_AXES)]
     seen = sorted(name for axis in shown for name in axis.split())
     return math.prod(sizes[axis] for axis in shown) if seen == sorted(PATCH_AXES) else None
 
 
 def _split_patch(sizes: Mapping[str, int], image_size: Size | None) -> dict[str, int]:
-    """Sizes of ph, pw and channels."""
+    """Sizes of ph, pw and channels, from a joined axis of the stem."""
     columns = patch_columns(sizes)
     assert columns is not None
     splits = [dict(zip(PATCH_AXES, patch, strict=True)) for patch in fitting_patches(columns)]
@@ -241,9 +249,10 @@ def _split_patch(sizes: Mapping[str, int], image_size: Size | None) -> dict[str,
 
 
 def fitting_patches(columns: int) -> list[tuple[int, int, int]]:
-    """Every (ph, pw, channels) of `columns` numbers, likeliest first.
+    """Every (ph, pw, channels) with `columns` elements, likeliest first.
 
-    That is a square patch of 3 channels, else of 1, else the squarest of 3, of 1, of any number.
+    Square patches of 3 channels come first, then square ones of 1 channel, then the squarest of 3 channels, of 1
+    channel, and of any other number.
     """
     patches = [(ph, columns // c // ph, c) for c in _divisors(columns) for ph in _divisors(columns // c)]
     usual = {3: 0, 1: 1}
@@ -278,17 +287,12 @@ def fitting_image_sizes(num_tokens: int, patch_hw: tuple[int, int]) -> list[tupl
 
 
 def joint_axis(axes: Iterable[str]) -> str:
-    """One name for several axes in one dimension, whatever their order there; of one axis its own."""
+    """The name of several axes that share a dimension, independent of their order; of one axis its own name."""
     return " ".join(sorted(axes, key=AXES.index))
 
 
-AXES = ("ph", "pw", "channels", "tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
-PATCH_AXES = ("ph", "pw", "channels")
-_VARIANT_FIELDS = ("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
-
-
 def as_pair(name: str, size: Any) -> tuple[int, int]:
-    """An int or a pair as (height, width). Raises `ConfigError`, calling it `name`, for anything else."""
+    """An int or a pair as (height, width). Raises `ConfigError`, which calls it `name`, for anything else."""
     pair = (size, size) if isinstance(size, numbers.Integral) else size
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ConfigError(f"{name} is {size!r}; it must be an int or a (height, width) pair")
@@ -296,14 +300,14 @@ def as_pair(name: str, size: Any) -> tuple[int, int]:
 
 
 def as_image(image: Any) -> tuple[int, int, int]:
-    """(channels, height, width) of an image. Raises `ConfigError` for anything else than three such counts."""
+    """`image` as (channels, height, width). Raises `ConfigError` for anything but three counts."""
     if not isinstance(image, tuple | list) or len(image) != 3:
         raise ConfigError(f"image is {image!r}; it must be (channels, height, width), such as (3, 224, 224)")
     return (as_count("in_channels", image[0]), *as_pair("image_size", tuple(image[1:])))
 
 
 def as_count(name: str, value: Any, at_least: int = 1) -> int:
-    """`value` as Python's int. Raises `ConfigError`, which calls it `name`, for what is none, or is less."""
+    """`value` as an int. Raises `ConfigError`, which calls it `name`, for a smaller number and for anything else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {at_least}")
     return int(value)

@@ -1,4 +1,4 @@
-"""The errors this package raises; every one is a `MixerEquivError`. And `some`, for what they say."""
+"""The errors that this package raises, all subclasses of `MixerEquivError`, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 class MixerEquivError(Exception):
-    """Base of all errors raised on purpose: the message says what was found, expected and to do."""
+    """Base of all errors raised on purpose. A message says what was found, what was expected, and what to do."""
 
 
 class ConfigError(MixerEquivError, ValueError):
-    """A `MixerConfig` that describes no Mixer, or sizes that contradict the arrays."""
+    """A `MixerConfig` that describes no Mixer, an option of no meaning, or sizes that contradict the arrays."""
 
 
 class LayoutError(MixerEquivError, ValueError):
-    """Arrays of no known layout, of several, or a layout name nobody registered."""
+    """Arrays of no known layout or of several, an unknown layout name, or a layout whose table is wrong."""
 
 
 class CheckpointError(MixerEquivError, OSError):
@@ -24,14 +24,14 @@ class CheckpointError(MixerEquivError, OSError):
 
 
 class MissingDependencyError(MixerEquivError, ImportError):
-    """An optional framework is needed and not installed."""
+    """An optional dependency that is needed and cannot be imported."""
 
 
 class ConversionError(MixerEquivError, ValueError):
     """Arrays that do not fill a layout exactly.
 
-    `missing_keys`, `unexpected_keys` and `mismatched_keys` list what is wrong, in the names of the
-    source; one error carries all of it.
+    One error lists all problems: `missing_keys`, `unexpected_keys` and `mismatched_keys`, under the names that
+    the source has for them.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class ConversionError(MixerEquivError, ValueError):
 
 
 class InexpressibleError(ConversionError):
-    """Weights that no values of the target's parameters give, or that the canonical form has no place for.
+    """Weights of a function that the target's parameters, or the canonical ones, cannot express at any values.
 
-    `reasons` says why, one sentence each.
+    `reasons` has one sentence for each obstacle.
     """
 
     def __init__(self, message: str, *, reasons: Iterable[str], **keys: Iterable[str]) -> None:
@@ -60,10 +60,10 @@ class InexpressibleError(ConversionError):
 
 
 class NotEquivalentError(MixerEquivError, AssertionError):
-    """What `assert_equivalent` raises.
+    """The failure of `assert_equivalent`.
 
-    `report` is what `verify` found. `snippet` is Python code that finds it again by itself, shown as a
-    note below the message.
+    `report` is the `Report` of `verify`. `snippet` is Python code that repeats the comparison by itself, shown as
+    a note below the message.
     """
 
     def __init__(self, message: str, *, report: Any = None, snippet: str = "") -> None:
@@ -75,14 +75,14 @@ class NotEquivalentError(MixerEquivError, AssertionError):
 
 
 class ConventionWarning(UserWarning):
-    """The target code computes something else than what the weights were trained with."""
+    """Code whose conventions differ from those that the weights were trained with."""
 
 
-# Problems of one kind that an error spells out.
+# Problems of one kind that an error lists; it counts the others.
 MAX_LISTED = 12
 
 
-def summarize(texts: Collection[str], shown: int = 4, joint: str = ", ") -> str:
-    """The first few in a row, and how many more there are, for messages."""
+def summarize(texts: Collection[str], shown: int = 4, separator: str = ", ") -> str:
+    """The first `shown` of `texts`, and the number of the others, for a message: "a, b and 3 more"."""
     more = f" and {len(texts) - shown} more" if len(texts) > shown else ""
-    return joint.join(itertools.islice(texts, shown)) + more
+    return separator.join(itertools.islice(texts, shown)) + more

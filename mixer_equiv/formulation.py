@@ -1,4 +1,4 @@
-"""`Formulation`: in which operations a Mixer is written. All compute the same function of the same parameters."""
+"""`Formulation`: the operations that a Mixer is written in, all of one function of the same parameters."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ CHANNELS_CHOICES = ("linear", "conv1d")
 
 @dataclasses.dataclass(frozen=True)
 class Formulation:
-    """How patches are embedded, and tokens and channels mixed.
+    """Operations of the patch embedding, of token mixing and of channel mixing.
 
-    `patch` is "conv" (kernel and stride are the patch), or a Linear over flattened patches:
+    `patch` is "conv", a convolution whose kernel and stride are the patch, or a Linear over flattened patches:
     "linear" flattens (ph pw channels), "linear_channels_first" (channels ph pw).
 
-    `tokens` is "linear" (between transposes), "matmul" (from the left, in Flax for the whole batch at once),
-    "conv1d" of kernel 1 whose channels are the tokens, "depthwise_conv" (one filter as long as the tokens,
-    repeated for every channel, as the tutorial wrote it), or "shared_conv", the same sharing without repeating:
-    a Conv2d with one input channel and kernel (1, tokens), to which every channel of every image is a picture
-    of one row.
+    `tokens` is one of
+    - "linear": a Linear between two transposes;
+    - "matmul": a product from the left, in Flax for the whole batch at once;
+    - "conv1d": a Conv1d of kernel 1 whose channels are the tokens;
+    - "depthwise_conv": one filter as long as the tokens, repeated for every channel, as in the tutorial;
+    - "shared_conv": that filter without the repetition, a Conv2d with one input channel and kernel (1, tokens), to
+      which every channel of every image is a picture of one row.
 
-    `channels` is "linear" or "conv1d" of kernel 1 on (batch, hidden, tokens), which is then the order of
-    the whole stream, so that nothing is transposed for it.
+    `channels` is "linear", or "conv1d": a Conv1d of kernel 1 on (batch, hidden, tokens). The whole residual stream
+    then has that order of axes, so that channel mixing transposes nothing.
     """
 
     patch: str = "conv"
@@ -50,13 +52,13 @@ class Formulation:
 
 
 def as_formulation(value: Any) -> Formulation:
-    """`value`, if it is one. Raises `ConfigError` for anything else, such as a name."""
+    """`value` itself if it is a `Formulation`. Raises `ConfigError` for anything else, such as a name."""
     if isinstance(value, Formulation):
         return value
     raise ConfigError(f"formulation is {value!r}; it must be a Formulation, such as Formulation(channels='conv1d')")
 
 
-DEFAULT_FORMULATION = Formulation()  # the operations of the official model
+DEFAULT_FORMULATION = Formulation()  # that of the official model
 FORMULATIONS = tuple(
     Formulation(*names) for names in itertools.product(PATCH_CHOICES, TOKENS_CHOICES, CHANNELS_CHOICES)
 )

@@ -1,8 +1,7 @@
-"""The operations that networks are written in, in NumPy float64, and programs recorded from them.
+"""Operations of neural networks in NumPy float64, and `Program`: a model as a list of them.
 
-A model that takes its operations as an argument can be run, with the functions of this module, or
-recorded, with a `Recorder`: the same lines give numbers or a `Program`. Parameters have named axes,
-and their sizes are not part of a program.
+A model takes its operations as an argument. Given this module, it computes numbers; given a `Recorder`, the
+same lines record a `Program`. Parameters have named axes, whose sizes are not part of a program.
 """
 
 from __future__ import annotations
@@ -27,31 +26,31 @@ def cut(images: Array, patch: tuple[int, int]) -> Array:
 
 
 def linear(x: Array, kernel: Array, bias: Array) -> Array:
-    """The product over all axes of the kernel but its last, which stand at the end of `x`, plus the bias."""
+    """Contract the last axes of `x` with all axes of the kernel but its last, and add the bias."""
     axes = kernel.ndim - 1
     inner = x.reshape(*x.shape[: x.ndim - axes], -1)
     return inner @ kernel.reshape(-1, kernel.shape[-1]) + bias
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """Over the last axis, with the variance in two passes."""
+    """LayerNorm over the last axis, with the variance computed in two passes."""
     return normalise(x, eps) * scale + bias
 
 
 def normalise(x: Array, eps: float, *, ddof: int = 0, centred: bool = True) -> Array:
-    """`x` over the root of its variance over the last axis plus `eps`, its mean taken off if `centred`."""
+    """`x`, minus its mean over the last axis if `centred`, divided by the root of its variance there plus `eps`."""
     x = x - x.mean(axis=-1, keepdims=True) if centred else x
     squares = np.square(x).sum(axis=-1, keepdims=True)
     return x / np.sqrt(squares / max(x.shape[-1] - ddof, 1) + eps)
 
 
 def swap(x: Array) -> Array:
-    """The last two axes in each other's place."""
+    """Transpose the last two axes."""
     return np.moveaxis(x, -1, -2)
 
 
 def activate(x: Array, activation: str) -> Array:
-    """The activation of this name among `ACTIVATIONS`, of every element."""
+    """Apply the activation of this name in `ACTIVATIONS` to every element."""
     return ACTIVATIONS[activation](x)
 
 
@@ -82,7 +81,7 @@ def _gelu(x: Array) -> Array:
 
 @cache
 def _erfc() -> Callable[[Array], Array]:
-    """SciPy's, which JAX brings with it, else the standard library's for one number at a time."""
+    """SciPy's erfc, which JAX depends on, else the standard library's, applied element by element."""
     try:
         from scipy.special import erfc
     except ImportError:
@@ -114,9 +113,10 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One operation of a program: `inputs` are places of earlier values, of which 0 is the program's input.
+    """One operation of a program.
 
-    `name` says where in the model it stands. `settings` are the operation's other arguments.
+    `name` is its place in the model, such as "MixerBlock_0/token_mixing/Dense_0". `inputs` are the numbers of
+    earlier values, where 0 is the program's input. `settings` are the operation's other arguments.
     """
 
     name: str
@@ -131,9 +131,9 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Steps in the order of computation; the value of step i has place i + 1, and the last is the result.
+    """Steps in order of computation: step i gives value i + 1, and the last value is the result.
 
-    `stages` are the places that the model names.
+    `stages` are the numbers of the values that the model names.
     """
 
     steps: tuple[Step, ...]
@@ -141,37 +141,37 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """The value of a step, while a program is recorded."""
+class _Value:
+    """A stand-in for the value of a step while a program is recorded."""
 
     number: int
 
 
 class Recorder:
-    """The operations of this module, writing down what is done instead of doing it; the first ones are `within`."""
+    """A stand-in for this module whose operations record steps instead of computing; the first are named in `scope`."""
 
-    def __init__(self, within: str) -> None:
+    def __init__(self, scope: str) -> None:
         self.steps: list[Step] = []
-        self._within = within
+        self._scope = scope
 
-    def __getattr__(self, operation: str) -> Callable[..., _Place]:
+    def __getattr__(self, operation: str) -> Callable[..., _Value]:
         if operation not in OPERATIONS:
             raise AttributeError(operation)
 
-        def record(*arguments: Any) -> _Place:
-            inputs = tuple(argument.number for argument in arguments if isinstance(argument, _Place))
+        def record(*arguments: Any) -> _Value:
+            inputs = tuple(argument.number for argument in arguments if isinstance(argument, _Value))
             parameters = tuple(argument for argument in arguments if isinstance(argument, Parameter))
-            settings = tuple(argument for argument in arguments if not isinstance(argument, _Place | Parameter))
-            name = f"{self._within}/{operation}"
+            settings = tuple(argument for argument in arguments if not isinstance(argument, _Value | Parameter))
+            name = f"{self._scope}/{operation}"
             if parameters:
                 name = parameters[0].name.rpartition("/")[0]
-                self._within = name.rpartition("/")[0] or name
+                self._scope = name.rpartition("/")[0] or name
             self.steps.append(Step(name, operation, inputs, parameters, settings))
-            return _Place(len(self.steps))
+            return _Value(len(self.steps))
 
         return record
 
     def program(self, model: Callable[..., Mapping[str, Any]], parameters: Mapping[str, Parameter]) -> Program:
-        """What `model(operations, parameters, input)` does; it returns its stages by name, the result last."""
-        stages = model(self, parameters, _Place(0))
-        return Program(tuple(self.steps), {name: place.number for name, place in stages.items()})
+        """The program of `model(operations, parameters, input)`, which returns its stages by name, the result last."""
+        stages = model(self, parameters, _Value(0))
+        return Program(tuple(self.steps), {name: value.number for name, value in stages.items()})

@@ -1,4 +1,4 @@
-"""Random weights and images, reproducible by seed, in styles that try what a comparison rests on."""
+"""Random weights and images, reproducible by seed, in styles that each put a comparison to another test."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Rng = np.random.Generator
 
 
 def draw_params(config: MixerConfig, seed: int = 0, style: str = "normal", dtype: Any = np.float64) -> dict[str, Any]:
-    """Flat canonical weights of a Mixer, none at its initial value: the head, biases and LayerNorms are random too.
+    """Draw flat canonical weights of a Mixer, with head, biases and LayerNorms random too.
 
-    Kernels have variance 1 / fan_in, biases a standard deviation of 1/4, and LayerNorm scales lie
-    around 1 with the same spread. The `style` says how they are distributed:
+    Kernels have variance 1 / fan_in, biases have a standard deviation of 1/4, and LayerNorm scales lie
+    around 1 with the same deviation. `style` is their distribution:
 
         normal        normal
         heavy_tailed  Student-t with two degrees of freedom, which has no variance
-        sparse        normal, with half of each array, rounded down, exact zeros
-        large_mean    normal, with 100 to 300 added to the stem's bias, so that the first rows that a LayerNorm
-                      sees have a mean far larger than their spread
-        special       about a quarter NaN of any sign and payload, a quarter infinities, zeros, least denormals and
-                      largest numbers of either sign, and the others any bits
+        sparse        normal, with half of each array's elements, rounded down, exactly zero
+        large_mean    normal, with 100 to 300 added to the stem's bias, so that the rows of the first LayerNorm have a
+                      mean far larger than their deviation
+        special       bit patterns: about a quarter NaN of any sign and payload, a quarter infinities, zeros, smallest
+                      denormals and largest numbers of either sign, and the others any bits
 
     Raises `ConfigError` for an unknown style.
     """
@@ -42,9 +42,9 @@ def draw_params(config: MixerConfig, seed: int = 0, style: str = "normal", dtype
             continue
         fan_in = math.prod(shape[:-1]) if name.endswith("kernel") else 16
         centre = 1.0 if name.endswith("scale") else 0.0
-        params[name] = centre + _spread(shape, rng, style) / math.sqrt(fan_in)
+        params[name] = centre + _unit_noise(shape, rng, style) / math.sqrt(fan_in)
     if style == "sparse":
-        params = {name: _thinned(array, rng) for name, array in params.items()}
+        params = {name: _with_zeros(array, rng) for name, array in params.items()}
     if style == "large_mean":
         params["stem/bias"] += rng.uniform(100, 300)
     return {name: array.astype(dtype, copy=False) for name, array in params.items()}
@@ -53,24 +53,24 @@ def draw_params(config: MixerConfig, seed: int = 0, style: str = "normal", dtype
 def draw_images(
     config: MixerConfig, seed: int = 0, style: str = "normal", count: int = 3, dtype: Any = np.float64
 ) -> np.ndarray:
-    """`count` images (count, height, width, channels) around 0 with a spread of 1, in a style of `draw_params`.
+    """Draw `count` images (count, height, width, channels), of mean 0 and deviation 1, in a style of `draw_params`.
 
-    Of "large_mean" images 100 to 300 is the mean. Raises `ConfigError` for an unknown style.
+    The mean of "large_mean" images is 100 to 300. Raises `ConfigError` for an unknown style.
     """
     rng = _generator(seed, style)
     shape = count, *config.image_hw, config.in_channels
     if style == "special":
         return _special(shape, rng, dtype)
-    images = _spread(shape, rng, style)
+    images = _unit_noise(shape, rng, style)
     if style == "sparse":
-        images = _thinned(images, rng)
+        images = _with_zeros(images, rng)
     if style == "large_mean":
         images += rng.uniform(100, 300)
     return images.astype(dtype, copy=False)
 
 
 def check_style(style: str) -> None:
-    """Raise `ConfigError` for what is none of the `STYLES`."""
+    """Raise `ConfigError` for a style that is not in `STYLES`."""
     if style not in STYLES:
         raise ConfigError(f"style is {style!r}; it must be one of {', '.join(STYLES)}")
 
@@ -80,11 +80,11 @@ def _generator(seed: int, style: str) -> Rng:
     return np.random.default_rng(seed)
 
 
-def _spread(shape: tuple[int, ...], rng: Rng, style: str) -> np.ndarray:
+def _unit_noise(shape: tuple[int, ...], rng: Rng, style: str) -> np.ndarray:
     return rng.standard_t(2, shape) if style == "heavy_tailed" else rng.standard_normal(shape)
 
 
-def _thinned(array: np.ndarray, rng: Rng) -> np.ndarray:
+def _with_zeros(array: np.ndarray, rng: Rng) -> np.ndarray:
     """A copy in which half of the elements, rounded down, are zero."""
     result = array.copy()
     result.reshape(-1)[rng.permutation(array.size)[: array.size // 2]] = 0.0
@@ -92,13 +92,13 @@ def _thinned(array: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def _special(shape: tuple[int, ...], rng: Rng, dtype: Any) -> np.ndarray:
-    """Values that careless code changes."""
+    """Bit patterns that careless code does not preserve."""
     wanted = np.dtype(dtype)
     info = ml_dtypes.finfo(wanted)  # type: ignore[no-untyped-call]
     unsigned = np.dtype(f"u{wanted.itemsize}")
     extremes = np.array([np.inf, 0.0, info.smallest_subnormal, info.max], wanted)
     extremes = np.concatenate([extremes, -extremes]).view(unsigned)
     raw = rng.integers(0, 256, (*shape, wanted.itemsize), dtype=np.uint8).view(unsigned)[..., 0]
-    nan = raw | np.array(np.inf, wanted).view(unsigned)  # but for one payload in all, that of infinity
+    nan = raw | np.array(np.inf, wanted).view(unsigned)  # infinity, in the one case where the payload is zero
     kinds = rng.integers(0, 4, shape)
     return np.choose(kinds, [raw, raw, nan, rng.choice(extremes, shape)]).view(wanted)

@@ -16,7 +16,7 @@ from mixer_equiv.checkpoints import names, validate
 from mixer_equiv.checkpoints.metadata import Metadata
 from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import ConfigError, LayoutError
-from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, detect, get_layout, layout_called
+from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, detect, find_layout, get_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _detect(
     `written` is the layout's name in the file's metadata; it settles what names leave open.
     """
     known = list(LAYOUTS.values())
-    own = layout_called(written)
+    own = find_layout(written)
     if layout is None and own is not None:
         with contextlib.suppress(LayoutError):
             return detect(shapes, [own], shapes)

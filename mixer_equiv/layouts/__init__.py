@@ -1,4 +1,7 @@
-"""Checkpoint layouts: one table each, found by name in `LAYOUTS`."""
+"""Layouts: the names and shapes that each implementation gives the parameters of a Mixer, as one table each.
+
+`LAYOUTS` has them by name. Start with `base`, then any table, such as `timm`.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ from mixer_equiv.layouts.base import (
     Layout,
     Row,
 )
-from mixer_equiv.layouts.custom import layout_from_dict, layout_from_file, validated
+from mixer_equiv.layouts.custom import check_layout, layout_from_dict, layout_from_file
 from mixer_equiv.layouts.detect import LayoutMatch, detect
 from mixer_equiv.layouts.jeonsworld import JEONSWORLD
 from mixer_equiv.layouts.lucidrains import LUCIDRAINS
 from mixer_equiv.layouts.mmpretrain import MMPRETRAIN
-from mixer_equiv.layouts.natural import natural_called
+from mixer_equiv.layouts.natural import find_natural
 from mixer_equiv.layouts.nnx import NNX
 from mixer_equiv.layouts.official import LINEN
 from mixer_equiv.layouts.pre_linen import PRE_LINEN
@@ -56,42 +59,42 @@ __all__ = [
     "LayoutMatch",
     "Row",
     "detect",
+    "find_layout",
     "get_layout",
-    "layout_called",
     "register_layout",
 ]
 
 
 def get_layout(name: str | Layout) -> Layout:
-    """The layout called `name`, or by one of its aliases; a `Layout` is itself.
+    """The layout of this name or alias; a `Layout` is returned as it is.
 
     Raises `LayoutError` for an unknown name, and for a `Layout` whose table is wrong.
     """
     if isinstance(name, Layout):
-        return name if name is LAYOUTS.get(name.name) else validated(name)
+        return name if name is LAYOUTS.get(name.name) else check_layout(name)
     for layout in LAYOUTS.values():
         if name in (layout.name, *layout.aliases):
             return layout
-    if (natural := natural_called(name)) is not None:
+    if (natural := find_natural(name)) is not None:
         return natural
     raise LayoutError(
-        f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}, and that of modules of torch in a "
+        f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}, and those of torch modules in a "
         "formulation, such as torch-linear-conv1d-conv1d"
     )
 
 
-def layout_called(name: object) -> Layout | None:
-    """The layout of just this name, None if there is none."""
-    return LAYOUTS.get(name) or natural_called(name) if isinstance(name, str) else None
+def find_layout(name: object) -> Layout | None:
+    """The layout of exactly this name, aliases excluded; None if there is none."""
+    return LAYOUTS.get(name) or find_natural(name) if isinstance(name, str) else None
 
 
 def register_layout(layout: Layout | Mapping[str, Any] | str | os.PathLike[str], *, replace: bool = False) -> Layout:
-    """Make a layout of your own known to everything here, by its name and by its arrays' names.
+    """Add a layout of your own to `LAYOUTS`, to be used by its name and detected by its arrays' names.
 
     `layout` is a `Layout`, a dict of its fields, or a .toml or .json file that holds them:
 
         name = "ours"
-        base = "timm"                      # what is not given here is as in timm
+        base = "timm"                      # fields and rows that are not given here are timm's
         computes = {activation = "gelu", layer_norm_eps = 1e-5}
         rows = '''
             stem/kernel  patchify.weight  ph pw channels hidden -> hidden (channels ph pw)
@@ -102,13 +105,13 @@ def register_layout(layout: Layout | Mapping[str, Any] | str | os.PathLike[str],
     for the number of blocks, and an einops pattern from the canonical axes to the layout's. Rows
     may share a name (a LayerNorm used twice), leave {i} out (blocks tied across depth), or be
     called "-" (a bias or scale that the code does not have): then `convert` writes the layout only
-    if the values coincide. Where names fit two layouts alike, the one registered last is taken.
+    if the values coincide. `rows` may also be a list of lines, and a line a list of its three texts,
+    as a name with spaces needs. Where names fit two layouts alike, the one registered last is taken.
 
-    Raises `LayoutError` with all that is wrong, naming the rows, or for a name in use, unless
-    `replace`.
+    Raises `LayoutError` that lists all problems by row, and for a name in use, unless `replace`.
     """
     if isinstance(layout, Layout):
-        checked = validated(layout)
+        checked = check_layout(layout)
     elif isinstance(layout, str | os.PathLike):
         checked = layout_from_file(Path(layout), LAYOUTS)
     else:

@@ -1,9 +1,9 @@
-"""A layout is a table: which parameter has which name, with its axes in which order.
+"""`Layout`: a table of the names and axis orders that an implementation gives the parameters of a Mixer.
 
-Two canonical parameters may have one foreign name (a LayerNorm used twice), a block's may leave the
-block number out (blocks tied across depth), and a parameter that the code does not have is called
-"-": then the canonical form repeats values, or has the zeros and ones that change nothing, and the
-way back is open only to weights whose values coincide.
+Two canonical parameters may share a name (a LayerNorm used twice), a name may lack the block number (blocks
+tied across depth), and a parameter that the code does not have is called "-". The canonical form then repeats
+values, or has the zeros and ones that change nothing, and only weights that meet these `constraints` can be
+converted back. Tables know nothing of files, and of no array beyond its name and shape.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from mixer_equiv.errors import ConfigError, LayoutError
 
 Shape = tuple[int, ...]
 
-# In a name: {i} is the block, {L} the number of blocks, either with a factor and an offset: {2i+1}.
+# A placeholder in a name: {i} is the block, {L} the number of blocks, each with a factor and an offset: {2i+1}.
 INDEX = re.compile(r"\{(?P<factor>\d*)(?P<of>[iL])(?:\+(?P<offset>\d+))?\}")
 
-# At the end of a name: the place in a stack of arrays, as in kernels[{i}] or affine[0][1].
+# The end of a name that is a place in a stack of arrays, as in kernels[{i}] or affine[0][1].
 PLACES = re.compile(r"(?:\[[^\[\]]+\])+$")
 
 ABSENT = "-"  # the name of a parameter that the code does not have
 
-# What a parameter that the code does not have amounts to, by the last part of its canonical name.
+# Values that change nothing, by the last part of a canonical name: those of a parameter that the code does not have.
 NEUTRAL = {"bias": 0, "scale": 1}
 
 
@@ -42,7 +42,7 @@ CONSTRAINTS: tuple[ConstraintKind, ...] = get_args(ConstraintKind)
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
-    """What code computes, or weights were trained with, where shapes cannot tell.
+    """Settings that shapes do not show: those that code computes, or that weights were trained with.
 
     `padding` is the stem's: "same" differs from "valid" only on images that the patch size does
     not divide.
@@ -60,7 +60,7 @@ class Conventions:
 
 OFFICIAL_CONVENTIONS = Conventions(padding="same")
 
-# What to do where a layout does not say it.
+# How code is made to follow a convention, where its layout does not say it.
 ADVICE = {
     "activation": "make it compute {torch_activation}",
     "layer_norm_eps": "give its LayerNorms eps {layer_norm_eps:g}",
@@ -71,7 +71,7 @@ ADVICE = {
 class Row:
     """One parameter: its canonical name, its name in the layout, and the axes of both.
 
-    `pattern` is einops': canonical axes, an arrow, the layout's axes. Without an arrow they are
+    `pattern` is an einops pattern: canonical axes, an arrow, the layout's axes. Without an arrow the axes are
     the same.
     """
 
@@ -98,7 +98,7 @@ class Row:
 
     @property
     def general(self) -> str:
-        """The canonical name with {i} also where the row is for one block, such as MixerBlock_3, alone."""
+        """The canonical name with {i}, also of a row for a single block such as MixerBlock_3."""
         return re.sub(r"^MixerBlock_\d+/", "MixerBlock_{i}/", self.canonical)
 
     @property
@@ -107,7 +107,7 @@ class Row:
 
     @property
     def is_tied(self) -> bool:
-        """Whether all blocks have this parameter in common."""
+        """Whether all blocks share this parameter."""
         return self.in_block and not self.is_absent and not any(number["of"] == "i" for number in self.numbers)
 
     @property
@@ -137,11 +137,11 @@ class Binding:
         return tuple(math.prod(axis_sizes[axis] for axis in axes) for axes in axis_groups(self.row.foreign_axes))
 
     def symbolic_shape(self, axis_sizes: Mapping[str, int]) -> tuple[int | str, ...]:
-        """The shape with the names of axes where their size is not known."""
+        """The shape, with names of axes in place of unknown sizes."""
         return tuple(_size(axes, axis_sizes) for axes in axis_groups(self.row.foreign_axes))
 
     def may_have(self, shape: Shape, axis_sizes: Mapping[str, int]) -> bool:
-        """Whether the parameter can have this shape, as far as sizes are known."""
+        """Whether this shape agrees with the sizes that are known."""
         wanted = self.symbolic_shape(axis_sizes)
         return len(shape) == len(wanted) and all(
             isinstance(want, str) or size == want for size, want in zip(shape, wanted, strict=True)
@@ -150,11 +150,10 @@ class Binding:
 
 @dataclasses.dataclass(frozen=True)
 class Constraint:
-    """A condition on official weights without which a layout cannot hold them.
+    """A condition that official weights must meet for a layout to hold them.
 
-    `parameters` are canonical names. Of "shared_parameters" all are one array, which the first one names;
-    those of "absent_parameters" have the neutral value, zeros or ones; those of "tied_blocks" are the same
-    in every block.
+    `parameters` are canonical names. "shared_parameters" are all equal, "absent_parameters" have the values that
+    change nothing, zeros or ones, and those of "tied_blocks" are equal in all blocks.
     """
 
     kind: ConstraintKind
@@ -173,17 +172,16 @@ class Constraint:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Names and shapes of a Mixer's parameters in one implementation, and what it computes.
+    """Names and shapes of a Mixer's parameters in one implementation, and the conventions that it computes.
 
-    `trained_with` is what weights found in this layout were trained with when no metadata says
-    so; None where the layout is used for weights of several origins. `provenance` tells these by
-    globs over the names of files, folders and releases. `advice` says, for a
-    convention, how its code is made to follow another one: a template over `activation`,
-    `torch_activation`, `torch_activation_layer` and `layer_norm_eps`; what it lacks is in `ADVICE`.
+    `trained_with` are the conventions of weights in this layout whose metadata has none; None where the layout
+    is used for weights of several origins. `provenance` tells these apart, by globs over the names of files,
+    folders and releases. `advice` says how its code is made to follow another convention: templates over
+    `activation`, `torch_activation`, `torch_activation_layer` and `layer_norm_eps`, with `ADVICE` as the default.
 
     `num_blocks` is the depth where all blocks are tied, so that no name shows it. `read_only` is
-    the reason why nothing is written in this layout. `tidy` brings what old files hold to the
-    names and shapes of the table: from shapes by name to a new name and shape for each.
+    the reason why nothing is written in this layout. `tidy` maps the names and shapes of old files to those of the
+    table: from shapes by name to a new name and shape for each.
     """
 
     name: str
@@ -261,7 +259,7 @@ class Layout:
         return result
 
     def parameters(self, num_blocks: int) -> dict[str, Binding]:
-        """The parameters that the layout's code has, by its own names; of those in common the first."""
+        """The parameters that the layout's code has, by its own names; of shared ones the first."""
         result: dict[str, Binding] = {}
         for binding in self.bindings(num_blocks).values():
             if not binding.is_absent:
@@ -269,11 +267,10 @@ class Layout:
         return result
 
     def axis_sizes(self, num_blocks: int, shapes: Mapping[str, Shape]) -> dict[str, int]:
-        """Sizes of the named axes, each the one that most of the arrays agree on.
+        """Size of each named axis, the one on which most of the arrays agree.
 
-        `shapes` are by the layout's names. Axes that no array shows alone are left out; those seen
-        joined only, as in a stem of (ph pw channels) columns, have one size together, under the
-        name that `joint_axis` gives them.
+        `shapes` are by the layout's names. Axes that are seen in no array are left out; axes that are only seen
+        joined, as in a stem of (ph pw channels) columns, have one size together, under their `joint_axis`.
         """
         votes: dict[str, Counter[int]] = {}
         for name, binding in self.parameters(num_blocks).items():
@@ -285,12 +282,12 @@ class Layout:
         return _with_factors({axis: sizes.most_common(1)[0][0] for axis, sizes in votes.items()})
 
     def depth_of_stack(self, name: str) -> int:
-        """How many axes of the array called `name`, behind any prefix, count parameters stacked in it."""
+        """Number of axes of the array `name`, with or without a prefix, that count parameters stacked in it."""
         return next((depth for pattern, depth in self.stacks.items() if re.fullmatch(pattern, name)), 0)
 
     @cached_property
     def stacks(self) -> dict[str, int]:
-        """Patterns of the names of stacked arrays, with the number of their axes that count parameters."""
+        """Patterns of the names of stacked arrays, and the number of their axes that count parameters."""
         stacks = {}
         for row in self.rows:
             places = PLACES.search(row.foreign)
@@ -306,7 +303,7 @@ class Layout:
 
     @cached_property
     def constraints(self) -> tuple[Constraint, ...]:
-        """The constraints that weights must meet for this layout to hold them; none where it holds any."""
+        """The constraints that official weights must meet; none where the layout holds any weights."""
         return tuple(_constraints(self.rows))
 
 
@@ -326,7 +323,7 @@ def _constraints(rows: tuple[Row, ...]) -> Iterator[Constraint]:
 
 
 def table(text: str) -> tuple[Row, ...]:
-    """Rows from text: on each line a canonical name, the layout's name, and an einops pattern."""
+    """Rows from lines of text: a canonical name, the layout's name, and an einops pattern."""
     return tuple(Row(*line.split(maxsplit=2)) for line in text.strip().splitlines())
 
 
@@ -337,7 +334,7 @@ def _size(axes: tuple[str, ...], axis_sizes: Mapping[str, int]) -> int | str:
 
 
 def _with_factors(sizes: dict[str, int]) -> dict[str, int]:
-    """Also the sizes of axes that are seen joined only with others whose sizes are known."""
+    """`sizes`, with those of axes added that are only seen joined with others of known sizes."""
     result = dict(sizes)
     for joint, size in sizes.items():
         unknown = [axis for axis in joint.split() if axis not in sizes]
@@ -355,7 +352,7 @@ def fill(name: str, block: int, num_blocks: int) -> str:
 
 @cache
 def axis_groups(axes: str) -> tuple[tuple[str, ...], ...]:
-    """Axes of each dimension: "hidden (ph pw) 1" is ((hidden,), (ph, pw), ())."""
+    """The axes in each dimension: "hidden (ph pw) 1" is ((hidden,), (ph, pw), ())."""
     tokens = re.findall(r"\(([^)]*)\)|(\S+)", axes)
     return tuple(
         tuple(grouped.split()) if not single else (() if single == "1" else (single,)) for grouped, single in tokens

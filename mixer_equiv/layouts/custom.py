@@ -1,4 +1,7 @@
-"""A user's own layout: a table from Python, or from a small TOML or JSON file, checked row by row."""
+"""Layouts of users: read from a dict or a TOML or JSON file, and checked row by row.
+
+`Layout.to_toml` in `base` writes the same format.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _PLACEHOLDER = re.compile(r"\{[^}]*\}?|\}")
 
 
 def layout_from_file(path: Path, bases: Mapping[str, Layout]) -> Layout:
-    """The layout that a .toml or .json file describes; `layout_from_dict` says how.
+    """The layout in a .toml or .json file; `layout_from_dict` describes the fields.
 
     Raises `LayoutError`, naming the file, and the row where one is wrong.
     """
@@ -43,12 +46,11 @@ def layout_from_file(path: Path, bases: Mapping[str, Layout]) -> Layout:
 
 
 def layout_from_dict(fields: Any, bases: Mapping[str, Layout]) -> Layout:
-    """The layout of a dict of `Layout`'s fields.
+    """The layout with these fields of `Layout`.
 
     `rows` are lines of text: a canonical name, the layout's name, an einops pattern; or lists of these
-    three, for names that have white space in them. With `base`,
-    the name of another layout, everything that is not given is that one's, each row too, and the
-    pattern of a row that gives names only.
+    three, for names with white space. `base`, the name of another layout, gives fields and rows that
+    are missing, and the pattern of a row that has names only.
     """
     if not isinstance(fields, Mapping):
         raise LayoutError(f"a layout is described by a table of fields; found {type(fields).__name__}")
@@ -70,32 +72,34 @@ def layout_from_dict(fields: Any, bases: Mapping[str, Layout]) -> Layout:
     if "name" not in fields:
         raise LayoutError("the layout lacks a name: give one, such as name = 'ours'")
     if base is not None:
-        return validated(dataclasses.replace(base, **{"summary": f"{base.name}, as changed by its user", **values}))
+        return check_layout(dataclasses.replace(base, **{"summary": f"{base.name}, as changed by its user", **values}))
     missing = [name for name in ("framework", "computes", "rows") if name not in fields]
     if missing:
         raise LayoutError(f"the layout lacks {', '.join(missing)}; give them, or a base that has them")
-    return validated(Layout(**{"summary": values["name"], "trained_with": None, "advice": {}, **values}))
+    return check_layout(Layout(**{"summary": values["name"], "trained_with": None, "advice": {}, **values}))
 
 
 _NOT_IN_FILES = ("provenance", "tidy", "read_only")
 
 
-def validated(layout: Layout) -> Layout:
-    """`layout`, if its fields and all of its rows make sense. Raises `LayoutError` with all that is wrong."""
+def check_layout(layout: Layout) -> Layout:
+    """`layout`, with its rows in canonical order. Raises `LayoutError` that lists all problems of its fields and rows."""
     problems = [*_field_problems(layout), *_row_problems(layout.rows, layout.num_blocks)]
     if not problems and layout.is_tied and layout.num_blocks is None:
         problems = ["no name has {i}, so all blocks are tied and names do not show how many: give num_blocks"]
     elif not problems and not layout.is_tied and layout.num_blocks is not None:
         problems = [f"num_blocks is {layout.num_blocks}, but names with {{i}} show the depth: leave it out"]
     if problems:
-        raise LayoutError("\n".join([f"the layout {layout.name!r} is wrong:", *(f"  {what}" for what in problems)]))
+        raise LayoutError(
+            "\n".join([f"the layout {layout.name!r} is wrong:", *(f"  {problem}" for problem in problems)])
+        )
     order = list(CANONICAL)
     rows = tuple(sorted(layout.rows, key=lambda row: (order.index(row.general), _block_of(row))))
     return layout if rows == layout.rows else dataclasses.replace(layout, rows=rows)
 
 
 def _block_of(row: Row) -> int:
-    """The block that a row is for alone; one that is for all or none comes before these, which outweigh it."""
+    """The only block of a row; -1 for a row of all blocks or none, which comes first, so that later rows overrule it."""
     own = re.match(r"MixerBlock_(\d+)/", row.canonical)
     return int(own[1]) if own else -1
 
@@ -190,7 +194,7 @@ def _problems_of(row: Row) -> Iterator[str]:
 
 
 def sharing_problems(rows: Sequence[Row]) -> Iterator[str]:
-    """Rows of one name must have it in common for the whole array, and in every block."""
+    """Problems of rows with equal names: they must share the whole array, in every block."""
     holders: dict[str, Row] = {}
     for row, i in itertools.product(rows, range(12)):
         held = row.is_absent or holders.setdefault(fill(row.foreign, i, 12), row)
@@ -218,7 +222,7 @@ def _conventions(field: str, values: Any) -> Conventions:
 
 
 def _rows(lines: Any, base: Layout | None) -> tuple[Row, ...]:
-    """Rows from lines of text, put over those of the base."""
+    """Rows from lines of text, and the base's rows that they do not replace."""
     if isinstance(lines, str):
         lines = lines.strip().splitlines()
     if not isinstance(lines, list) or not all(isinstance(line, str) or _is_columns(line) for line in lines):

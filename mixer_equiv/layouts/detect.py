@@ -1,4 +1,4 @@
-"""Which layout some names and shapes are of, behind which prefix."""
+"""`detect`: the layout, the prefix and the number of blocks of some arrays, from their names and shapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.errors import LayoutError, summarize
 from mixer_equiv.layouts.base import Layout, Row, Shape
 
-# Where optax, Flax's old optimizers and torch keep what is shaped like the parameters.
+# Names under which optax, Flax's old optimizers and torch keep arrays shaped like the parameters.
 OPTIMIZER_STATE = frozenset(
     {"opt_state", "mu", "nu", "trace", "momentum", "param_states", "exp_avg", "exp_avg_sq", "momentum_buffer"}
 )
@@ -22,7 +23,10 @@ OPTIMIZER_STATE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class LayoutMatch:
-    """Where a layout was found among names: behind `prefix`, with `num_blocks` blocks."""
+    """A layout found among names, behind `prefix`, with `num_blocks` blocks.
+
+    `found` and `absent` count its parameters that are and are not there; a head may be absent uncounted.
+    """
 
     layout: Layout
     prefix: str
@@ -36,19 +40,19 @@ class LayoutMatch:
 
     @property
     def names(self) -> set[str]:
-        """Names of all its arrays, with the prefix."""
+        """Names of all its arrays, prefix included."""
         return {self.prefix + name for name in self.layout.parameters(self.num_blocks)}
 
     @property
     def is_of_optimizer(self) -> bool:
-        """Whether these are an optimizer's moments, which have the names of the parameters."""
+        """Whether the arrays are an optimizer's moments, which have the names of the parameters."""
         return not OPTIMIZER_STATE.isdisjoint(re.split(r"[./]", self.prefix))
 
 
 def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> LayoutMatch:
-    """The one layout and prefix whose names are `names`, or most of them.
+    """The layout and prefix that account for most of `names`.
 
-    Raises `LayoutError` if none fits, or if several do that give different canonical results.
+    Raises `LayoutError` if none fits, or if several fit that would give different canonical arrays.
     """
     layouts = tuple(layouts)
     matches = [match for layout in layouts for match in _matches(layout, _unstacked(layout, names, shapes))]
@@ -65,7 +69,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
     first, *others = tied
     own = first.names & set(_unstacked(first.layout, names, shapes))
-    # A set that lacks its head, or an array, is a set all the same: another may not stand in for it unsaid.
+    # A set that lacks its head, or some array, still counts as a set: choosing another one silently would be wrong.
     others += [m for m in matches if 2 * m.score >= best and m.prefix != first.prefix and own.isdisjoint(m.names)]
     for other in others:
         if other.prefix != first.prefix:
@@ -82,7 +86,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
 
 
 def _unstacked(layout: Layout, names: Collection[str], shapes: Mapping[str, Shape]) -> Collection[str]:
-    """The names with those of the layout's stacks replaced by their parts'."""
+    """The names, with each stack of the layout replaced by its parts."""
     if not layout.stacks:
         return names
     return split_stacks({name: Spec(shapes[name], _ANY) for name in names if name in shapes}, layout.depth_of_stack)
@@ -92,7 +96,7 @@ _ANY = np.dtype(np.float32)
 
 
 def _matches(layout: Layout, names: Collection[str]) -> list[LayoutMatch]:
-    """The layout behind every prefix where any of its block parameters is found."""
+    """A match of the layout behind every prefix where one of its block parameters is found."""
     blocks: dict[str, set[int]] = {}
     patterns = _block_patterns(layout.rows)
     for name in names:
@@ -107,9 +111,9 @@ def _matches(layout: Layout, names: Collection[str]) -> list[LayoutMatch]:
 
 
 def _best_depth(layout: Layout, prefix: str, blocks: set[int], names: Collection[str]) -> LayoutMatch:
-    """Depth by the highest block, or by the first gap, whichever explains the names better.
+    """The match whose depth, from the highest block or from the first gap, accounts for more of the names.
 
-    Where names go on counting behind the blocks, the highest may be none.
+    Where names outside the blocks continue their numbers ({L}), the highest number may be of no block.
     """
     gap = next(i for i in range(len(blocks) + 1) if i not in blocks)
     behind = {max(blocks)} if any(found["of"] == "L" for row in layout.rows for found in row.numbers) else set()
@@ -132,10 +136,20 @@ def _match(layout: Layout, prefix: str, depth: int, names: Collection[str]) -> L
     return LayoutMatch(layout, prefix, depth, found, absent)
 
 
+class _BlockPattern(NamedTuple):
+    """The names of a block parameter: their ending, a pattern of them behind any prefix, and how they number blocks.
+
+    Block i has the number `factor * i + offset`.
+    """
+
+    ending: str
+    pattern: re.Pattern[str]
+    factor: int
+    offset: int
+
+
 @cache
-def _block_patterns(rows: tuple[Row, ...]) -> list[tuple[str, re.Pattern[str], int, int]]:
-    """What the block parameters' names end with and look like behind any prefix, and how blocks are numbered:
-    by which factor, and from which number on."""
+def _block_patterns(rows: tuple[Row, ...]) -> list[_BlockPattern]:
     patterns = []
     for row in rows:
         if "{i}" in row.general and not row.is_absent:
@@ -150,12 +164,12 @@ def _block_patterns(rows: tuple[Row, ...]) -> list[tuple[str, re.Pattern[str], i
                 end = found.end()
             after = row.foreign[end:]
             pattern = re.compile(rf"(?P<prefix>.*[./])?{index}{regex}{re.escape(after)}")
-            patterns.append((after, pattern, factor, offset))
+            patterns.append(_BlockPattern(after, pattern, factor, offset))
     return patterns
 
 
 def _reading(match: LayoutMatch) -> dict[str, tuple[str, str]]:
-    """What each parameter is: the array's name and its axes, by the canonical name."""
+    """The array and its axes that each parameter is read from, by canonical name."""
     bindings = match.layout.bindings(match.num_blocks).values()
     return {b.canonical: (b.foreign, f"{b.row.foreign_axes} -> {b.row.canonical_axes}") for b in bindings}
 

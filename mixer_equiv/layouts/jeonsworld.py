@@ -1,6 +1,6 @@
-"""jeonsworld/MLP-Mixer-Pytorch, which trains on from the published npz files with the erf GELU.
+"""jeonsworld/MLP-Mixer-Pytorch, which fine-tunes the published npz files with the erf GELU.
 
-So what a file in this layout was trained with is not known from its names. Source: models/modeling.py.
+A file in this layout may hold weights of either GELU, and its names do not tell which. Source: models/modeling.py.
 """
 
 from mixer_equiv.layouts.base import Conventions, Layout, table

@@ -1,8 +1,8 @@
-"""lucidrains/mlp-mixer-pytorch: a flat nn.Sequential, whose numbers are its names.
+"""lucidrains/mlp-mixer-pytorch: a flat nn.Sequential, in which modules are called by their numbers.
 
 The stem is a Linear over `(p1 p2 c)`, and the token MLP two Conv1d of kernel 1. Its
 `expansion_factor` sizes the token MLP and `expansion_factor_token` the channel MLP, the reverse of
-what the paper's names suggest; shapes tell. Source: mlp_mixer_pytorch/mlp_mixer_pytorch.py.
+the paper's names; shapes tell. Source: mlp_mixer_pytorch/mlp_mixer_pytorch.py.
 """
 
 from mixer_equiv.layouts.base import Conventions, Layout, table

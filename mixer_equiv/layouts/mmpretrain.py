@@ -1,6 +1,6 @@
 """OpenMMLab's MMPreTrain: `MlpMixer` as the backbone of an `ImageClassifier`.
 
-The weights it publishes are timm's, so what a file was trained with is not known from its names.
+The weights that it publishes are timm's, so names do not tell which conventions a file was trained with.
 Source: open-mmlab/mmpretrain, mmpretrain/models/backbones/mlp_mixer.py.
 """
 

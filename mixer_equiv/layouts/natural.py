@@ -1,8 +1,8 @@
-"""Natural shapes of a formulation's parameters: what modules of torch that are written in it hold.
+"""`natural`: the layout of torch code that is written in a formulation, each weight in the shape of its module.
 
-The models of this package hold canonical parameters whatever their formulation. For code that is
-built of nn.Conv1d or of a Linear over flattened patches, `natural` gives the layout that `convert`
-writes and reads: the names of the torch layout, each weight in the shape of that module.
+The models of this package hold canonical parameters whatever their formulation. Code built of nn.Conv1d, or of
+a Linear over flattened patches, holds weights of these modules' shapes: its layout has the names of the torch
+layout, and can be read and written by `convert`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _STEM = {
     "linear": "hidden (ph pw channels)",
     "linear_channels_first": "hidden (channels ph pw)",
 }
-# Of a kernel from `a` to `b`.
+# Axes of a kernel that maps axis `a` to axis `b`.
 _KERNEL = {"linear": "{b} {a}", "matmul": "{b} {a}", "conv1d": "{b} {a} 1", "shared_conv": "{b} 1 1 {a}"}
 
 
 def natural(formulation: Formulation) -> Layout:
     """The layout of a torch Mixer whose modules hold their weights in this formulation's shapes.
 
-    By its name, such as "torch-linear-conv1d-conv1d", it is known wherever a layout's name is taken, and in files.
+    Its name, such as "torch-linear-conv1d-conv1d", is valid wherever a layout's name is, and in files.
     Raises `LayoutError` for "depthwise_conv", which holds every filter once for each channel, and `ConfigError`
-    for what is no `Formulation`.
+    for anything but a `Formulation`.
     """
     if as_formulation(formulation).tokens not in _KERNEL:
         raise LayoutError(
@@ -40,12 +40,12 @@ def natural(formulation: Formulation) -> Layout:
         name=_name(formulation),
         aliases=(),
         summary=f"modules of torch, formulated as {formulation}",
-        rows=tuple(_shaped(row, formulation) for row in TORCH.rows),
+        rows=tuple(_reshape(row, formulation) for row in TORCH.rows),
     )
 
 
-def natural_called(name: str) -> Layout | None:
-    """The natural layout of this name, None if it is that of none."""
+def find_natural(name: str) -> Layout | None:
+    """The natural layout of this name; None if there is none."""
     return next((natural(f) for f in FORMULATIONS if f.tokens in _KERNEL and _name(f) == name), None)
 
 
@@ -53,7 +53,7 @@ def _name(formulation: Formulation) -> str:
     return f"torch-{formulation.patch}-{formulation.tokens}-{formulation.channels}"
 
 
-def _shaped(row: Row, formulation: Formulation) -> Row:
+def _reshape(row: Row, formulation: Formulation) -> Row:
     if row.canonical == "stem/kernel":
         return dataclasses.replace(row, pattern=f"{row.canonical_axes} -> {_STEM[formulation.patch]}")
     for mixing, kind in (("token_mixing", formulation.tokens), ("channel_mixing", formulation.channels)):

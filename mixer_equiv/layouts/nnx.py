@@ -1,6 +1,6 @@
 """The Flax nnx model of this package, `mixer_equiv.models.nnx.MlpMixer`: the official names.
 
-Its config allows any conventions, so that names alone do not tell what its weights were trained with.
+Its config allows any conventions, so names alone do not tell which ones its weights were trained with.
 """
 
 import dataclasses

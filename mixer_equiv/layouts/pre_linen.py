@@ -1,9 +1,8 @@
-"""The official Mixer's checkpoints from before flax.linen, which only big_vision's loader reads.
+"""Checkpoints of the official Mixer from before flax.linen, which only big_vision's loader reads.
 
-Modules that the old code left unnamed carry the number that they had among all modules of their
-parent, so that the two LayerNorms of a block need not be 0 and 1; in the order of these numbers they
-are. Kernels have axes of size 1, and where they stand is recorded nowhere: nothing can be written
-so. Source: google-research/big_vision, big_vision/models/mlp_mixer.py.
+Modules without a name of their own carry their number among all modules of the parent: the two LayerNorms of a
+block have their order, but not always the numbers 0 and 1. Kernels have additional axes of size 1 at places that
+are recorded nowhere, so this layout is read and never written. Source: google-research/big_vision, big_vision/models/mlp_mixer.py.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from collections.abc import Mapping
 
 from mixer_equiv.layouts.base import OFFICIAL_CONVENTIONS, Binding, Layout, Shape, table
 
-# A module is unnamed where it is called by its class, such as LayerNorm_3.
+# A module without a name of its own is called by its class, such as LayerNorm_3.
 _UNNAMED = re.compile(r"(?P<parent>.*/)(?P<class>[A-Z][A-Za-z]*)_(?P<number>\d+)(?P<rest>/[^/]+)")
 
 
 def _tidy(layout: Layout, num_blocks: int, shapes: Mapping[str, Shape]) -> dict[str, tuple[str, Shape]]:
-    """New name and shape of each array: unnamed modules numbered from 0, and axes of size 1 dropped."""
+    """The name and shape of each array in the table: modules of a class numbered from 0, axes of size 1 dropped."""
     numbers: dict[tuple[str, str], set[int]] = {}
     matches = {name: match for name in shapes if (match := _UNNAMED.fullmatch(name))}
     for match in matches.values():
@@ -30,18 +29,18 @@ def _tidy(layout: Layout, num_blocks: int, shapes: Mapping[str, Shape]) -> dict[
         if match:
             place = sorted(numbers[match["parent"], match["class"]]).index(int(match["number"]))
             names[name] = f"{match['parent']}{match['class']}_{place}{match['rest']}"
-    tidied = {name: (names[name] or name, shape) for name, shape in shapes.items()}
-    return _squeezed(layout.parameters(num_blocks), tidied)
+    renamed = {name: (names[name] or name, shape) for name, shape in shapes.items()}
+    return _squeeze(layout.parameters(num_blocks), renamed)
 
 
-def _squeezed(
+def _squeeze(
     parameters: Mapping[str, Binding], arrays: Mapping[str, tuple[str, Shape]]
 ) -> dict[str, tuple[str, Shape]]:
-    """Axes of size 1 dropped where that gives the expected shape, so that a true size of 1 is not lost."""
+    """Drop axes of size 1 where the expected shape results; an axis whose true size is 1 is kept."""
     sizes = {}
     for new, shape in arrays.values():
         axes = parameters[new].row.foreign_axes.split() if new in parameters else []
-        if len(axes) == 1:  # of a vector the size is known, whatever axes of size 1 it has
+        if len(axes) == 1:  # the size of a vector is known despite axes of size 1
             sizes[axes[0]] = math.prod(shape)
     result = {}
     for name, (new, shape) in arrays.items():
@@ -63,7 +62,7 @@ PRE_LINEN = Layout(
     computes=OFFICIAL_CONVENTIONS,
     trained_with=OFFICIAL_CONVENTIONS,
     advice={},
-    read_only="where its kernels had axes of size 1 is recorded nowhere; write linen instead",
+    read_only="the places of its kernels' axes of size 1 are recorded nowhere; write linen instead",
     tidy=_tidy,
     rows=table("""
         stem/kernel                                   embedding/kernel                                         ph pw channels hidden

@@ -1,8 +1,7 @@
 """timm's `MlpMixer`. Source: huggingface/pytorch-image-models, timm/models/mlp_mixer.py.
 
-Its code computes the erf GELU, but the weights it publishes are of several origins (Google's were
-trained with the tanh form, MIIL's with erf), so what a file in this layout was trained with is not
-known from its arrays' names, but may be from its own.
+Its code computes the erf GELU, but the weights that it publishes are of several origins: Google's were trained with
+the tanh form, MIIL's with erf. The names of arrays do not tell which, but the name of the file may.
 """
 
 from mixer_equiv.layouts.base import OFFICIAL_CONVENTIONS, Conventions, Layout, table

@@ -1,6 +1,6 @@
 """The torch model of this package, `mixer_equiv.models.torch.MlpMixer`: the official names in torch's spelling.
 
-Its config allows any conventions, so that names alone do not tell what its weights were trained with.
+Its config allows any conventions, so names alone do not tell which ones its weights were trained with.
 """
 
 from mixer_equiv.layouts.base import Conventions, Layout, table

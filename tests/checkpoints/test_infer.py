@@ -109,7 +109,7 @@ def test_an_old_kernel_with_its_axes_swapped_is_refused_not_reshaped():
 
 
 def test_nothing_is_written_as_before_linen(tmp_path):
-    with pytest.raises(InexpressibleError, match="axes of size 1 is recorded nowhere; write linen") as caught:
+    with pytest.raises(InexpressibleError, match="axes of size 1 are recorded nowhere; write linen") as caught:
         convert(random_params(CONFIG, 0), to="pre-linen", config=CONFIG)
     assert len(caught.value.reasons) == 1
     old = pre_linen_arrays(random_params(CONFIG, 0), CONFIG, np.random.default_rng(0))
