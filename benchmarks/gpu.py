@@ -67,7 +67,7 @@ class Step(NamedTuple):
 
 VERIFY = ("-m", "mixer_equiv", "verify", "--device", "cuda", "--json", str(record.RESULTS / "gpu_verify.json"))
 STEPS: Mapping[str, Step] = {
-    "tests": Step(0.2, command=("-m", "pytest", "-q", "-m", "cuda", "tests/bench/test_cuda.py")),
+    "tests": Step(0.2, command=("-m", "pytest", "-q", "-m", "cuda", "tests/test_cuda.py")),
     "verify": Step(0.1, command=VERIFY),
     "torch": Step(0.2, Timed(("timm", "torch", "timm graphed", "torch graphed"))),
     "compiled": Step(0.25, Timed(("timm compiled", "torch compiled"), dtypes=("bfloat16", "tf32"))),

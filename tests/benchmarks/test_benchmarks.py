@@ -309,9 +309,7 @@ def test_a_step_on_a_gpu_that_fails_or_takes_too_long_is_told(monkeypatch: pytes
     assert gpu.main([]) == 0
 
 
-def test_without_a_gpu_nothing_is_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_gpu_nothing_is_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stopped:
         gpu.main([])
