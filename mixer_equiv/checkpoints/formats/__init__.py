@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.checkpoints.formats.base import FileFormat, StoredArray, reading
+from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, StoredArray, refuse_damage
 from mixer_equiv.checkpoints.formats.msgpack import MSGPACK
 from mixer_equiv.checkpoints.formats.npz import NPZ
 from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
@@ -23,6 +23,7 @@ from mixer_equiv.checkpoints.formats.torch_zip import TORCH
 from mixer_equiv.errors import CheckpointError
 
 FORMATS = (NPZ, SAFETENSORS, TORCH, MSGPACK, ORBAX, SHARDED)
+_ANY_FORMATS_DAMAGE = tuple({error for known in FORMATS for error in known.damage})
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 
 __all__ = [
@@ -40,14 +41,6 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Contents:
-    """What a file holds: arrays by name, possibly nested, read when they are used, and our metadata if it has any."""
-
-    arrays: Mapping[str, Any]
-    metadata: str | None
-
-
 def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
     """The contents of `path`, by what the file holds, whatever its suffix.
 
@@ -61,8 +54,9 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
         raise CheckpointError(
             f"{path} is a pipe or a device; a checkpoint is a file, whose parts are read in any order"
         )
-    with reading(path):
-        file_format = next((c for c in FORMATS if c.recognise(path)), None) or _by_suffix(path)
+    with refuse_damage(path, _ANY_FORMATS_DAMAGE):
+        file_format = next((known for known in FORMATS if known.recognise(path)), None) or _by_suffix(path)
+    with refuse_damage(path, file_format.damage):
         arrays, metadata = file_format.read(path)
         if mmap or not verify:
             arrays = _changed(arrays, _mapped if mmap else _unverified)
@@ -85,7 +79,7 @@ def _mapped(leaf: StoredArray) -> np.ndarray | StoredArray:
 
 
 def _unverified(leaf: StoredArray) -> StoredArray:
-    return leaf if leaf.unverified is None else dataclasses.replace(leaf, read=leaf.unverified)
+    return leaf if leaf.unverified is None else dataclasses.replace(leaf, make=leaf.unverified)
 
 
 def format_by_suffix(path: Path) -> FileFormat:

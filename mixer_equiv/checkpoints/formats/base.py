@@ -1,72 +1,108 @@
-"""What a file format is: how it is recognised, read and written."""
+"""The contract of a file format: `FileFormat`, `StoredArray`, and errors for damaged files.
+
+Knows no single format and no layout. Start at `FileFormat`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mixer_equiv.arrays.lazy import Deferred
 from mixer_equiv.errors import CheckpointError, MixerEquivError
 
 Framework = Literal["flax", "torch"]
 
-# Where a file's metadata holds ours, as JSON.
+# The key in a file's own metadata below which ours stand, as text.
 METADATA_KEY = "mixer_equiv"
+
+Damage = tuple[type[Exception], ...]
+
+# Exceptions by which a reader tells that bytes are damaged: a value that cannot be, or a read that fails or ends early.
+# Any other exception is a bug of this package, and must not be taken for damage.
+DAMAGE: Damage = (ValueError, OSError, EOFError)
+
+# Further ones that `zipfile` raises: RuntimeError for members that are encrypted or compressed in some unknown way,
+# OverflowError for offsets beyond all files.
+ZIP_DAMAGE: Damage = (
+    *DAMAGE,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    RuntimeError,
+    OverflowError,
+)
+
+# For a call into a library alone, where that raises exceptions of every kind for damaged bytes.
+ANY_DAMAGE: Damage = (Exception,)
+
+
+class Contents(NamedTuple):
+    """What a file holds: arrays by name, possibly nested, and our metadata as text, None if it has none."""
+
+    arrays: Mapping[str, Any]
+    metadata: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class FileFormat:
     """One file format.
 
-    `read` gives the arrays by name, possibly nested, and our metadata if there are any. Arrays may
-    be `StoredArray`s. `write` makes `path`, which does not exist yet: a file, or a directory where
-    `is_directory` says so. A format of `several_files` sees to what stands at `path` itself, since
-    no one rename puts all of them into place.
+    `recognise` tells by the contents, not by the suffix, whether a path is of this format. `read` gives the
+    contents, whose arrays may be `StoredArray`s; it raises `CheckpointError` in words of its own, or one of
+    `damage`. `write` makes `path`, which does not exist yet: a file, or a directory where `is_directory` says
+    so. A format of `several_files` replaces files at `path` itself, since no single rename can put all of them
+    into place.
     """
 
     name: str
     suffixes: tuple[str, ...]
     recognise: Callable[[Path], bool]
-    read: Callable[[Path], tuple[Mapping[str, Any], str | None]]
+    read: Callable[[Path], Contents]
     write: Callable[[Path, Mapping[str, np.ndarray], str, Framework], Any]
     is_directory: bool = False
     several_files: bool = False
+    damage: Damage = DAMAGE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StoredArray:
-    """An array in a file: shape and dtype are known, and the numbers are read when NumPy asks for them.
+class StoredArray(Deferred):
+    """An array in the file at `path`: shape and dtype are known, and its numbers are read each time it is used.
 
-    `read` gives an array of just this shape and dtype. What it raises becomes a `CheckpointError`.
-    `mapped`, where the file can be mapped, gives the same as a part of the mapping, and `unverified`,
-    where reading checks a CRC, without the check.
+    `make` gives an array of just this shape and dtype, and raises one of `damage` where it cannot; for users that is a
+    `CheckpointError`. `mapped`, where the file can be mapped, gives the array as a part of the mapping.
+    `unverified`, where reading checks a CRC, reads without the check.
     """
 
     path: Path
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
+    damage: Damage = DAMAGE
     mapped: Callable[[], np.ndarray] | None = None
     unverified: Callable[[], np.ndarray] | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        with reading(self.path):
-            return np.asarray(self.read(), dtype)
+        with refuse_damage(self.path, self.damage):
+            return super().__array__(dtype, copy)
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """What parsers raise on damaged input, which is almost anything, becomes a `CheckpointError`."""
+def refuse_damage(path: Path, damage: Damage = DAMAGE) -> Iterator[None]:
+    """Turn an exception that tells of damage into a `CheckpointError` of one sentence that names `path`.
+
+    Errors of this package, and exceptions that are none of `damage`, pass as they are.
+    """
     try:
         yield
     except MixerEquivError:
         raise
-    except Exception as error:
+    except damage as error:
         raise CheckpointError(
             f"{path} cannot be read: it is damaged or not a checkpoint ({_first_sentence(error)})"
         ) from error
@@ -78,7 +114,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 def zip_names(path: Path) -> list[str]:
-    """Names in a zip archive, none for a file that is not one."""
+    """Names in a zip archive; none for a file that is no archive."""
     if not zipfile.is_zipfile(path):
         return []
     with zipfile.ZipFile(path) as archive:

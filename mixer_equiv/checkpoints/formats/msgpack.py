@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import ml_dtypes  # noqa: F401  # so that NumPy knows bfloat16 by its name
 import numpy as np
 
 from mixer_equiv.arrays.interop import require, unflatten
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework, StoredArray
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents, FileFormat, Framework, StoredArray
 from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError
 
@@ -77,7 +78,10 @@ class _Walker:
         return getattr(self, kind)(value, depth + 1)
 
     def unpacked(self, form: str) -> Any:
-        return struct.unpack(form, self.stream.read(struct.calcsize(form)))[0]
+        packed = self.stream.read(struct.calcsize(form))
+        if len(packed) < struct.calcsize(form):
+            raise EOFError("it ends within a value")
+        return struct.unpack(form, packed)[0]
 
     def text(self, length: int, depth: int) -> str:
         return self.stream.read(length).decode()
@@ -109,33 +113,58 @@ class _Walker:
         parts = self.value(depth)
         if self.stream.tell() != end:
             raise ValueError(f"an extension of {length} bytes has another length")
-        return complex(*parts.values()) if code == _COMPLEX else self.array(*parts.values())
+        values = list(parts.values()) if isinstance(parts, dict) else []
+        if code == _COMPLEX:
+            if len(values) != 2 or not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"a complex number is of {len(values)} parts; expected two numbers")
+            return complex(*values)
+        match values:
+            case [dict(sides), str(name), range() as span]:
+                return self.array(tuple(sides.values()), name, span)
+        raise ValueError(f"an array is of {len(values)} parts; expected its shape, the name of its dtype and its bytes")
 
-    def array(self, sides: dict[str, int], name: str, span: range) -> StoredArray:
-        shape, dtype = tuple(sides.values()), np.dtype(name)
-        whole = all(isinstance(side, int) and side >= 0 for side in shape) and not dtype.hasobject
-        if not whole or math.prod(shape) * dtype.itemsize != len(span):
+    def array(self, shape: tuple[Any, ...], name: str, span: range) -> StoredArray:
+        dtype = _dtype_called(name)
+        if not _is_shape(shape) or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(span):
             raise ValueError(f"an array declares {shape} of {name} and holds {len(span)} bytes")
         return self.file.array(shape, dtype, span.start)
 
     def joined(self, node: dict[str, Any]) -> StoredArray:
         """The array that Flax cut into chunks, the first of which may carry our metadata beside it."""
         self.metadata = node.get(METADATA_KEY, self.metadata)
-        shape = tuple(node["shape"].values())
-        chunks = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
+        sides, parts = node.get("shape"), node.get("chunks")
+        if not isinstance(sides, dict) or not isinstance(parts, dict):
+            raise ValueError("an array in chunks lacks its shape or its chunks")
+        shape = tuple(sides.values())
+        chunks = [chunk for i in range(len(parts)) if isinstance(chunk := parts.get(str(i)), StoredArray)]
+        if not _is_shape(shape) or len(chunks) < len(parts):
+            raise ValueError(f"an array declares {shape}, and {len(chunks)} of its {len(parts)} chunks are arrays")
         held = sum(math.prod(chunk.shape) for chunk in chunks)
         if math.prod(shape) != held or len({chunk.dtype for chunk in chunks}) != 1:
             raise ValueError(f"an array declares {shape} and has {held} numbers in {len(chunks)} chunks")
         mapped = partial(_mapped, chunks[0], shape) if len(chunks) == 1 else None
-        return StoredArray(self.path, shape, chunks[0].dtype, partial(_joined, chunks, shape), mapped)
+        return StoredArray(shape, chunks[0].dtype, partial(_joined, chunks, shape), self.path, mapped=mapped)
+
+
+def _is_shape(sides: tuple[Any, ...]) -> bool:
+    return all(isinstance(side, int) and side >= 0 for side in sides)
+
+
+def _dtype_called(name: str) -> np.dtype:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that NumPy once had, where a byte is damaged
+            return np.dtype(name)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise ValueError(f"an array is of {name!r}, which is no dtype") from error
 
 
 def _mapped(chunk: StoredArray, shape: tuple[int, ...]) -> np.ndarray:
-    return chunk.mapped().reshape(shape) if chunk.mapped else chunk.read().reshape(shape)
+    return (chunk.mapped or chunk.make)().reshape(shape)
 
 
 def _joined(chunks: list[StoredArray], shape: tuple[int, ...]) -> np.ndarray:
-    return np.concatenate([chunk.read() for chunk in chunks]).reshape(shape)
+    return np.concatenate([chunk.make() for chunk in chunks]).reshape(shape)
 
 
 def _recognise(path: Path) -> bool:
@@ -149,11 +178,11 @@ def _recognise(path: Path) -> bool:
             if (kind, key_kind) != ("map", "text") or not length or key_length > _LONGEST_KEY:
                 return False
             return walker.text(key_length, 0).isprintable()
-        except (ValueError, struct.error):
+        except (ValueError, EOFError):
             return False
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
+def _read(path: Path) -> Contents:
     with path.open("rb") as stream:
         walker = _Walker(path, stream)
         kind, _ = walker.head()
@@ -163,7 +192,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
         tree = walker.value()
         if walker.left():
             raise CheckpointError(f"{path} goes on for {walker.left()} bytes after the end of its tree")
-    return tree, walker.metadata
+    return Contents(tree, walker.metadata)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import struct
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib.format import dtype_to_descr
 
 from mixer_equiv.arrays.chunks import byte_chunks
 from mixer_equiv.arrays.lazy import prefetch_arrays
-from mixer_equiv.checkpoints.formats.base import FileFormat, Framework, StoredArray, zip_names
+from mixer_equiv.checkpoints.formats.base import (
+    ANY_DAMAGE,
+    ZIP_DAMAGE,
+    Contents,
+    FileFormat,
+    Framework,
+    StoredArray,
+    refuse_damage,
+    zip_names,
+)
 from mixer_equiv.checkpoints.formats.raw_arrays import Checksum, File, crc32
 from mixer_equiv.errors import CheckpointError
 
@@ -24,7 +35,7 @@ def _recognise(path: Path) -> bool:
     return path.is_file() and any(name.endswith(".npy") for name in zip_names(path))
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
+def _read(path: Path) -> Contents:
     arrays = {}
     file = File.at(path)
     with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
@@ -37,49 +48,68 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
             name = info.filename.removesuffix(".npy")
             with archive.open(info) as member:  # which checks the local header
                 if info.compress_type != zipfile.ZIP_STORED:
-                    shape, _, dtype = _header(f"{name} in {path}", member, info.file_size)
-                    arrays[name] = StoredArray(path, shape, dtype, partial(_member, file, info.filename))
+                    header = _header(path, name, member, info.file_size)
+                    read = partial(_inflate, file, info.filename)
+                    arrays[name] = StoredArray(header.shape, header.dtype, read, path)
                     continue
             start = _start(stream, info)
-            shape, fortran_order, dtype = _header(f"{name} in {path}", stream, start + info.file_size)
+            header = _header(path, name, stream, start + info.file_size)
             numbers = stream.tell()
             stream.seek(start)
             checksum = Checksum(info.filename, crc32(stream.read(numbers - start)), info.CRC)
-            arrays[name] = file.array(shape, dtype, numbers, fortran_order=fortran_order, checksum=checksum)
+            arrays[name] = file.array(
+                header.shape, header.dtype, numbers, fortran_order=header.fortran_order, checksum=checksum
+            )
         comment = archive.comment.decode("utf-8", "replace")
-    return arrays, comment if comment.startswith("{") else None
+    return Contents(arrays, comment if comment.startswith("{") else None)
 
 
 def _start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Go to where a member's bytes begin: after its local header, whose extra field may be longer than the directory's.
+    """Seek to the first byte of a member, and return its offset.
 
-    zipfile would read a small member at once, and with it check the CRC.
+    Its local header, before it, may have a longer extra field than the directory tells. zipfile is not asked to
+    read it, since it would read a small member whole, and with it check the CRC.
     """
     stream.seek(info.header_offset + 26)
     return stream.seek(info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4))))
 
 
-def _member(file: File, name: str) -> np.ndarray:
-    """One array, inflated to its end, where zipfile checks the CRC."""
-    with file.opened() as stream, zipfile.ZipFile(stream) as archive, archive.open(name) as member:
+def _inflate(file: File, name: str) -> np.ndarray:
+    """Read a compressed member to its end, where zipfile checks the CRC."""
+    with (
+        file.opened() as stream,
+        refuse_damage(file.path, ANY_DAMAGE),
+        zipfile.ZipFile(stream) as archive,
+        archive.open(name) as member,
+    ):
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def _header(what: str, member: Any, end: int) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order, dtype; pickles, and sizes that the file does not have, are refused before anything is allocated."""
-    version = np.lib.format.read_magic(member)
+class _Header(NamedTuple):
+    """What stands before an array's numbers."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+
+
+def _header(path: Path, name: str, member: Any, end: int) -> _Header:
+    """Read a header; refuse pickles, and sizes that the file does not have, before anything is allocated."""
+    what = f"{name} in {path}"
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise CheckpointError(f"{what} is of npy format version {version}; 1.0 and 2.0 are read")
-    shape, fortran_order, dtype = readers[version](member)
-    if dtype.hasobject:
+    # NumPy evaluates the header as a literal of Python, and warns of names of dtypes that it once had.
+    with refuse_damage(path, ANY_DAMAGE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        version = np.lib.format.read_magic(member)
+        if version not in readers:
+            raise CheckpointError(f"{what} is of npy format version {version}; 1.0 and 2.0 are read")
+        header = _Header(*readers[version](member))
+    if header.dtype.hasobject:
         raise CheckpointError(f"{what} is an array of Python objects (a pickle), which is never loaded")
-    declared = dtype.itemsize
-    for side in shape:
-        declared *= side
-    if declared != end - member.tell():
-        raise CheckpointError(f"{what} declares {declared} bytes ({shape} of {dtype}) and holds {end - member.tell()}")
-    return shape, fortran_order, dtype
+    declared, held = header.dtype.itemsize * math.prod(header.shape), end - member.tell()
+    if declared != held:
+        raise CheckpointError(f"{what} declares {declared} bytes ({header.shape} of {header.dtype}) and holds {held}")
+    return header
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
@@ -97,4 +127,4 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
         archive.comment = metadata.encode()
 
 
-NPZ = FileFormat("npz", (".npz",), _recognise, _read, _write)
+NPZ = FileFormat("npz", (".npz",), _recognise, _read, _write, damage=ZIP_DAMAGE)

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,7 +23,15 @@ import numpy as np
 from mixer_equiv.arrays.chunks import group_by_size
 from mixer_equiv.arrays.interop import is_array, require, unflatten
 from mixer_equiv.checkpoints.formats.atomic import remove
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework, StoredArray
+from mixer_equiv.checkpoints.formats.base import (
+    ANY_DAMAGE,
+    METADATA_KEY,
+    Contents,
+    FileFormat,
+    Framework,
+    StoredArray,
+    refuse_damage,
+)
 from mixer_equiv.checkpoints.names import unboxed
 from mixer_equiv.errors import CheckpointError
 
@@ -65,7 +74,7 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
+def _read(path: Path) -> Contents:
     orbax = require("orbax.checkpoint", "flax", "an Orbax checkpoint")
     items = _items(path)
     if not items:
@@ -76,15 +85,15 @@ def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
     read = {name: _tree(orbax, folder.absolute()) for name, folder in items.items()}
     if len(read) == 1:
         return next(iter(read.values()))
-    return {name: arrays for name, (arrays, _) in read.items()}, None
+    return Contents({name: contents.arrays for name, contents in read.items()}, None)
 
 
-def _tree(orbax: Any, path: Path) -> tuple[Mapping[str, Any], str | None]:
-    """Arrays of one item, and our metadata. Leaves that are no arrays, such as empty optimizer states, are left out."""
+def _tree(orbax: Any, path: Path) -> Contents:
+    """The contents of one item. Leaves that are no arrays, such as empty optimizer states, are left out."""
     from jax import tree_util
 
     # The handler, because a checkpointer warns of items that belong to a step.
-    with _failing_quietly():
+    with refuse_damage(path, ANY_DAMAGE), _failing_quietly():
         tree = orbax.PyTreeCheckpointHandler().metadata(path).tree
     leaves, structure = tree_util.tree_flatten_with_path(tree)
     names = [tree_util.keystr(key, simple=True, separator="/") for key, _ in leaves]
@@ -94,9 +103,10 @@ def _tree(orbax: Any, path: Path) -> tuple[Mapping[str, Any], str | None]:
     for batch in group_by_size({i: _size(spec) for i, spec in specs.items()}, RESTORED_AT_ONCE):
         for i in batch:
             read = partial(_one, restore, frozenset(batch), i)
-            arrays[names[i]] = StoredArray(path, tuple(specs[i].shape), np.dtype(specs[i].dtype), read)
-    metadata = (_json(path / "_CHECKPOINT_METADATA").get("custom_metadata") or {}).get(METADATA_KEY)
-    return unflatten(unboxed(arrays)), metadata if isinstance(metadata, str) else None
+            arrays[names[i]] = StoredArray(tuple(specs[i].shape), np.dtype(specs[i].dtype), read, path)
+    custom = _json(path / "_CHECKPOINT_METADATA").get("custom_metadata")
+    metadata = custom.get(METADATA_KEY) if isinstance(custom, dict) else None
+    return Contents(unflatten(unboxed(arrays)), metadata if isinstance(metadata, str) else None)
 
 
 def _size(spec: Any) -> int:
@@ -110,7 +120,7 @@ def _restore(orbax: Any, path: Path, structure: Any, wanted: frozenset[int]) -> 
     item = structure.unflatten([0 if i in wanted else ... for i in range(structure.num_leaves)])
     as_numpy = jax.tree.map(lambda _: orbax.RestoreArgs(restore_type=np.ndarray), item)
     restore_args = orbax.args.PyTreeRestore(item=item, restore_args=as_numpy)
-    with _failing_quietly():
+    with refuse_damage(path, ANY_DAMAGE), _failing_quietly():
         return jax.tree.leaves(orbax.PyTreeCheckpointer().restore(path, args=restore_args))
 
 
@@ -153,8 +163,10 @@ def _failing_quietly() -> Iterator[None]:
         yield
     except Exception as error:
         time.sleep(0.1)
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
+        with warnings.catch_warnings():  # of coroutines that nobody awaits any more
+            warnings.simplefilter("ignore", RuntimeWarning)
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
         raise
     finally:
         sys.unraisablehook = hook

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer_equiv.arrays.chunks import CHUNK_BYTES
-from mixer_equiv.checkpoints.formats.base import StoredArray
+from mixer_equiv.checkpoints.formats.base import ZIP_DAMAGE, StoredArray
 from mixer_equiv.errors import CheckpointError
 
 try:
@@ -73,7 +73,7 @@ class File:
         """The array whose numbers begin at byte `start`."""
         stored = _Stored(self, shape, dtype, start, fortran_order, checksum)
         unverified = dataclasses.replace(stored, checksum=None).read if checksum else None
-        return StoredArray(self.path, shape, dtype, stored.read, stored.mapped, unverified)
+        return StoredArray(shape, dtype, stored.read, self.path, ZIP_DAMAGE, stored.mapped, unverified)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,10 +9,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from mixer_equiv.arrays.chunks import CHUNK_BYTES, byte_chunks, group_by_size, map_in_threads
 from mixer_equiv.arrays.lazy import as_lazy
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework
+from mixer_equiv.checkpoints.formats.base import DAMAGE, METADATA_KEY, Contents, FileFormat, Framework
 from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError
 
@@ -50,10 +51,8 @@ def _recognise(path: Path) -> bool:
     return brace == b"{" and int.from_bytes(length, "little") <= _LONGEST_HEADER
 
 
-def read(path: Path) -> tuple[Mapping[str, Any], str | None]:
+def read(path: Path) -> Contents:
     """Arrays by name, read when used, and our metadata."""
-    from safetensors import safe_open
-
     file, arrays = File.at(path), {}
     with safe_open(path, framework="np") as tensors:  # which checks the header, offsets included
         names = list(tensors.keys())
@@ -66,7 +65,7 @@ def read(path: Path) -> tuple[Mapping[str, Any], str | None]:
         if form not in _DTYPES:
             raise CheckpointError(f"{name} in {path} is of {form}; float16, bfloat16, float32 and float64 are read")
         arrays[name] = file.array(tuple(shape), np.dtype(_DTYPES[form]), 8 + length + start)
-    return arrays, metadata
+    return Contents(arrays, metadata)
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
@@ -98,4 +97,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework
     map_in_threads(group_by_size({name: found[name].nbytes for name in names}, CHUNK_BYTES), put)
 
 
-SAFETENSORS = FileFormat("safetensors", (".safetensors",), _recognise, read, write)
+# The library raises its own error for a header that is no header, or whose offsets do not fit.
+SAFETENSORS_DAMAGE = (*DAMAGE, SafetensorError)
+
+SAFETENSORS = FileFormat("safetensors", (".safetensors",), _recognise, read, write, damage=SAFETENSORS_DAMAGE)

@@ -11,14 +11,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mixer_equiv.arrays.chunks import group_by_size
 from mixer_equiv.arrays.lazy import as_lazy, specs_of
 from mixer_equiv.checkpoints.formats import atomic, safetensors
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents, FileFormat, Framework
 from mixer_equiv.errors import CheckpointError, summarize
 
 SUFFIX = ".safetensors.index.json"
@@ -55,20 +54,20 @@ def _recognise(path: Path) -> bool:
         return stream.read(1) == b"{" and b'"weight_map"' in stream.read(2**20)
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
+def _read(path: Path) -> Contents:
     if path.is_dir():
         path = _only_checkpoint(path)
         if not path.name.endswith(".json"):
             return safetensors.read(path)
     weight_map, metadata = _index(path)
-    shards = {shard: safetensors.read(path.parent / shard)[0] for shard in _present(path, set(weight_map.values()))}
+    shards = {shard: safetensors.read(path.parent / shard).arrays for shard in _present(path, set(weight_map.values()))}
     absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
     if absent:
         raise CheckpointError(f"{path} names arrays that their shards do not hold: {summarize(absent)}; {_AGAIN}")
     extra = [f"{name} in {shard}" for shard in shards for name in shards[shard] if weight_map.get(name) != shard]
     if extra:
         raise CheckpointError(f"{path} does not name arrays that its shards hold: {summarize(extra)}; {_AGAIN}")
-    return {name: shards[shard][name] for name, shard in weight_map.items()}, metadata
+    return Contents({name: shards[shard][name] for name, shard in weight_map.items()}, metadata)
 
 
 _AGAIN = "the index is of other files, so get all of them again"
@@ -98,7 +97,7 @@ def _index(path: Path) -> tuple[dict[str, str], str | None]:
     expected = 'expected {"metadata": {...}, "weight_map": {"name": "shard.safetensors", ...}}'
     try:
         index = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); {expected}") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
@@ -230,4 +229,12 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
     write_sharded(path, arrays, metadata, framework)
 
 
-SHARDED = FileFormat("sharded safetensors", (SUFFIX,), _recognise, _read, _write, several_files=True)
+SHARDED = FileFormat(
+    "sharded safetensors",
+    (SUFFIX,),
+    _recognise,
+    _read,
+    _write,
+    several_files=True,
+    damage=safetensors.SAFETENSORS_DAMAGE,
+)

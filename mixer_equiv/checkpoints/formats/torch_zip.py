@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import as_mapping, is_array, require, stored_dtype, to_numpy, to_torch
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework, StoredArray, zip_names
+from mixer_equiv.checkpoints.formats.base import (
+    ANY_DAMAGE,
+    METADATA_KEY,
+    ZIP_DAMAGE,
+    Contents,
+    FileFormat,
+    Framework,
+    StoredArray,
+    refuse_damage,
+    zip_names,
+)
 from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError, ConversionError, MissingDependencyError
 
@@ -42,27 +52,34 @@ def _safe_torch() -> Any:
     return torch
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], str | None]:
+def _read(path: Path) -> Contents:
     torch, file = _safe_torch(), File.at(path)
     mapped = bool(zip_names(path)) and path.suffix != ".safetensors"
-    try:
-        if mapped:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        else:  # a legacy file cannot be mapped, and given a path torch would go by this suffix
-            with path.open("rb") as stream:
-                loaded = torch.load(stream, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to load it anyway.
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"Python objects ({named[1]})" if named else "something else than weights, or is damaged"
-        raise CheckpointError(
-            f"{path} holds {what}, so it is not loaded; save model.state_dict() alone, not the model, and no "
-            "other objects beside it"
-        ) from error
-    if as_mapping(loaded) is None:
+    loaded = _load(torch, path, mapped)
+    tree = as_mapping(loaded)
+    if tree is None:
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a state_dict")
-    tree = as_mapping(loaded) or {}
-    return _copied_when_used(file if mapped else None, path, tree), getattr(loaded, METADATA_KEY, None)
+    arrays = _copied_when_used(file if mapped else None, path, tree)
+    return Contents(arrays, getattr(loaded, METADATA_KEY, None))
+
+
+def _load(torch: Any, path: Path, mapped: bool) -> Any:
+    """Read the one object of a file, with torch and nothing of ours."""
+    with refuse_damage(path, ANY_DAMAGE):
+        try:
+            if mapped:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # A legacy file cannot be mapped. From an open file torch reads it whatever its suffix.
+            with path.open("rb") as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            # torch's own message advises to load it anyway.
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"Python objects ({named[1]})" if named else "something else than weights, or is damaged"
+            raise CheckpointError(
+                f"{path} holds {what}, so it is not loaded; save model.state_dict() alone, not the model, and no "
+                "other objects beside it"
+            ) from error
 
 
 def _copied_when_used(file: File | None, path: Path, tree: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -79,7 +96,7 @@ def _lazy(file: File | None, path: Path, name: str, leaf: Any) -> Any:
     with contextlib.suppress(ConversionError):
         if is_array(leaf):
             read, share = partial(_copy, file, name, leaf), partial(to_numpy, name, leaf)
-            return StoredArray(path, tuple(leaf.shape), stored_dtype(name, leaf), read, share)
+            return StoredArray(tuple(leaf.shape), stored_dtype(name, leaf), read, path, ZIP_DAMAGE, share)
     return leaf
 
 
@@ -119,4 +136,5 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
         raise OSError(str(error).partition("\n")[0]) from error
 
 
-TORCH = FileFormat("torch", (".pt", ".pth", ".bin"), _recognise, _read, _write)
+# RuntimeError, one of these, is what torch raises for whatever a tensor cannot do.
+TORCH = FileFormat("torch", (".pt", ".pth", ".bin"), _recognise, _read, _write, damage=ZIP_DAMAGE)
