@@ -1,8 +1,8 @@
 """The pytest plugin of mixer_equiv: the fixture `assert_equivalent`, the marker `mixer_equiv`, and snippets.
 
-It lies beside the package, as pytest loads it at the start of every run: importing a module of the package
-would import NumPy, which reads how many threads to use before a conftest.py can say so, and which most
-runs do not need.
+It lies beside the package because pytest loads it at the start of every run, and most runs need nothing of the
+package. Importing a module of the package would import NumPy, which reads the number of its threads from the
+environment before a conftest.py can set it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 TITLE = "mixer_equiv: the failing example, as code that runs by itself"
-UNFINISHED = "mixer_equiv: the failing example, as code that runs once what is to be filled in is"
+UNFINISHED = "mixer_equiv: the failing example, as code that runs after its gaps are filled in"
 
 MARKER = (
-    "mixer_equiv(**options): what assert_equivalent takes in this test where the call does not say it: seed=3, "
+    "mixer_equiv(**options): defaults for the options of assert_equivalent in this test: seed=3, "
     "under=['activation'], gradients=False, train_steps=5, policy=Policy(residual=1e-10), and the other options "
     "of mixer_equiv.verify."
 )
@@ -41,11 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def assert_equivalent() -> Callable[..., Any]:
     """Fail unless a Mixer is the official function: `assert_equivalent(MyMixer, config=config)`.
 
-    The same as `mixer_equiv.assert_equivalent`. It takes a class, a function that makes a model, a model, a
-    checkpoint or the place of one of these ("path/to/file.py:MyMixer"), what to compare it with ("flax" is
-    the default), and the options of `mixer_equiv.verify`. Classes and functions are called with the
-    `config`; a model that is made already needs `image=(channels, height, width)`.
-    It is of session scope, so that Hypothesis tests can use it.
+    This is `mixer_equiv.assert_equivalent`. Its first argument is a class, a function that makes a model, a model, a
+    checkpoint, or the place of one of these ("path/to/file.py:MyMixer"); the second, by default "flax", is the model
+    to compare it with; then come the options of `mixer_equiv.verify`. Classes and functions are called with
+    `config`; a model needs `image=(channels, height, width)`. The fixture's scope is the session, so that Hypothesis
+    tests can use it.
     """
     from mixer_equiv import assert_equivalent
 
@@ -54,7 +54,7 @@ def assert_equivalent() -> Callable[..., Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Fixtures are made with the options of the test that first asks for them."""
+    """Set up fixtures with the options of the test that first asks for them."""
     return (yield from _with_options(item))
 
 
@@ -77,7 +77,7 @@ def _with_options(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def _options(item: pytest.Item) -> dict[str, Any]:
-    """What the command line and the markers say, the nearest marker last."""
+    """Options of the command line and of the markers; the nearest marker wins."""
     seed = item.config.getoption("--mixer-equiv-seed")
     options = {} if seed is None else {"seed": seed}
     for marker in reversed(list(item.iter_markers("mixer_equiv"))):
@@ -89,8 +89,8 @@ def _options(item: pytest.Item) -> dict[str, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-    """Show snippets below the traceback, from where they can be copied, and not in it."""
-    snippets = list(_taken(call.excinfo.value)) if call.excinfo is not None else []
+    """Move snippets from the traceback to a section below it, where they can be copied."""
+    snippets = list(_take_snippets(call.excinfo.value)) if call.excinfo is not None else []
     report = yield
     if not snippets:
         return report
@@ -105,11 +105,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     return report
 
 
-def _taken(error: BaseException) -> Iterator[str]:
-    """The snippets of an error, or of those in a group, which are notes of it no longer."""
+def _take_snippets(error: BaseException) -> Iterator[str]:
+    """Remove the snippets from the notes of an error, or of the errors in a group, and yield them."""
     if isinstance(error, BaseExceptionGroup):
         for member in error.exceptions:
-            yield from _taken(member)
+            yield from _take_snippets(member)
         return
     errors = sys.modules.get("mixer_equiv.errors")
     if errors is not None and isinstance(error, errors.NotEquivalentError) and error.snippet:

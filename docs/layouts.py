@@ -1,4 +1,4 @@
-"""Write the README's table of layouts anew from the registry: `python docs/layouts.py`."""
+"""Update the README's table of layouts from the registry: `python docs/layouts.py`."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ MARKED = re.compile(r"(<!-- mixer-equiv layouts --markdown -->\n).*?(<!-- end --
 
 
 def with_table(text: str) -> str:
-    """The README's text with the table as the registry has it now."""
+    """The README's text with the current table."""
     rows = markdown_table([describe_layout(layout) for layout in LAYOUTS.values()])
     return MARKED.sub(lambda marks: f"{marks[1]}{rows}{marks[2]}", text)
 

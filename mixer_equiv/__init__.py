@@ -5,8 +5,9 @@
     save(state, "mixer_b16.safetensors")
     print(verify(params, state))
 
-Importing this needs NumPy and einops; torch, JAX and Flax are imported when they are used, and so is
-all that compares programs.
+Public are this package and `layouts`, `models`, `testing` and `render`; everything else is internal.
+Importing it needs NumPy and einops; torch, JAX and Flax are imported when they are used, and so is everything
+that compares programs.
 """
 
 import importlib

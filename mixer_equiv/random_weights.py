@@ -53,7 +53,7 @@ def draw_params(config: MixerConfig, seed: int = 0, style: str = "normal", dtype
 def draw_images(
     config: MixerConfig, seed: int = 0, style: str = "normal", count: int = 3, dtype: Any = np.float64
 ) -> np.ndarray:
-    """Draw `count` images (count, height, width, channels), of mean 0 and deviation 1, in a style of `draw_params`.
+    """Draw `count` images (count, height, width, channels), around 0 and of unit scale, in a style of `draw_params`.
 
     The mean of "large_mean" images is 100 to 300. Raises `ConfigError` for an unknown style.
     """

@@ -55,7 +55,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     Raises `LayoutError` if none fits, or if several fit that would give different canonical arrays.
     """
     layouts = tuple(layouts)
-    matches = [match for layout in layouts for match in _matches(layout, _unstacked(layout, names, shapes))]
+    matches = [match for layout in layouts for match in _matches(layout, _split_names(layout, names, shapes))]
     moments = [match for match in matches if match.is_of_optimizer and match.score >= 0]
     matches = [match for match in matches if not match.is_of_optimizer]
     best = max((match.score for match in matches), default=-1)
@@ -68,7 +68,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     if len(tied) > 1:
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
     first, *others = tied
-    own = first.names & set(_unstacked(first.layout, names, shapes))
+    own = first.names & set(_split_names(first.layout, names, shapes))
     # A set that lacks its head, or some array, still counts as a set: choosing another one silently would be wrong.
     others += [m for m in matches if 2 * m.score >= best and m.prefix != first.prefix and own.isdisjoint(m.names)]
     for other in others:
@@ -85,14 +85,16 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     return first
 
 
-def _unstacked(layout: Layout, names: Collection[str], shapes: Mapping[str, Shape]) -> Collection[str]:
+def _split_names(layout: Layout, names: Collection[str], shapes: Mapping[str, Shape]) -> Collection[str]:
     """The names, with each stack of the layout replaced by its parts."""
     if not layout.stacks:
         return names
-    return split_stacks({name: Spec(shapes[name], _ANY) for name in names if name in shapes}, layout.depth_of_stack)
+    return split_stacks(
+        {name: Spec(shapes[name], _ANY_DTYPE) for name in names if name in shapes}, layout.depth_of_stack
+    )
 
 
-_ANY = np.dtype(np.float32)
+_ANY_DTYPE = np.dtype(np.float32)  # layouts do not depend on it
 
 
 def _matches(layout: Layout, names: Collection[str]) -> list[LayoutMatch]:
@@ -175,7 +177,7 @@ def _reading(match: LayoutMatch) -> dict[str, tuple[str, str]]:
 
 
 def _shapes_agree(match: LayoutMatch, shapes: Mapping[str, Shape]) -> bool:
-    leaves = {name: Spec(shape, _ANY) for name, shape in shapes.items() if name.startswith(match.prefix)}
+    leaves = {name: Spec(shape, _ANY_DTYPE) for name, shape in shapes.items() if name.startswith(match.prefix)}
     parts = split_stacks(leaves, match.layout.depth_of_stack)
     own = {name.removeprefix(match.prefix): leaf.shape for name, leaf in parts.items()}
     sizes = match.layout.axis_sizes(match.num_blocks, own)

@@ -1,1 +1,1 @@
-"""For tests of Mixers: `assert_equivalent` and `compare`, Hypothesis strategies, and failing calls as code."""
+"""Tools for tests of Mixers: `assert_equivalent`, `compare`, Hypothesis strategies, and failing calls as code."""

@@ -1,4 +1,7 @@
-"""For tests: `assert_equivalent`, which fails with the report, and `compare`, which says what tolerance would do."""
+"""`assert_equivalent`: `verify` as an assertion, whose failure shows the report and code that repeats it.
+
+`tolerance` compares arrays, without running models.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ _DEFAULTS: dict[str, Any] = {}
 
 
 def assert_equivalent(a: Any, b: Any = None, *, under: str | Collection[str] | None = None, **options: Any) -> Report:
-    """Fail unless `verify(a, b, **options)` finds the two to be the same function, and show its report.
+    """Fail, showing the report, unless `verify(a, b, **options)` finds the two to be the same function.
 
-    `under` is the name of a cause that may differ, such as "activation", or are several: with them the
-    two must be the same function once these are changed. Returns the report.
-    Raises `NotEquivalentError`, an `AssertionError`, with code that shows the same by itself; `ConfigError`
-    for the name of no such cause; and as `verify`.
+    `under` names one or several causes that may differ, such as "activation": the two must then be the
+    same function once these are changed. Returns the report.
+    Raises `NotEquivalentError`, an `AssertionError`, with code that repeats the comparison by itself; `ConfigError`
+    for an unknown cause; and the errors of `verify`.
     """
     __tracebackhide__ = True
     options = {**_DEFAULTS, **options}
@@ -48,25 +51,25 @@ def _causes(under: str | Collection[str]) -> set[str]:
     return names
 
 
-# What leaves two the same function once it is changed.
+# Causes that `under` may name: once they are changed, the two are the same function.
 EXPLAINED = {name for name in (*CODE, *CONSTRAINTS) if verdict_of(name) == "equivalent_under"}
 
 
 def _snippet(a: Any, b: Any, options: Mapping[str, Any], frame: FrameType) -> str:
-    """The call of `verify` that was made for a call in `frame`."""
+    """Code for the call of `verify` behind the call in `frame`."""
     from mixer_equiv.testing.reproducer import code_for_call  # only failures need it
 
     sides = {"a": a} if b is None else {"a": a, "b": b}
     return code_for_call("verify", {**sides, **options}, frame)
 
 
-# What `assert_equivalent` takes beside the two sides.
+# The options of `assert_equivalent`.
 OPTIONS = ("under", *list(inspect.signature(verify).parameters)[2:])
 
 
 @contextlib.contextmanager
 def defaults(**options: Any) -> Iterator[None]:
-    """Inside, what `assert_equivalent` is not told, in whatever thread, is taken from these."""
+    """Use these options, in all threads, wherever a call of `assert_equivalent` does not give them."""
     before = dict(_DEFAULTS)
     _DEFAULTS.update(options)
     try:

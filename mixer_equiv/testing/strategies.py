@@ -6,9 +6,9 @@
         batch = data.draw(images(config))
         ...
 
-Hypothesis draws the structure and seeds, and NumPy makes the arrays, so that examples are cheap and
-shrink to small configs and seed 0. A failing example is printed as the calls that make it again, where these
-are shorter than its numbers.
+Hypothesis draws sizes and seeds, and NumPy makes the arrays: examples are cheap, and shrink to small configs and
+seed 0. A failing example is printed as the calls that make it again, where these are shorter than its numbers.
+Nothing here compares or runs models.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _FEW: tuple[tuple[Any, ...], ...] = (
     ((4, 3), (8, 9), 2, 12, 10, 5, 3, "quick_gelu"),
 )
 
-# No two sizes of a config are equal; patches and images are oblong, channels 1 to 5, and one has no head.
+# In each config all sizes differ, and patches and images are oblong; channels are 1 to 5, and one has no head.
 FEW_CONFIGS = tuple(
     MixerConfig(num_blocks=2, **dict(zip((*_FIELDS, "activation"), sizes, strict=True))) for sizes in _FEW
 )
 
 
 def few_configs() -> st.SearchStrategy[MixerConfig]:
-    """One of `FEW_CONFIGS`: for tests that compile a program for each config, and keep it."""
+    """Draw one of `FEW_CONFIGS`: for tests that compile a program for each config, and keep it."""
     return st.sampled_from(FEW_CONFIGS)
 
 
@@ -71,26 +71,25 @@ def configs(
     min_hidden_dim: int | None = None,
     **fields: Any,
 ) -> st.SearchStrategy[MixerConfig]:
-    """Small Mixers of every kind: any patch, rectangular images, 1 to 5 channels, with or without a head.
+    """Draw small Mixers of every kind: any patch, rectangular images, 1 to 5 channels, with or without a head.
 
-    `min_dim` and `max_dim` bound the dims and classes that are drawn, and `min_dim` the tokens; `hidden_dim` is at
-    least `min_hidden_dim`, since a LayerNorm of one or two channels leaves nothing but signs, and of a few may be
-    ill-conditioned. `fields` fix some fields of the config; what is drawn fits them. Shrinks to one block of
-    ones, or of what is the least. Raises `ConfigError` for fields that a config does not have, and for bounds that they
-    do not keep.
+    `min_dim` and `max_dim` bound the dims and classes, and `min_dim` also the number of tokens. `hidden_dim` is at
+    least `min_hidden_dim`: a LayerNorm of one or two channels leaves nothing but signs, and one of a few may be
+    ill-conditioned. `fields` fix some fields of the config, and the others are drawn to fit. Shrinks to one block
+    with all sizes 1, or at their least. Raises `ConfigError` for unknown fields, and for fields outside of the bounds.
     """
     least = min_dim if min_hidden_dim is None else min_hidden_dim
     bounds = {"max_blocks": max_blocks, "min_dim": min_dim, "max_dim": max_dim, "min_hidden_dim": least}
     for name, bound in bounds.items():
         as_count(name, bound)
     if min_dim > max_dim:
-        raise ConfigError(f"min_dim is {min_dim}, and max_dim {max_dim}")
-    fields = _normalised(fields)
+        raise ConfigError(f"min_dim is {min_dim}, which is more than max_dim, {max_dim}")
+    fields = _normalize(fields)
     if min_hidden_dim is not None and fields.get("hidden_dim", least) < least:
-        raise ConfigError(f"hidden_dim is {fields['hidden_dim']}, and min_hidden_dim {least}")
-    most = _most_patches(fields, 0) * _most_patches(fields, 1)
+        raise ConfigError(f"hidden_dim is {fields['hidden_dim']}, which is less than min_hidden_dim, {least}")
+    most = _max_patches(fields, 0) * _max_patches(fields, 1)
     if most < min_dim:
-        raise ConfigError(f"min_dim is {min_dim}, which bounds the tokens too, and there are at most {most}")
+        raise ConfigError(f"min_dim is {min_dim}, which also bounds the tokens, and there are at most {most}")
     return _configs(fields, st.integers(min_dim, max_dim), (least, max(least, max_dim)), max_blocks, min_dim)
 
 
@@ -123,8 +122,8 @@ def _configs(
     return MixerConfig(**{**drawn, **fields})
 
 
-def _normalised(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields as a config has them. Raises `ConfigError` for those that none has."""
+def _normalize(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields in the form that a config gives them. Raises `ConfigError` for unknown ones."""
     unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(MixerConfig)})
     if unknown:
         raise ConfigError(f"a MixerConfig has no {', '.join(unknown)}")
@@ -133,27 +132,27 @@ def _normalised(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in fields}
 
 
-_MOST_PATCHES = 4  # along one side, where the image's size is open
+_MAX_PATCHES = 4  # along one side, where the image's size is drawn
 
 
-def _fixed(fields: dict[str, Any], side: int) -> tuple[int | None, int | None]:
-    """Patch and image size along the height (0) or width (1), None for what is open."""
+def _fixed_sizes(fields: dict[str, Any], side: int) -> tuple[int | None, int | None]:
+    """Patch and image size along the height (0) or width (1); None for a size that is to be drawn."""
     patch, image = (fields.get(name) for name in ("patch_size", "image_size"))
     return patch and patch[side], image and image[side]
 
 
-def _most_patches(fields: dict[str, Any], side: int) -> int:
-    patch, image = _fixed(fields, side)
-    return _MOST_PATCHES if image is None else image // (patch or 1)
+def _max_patches(fields: dict[str, Any], side: int) -> int:
+    patch, image = _fixed_sizes(fields, side)
+    return _MAX_PATCHES if image is None else image // (patch or 1)
 
 
 def _side_sizes(fields: dict[str, Any], side: int) -> list[tuple[int, int]]:
-    """Patch and image size along the height (0) or width (1), all that `fields` leave open, the simplest first."""
-    patch, image = _fixed(fields, side)
+    """Every (patch, image) size along the height (0) or width (1) that agrees with `fields`, the simplest first."""
+    patch, image = _fixed_sizes(fields, side)
     if image is not None:
         return [(size, image) for size in range(1, image + 1) if size == (patch or size) and image % size == 0]
     patches = (1, 2, 3) if patch is None else (patch,)
-    return [(size, size * count) for size in patches for count in range(1, _MOST_PATCHES + 1)]
+    return [(size, size * count) for size in patches for count in range(1, _MAX_PATCHES + 1)]
 
 
 def _patches(size: tuple[int, int]) -> int:
@@ -161,29 +160,30 @@ def _patches(size: tuple[int, int]) -> int:
 
 
 def params(config: MixerConfig, style: str = "normal", dtype: Any = np.float64) -> st.SearchStrategy[dict[str, Any]]:
-    """Flat canonical weights for `config`, by name, in one of the `STYLES` that `draw_params` describes.
+    """Draw flat canonical weights for `config`, by name, in one of the `STYLES` that `draw_params` describes.
 
     Nest them with `flax.traverse_util.unflatten_dict(weights, sep="/")` for a Flax model, or let `convert`
-    take them to any layout. Raises `ConfigError` for what is no config, style, or dtype of `DTYPES`.
+    take them to any layout. Raises `ConfigError` for an unknown style, a dtype not in `DTYPES`, and a `config`
+    that is none.
     """
-    kept = _checked("params", config, style, dtype)
-    return st.builds(draw_params, st.just(config), seed=_SEEDS, **kept)
+    arguments = _check_arguments("params", config, style, dtype)
+    return st.builds(draw_params, st.just(config), seed=_SEEDS, **arguments)
 
 
 def images(
     config: MixerConfig, style: str = "normal", count: int = 3, dtype: Any = np.float64
 ) -> st.SearchStrategy[np.ndarray]:
-    """`count` images (count, height, width, channels) for `config`, in one of the `STYLES`.
+    """Draw `count` images (count, height, width, channels) for `config`, in one of the `STYLES`.
 
-    Raises `ConfigError` for what is no config, style, count, or dtype of `DTYPES`.
+    Raises `ConfigError` for an unknown style, a dtype not in `DTYPES`, and a `count` or `config` that is none.
     """
-    kept = _checked("images", config, style, dtype)
+    arguments = _check_arguments("images", config, style, dtype)
     count = as_count("count", count, 0)
-    return st.builds(draw_images, st.just(config), seed=_SEEDS, count=st.just(count), **kept)
+    return st.builds(draw_images, st.just(config), seed=_SEEDS, count=st.just(count), **arguments)
 
 
-def _checked(function: str, config: Any, style: str, dtype: Any) -> dict[str, st.SearchStrategy[str]]:
-    """Style and dtype as strategies, of what examples print so that they can be run again."""
+def _check_arguments(function: str, config: Any, style: str, dtype: Any) -> dict[str, st.SearchStrategy[str]]:
+    """Style and dtype as strategies of values whose repr in a printed example can be run again."""
     if not isinstance(config, MixerConfig):
         raise ConfigError(
             f"{function} takes a MixerConfig, and found a {type(config).__name__}; draw one first, by "
@@ -200,7 +200,7 @@ def _checked(function: str, config: Any, style: str, dtype: Any) -> dict[str, st
 
 
 def formulations(**fields: str) -> st.SearchStrategy[Formulation]:
-    """Any formulation, or those with some of `patch`, `tokens`, `channels` fixed. Shrinks to the official one."""
+    """Draw a formulation, with some of `patch`, `tokens`, `channels` fixed. Shrinks to the official one."""
     known = {"patch": PATCH_CHOICES, "tokens": TOKENS_CHOICES, "channels": CHANNELS_CHOICES}
     unknown = sorted(fields.keys() - known.keys())
     if unknown:
@@ -210,6 +210,6 @@ def formulations(**fields: str) -> st.SearchStrategy[Formulation]:
 
 
 def layouts(*, writable: bool = False) -> st.SearchStrategy[Layout]:
-    """Any registered layout, or any that can be written."""
+    """Draw a registered layout, or only those that can be written."""
     names = sorted(name for name, layout in LAYOUTS.items() if not (writable and layout.read_only))
     return st.sampled_from(names).map(get_layout)

@@ -18,12 +18,13 @@ from mixer_equiv.errors import ConfigError, ConversionError
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How far two arrays, or sets of them, are apart.
+    """The distance of two arrays, or sets of them.
 
-    `max_abs` is the largest difference, `max_rel` the largest over the expected magnitude, both at
-    single elements; `residual` is relative in the 2-norm. `passes` tells whether every element is
-    within `atol + rtol * |expected|`; with `min_rtol` for this `atol`, or `min_atol` for this `rtol`,
-    it would. `worst` is where the largest excess is, by name and index.
+    `passes` tells whether every element is within `atol + rtol * |expected|`. `min_rtol` is the least `rtol`
+    that would pass with this `atol`, and `min_atol` the least `atol` with this `rtol`. `max_abs` is the largest
+    difference of two elements, `max_rel` the largest one relative to the expected element, and `residual` the
+    difference relative in the 2-norm. `worst` is the name and index of the largest excess; `mismatched` of `size`
+    elements do not pass.
     """
 
     passes: bool
@@ -51,11 +52,11 @@ class Comparison:
 
 
 def compare(actual: Any, expected: Any, *, rtol: float = 1e-7, atol: float = 0.0) -> Comparison:
-    """Compare arrays, or arrays by name, of any frameworks; `print` of the result says what tolerance would pass.
+    """Compare arrays, or arrays by name, of any frameworks; `print(result)` shows the tolerances that would pass.
 
     An element passes if |actual - expected| <= atol + rtol * |expected|, as in NumPy; NaN never does.
-    Raises `ConversionError` for other names or shapes, for nothing to compare, and for whole numbers
-    that float64 cannot hold; `ConfigError` for a tolerance that is none.
+    Raises `ConversionError` for different names or shapes, for nothing to compare, and for integers
+    that float64 cannot hold; `ConfigError` for a tolerance that is negative or not finite.
     """
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
         if not 0 <= tolerance < np.inf:
@@ -94,7 +95,7 @@ def compare(actual: Any, expected: Any, *, rtol: float = 1e-7, atol: float = 0.0
 
 
 def _by_name(value: Any) -> dict[str, np.ndarray]:
-    """Arrays in float64, "" for one alone."""
+    """Arrays in float64 by name; a single array is called ""."""
     leaves = flatten(value) if isinstance(value, Mapping) else [("", value)]
     return {name: _wide(name or "array", leaf if is_array(leaf) else np.asarray(leaf)) for name, leaf in leaves}
 
@@ -108,7 +109,7 @@ def _wide(name: str, array: Any) -> np.ndarray:
 
 
 def _place(arrays: Mapping[str, np.ndarray], flat: int) -> str:
-    """The name and index of the element that has this place when all arrays are in a row."""
+    """The name and index of an element, given its index in all arrays joined."""
     for name, array in arrays.items():
         if flat < array.size:
             index = ", ".join(map(str, np.unravel_index(flat, array.shape))) if array.ndim else ""

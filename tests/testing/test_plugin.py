@@ -78,11 +78,11 @@ from mixer_equiv.testing.strategies import configs
 from theirs.mixer import TheirMixer, mixer
 
 CONFIG = {CONFIG!r}
-OFFICIAL = {{"activation": "gelu_tanh", "layer_norm_eps": 1e-6}}
+OFFICIAL_FIELDS = {{"activation": "gelu_tanh", "layer_norm_eps": 1e-6}}
 
 
 @settings(max_examples=3, derandomize=True, database=None, deadline=None)
-@given(configs(max_blocks=2, min_dim=3, **OFFICIAL))
+@given(configs(max_blocks=2, min_dim=3, **OFFICIAL_FIELDS))
 def test_for_drawn_configs(assert_equivalent, config):
     assert_equivalent(mixer, "reference", config=config, gradients=False)
 
@@ -341,6 +341,9 @@ def test_nothing_is_imported_until_it_is_used(project: Path) -> None:
 
 
 def test_pytest_tells_what_there_is(project: Path) -> None:
-    assert "@pytest.mark.mixer_equiv(**options): what assert_equivalent takes" in outcome(project, "--markers")[0]
+    assert (
+        "@pytest.mark.mixer_equiv(**options): defaults for the options of assert_equivalent"
+        in outcome(project, "--markers")[0]
+    )
     fixtures = outcome(project, "--fixtures", "tests/test_nothing.py")[0]
     assert re.search(r"^assert_equivalent \[session scope\].*\n +Fail unless a Mixer is", fixtures, re.MULTILINE)

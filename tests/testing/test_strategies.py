@@ -38,7 +38,7 @@ ONES = MixerConfig(
     channels_mlp_dim=1,
 )
 CONFIG = FEW_CONFIGS[0]
-OFFICIAL = {"activation": "gelu_tanh", "layer_norm_eps": 1e-6}
+OFFICIAL_FIELDS = {"activation": "gelu_tanh", "layer_norm_eps": 1e-6}
 QUIET = settings(database=None, max_examples=2000, deadline=None, derandomize=True)
 
 
@@ -258,12 +258,12 @@ def test_an_unknown_style_is_refused_with_the_known_ones() -> None:
         ),
         (lambda: configs(min_dim=17, max_dim=20), "there are at most 16"),
         (lambda: configs(patch_size=2, image_size=(4, 2), min_dim=3), "there are at most 2"),
-        (lambda: configs(hidden_dim=2, min_hidden_dim=3), "hidden_dim is 2, and min_hidden_dim 3"),
+        (lambda: configs(hidden_dim=2, min_hidden_dim=3), "hidden_dim is 2, which is less than min_hidden_dim, 3"),
         (lambda: configs(hidden_dim="x", min_hidden_dim=3), "hidden_dim is 'x'; it must be a whole number"),
         (lambda: configs(image_size="x"), "image_size is 'x'; it must be an int or a"),
         (lambda: configs(patch_size=0), "patch_size is 0; it must be a whole number"),
         (lambda: configs(patch_size=3, image_size=4), "image_size 4x4 is not divisible"),
-        (lambda: configs(min_dim=8), "min_dim is 8, and max_dim 7"),
+        (lambda: configs(min_dim=8), "min_dim is 8, which is more than max_dim, 7"),
         (lambda: configs(min_dim=2.5), "min_dim is 2.5; it must be a whole number of at least 1"),
         (lambda: configs(max_blocks=0), "max_blocks is 0; it must be a whole number of at least 1"),
         (lambda: configs(depth=3), "a MixerConfig has no depth"),
