@@ -202,11 +202,12 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
     array in chunks it reads the shape and the chunks only: so the first array is written in chunks,
     be they one, with the metadata beside them.
     """
-    packer = require("msgpack", "flax", "writing a .msgpack file").Packer()
+    msgpack = require("msgpack", "flax", "writing a .msgpack file")
+    packer, extension = msgpack.Packer(), partial(msgpack.ExtType, _ARRAY)
     notes = {name: {METADATA_KEY: metadata} for name in list(arrays)[:1]}
     tree = unflatten({name: partial(_leaf, arrays, name, notes.get(name, {})) for name in arrays})
     with path.open("xb") as stream:
-        for piece in _packed(packer, tree):
+        for piece in _packed(packer, extension, tree):
             stream.write(piece)
 
 
@@ -221,17 +222,18 @@ def _leaf(arrays: Mapping[str, np.ndarray], name: str, notes: dict[str, str]) ->
     return {_CHUNKED: True, "shape": shape, "chunks": chunks} | notes
 
 
-def _packed(packer: Any, node: Any) -> Iterator[bytes]:
+def _packed(packer: Any, extension: Any, node: Any) -> Iterator[bytes]:
     """The bytes of a tree, piece by piece; its leaves are called for when their turn comes."""
     if callable(node):
         node = node()
     if isinstance(node, np.ndarray):
-        yield packer.pack_ext_type(_ARRAY, packer.pack((node.shape, node.dtype.name, node.tobytes())))
+        content = packer.pack((node.shape, node.dtype.name, node.tobytes()))
+        yield packer.pack(extension(content))  # before msgpack 1.2, pack_ext_type returned nothing
     elif isinstance(node, dict):
         yield packer.pack_map_header(len(node))
         for key, value in node.items():
             yield packer.pack(key)
-            yield from _packed(packer, value)
+            yield from _packed(packer, extension, value)
     else:
         yield packer.pack(node)
 
