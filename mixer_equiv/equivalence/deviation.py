@@ -105,7 +105,7 @@ class Deviation:
     Attributes:
         step: The name of the program's step, such as "MixerBlock_0/LayerNorm_0".
         kind: "variant" for a known other form of the operation, "skip" for a step left out, "insert" for an
-            operation more before the step or after the last one, "unknown" where the trace has another value.
+            extra operation before the step or after the last one, "unknown" where the trace has another value.
         what: The setting or the operation that differs, an identifier such as "layer_norm_eps".
         expected: The program's setting; None where an operation was inserted.
         found: The trace's setting.

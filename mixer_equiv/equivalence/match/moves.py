@@ -1,6 +1,6 @@
 """`MoveGenerator`: the ways in which a trace may take a step of a program.
 
-A step is taken as the program has it, by a known variant, not at all, after an operation more, or, at last,
+A step is taken as the program has it, by a known variant, not at all, after an extra operation, or, at last,
 by a value of the trace whose making is not known. This module knows the operations of
 `mixer_equiv.operations` and no model. Start at `MoveGenerator.moves`.
 
@@ -48,15 +48,15 @@ from mixer_equiv.operations import ACTIVATIONS, Array, Program, Step
 
 COST_OF = {"variant": 1, "skip": 1, "insert": 2, "unknown": 3}
 
-# How many values of the trace are tried in the place of a step that is not known.
+# How many values of the trace are tried in the place of an unknown step.
 CONTINUED_AT_MOST = 12
 
-# How many parameters may be used in such a step.
+# How many parameters an unknown step may use.
 PARAMETERS_AT_MOST = 6
 
 
 class ExtraOperation(NamedTuple):
-    """An operation that the trace has and the program has not, and its result."""
+    """An operation of the trace that the program lacks, and its result."""
 
     array: Array
     value: Value
@@ -65,21 +65,21 @@ class ExtraOperation(NamedTuple):
     assignments: tuple[KnownAssignment, ...] = ()
 
     def deviation(self, step: Step) -> Insertion:
-        """The deviation, told at the step that takes the result, or else at the last one."""
+        """The deviation, placed at the `step` that takes the result, or at the last step."""
         expected = Choice.TRANSPOSED if self.what == "reshape" else None
         names = operand_names(*self.assignments)
         return Insertion(step.name, "insert", self.what, expected, self.setting, names, self.assignments)
 
 
 class MoveGenerator:
-    """Answers for one trace and the programs that it may be."""
+    """Generates moves for one trace and the programs that it may be."""
 
     def __init__(self, trace: Trace, programs: tuple[Program, ...]) -> None:
         self.trace, self.programs = trace, programs
         self.parameters = ParameterSearch(trace)
 
     def moves(self, step: Step, replay: Replay, budget: int) -> Iterator[Move]:
-        """The moves that cost no more than the budget, those of the program itself first."""
+        """Generate the moves that cost no more than the budget, cheapest kinds first."""
         inputs = tuple(replay.values[place] for place in step.inputs)
         yield from self._as_specified(step, inputs, replay)
         if budget >= COST_OF["variant"]:
@@ -122,7 +122,7 @@ class MoveGenerator:
         axes = len(step.parameters[0].axes) - 1
         alone = self.parameters.fit_linear(axes, x, replay.position, guessed=guessed)
         found: list[tuple[LayerFit, Value | None]] = [(fit, fit.value) for fit in alone]
-        # Where the bias, or the whole result, is seen only after the addition to the stream.
+        # The trace may show the bias, or the whole result, only after the addition to the stream.
         if not any(fit.has_bias for fit in alone) and (plus := self._summand(replay)) is not None:
             later = self.parameters.fit_linear(axes, x, replay.position, guessed=guessed, plus=plus)
             found = [(fit, None) for fit in later if fit.has_bias or not alone] + found
@@ -144,7 +144,7 @@ class MoveGenerator:
         return None
 
     def _variants(self, step: Step, inputs: tuple[Array, ...], replay: Replay) -> Iterator[Move]:
-        """Other things that code does where this operation is meant."""
+        """Known variants of the step's operation."""
         cost = COST_OF["variant"]
         if not _have_one_shape(inputs):
             return
@@ -165,7 +165,7 @@ class MoveGenerator:
                 yield Move(array, value, {}, (deviation,), cost)
 
     def _scaled(self, step: Step, normed: Array, replay: Replay, deviations: tuple[Deviation, ...]) -> Iterator[Move]:
-        """The step by a scale and a bias of the trace, over the last axis of `normed` or all axes but the first."""
+        """`normed` times a scale plus a bias of the trace, over its last axis or all axes but the first."""
         cost = COST_OF["variant"] if deviations else 0
         whole = self.parameters.cached("whole", lambda: normed.reshape(len(normed), -1), normed)
         names = [parameter.name for parameter in step.parameters]
@@ -177,7 +177,7 @@ class MoveGenerator:
                 yield Move(array, fit.value, dict(zip(names, held, strict=True)), deviations, cost)
 
     def _after_insertion(self, step: Step, inputs: tuple[Array, ...], replay: Replay) -> Iterator[Move]:
-        """The step as the program has it, once one of its inputs was changed by one operation more."""
+        """The step as the program has it, after an extra operation on one of its inputs."""
         for i, x in enumerate(inputs):
             extras = list(self.extra_operations(x, replay.position))
             if step.operation == "layer_norm" and (seen := replay.seen[step.inputs[i]]) is not None and x.ndim == 3:
@@ -194,7 +194,7 @@ class MoveGenerator:
                         )
 
     def extra_operations(self, x: Array, position: int) -> Iterator[ExtraOperation]:
-        """Operations by which the trace makes one of its values of `x`."""
+        """Extra operations on `x` whose result the trace has."""
         yield from self._extra_layers(x, position)
         for name, function in {**ACTIVATIONS, **OUTPUTS}.items():
             array = self.parameters.cached(("inserted", name), partial(function, x), x)
@@ -242,7 +242,7 @@ class MoveGenerator:
                 yield from ((array, value) for array in axis_permutations(value.array, shape))
 
     def _reach(self, position: int) -> int:
-        """The last value to which a step that is not known may lead: past few parameters of its own."""
+        """The number of the last value that an unknown step can give, with few parameters of its own."""
         ahead = sorted(number for numbers in self.trace.uses.values() for number in numbers if number > position)
         return ahead[PARAMETERS_AT_MOST] if len(ahead) > PARAMETERS_AT_MOST else len(self.trace.values)
 

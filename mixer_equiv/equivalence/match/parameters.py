@@ -60,7 +60,7 @@ Assignment = KnownAssignment | UnknownParameter
 
 @dataclasses.dataclass(frozen=True)
 class LayerFit:
-    """A value of the trace, as the array computed for it, and the kernel or scale and the bias that make it."""
+    """A value of the trace, with the kernel (or scale) and bias that make it; `array` is in the program's order."""
 
     array: Array
     value: Value
@@ -81,7 +81,7 @@ NEXT_KERNELS = 12
 
 
 class ParameterSearch:
-    """Answers about one trace, each worked out once."""
+    """Finds values and parameters of one trace, and caches every answer."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace

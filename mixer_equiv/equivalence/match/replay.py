@@ -1,4 +1,4 @@
-"""`Replay`: how far a program was followed in a trace, and `Move`, one way to take its next step.
+"""`Replay`, a program followed in a trace as far as some step, and `Move`, one way to take the next step.
 
 Both are plain data, never changed once made, so that the search can go back to any of them.
 """
@@ -17,20 +17,20 @@ from mixer_equiv.operations import Array, Step
 
 @dataclasses.dataclass(frozen=True)
 class Insertion(Deviation):
-    """A deviation by one operation more; `assignments` are the operands of the trace that it takes."""
+    """A deviation by an extra operation; `assignments` are the operands of the trace that it takes."""
 
     assignments: tuple[KnownAssignment, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Move:
-    """One way to take a step.
+    """One way to take a step of the program.
 
     Attributes:
         array: The step's value.
         seen: The value of the trace that has the same elements, if one is known.
         assignments: The step's parameters by name.
-        deviations: The ways in which the step is not as the program has it.
+        deviations: How the step differs from the program's.
         cost: The sum of the deviations' costs.
         sure: Whether the step rests on a value of the trace that cannot be there by chance.
         replaced: Earlier values by their places, where an operation was inserted first.
@@ -47,14 +47,14 @@ class Move:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Replay:
-    """The steps that were taken, and what they gave.
+    """A program followed in a trace as far as some step.
 
     Attributes:
         steps: The program's steps so far.
         values: The input and the steps' values, by their places in the program.
         seen: The trace's value of each of `values`, if one is known.
         assignments: The program's parameters by name.
-        deviations: The ways in which the trace is not as the program has it.
+        deviations: How the steps differ from the program's.
         before_insertion: Values by their places, with the trace's values, as they were before an
             operation was inserted.
     """

@@ -3,10 +3,10 @@
 The program's steps are replayed in float64 on the trace's own input. At a step with parameters,
 those of the trace are tried, in every order of axes that their shapes allow, until the result is
 a value that the trace really has: equal up to the order of elements, which the end of the program
-then proves. Nothing is concluded from names, shapes alone, or code. Where a step's value is nowhere
-in the trace, the step deviates: variants of its operation are tried, leaving it out, an operation
-before it, and at last the trace's own value in its place. A move that could be chance is confirmed by
-the steps after it.
+then proves. Names, code, and shapes alone prove nothing. Where a step's value is nowhere in the trace,
+the step deviates: the search tries variants of its operation, leaves it out, puts an extra operation
+before it, and at last takes the trace's own value in its place. A move that could be chance is
+confirmed by the steps after it.
 
 Several programs may be possible, such as one for each depth: the trace decides at the first step in
 which they differ. This module knows operations and values; it imports no model and no layout. A program
@@ -45,7 +45,7 @@ class ProgramMatch:
         values: Its input and values, replayed with the deviations, by their places in the program.
         seen: The trace's value of each of `values`, if one is known.
         assignments: The program's parameters by name.
-        deviations: The ways in which the trace is not as the program has it.
+        deviations: How the steps differ from the program's.
         before_insertion: Values by their places, with the trace's values, as they were before an
             operation was inserted.
     """
@@ -181,7 +181,7 @@ class _Search:
     def _results(
         self, program: Program, result: Array, position: int, budget: int
     ) -> Iterator[tuple[Array, tuple[Insertion, ...]]]:
-        """The result, alone and after more operations than the program has."""
+        """The program's result, as it is and after extra operations."""
         yield result, ()
         if budget < COST_OF["insert"]:
             return

@@ -1,4 +1,4 @@
-"""The two modes under which a recorded pass runs: one for calls of torch's functions, one for its operations."""
+"""The two modes of a recorded pass: one sees calls of torch's functions, the other the operations they carry out."""
 
 from __future__ import annotations
 

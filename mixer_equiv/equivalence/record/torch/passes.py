@@ -1,8 +1,7 @@
-"""One pass of a torch module on other parameters: `record` keeps its values, `gradients` differentiates it, and
-`outputs` gives its results alone.
+"""Run a torch module once, on other parameters than its own.
 
-All three take the module as it is found, run it in float64 in eval mode (`outputs` in either mode), and
-leave it as it was.
+`record` keeps every value, `gradients` differentiates an output, and `outputs` keeps the outputs alone. All three
+leave the module, the random generators and torch's settings as they were.
 """
 
 from __future__ import annotations
