@@ -13,7 +13,7 @@ from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import recognised
 from mixer_equiv.equivalence.match.axes import locate_elements
 from mixer_equiv.equivalence.match.parameters import AssignedOperand, Assignment, UnknownParameter
-from mixer_equiv.equivalence.match.search import PartialMatch, ProgramMatch, WholeMatch
+from mixer_equiv.equivalence.match.program_search import PartialMatch, ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, Source, Tap, Unnamed

@@ -11,7 +11,7 @@ import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.match.parameters import AbsentParameter, AssignedOperand
-from mixer_equiv.equivalence.match.search import ProgramMatch
+from mixer_equiv.equivalence.match.program_search import ProgramMatch
 from mixer_equiv.equivalence.mixer.result import Unnamed
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace, Value

@@ -6,8 +6,8 @@ import dataclasses
 
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.parameters import AssignedOperand, Assignment, UnknownParameter
+from mixer_equiv.equivalence.match.program_search import ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.match.replay import Insertion
-from mixer_equiv.equivalence.match.search import ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace

@@ -81,7 +81,7 @@ def find_program(
     Where no step leads on, a `thorough` search goes back some steps, which takes longest where there is
     nothing to be found. `entry` is the trace's input in the programs' order of axes.
     """
-    return _Search(trace, entry, tuple(programs)).run(thorough)
+    return _ProgramSearch(trace, entry, tuple(programs)).run(thorough)
 
 
 class _Node(NamedTuple):
@@ -100,7 +100,7 @@ class _Node(NamedTuple):
         return {step: tuple(programs) for step, programs in result.items()}
 
 
-class _Search:
+class _ProgramSearch:
     def __init__(self, trace: Trace, entry: Array, programs: tuple[Program, ...]) -> None:
         self.trace, self.entry, self.programs = trace, entry, programs
         self.generator = MoveGenerator(trace, programs)
