@@ -101,8 +101,8 @@ def convert(
             step(f"reading {source.name}")
             original, larger = _load_resized(source, parse_image_size(image_size), reading)
             step("converting")
-            converted, caught = _converted(
-                _with_head(original, drop_head, num_classes),
+            converted, caught = _convert(
+                _change_head(original, drop_head, num_classes),
                 to=to or _other_framework(original),
                 allow_missing=allow_missing or (),
                 image_size=larger,
@@ -110,9 +110,7 @@ def convert(
             )
             names = rename_prefixes(converted.whole, prefixes)
             if dry_run:
-                collections.deque(
-                    prefetch_arrays(converted.whole), maxlen=0
-                )  # some errors show only when arrays are made
+                collections.deque(prefetch_arrays(converted.whole), maxlen=0)  # some errors show only in making arrays
                 written = checkpoint_io.path_to_read(converted, target, max_shard_size)
             else:
                 step(f"writing {target.name}")
@@ -133,8 +131,8 @@ def convert(
             say(f"warning: {warning}")
 
 
-def _with_head(checkpoint: Checkpoint, drop_head: bool, num_classes: int | None) -> Checkpoint:
-    """The checkpoint with its head, without one, or with a new one for `num_classes`."""
+def _change_head(checkpoint: Checkpoint, drop_head: bool, num_classes: int | None) -> Checkpoint:
+    """Take the head off, or put a new one for `num_classes`, where that is asked for."""
     from mixer_equiv.checkpoints import surgery
 
     if drop_head:
@@ -142,7 +140,7 @@ def _with_head(checkpoint: Checkpoint, drop_head: bool, num_classes: int | None)
     return checkpoint if num_classes is None else surgery.new_head(checkpoint, num_classes)
 
 
-def _converted(
+def _convert(
     checkpoint: Checkpoint,
     *,
     to: str,
@@ -150,7 +148,7 @@ def _converted(
     image_size: tuple[int, int] | None,
     dtype: str | None,
 ) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint in the layout `to`, widened to an image size, in a dtype; and warnings."""
+    """Convert to the layout `to`, widen to `image_size` and round to `dtype` if these are given; and list warnings."""
     from mixer_equiv.checkpoints import surgery
     from mixer_equiv.checkpoints.conversion import convert as convert_weights
 
@@ -167,7 +165,7 @@ def _converted(
 def _load_resized(
     source: Path, image_size: tuple[int, int] | None, reading: dict[str, Any]
 ) -> tuple[Checkpoint, tuple[int, int] | None]:
-    """The checkpoint, and the image size that it is to be widened to, if it has not as many tokens."""
+    """Load a checkpoint for images of `image_size`; with it, the size to widen it to, if it has fewer tokens."""
     from mixer_equiv.checkpoints import surgery
     from mixer_equiv.checkpoints.io import load
 

@@ -88,7 +88,7 @@ def verify(
     with report_errors():
         check_outputs({"--json": json_file, "--html": html_file})
         register_layouts(layout_files)
-        report = _verified(
+        report = _verify(
             a,
             b,
             from_=from_,
@@ -100,7 +100,7 @@ def verify(
             train_steps=train_steps,
             dtype=dtype,
             device=device,
-            policy=parse_thresholds(rtol),
+            policy=_parse_thresholds(rtol),
             fail_fast=fail_fast,
             seed=seed,
             allow_missing=allow_missing or (),
@@ -113,8 +113,8 @@ def verify(
     raise typer.Exit(EXIT_STATUS[report.verdict])
 
 
-def _verified(a: str | None, b: str | None, *, from_: str | None, prefix: str | None, **options: Any) -> Report:
-    """The report on `a` and `b`; on the digits if there is no `a`."""
+def _verify(a: str | None, b: str | None, *, from_: str | None, prefix: str | None, **options: Any) -> Report:
+    """Verify `a` and `b`, or the digits if there is no `a`."""
     from mixer_equiv.checkpoints.io import load
     from mixer_equiv.equivalence.verify import verify as verify_pair
 
@@ -132,7 +132,7 @@ def _verified(a: str | None, b: str | None, *, from_: str | None, prefix: str | 
         return verify_pair(source, b, on_step=step, **options)
 
 
-def parse_thresholds(texts: list[str] | None) -> Policy:
+def _parse_thresholds(texts: list[str] | None) -> Policy:
     """The thresholds of `--rtol`, such as gradients:1e-9, or 1e-9 for the logits'."""
     from mixer_equiv.equivalence.policy import Policy
 
