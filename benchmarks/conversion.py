@@ -1,34 +1,43 @@
 """A published npz to safetensors, beside `cp` and the script users write: `python -m benchmarks.conversion`.
 
-Whole processes are timed, in turns, on files in the page cache. Every converted file is compared with
-the script's, number by number. Then, in processes of their own, how long it takes until a torch model
-has the weights of a file.
+Whole processes are timed, in turns, on files in the page cache. Every converted file is compared with the script's,
+number by number. Then separate processes measure the time until a torch model has the weights of a file.
+Start reading at `measure`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import record
+from benchmarks import result_files
+from benchmarks.command_line import at_least
+from benchmarks.processes import (
+    ProcessRun,
+    process_environment,
+    python_command,
+    rounded_quartiles,
+    run_in_turns,
+    shown_quartiles,
+)
 from mixer_equiv.bench import plots
+from mixer_equiv.bench.environment import Machine
 
-VARIANTS = ("B/16", "L/16", "H/14")
+CONVERTED_VARIANTS = ("B/16", "L/16", "H/14")
 ROUNDS = 9
-START_UP = 0.4  # seconds that a conversion may take beside twice the time of `cp`
-TIMES_CP, TIMES_FASTER, MEMORY = 2.0, 3.0, 200e6
+# The targets: at most this time relative to `cp`, after these seconds of starting; at least this speed relative to the
+# script; at most these bytes.
+TIMES_CP, START_UP = 2.0, 0.4
+TIMES_FASTER, MOST_MEMORY = 3.0, 200e6
 
 MAKE = """
 import sys
@@ -41,7 +50,7 @@ shapes = {name: binding.shape(config.axis_sizes) for name, binding in LINEN.bind
 np.savez(sys.argv[2], **{name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()})
 """
 
-# What users write: it works, for just this layout.
+# The script that users write. It works, for just this layout.
 SCRIPT = r"""
 import re, sys
 import numpy as np
@@ -103,91 +112,40 @@ print(json.dumps({"seconds": seconds, "shared": shared}))
 """
 
 
-# Starts a process from a small one: Linux counts the memory of whoever starts a process as the process's own.
-MEASURE = """
-import json, os, sys, time
-start = time.perf_counter()
-quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-_, status, usage = os.wait4(os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet), 0)
-seconds = time.perf_counter() - start
-print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]))
-"""
-
-
-class Run:
-    """Wall and processor seconds of a process, and the most memory it had; its exit status is to be `status`."""
-
-    def __init__(self, command: Sequence[str | Path], status: int = 0) -> None:
-        measured = [sys.executable, "-S", "-c", MEASURE, *map(str, command)]
-        output = subprocess.run(measured, stdout=subprocess.PIPE, check=True, env=environment()).stdout
-        code, self.seconds, self.cpu, self.memory = json.loads(output)
-        assert code == status, command
-
-
-def environment() -> dict[str, str]:
-    """As ours, with compiled modules kept, as they are wherever Python may."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
-def python(script: str, *arguments: Any) -> list[str | Path]:
-    """A command that runs a script."""
-    return [sys.executable, "-c", script, *arguments]
-
-
-def sides(source: Path, folder: Path) -> dict[str, list[str | Path]]:
-    """The commands that are timed, by name; each writes `folder`/NAME."""
+def make_commands(source: Path, folder: Path) -> dict[str, list[str | Path]]:
+    """Make the commands that are timed, by name; each writes `folder`/NAME."""
     ours: list[str | Path] = [sys.executable, "-m", "mixer_equiv", "convert", source]
     return {
         "cp": ["cp", source, folder / "cp"],
         "mixer-equiv": [*ours, folder / "mixer-equiv.safetensors"],
-        "script": python(SCRIPT, source, folder / "script"),
+        "script": python_command(SCRIPT, source, folder / "script"),
         "--no-verify": [*ours, folder / "no-verify.safetensors", "--no-verify"],
         "--fsync": [*ours, folder / "fsync.safetensors", "--fsync"],
     }
 
 
-def in_turns(
-    commands: Mapping[str, Sequence[str | Path]],
-    rounds: int,
-    clean: Callable[[], None],
-    statuses: Mapping[str, int] | None = None,
-) -> dict[str, list[Run]]:
-    """`rounds` runs of each command after one that does not count; who begins changes from round to round.
-
-    `statuses` are exit statuses other than 0 that are right.
-    """
-    runs: dict[str, list[Run]] = {name: [] for name in commands}
-    names = list(commands)
-    for number in range(-1, rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            clean()
-            runs[name].append(Run(commands[name], (statuses or {}).get(name, 0)))
-    return {name: each[1:] for name, each in runs.items()}
-
-
 def measure(variant: str, folder: Path, rounds: int, names: Sequence[str]) -> dict[str, Any]:
-    """The numbers of one size, once the converted file is seen to be right."""
+    """Measure one size, after a check that the converted file is right."""
     source, targets = folder / "source.npz", folder / "targets"
     targets.mkdir(exist_ok=True)
-    Run(python(MAKE, variant, source))
-    commands = {name: command for name, command in sides(source, targets).items() if name in names}
+    ProcessRun(python_command(MAKE, variant, source))
+    commands = {name: command for name, command in make_commands(source, targets).items() if name in names}
 
     def clean() -> None:
         for path in targets.iterdir():
             path.unlink()
 
     for name in ("mixer-equiv", "script"):
-        Run(commands[name])
-    Run(python(COMPARE, targets / "mixer-equiv.safetensors", targets / "script"))
+        ProcessRun(commands[name])
+    ProcessRun(python_command(COMPARE, targets / "mixer-equiv.safetensors", targets / "script"))
     clean()
-    result = summary(in_turns(commands, rounds, clean), source.stat().st_size)
+    result = summarize_runs(run_in_turns(commands, rounds, clean), source.stat().st_size)
     clean()
-    return {**result, "rounds": rounds, "loading": loading(source, targets, rounds)}
+    return {**result, "rounds": rounds, "loading": measure_loading(source, targets, rounds)}
 
 
-def summary(runs: Mapping[str, Sequence[Run]], size: int) -> dict[str, Any]:
-    """Medians and quartiles of seconds, medians of processor seconds and memory, and the ratios, paired by round."""
+def summarize_runs(runs: Mapping[str, Sequence[ProcessRun]], size: int) -> dict[str, Any]:
+    """Compute quartiles of seconds, medians of processor seconds and memory, and the ratios, paired by round."""
     paired = {
         "over_cp": [
             (ours.seconds - START_UP) / cp.seconds for ours, cp in zip(runs["mixer-equiv"], runs["cp"], strict=True)
@@ -196,54 +154,49 @@ def summary(runs: Mapping[str, Sequence[Run]], size: int) -> dict[str, Any]:
     }
     return {
         "bytes": size,
-        "seconds": {name: quartiles([run.seconds for run in each]) for name, each in runs.items()},
+        "seconds": {name: rounded_quartiles([run.seconds for run in each]) for name, each in runs.items()},
         "cpu_seconds": {name: round(statistics.median(run.cpu for run in each), 3) for name, each in runs.items()},
         "memory_MB": {name: round(statistics.median(run.memory for run in each) / 1e6) for name, each in runs.items()},
-        **{name: quartiles(values) for name, values in paired.items()},
+        **{name: rounded_quartiles(values) for name, values in paired.items()},
     }
 
 
-def quartiles(values: Sequence[float]) -> list[float]:
-    """First quartile, median, third."""
-    return [round(float(q), 3) for q in np.quantile(values, (0.25, 0.5, 0.75))]
-
-
-def loading(source: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """Seconds until all arrays are read by `np.load`, and until a torch model has the weights, by our ways."""
-    Run([sys.executable, "-m", "mixer_equiv", "convert", source, folder / "mapped.safetensors"])
+def measure_loading(source: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Measure the seconds until `np.load` has read all arrays, and until a torch model has the weights in our ways."""
+    ProcessRun([sys.executable, "-m", "mixer_equiv", "convert", source, folder / "mapped.safetensors"])
     ways = {
         "np.load, all arrays": (source, "np.load"),
         "npz, read and converted": (source, "read"),
         "npz, mapped": (source, "mapped"),
         "safetensors, mapped": (folder / "mapped.safetensors", "mapped"),
     }
-    told: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, arguments in ways.items():
             output = subprocess.run(
-                python(LOAD, *arguments), stdout=subprocess.PIPE, check=True, env=environment()
+                python_command(LOAD, *arguments), stdout=subprocess.PIPE, check=True, env=process_environment()
             ).stdout
-            told[name].append(json.loads(output))
+            runs[name].append(json.loads(output))
     return {
-        name: {"seconds": quartiles([each["seconds"] for each in runs]), "shared": round(runs[0]["shared"], 3)}
-        for name, runs in told.items()
+        name: {"seconds": rounded_quartiles([each["seconds"] for each in own]), "shared": round(own[0]["shared"], 3)}
+        for name, own in runs.items()
     }
 
 
-def targets(result: Mapping[str, Any]) -> dict[str, bool]:
-    """Which targets a run meets, on L/16 if that is of it."""
+def check_targets(result: Mapping[str, Any]) -> dict[str, bool]:
+    """Say for each target whether the conversion of L/16 meets it; give no target where L/16 was not converted."""
     if "L/16" not in result["sizes"]:
         return {}
     large = result["sizes"]["L/16"]
     return {
         f"at most {TIMES_CP} times cp, and {START_UP} s": large["over_cp"][1] <= TIMES_CP,
         f"at least {TIMES_FASTER} times as fast as the script": large["script_over_ours"][1] >= TIMES_FASTER,
-        f"at most {MEMORY / 1e6:.0f} MB": large["memory_MB"]["mixer-equiv"] <= MEMORY / 1e6,
+        f"at most {MOST_MEMORY / 1e6:.0f} MB": large["memory_MB"]["mixer-equiv"] <= MOST_MEMORY / 1e6,
     }
 
 
 def page(result: Mapping[str, Any]) -> str:
-    """The numbers for a person, in Markdown."""
+    """Write the numbers in Markdown."""
     lines = [
         "# Conversion of a published npz to safetensors",
         "",
@@ -261,22 +214,24 @@ def page(result: Mapping[str, Any]) -> str:
             lines.append(f"| {variant} | {cells} |")
     lines += ["", f"| | (mixer-equiv - {START_UP} s) / cp | script / mixer-equiv |", "| --- | --- | --- |"]
     for variant, size in result["sizes"].items():
-        lines.append(f"| {variant} | {ranged(size['over_cp'])} | {ranged(size['script_over_ours'])} |")
-    lines += ["", "Until a torch model has the weights (imports and the model's own making apart):", ""]
+        lines.append(
+            f"| {variant} | {shown_quartiles(size['over_cp'])} | {shown_quartiles(size['script_over_ours'])} |"
+        )
+    lines += ["", "The time until a torch model has the weights, without imports and without making the model:", ""]
     lines += ["| | way | seconds | bytes shared with the file |", "| --- | --- | --- | --- |"]
     for variant, size in result["sizes"].items():
         for name, each in size["loading"].items():
             lines.append(f"| {variant} | {name} | {each['seconds'][1]:.3f} | {each['shared']:.0%} |")
-    lines += ["", *(f"- {name}: {'met' if met else 'not met'}" for name, met in targets(result).items()), ""]
+    lines += ["", *(f"- {name}: {'met' if met else 'not met'}" for name, met in check_targets(result).items()), ""]
     rounds = " and ".join(str(size["rounds"]) for size in result["sizes"].values())
-    return "\n".join([*lines, record.conditions(result["machine"], rounds), ""])
+    return "\n".join([*lines, result_files.machine_line(result["machine"], rounds), ""])
 
 
-def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Seconds and peak memory against the size of the file, a line for each command that every size was run with."""
+def draw(result: Mapping[str, Any]) -> Figure:
+    """Draw seconds and peak memory against the size of the file, a line for each command that ran with every size."""
     sizes = sorted(result["sizes"].values(), key=lambda size: size["bytes"])
     names = [name for name in sizes[0]["seconds"] if all(name in size["seconds"] for size in sizes)]
-    with matplotlib.rc_context(plots.LOOK):
+    with plots.picture_style():
         figure = Figure(figsize=(7.6, 3.4), layout="constrained")
         times, memories = figure.subplots(1, 2)
         for name, colour, marker in zip(names, plots.COLOURS, plots.MARKERS, strict=False):
@@ -294,39 +249,34 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
             axis.set_ylim(bottom=0)
             axis.grid(alpha=0.25)
         times.legend(frameon=False)
-        plots.save(figure, path)
-
-
-def ranged(values: Sequence[float]) -> str:
-    """A median, and its quartiles in brackets."""
-    low, middle, high = values
-    return f"**{middle:.2f}** ({low:.2f} to {high:.2f})"
+    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="sizes; all")
-    parser.add_argument("--rounds", type=record.whole(2), default=ROUNDS, help=f"of L/16, half as many else; {ROUNDS}")
+    parser.add_argument(
+        "--variants", nargs="+", choices=CONVERTED_VARIANTS, default=CONVERTED_VARIANTS, help="sizes; all"
+    )
+    parser.add_argument("--rounds", type=at_least(2), default=ROUNDS, help=f"of L/16, half as many else; {ROUNDS}")
     parser.add_argument("--folder", type=Path, help="where to put the files; a temporary folder if not given")
     parser.add_argument(
-        "--write", action="store_true", help="also write benchmarks/results/conversion.{json,md,svg,png}"
+        "--write", action="store_true", help="also write benchmarks/results/conversion.json, .md and .png"
     )
     options = parser.parse_args(arguments)
     if options.folder is not None and not options.folder.is_dir():
-        parser.error(f"--folder is {options.folder}, which is no directory")
+        parser.error(f"--folder is {options.folder}, which is not a directory")
     extra = {"L/16": ("--no-verify", "--fsync")}
-    with record.Machine() as machine, tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with Machine() as machine, tempfile.TemporaryDirectory(dir=options.folder) as folder:
         sizes = {}
         for variant in options.variants:
             names = ("cp", "mixer-equiv", "script", *extra.get(variant, ()))
             rounds = options.rounds if variant == "L/16" else options.rounds // 2 + 1
             sizes[variant] = measure(variant, Path(folder), rounds, names)
     described = {name: value for name, value in machine.describe().items() if name != "cores_had"}
-    result = {"sizes": sizes, "machine": described}
+    result = result_files.rounded({"sizes": sizes, "machine": described})
     print(page(result))
     if options.write:
-        record.write(result, "conversion", page(result))
-        plot(result, record.RESULTS / "conversion.svg")
+        result_files.write("conversion", result, page(result), draw(result))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What a project without a GPU checks once it has one: `python -m benchmarks.gpu [--dry-run] [--seconds N]`.
+"""The checks and timings that need a GPU, for when there is one: `python -m benchmarks.gpu [--dry-run] [--seconds N]`.
 
-The tests marked `cuda`; `verify --device cuda` on the digits checkpoint; Mixers timed in float32, TF32 and half
-precision, eager, compiled and as CUDA graphs, beside timm's, and jitted Flax. Each step is a process of its own, in
-which one framework has the device to itself, and has a time limit: cells for which there is no time are named in its
-results, benchmarks/results/gpu_STEP.json and .md. No step needs a network.
+The jobs are the tests marked `cuda`; `verify --device cuda` on the digits checkpoint; Mixers timed in float32, TF32
+and half precision, eager, compiled and as CUDA graphs, beside timm's; and jitted Flax. Each job is a process of its
+own, in which one framework has the device to itself, and has a time limit. Its results, benchmarks/results/gpu_JOB.json
+and .md, name the cells for which there was no time. No job needs a network.
 
-With `--dry-run` nothing is run: every program of every cell is built with its real sizes, without memory or a device.
+With `--dry-run` nothing is run: every contestant of every cell is built with its real sizes, without memory or device.
+Start reading at `JOBS`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import record
+from benchmarks import result_files
 from mixer_equiv import MixerConfig
 from mixer_equiv.bench import export
 from mixer_equiv.bench.cells import Cell, make_cells
@@ -31,81 +32,87 @@ from mixer_equiv.bench.contestants import Entry
 from mixer_equiv.bench.measurement import measure_cells
 from mixer_equiv.render.bench import Tables
 
-ROOT = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent
 SECONDS = 350
 MATRICES = 8192  # smaller ones do not reach the peak of a large GPU
 
-# XLA would take three quarters of the device's memory at once, which verify shares with torch.
-SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# XLA would take three quarters of the device's memory at once. In `verify` it shares the device with torch.
+JOB_ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
-VARIANTS, DTYPES, BATCHES = ("S/32", "B/16"), ("float32", "tf32", "bfloat16", "float16"), (1, 32, 256)
+GPU_VARIANTS, GPU_DTYPES, GPU_BATCHES = ("S/32", "B/16"), ("float32", "tf32", "bfloat16", "float16"), (1, 32, 256)
 
 
-class Timed(NamedTuple):
-    """Programs that are timed in every cell of these axes, the first of them the baseline."""
+class Timings(NamedTuple):
+    """Contestants that are timed in every cell of these axes; the first is the baseline."""
 
-    programs: tuple[str, ...]
-    variants: tuple[str, ...] = VARIANTS
-    dtypes: tuple[str, ...] = DTYPES
-    batches: tuple[int, ...] = BATCHES
+    contestants: tuple[str, ...]
+    variants: tuple[str, ...] = GPU_VARIANTS
+    dtypes: tuple[str, ...] = GPU_DTYPES
+    batches: tuple[int, ...] = GPU_BATCHES
 
     def cells(self) -> list[Cell]:
+        """List the cells, those of small batches first."""
         configs = [MixerConfig.from_name(name) for name in self.variants]
-        return sorted(
-            make_cells(configs, self.dtypes, self.batches, "cuda", ["inference"]),
-            key=lambda cell: BATCHES.index(cell.batch),
-        )
+        made = make_cells(configs, self.dtypes, self.batches, "cuda", ["inference"])
+        return sorted(made, key=lambda cell: GPU_BATCHES.index(cell.batch))
+
+    def __str__(self) -> str:
+        axes = self.variants, self.dtypes, self.batches
+        return f"{', '.join(self.contestants)}: {'; '.join(', '.join(map(str, axis)) for axis in axes)}"
 
 
-class Step(NamedTuple):
-    """A process: the share of all seconds that it may take, and what it runs: `timed`, or a command."""
+class Command(NamedTuple):
+    """The arguments of Python."""
+
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"python {' '.join(text.removeprefix(f'{REPOSITORY}/') for text in self.arguments)}"
+
+
+class Job(NamedTuple):
+    """A process that runs `work`, and its share of all seconds, which it may take at most."""
 
     share: float
-    timed: Timed | None = None
-    command: tuple[str, ...] = ()
+    work: Timings | Command
 
 
-VERIFY = ("-m", "mixer_equiv", "verify", "--device", "cuda", "--json", str(record.RESULTS / "gpu_verify.json"))
-STEPS: Mapping[str, Step] = {
-    "tests": Step(0.2, command=("-m", "pytest", "-q", "-m", "cuda", "tests/test_cuda.py")),
-    "verify": Step(0.1, command=VERIFY),
-    "torch": Step(0.2, Timed(("timm", "torch", "timm graphed", "torch graphed"))),
-    "compiled": Step(0.25, Timed(("timm compiled", "torch compiled"), dtypes=("bfloat16", "tf32"))),
-    "flax": Step(0.25, Timed(("official", "flax"))),
+VERIFY = ("-m", "mixer_equiv", "verify", "--device", "cuda", "--json", str(result_files.RESULTS / "gpu_verify.json"))
+JOBS: Mapping[str, Job] = {
+    "tests": Job(0.2, Command(("-m", "pytest", "-q", "-m", "cuda", "tests/test_cuda.py"))),
+    "verify": Job(0.1, Command(VERIFY)),
+    "torch": Job(0.2, Timings(("timm", "torch", "timm graphed", "torch graphed"))),
+    "compiled": Job(0.25, Timings(("timm compiled", "torch compiled"), dtypes=("bfloat16", "tf32"))),
+    "flax": Job(0.25, Timings(("official", "flax"))),
 }
+# The jobs that time contestants.
+TIMINGS = {name: job.work for name, job in JOBS.items() if isinstance(job.work, Timings)}
 
 
 def plan() -> Table:
-    """The steps, for a person."""
-    table = Table("step", "at most", "what", title="make gpu", title_justify="left")
-    for name, step in STEPS.items():
-        timed = step.timed
-        axes = (timed.variants, timed.dtypes, timed.batches) if timed else ()
-        said = f"{', '.join(timed.programs)}: {'; '.join(', '.join(map(str, axis)) for axis in axes)}" if timed else ""
-        table.add_row(name, f"{SECONDS * step.share:.0f} s", said or f"python {' '.join(map(_relative, step.command))}")
+    """Make a table of the jobs for the terminal."""
+    table = Table("job", "at most", "work", title="make gpu", title_justify="left")
+    for name, job in JOBS.items():
+        table.add_row(name, f"{SECONDS * job.share:.0f} s", str(job.work))
     return table
 
 
-def _relative(text: str) -> str:
-    return str(Path(text).relative_to(ROOT)) if text.startswith(str(ROOT)) else text
-
-
-def build(timed: Timed) -> Iterator[tuple[Cell, str, tuple[int, ...]]]:
-    """Each program in each of its cells, and the shape of its logits: traced on no device.
+def build(timings: Timings) -> Iterator[tuple[Cell, str, tuple[int, ...]]]:
+    """Trace each contestant in each of its cells, without a device, and yield the shape of its logits.
 
     Raises `AssertionError` for logits of another shape or dtype than a classifier's of the cell.
     """
-    for cell in timed.cells():
-        for name in timed.programs:
+    for cell in timings.cells():
+        for name in timings.contestants:
             entry = Entry(name)
             assert entry.contestant.runs_in(cell), f"{name} does not run in {cell}"
-            trace = {"torch": _traced_by_torch, "jax": _traced_by_jax}[entry.contestant.framework]
+            trace = {"torch": _trace_in_torch, "jax": _trace_in_jax}[entry.contestant.framework]
             shape, dtype = trace(entry, cell)
             assert (shape, dtype) == ((cell.batch, cell.config.num_classes), cell.storage), f"{name} in {cell}: {shape}"
             yield cell, name, shape
 
 
-def _traced_by_torch(entry: Entry, cell: Cell) -> tuple[tuple[int, ...], str]:
+def _trace_in_torch(entry: Entry, cell: Cell) -> tuple[tuple[int, ...], str]:
     import torch
 
     dtype = getattr(torch, cell.storage)
@@ -115,7 +122,7 @@ def _traced_by_torch(entry: Entry, cell: Cell) -> tuple[tuple[int, ...], str]:
     return tuple(logits.shape), str(logits.dtype).removeprefix("torch.")
 
 
-def _traced_by_jax(entry: Entry, cell: Cell) -> tuple[tuple[int, ...], str]:
+def _trace_in_jax(entry: Entry, cell: Cell) -> tuple[tuple[int, ...], str]:
     import jax
 
     from mixer_equiv.arrays.interop import unflatten
@@ -123,23 +130,22 @@ def _traced_by_jax(entry: Entry, cell: Cell) -> tuple[tuple[int, ...], str]:
     from mixer_equiv.layouts import LINEN
 
     config = cell.config
+    array_of: Callable[..., Any] = jax.ShapeDtypeStruct
     shapes = parameter_shapes(LINEN, config)
-    params = {name: jax.ShapeDtypeStruct(shape, cell.storage) for name, shape in shapes.items()}
-    images = jax.ShapeDtypeStruct((cell.batch, *config.image_hw, config.in_channels), cell.storage)
+    params = {name: array_of(shape, cell.storage) for name, shape in shapes.items()}
+    images = array_of((cell.batch, *config.image_hw, config.in_channels), cell.storage)
     logits = jax.eval_shape(entry.contestant.make(config, entry.formulation), unflatten(params), images)
     return tuple(logits.shape), str(logits.dtype)
 
 
 def time_cells(name: str, seconds: float) -> int:
-    """Run the bench of a step in this process and write its results; 1 if a program was refused."""
-    timed = STEPS[name].timed
-    assert timed is not None
-    given = [Entry(program) for program in timed.programs]
+    """Time a job's contestants in this process and write the results; return 1 if one was refused."""
+    timings = TIMINGS[name]
     console = Console(stderr=True)
     result = export.to_dict(
         measure_cells(
-            timed.cells(),
-            given,
+            timings.cells(),
+            [Entry(contestant) for contestant in timings.contestants],
             gemm=MATRICES,
             seconds=seconds,
             on_step=lambda step: console.print(step, style="dim", soft_wrap=True),
@@ -151,21 +157,31 @@ def time_cells(name: str, seconds: float) -> int:
 
 
 def write(name: str, result: Mapping[str, Any]) -> None:
-    """`results/gpu_NAME.json` and `.md`."""
-    said = f"# On a GPU: {name}\n\nWritten by `make gpu`.\n\n{export.to_markdown(result)}"
-    record.write(result, f"gpu_{name}", said)
+    """Write a job's files."""
+    result = result_files.rounded(result)
+    result_files.write(f"gpu_{name}", result, page(name, result))
+
+
+def page(name: str, result: Mapping[str, Any]) -> str:
+    """Write a job's tables in Markdown."""
+    return f"# On a GPU: {name}\n\nWritten by `make gpu`.\n\n{export.to_markdown(result)}"
 
 
 def run(name: str, seconds: float) -> str:
-    """A step in a process of its own: what became of it."""
-    step = STEPS[name]
-    limit = seconds * step.share
-    # The last cell may take longer than those before it; what is under way then has a fifth of the time left.
-    command = step.command or ("-m", "benchmarks.gpu", "--step", name, "--seconds", str(0.8 * limit))
+    """Run a job in a process of its own, and say how it ended."""
+    job = JOBS[name]
+    limit = seconds * job.share
+    # A fifth of the time is kept for the last cell, which may take longer than those before it.
+    own = Command(("-m", "benchmarks.gpu", "--job", name, "--seconds", str(0.8 * limit)))
+    command = job.work if isinstance(job.work, Command) else own
     start = time.monotonic()
     try:
         status = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env={**os.environ, **SHARED}, timeout=limit, check=False
+            [sys.executable, *command.arguments],
+            cwd=REPOSITORY,
+            env={**os.environ, **JOB_ENVIRONMENT},
+            timeout=limit,
+            check=False,
         ).returncode
     except subprocess.TimeoutExpired:
         return f"stopped after {limit:.0f} s"
@@ -174,17 +190,17 @@ def run(name: str, seconds: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="build every program, run none")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all steps; {SECONDS}")
-    parser.add_argument("--step", choices=[name for name, step in STEPS.items() if step.timed], help=argparse.SUPPRESS)
+    parser.add_argument("--dry-run", action="store_true", help="build every contestant, run none")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all jobs; {SECONDS}")
+    parser.add_argument("--job", choices=list(TIMINGS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.step:
-        return time_cells(options.step, options.seconds)
+    if options.job:
+        return time_cells(options.job, options.seconds)
     console = Console()
     console.print(plan())
     if options.dry_run:
-        built = [found for step in STEPS.values() if step.timed for found in build(step.timed)]
-        console.print(f"{len(built)} programs built in {len({cell for cell, *_ in built})} cells; nothing was run")
+        built = [each for timings in TIMINGS.values() for each in build(timings)]
+        console.print(f"{len(built)} contestants built in {len({cell for cell, *_ in built})} cells; nothing was run")
         return 0
     import torch
 
@@ -192,11 +208,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"torch {torch.__version__} finds no CUDA device; --dry-run builds everything without one")
     outcomes = {}
     with contextlib.suppress(KeyboardInterrupt):
-        for name in STEPS:
+        for name in JOBS:
             outcomes[name] = run(name, options.seconds)
     for name, outcome in outcomes.items():
         console.print(f"{name}: {outcome}")
-    return int(len(outcomes) < len(STEPS) or not all(outcome.startswith("done") for outcome in outcomes.values()))
+    return int(len(outcomes) < len(JOBS) or not all(outcome.startswith("done") for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":

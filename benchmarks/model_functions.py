@@ -1,7 +1,7 @@
-"""Every formulation in every framework as one kind of function, compiled once for a config and kept.
+"""Our model in every formulation and framework as one kind of function, compiled once for a config and kept.
 
-A `Program` takes canonical weights and images (batch, height, width, channels) to outputs (batch,
-classes) or features (batch, hidden), and to canonical gradients of their product with a cotangent.
+A `ModelFunction` maps canonical weights and images (batch, height, width, channels) to outputs (batch, classes) or
+features (batch, hidden), and to the canonical gradients of their product with a cotangent. Tests use it too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks.programs import cheap_jit
+from benchmarks.xla_options import cheap_jit
 from mixer_equiv import Formulation, MixerConfig, operations
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoints.conversion import relabel
@@ -33,8 +33,8 @@ Forward = Callable[[MixerConfig, Arrays, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """One of our models, in a formulation; `fast` is Flax's fast variance. Computes in the dtype of the images."""
+class ModelFunction:
+    """One of our models in a formulation; `fast` is Flax's fast variance. It computes in the dtype of the images."""
 
     framework: str
     formulation: Formulation = FORMULATIONS[0]
@@ -44,29 +44,29 @@ class Program:
         return f"{self.framework} ({self.formulation}{'' if self.fast else ', two passes'})"
 
     def __call__(self, config: MixerConfig, params: Arrays, images: np.ndarray) -> np.ndarray:
-        """The outputs alone."""
+        """Compute the outputs."""
         outputs = _FORWARD[self.framework](self, config, _cast(params, images.dtype), images)
         assert outputs.dtype == images.dtype
         return outputs
 
     def taps(self, config: MixerConfig, params: Arrays, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Every stage of the stream (batch, tokens, hidden), the features and the outputs."""
+        """Compute every stage of the residual stream (batch, tokens, hidden), the features and the outputs."""
         made: Mapping[str, Any] = _TAPS[self.framework](self, config, _cast(params, images.dtype), images)
         return {name: np.asarray(made[name]) for name in stage_names(config)}
 
     def gradients(
         self, config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The outputs, and the gradients of the sum of outputs times `cotangent`."""
+        """Compute the outputs, and the gradients of the sum of outputs times `cotangent`."""
         made = _GRADIENTS[self.framework](self, config, _cast(params, images.dtype), images, cotangent)
         assert all(array.dtype == images.dtype for array in (made[0], *made[1].values()))
         return made
 
 
-REFERENCE = Program("reference")
-TORCH_PROGRAMS = tuple(Program("torch", formulation) for formulation in FORMULATIONS)
-FLAX_PROGRAMS = tuple(Program("flax", formulation) for formulation in FORMULATIONS)
-NNX_PROGRAM = Program("nnx")
+REFERENCE = ModelFunction("reference")
+TORCH_FUNCTIONS = tuple(ModelFunction("torch", formulation) for formulation in FORMULATIONS)
+FLAX_FUNCTIONS = tuple(ModelFunction("flax", formulation) for formulation in FORMULATIONS)
+NNX_FUNCTION = ModelFunction("nnx")
 
 
 def _cast(params: Arrays, dtype: np.dtype) -> dict[str, np.ndarray]:
@@ -77,7 +77,7 @@ def _cast(params: Arrays, dtype: np.dtype) -> dict[str, np.ndarray]:
 
 
 class _Uninitialised(TorchMixer):
-    """Whose weights are always given."""
+    """A model without weights of its own; `functional_call` gives them."""
 
     def reset_parameters(self) -> None:
         pass
@@ -90,13 +90,13 @@ def _torch_model(config: MixerConfig, formulation: Formulation) -> TorchMixer:
 
 
 def _in_torch(
-    program: Program, config: MixerConfig, params: Arrays, images: np.ndarray, *, taps: bool = False
+    function: ModelFunction, config: MixerConfig, params: Arrays, images: np.ndarray, *, taps: bool = False
 ) -> tuple[Any, dict[str, Any]]:
-    """Outputs, or taps, and the leaves that they are made of."""
+    """Compute the outputs, or the taps; return the parameters that gradients are taken of, too."""
     state = relabel(params, LINEN, TORCH, config)
     leaves = {name: torch.from_numpy(array).requires_grad_() for name, array in state.items()}
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    model = _torch_model(config, program.formulation)
+    model = _torch_model(config, function.formulation)
     return torch.func.functional_call(model, leaves, (pixels,), {"taps": taps}, strict=True), leaves
 
 
@@ -109,10 +109,10 @@ def _torch_taps(*arguments: Any) -> dict[str, Any]:
 
 
 def _torch_gradients(
-    program: Program, config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray
+    function: ModelFunction, config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     with torch.enable_grad():
-        outputs, leaves = _in_torch(program, config, params, images)
+        outputs, leaves = _in_torch(function, config, params, images)
         made = torch.autograd.grad(outputs, list(leaves.values()), torch.from_numpy(cotangent))
     named = {name: gradient.numpy() for name, gradient in zip(leaves, made, strict=True)}
     return outputs.detach().numpy(), relabel(named, TORCH, LINEN, config)
@@ -121,12 +121,12 @@ def _torch_gradients(
 # JAX
 
 
-def _apply(program: Program, config: MixerConfig, *, taps: bool = False) -> Callable[[Any, Any], Any]:
-    """The model as a function of nested params and images."""
-    if program.framework == "flax":
-        model = FlaxMixer(config, program.formulation, program.fast)
+def _apply(function: ModelFunction, config: MixerConfig, *, taps: bool = False) -> Callable[[Any, Any], Any]:
+    """Make the model a function of nested params and images."""
+    if function.framework == "flax":
+        model = FlaxMixer(config, function.formulation, function.fast)
         return lambda params, images: model.apply({"params": params}, images, taps=taps)
-    make = lambda: NnxMixer(config, use_fast_variance=program.fast, rngs=nnx.Rngs(0))  # noqa: E731
+    make = lambda: NnxMixer(config, use_fast_variance=function.fast, rngs=nnx.Rngs(0))  # noqa: E731
     graph, state = nnx.split(nnx.eval_shape(make))
 
     def run(params: Any, images: Any) -> Any:
@@ -137,13 +137,13 @@ def _apply(program: Program, config: MixerConfig, *, taps: bool = False) -> Call
 
 
 @cache
-def _jitted_forward(program: Program, config: MixerConfig, taps: bool) -> Any:
-    return cheap_jit(_apply(program, config, taps=taps))
+def _jitted_forward(function: ModelFunction, config: MixerConfig, taps: bool) -> Any:
+    return cheap_jit(_apply(function, config, taps=taps))
 
 
 @cache
-def _jitted_gradients(program: Program, config: MixerConfig) -> Any:
-    apply = _apply(program, config)
+def _jitted_gradients(function: ModelFunction, config: MixerConfig) -> Any:
+    apply = _apply(function, config)
 
     def scalar(params: Any, images: Any, cotangent: Any) -> Any:
         outputs = apply(params, images)
@@ -152,35 +152,38 @@ def _jitted_gradients(program: Program, config: MixerConfig) -> Any:
     return cheap_jit(jax.value_and_grad(scalar, has_aux=True))
 
 
-def _jax_forward(program: Program, config: MixerConfig, params: Arrays, images: np.ndarray) -> np.ndarray:
-    return np.asarray(_jitted_forward(program, config, False)(unflatten(params), images))
+def _jax_forward(function: ModelFunction, config: MixerConfig, params: Arrays, images: np.ndarray) -> np.ndarray:
+    return np.asarray(_jitted_forward(function, config, False)(unflatten(params), images))
 
 
-def _jax_taps(program: Program, config: MixerConfig, params: Arrays, images: np.ndarray) -> Any:
-    return _jitted_forward(program, config, True)(unflatten(params), images)
+def _jax_taps(function: ModelFunction, config: MixerConfig, params: Arrays, images: np.ndarray) -> Any:
+    return _jitted_forward(function, config, True)(unflatten(params), images)
 
 
 def _jax_gradients(
-    program: Program, config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray
+    function: ModelFunction, config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    (_, outputs), tree = _jitted_gradients(program, config)(unflatten(params), images, cotangent)
+    (_, outputs), tree = _jitted_gradients(function, config)(unflatten(params), images, cotangent)
     return np.asarray(outputs), {name: np.asarray(leaf) for name, leaf in flatten(tree)}
 
 
 # NumPy
 
 
-def _reference(program: Program, config: MixerConfig, params: Arrays, images: np.ndarray) -> np.ndarray:
+def _reference(function: ModelFunction, config: MixerConfig, params: Arrays, images: np.ndarray) -> np.ndarray:
     outputs: np.ndarray = ReferenceMixer(config)(params, images)
     return outputs
 
 
-def _reference_taps(program: Program, config: MixerConfig, params: Arrays, images: np.ndarray) -> Any:
+def _reference_taps(function: ModelFunction, config: MixerConfig, params: Arrays, images: np.ndarray) -> Any:
     return ReferenceMixer(config)(params, images, taps=True)
 
 
 class _ComplexOperations:
-    """The reference's operations, where exp overflows for negative arguments with the limit 0 of each activation."""
+    """The reference's operations on complex numbers.
+
+    Where exp overflows for a negative argument, an activation has its limit 0.
+    """
 
     def __getattr__(self, name: str) -> Any:
         return getattr(operations, name)
@@ -195,10 +198,10 @@ class _ComplexOperations:
 def derivatives(
     config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray, directions: Arrays
 ) -> dict[str, float]:
-    """The reference's own derivatives of the sum of outputs times `cotangent`, one for each parameter.
+    """Differentiate the sum of the reference's outputs times `cotangent`, once for each parameter.
 
-    Each is along the parameter's direction, by the complex step (Squire and Trapp 1998): f(x + ihv) has
-    h times the derivative as its imaginary part, with no difference taken and no digits lost.
+    Each derivative is along the parameter's direction, by the complex step (Squire and Trapp 1998): the imaginary part
+    of f(x + ihv) is h times the derivative. No difference is taken, so no digits are lost.
     """
     model, step = ReferenceMixer(config), 1e-30
     result = {}

@@ -1,4 +1,7 @@
-"""Draws of weights and images of one shape, stacked along a first axis, and their way to torch and back."""
+"""Draws of weights and images of one shape, stacked along a first axis, and their conversion to torch and back.
+
+Start reading at `Stack`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.checkpoints.conversion import relabel
@@ -19,10 +23,10 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Draws of one shape, each array with the draws as its first axis, float64 as they are drawn.
+    """Draws of one shape: each array has the draws as its first axis, and is float64 when drawn.
 
-    `params` are canonical weights, `images` (draws, batch, height, width, channels), `cotangents`
-    (draws, batch, classes) what outputs are multiplied by to make the number that is differentiated.
+    `params` are canonical weights; `images` are (draws, batch, height, width, channels). Outputs are multiplied by
+    `cotangents` (draws, batch, classes) to make the number that is differentiated.
     """
 
     config: MixerConfig
@@ -34,19 +38,19 @@ class Stack:
         return len(self.images)
 
     def only(self, draw: int) -> Stack:
-        """The stack of this draw alone."""
+        """Make a stack of this draw alone."""
         own = slice(draw, draw + 1)
         params = {name: array[own] for name, array in self.params.items()}
         return Stack(self.config, params, self.images[own], self.cotangents[own])
 
-    def astype(self, dtype: np.dtype) -> Stack:
-        """The same draws, rounded to another dtype."""
+    def astype(self, dtype: DTypeLike) -> Stack:
+        """Round the draws to another dtype."""
         params = {name: array.astype(dtype) for name, array in self.params.items()}
         return Stack(self.config, params, self.images.astype(dtype), self.cotangents.astype(dtype))
 
 
-def draw(config: MixerConfig, count: int, batch: int, seed: int) -> Stack:
-    """`count` draws of all weights and of `batch` images, in turns normal and Student-t of two degrees of freedom."""
+def draw_stack(config: MixerConfig, count: int, batch: int, seed: int) -> Stack:
+    """Draw all weights and `batch` images `count` times; images are normal and Student-t (2 degrees) in turns."""
     rng = np.random.default_rng([seed, 1])
     images = rng.standard_normal((count, batch, *config.image_hw, config.in_channels))
     images[:, 1::2] = rng.standard_t(2, images[:, 1::2].shape)
@@ -55,21 +59,21 @@ def draw(config: MixerConfig, count: int, batch: int, seed: int) -> Stack:
     return Stack(config, params, images, cotangents)
 
 
-def hand_over(stack: Stack) -> dict[str, np.ndarray]:
-    """The weights of every draw by torch's names.
+def convert_stack(stack: Stack) -> dict[str, np.ndarray]:
+    """Convert the weights of every draw to torch's names.
 
-    Names and shapes are those of the shape, so that the strict `convert` is asked about one draw;
-    the others go through the function that moves its numbers.
+    All draws have the same names and shapes, so that the strict `convert` checks one draw. The others go through the
+    function by which `convert` moves numbers.
     """
-    state = relabelled(stack.params, LINEN, TORCH, stack.config)
+    state = relabel_stack(stack.params, LINEN, TORCH, stack.config)
     first = Checkpoint.from_arrays({name: array[0] for name, array in stack.params.items()}, config=stack.config)
     strict = convert(first, to="torch", from_="linen").arrays
     assert not differing(strict, {name: array[0] for name, array in state.items()})
     return state
 
 
-def relabelled(arrays: Arrays, source: Layout, target: Layout, config: MixerConfig) -> dict[str, np.ndarray]:
-    """Stacked arrays by the names and in the axes of another layout, draw by draw."""
+def relabel_stack(arrays: Arrays, source: Layout, target: Layout, config: MixerConfig) -> dict[str, np.ndarray]:
+    """Give stacked arrays the names and axes of another layout, draw by draw."""
     count = len(next(iter(arrays.values())))
     draws = ({name: array[i] for name, array in arrays.items()} for i in range(count))
     return _stacked([relabel(each, source, target, config) for each in draws])

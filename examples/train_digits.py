@@ -111,7 +111,9 @@ def shift(key: jax.Array, inputs: jax.Array) -> jax.Array:
     background = digits.preprocess(np.zeros(1)).item()
     padded = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=background)
     corners = jax.random.randint(key, (len(inputs), 2), 0, 3)
-    crop = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), inputs.shape[1:]))
+    crop: Callable[..., jax.Array] = jax.vmap(
+        lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), inputs.shape[1:])
+    )
     return crop(padded, corners)
 
 
@@ -119,7 +121,7 @@ def mixup(key: jax.Array, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Ar
     """Each image and target averaged with another of the batch (Zhang et al. 2018), the larger weight its own."""
     weights = jax.random.beta(key, MIXUP_BETA, MIXUP_BETA, (len(inputs),))
     weights = jnp.maximum(weights, 1 - weights)
-    average = jax.vmap(lambda weight, one, other: weight * one + (1 - weight) * other)
+    average: Callable[..., jax.Array] = jax.vmap(lambda weight, one, other: weight * one + (1 - weight) * other)
     return average(weights, inputs, inputs[::-1]), average(weights, targets, targets[::-1])
 
 

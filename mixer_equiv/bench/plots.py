@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,8 @@ def draw(rows: Rows) -> Any:
     panels = _panels(rows)
     if not panels:
         raise ConfigError("there is nothing to plot: no program was timed")
-    matplotlib = require("matplotlib", "bench", "a plot")
     figures = require("matplotlib.figure", "bench", "a plot")
-    with matplotlib.rc_context(RC_PARAMS):
+    with picture_style():
         several = any(len(rows) > 1 for lines in panels.values() for rows in lines.values())
         return _draw_lines(figures, panels, _styles(rows)) if several else _draw_bars(figures, panels)
 
@@ -106,10 +106,15 @@ def _draw_bars(figures: Any, panels: Mapping[str, Lines]) -> Any:
     return figure
 
 
+def picture_style() -> AbstractContextManager[None]:
+    """Set the look of all pictures, while they are drawn and while they are written."""
+    style: AbstractContextManager[None] = require("matplotlib", "bench", "a plot").rc_context(RC_PARAMS)
+    return style
+
+
 def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
     """Write a matplotlib figure in the format of the suffix; the same picture gives the same bytes."""
-    matplotlib = require("matplotlib", "bench", "a plot")
-    with matplotlib.rc_context(RC_PARAMS):
+    with picture_style():
         figure.savefig(path, dpi=dpi, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

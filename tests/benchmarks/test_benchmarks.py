@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import conversion, deep, gpu, limits, mixing, planted, rates, record, tutorial
-from benchmarks.deep import Finding, Verification, compare
-from benchmarks.programs import LINEAR_STEM, Results, Ways, run_flax, run_torch
-from benchmarks.stacks import Stack, draw, hand_over
+from benchmarks import breakdown, conversion, gpu, mixing, pages, processes, rates, result_files, stack_faults, tutorial
+from benchmarks.stack_runs import LINEAR_STEM, RunOptions, StackResults, run_flax, run_torch
+from benchmarks.stack_verification import POLICIES, Finding, Verification, compare_results
+from benchmarks.stacks import Stack, convert_stack, draw_stack
 from mixer_equiv import MixerConfig, convert, load, save
 from mixer_equiv.bench import export
 from mixer_equiv.bench.cells import Cell
 from mixer_equiv.bench.contestants import CONTESTANTS, Entry
+from mixer_equiv.bench.environment import Machine
 from mixer_equiv.bench.measurement import measure_cells
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.frameworks import run_reference
@@ -31,25 +32,27 @@ from mixer_equiv.models.torch import formulations as torch_formulations
 from mixer_equiv.models.torch import fused as torch_fused
 from mixer_equiv.models.torch import inference as torch_inference
 
-SMALL = tutorial.CONFIGS[0]
+SMALL = tutorial.TUTORIAL_CONFIGS[0]
 
 
 @pytest.fixture(scope="module")
-def verified() -> tuple[Stack, dict[str, np.ndarray], Results, Results]:
+def verified() -> tuple[Stack, dict[str, np.ndarray], StackResults, StackResults]:
     """Three draws of the smallest shape, torch's weights, and both sides' results."""
-    stack = draw(SMALL, 3, 4, 0)
-    state = hand_over(stack)
-    return stack, state, run_flax(stack, Ways()), run_torch(stack, state, Ways())
+    stack = draw_stack(SMALL, 3, 4, 0)
+    state = convert_stack(stack)
+    return stack, state, run_flax(stack, RunOptions()), run_torch(stack, state, RunOptions())
 
 
-@pytest.mark.parametrize("config", [tutorial.CONFIGS[18], tutorial.CONFIGS[93]], ids=["one block", "two blocks"])
+@pytest.mark.parametrize(
+    "config", [tutorial.TUTORIAL_CONFIGS[18], tutorial.TUTORIAL_CONFIGS[93]], ids=["one block", "two blocks"]
+)
 def test_faults_planted_in_one_draw_are_found_in_it_alone(config: MixerConfig) -> None:
-    assert planted.misses(config, 3, 4, 0, Ways()) == []
+    assert stack_faults.missed_faults(config, 3, 4, 0, RunOptions()) == []
 
 
 def test_a_comparison_that_sees_nothing_misses_every_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planted, "compare", lambda *arguments: Verification((), (), 0.0, 0.0))
-    missed = planted.misses(SMALL, 2, 3, 0, Ways())
+    monkeypatch.setattr(stack_faults, "compare_results", lambda *arguments: Verification((), (), 0.0, 0.0))
+    missed = stack_faults.missed_faults(SMALL, 2, 3, 0, RunOptions())
     assert [miss.partition(" in draw")[0] for miss in missed] == [
         "a weight off by one ulp",
         "a weight off by a millionth, unseen by the weights' own comparison",
@@ -61,8 +64,8 @@ def test_a_comparison_that_sees_nothing_misses_every_fault(monkeypatch: pytest.M
 
 def test_a_false_alarm_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     alarm = Verification((Finding(0, "outputs", "alarm"), Finding(1, "outputs", "alarm")), (), 0.0, 0.0)
-    monkeypatch.setattr(planted, "compare", lambda *arguments: alarm)
-    assert planted.misses(SMALL, 2, 3, 0, Ways())[0].startswith("nothing in draw")
+    monkeypatch.setattr(stack_faults, "compare_results", lambda *arguments: alarm)
+    assert stack_faults.missed_faults(SMALL, 2, 3, 0, RunOptions())[0].startswith("nothing in draw")
 
 
 def test_draws_differ_and_their_results_are_the_reference_s(verified: Any) -> None:
@@ -76,17 +79,17 @@ def test_draws_differ_and_their_results_are_the_reference_s(verified: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "ways",
+    "options",
     [
-        Ways(flax="vmap", options={}),
-        Ways(flax="map", torch="loop"),
-        Ways("vmap", "loop", 2, {}, LINEAR_STEM, LINEAR_STEM),
+        RunOptions(flax="vmap", xla_options={}),
+        RunOptions(flax="map", torch="loop"),
+        RunOptions("vmap", "loop", 2, {}, LINEAR_STEM, LINEAR_STEM),
     ],
     ids=["vmap, XLA's own options", "lax.map, draw by draw", "linear stems, threads"],
 )
-def test_every_way_gives_the_same_numbers(verified: Any, ways: Ways) -> None:
+def test_every_way_gives_the_same_numbers(verified: Any, options: RunOptions) -> None:
     stack, state, *_ = verified
-    seen = compare(stack, state, run_flax(stack, ways), run_torch(stack, state, ways))
+    seen = compare_results(stack, state, run_flax(stack, options), run_torch(stack, state, options))
     assert (seen.findings, seen.rounding) == ((), ())
     assert 0 < seen.outputs <= 1e-12
     assert 0 < seen.gradients <= 1e-12
@@ -95,7 +98,7 @@ def test_every_way_gives_the_same_numbers(verified: Any, ways: Ways) -> None:
 def test_threads_are_given_back(verified: Any) -> None:
     stack, state, *_ = verified
     before = torch.get_num_threads()
-    run_torch(stack.only(0), {name: array[:1] for name, array in state.items()}, Ways(threads=before + 1))
+    run_torch(stack.only(0), {name: array[:1] for name, array in state.items()}, RunOptions(threads=before + 1))
     assert torch.get_num_threads() == before
 
 
@@ -104,48 +107,48 @@ def test_rounding_is_told_from_a_fault_by_float32(verified: Any) -> None:
     stack, *_ = verified
     shifted = {**stack.params, "stem/bias": stack.params["stem/bias"] + np.array([[0.0], [0.0], [1e4]])}
     stack = dataclasses.replace(stack, params=shifted)
-    state = hand_over(stack)
-    in_flax, in_torch = run_flax(stack, Ways()), run_torch(stack, state, Ways())
-    seen = compare(stack, state, in_flax, in_torch)
+    state = convert_stack(stack)
+    in_flax, in_torch = run_flax(stack, RunOptions()), run_torch(stack, state, RunOptions())
+    seen = compare_results(stack, state, in_flax, in_torch)
     assert (seen.findings, seen.rounding) == ((), (2,))
 
 
 def test_outputs_that_no_image_moves_are_a_finding(verified: Any) -> None:
     stack, state, in_flax, in_torch = verified
     still = np.broadcast_to(in_flax.outputs[:, :1], in_flax.outputs.shape)
-    seen = compare(
+    seen = compare_results(
         stack, state, dataclasses.replace(in_flax, outputs=still), dataclasses.replace(in_torch, outputs=still)
     )
-    assert {(finding.draw, finding.what) for finding in seen.findings} == {
+    assert {(finding.draw, finding.message) for finding in seen.findings} == {
         (i, "they hardly move with the image") for i in range(3)
     }
 
 
 def test_not_a_number_is_a_finding_in_outputs_and_in_gradients(verified: Any) -> None:
     stack, state, in_flax, in_torch = verified
-    outputs, kernel = in_torch.outputs.copy(), in_torch.gradients[planted.KERNEL].copy()
+    outputs, kernel = in_torch.outputs.copy(), in_torch.gradients[stack_faults.CANONICAL_NAME].copy()
     outputs[1, 2, 3] = kernel[2, 0, 0] = np.nan
-    broken = Results(outputs, {**in_torch.gradients, planted.KERNEL: kernel})
-    found = compare(stack, state, in_flax, broken).findings
+    broken = StackResults(outputs, {**in_torch.gradients, stack_faults.CANONICAL_NAME: kernel})
+    found = compare_results(stack, state, in_flax, broken).findings
     assert {(finding.draw, finding.tier) for finding in found} == {(1, "outputs"), (2, "gradients")}
 
 
 def test_the_tutorial_s_check_sees_what_it_compares(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(set(tutorial.CONFIGS)) == 128
-    tutorial.check(SMALL)
+    assert len(set(tutorial.TUTORIAL_CONFIGS)) == 128
+    tutorial.check_as_tutorial(SMALL)
     wider, real = SMALL.replace(tokens_mlp_dim=3), tutorial.TutorialMixer
     monkeypatch.setattr(tutorial, "TutorialMixer", lambda config: real(wider))
     with pytest.raises(AssertionError):
-        tutorial.check(SMALL)
+        tutorial.check_as_tutorial(SMALL)
 
 
 def test_sides_take_turns_in_being_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc, "collect", lambda: 0)
     ran: list[tuple[str, MixerConfig]] = []
     sides = {name: lambda config, seed, name=name: ran.append((name, config)) for name in "abc"}
-    seconds = rates.in_turns(sides, tutorial.CONFIGS[:4])
+    seconds = rates.time_in_turns(sides, tutorial.TUTORIAL_CONFIGS[:4])
     assert "".join(name for name, _ in ran) == "abcbcacababc"
-    assert [config for _, config in ran] == [config for config in tutorial.CONFIGS[:4] for _ in range(3)]
+    assert [config for _, config in ran] == [config for config in tutorial.TUTORIAL_CONFIGS[:4] for _ in range(3)]
     assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4, "c": 4}
 
 
@@ -155,9 +158,10 @@ def run() -> dict[str, Any]:
     seconds = {"tutorial": [1.0, 3.0], "stack": [2.0, 2.0], "one": [2.0, 3.0]}
     undone = {"as it is": [1.0, 2.0], "slower": [2.0, 4.0], "faster": [0.5, 1.0]}
     seen = [Verification((), (1, 4), 1e-15, 2e-14), Verification((), (), 3e-15, 1e-14)]
-    with record.Machine() as machine:
+    with Machine() as machine:
         pass
-    return record.summary(seconds, seen, undone, 10, {**machine.describe(), "cores_had": 1.0})
+    comparison = rates.Comparison(seconds, seen)
+    return rates.summarize_run(comparison, undone, 10, {**machine.describe(), "cores_had": 1.0})
 
 
 def test_rates_are_cases_over_seconds(run: dict[str, Any]) -> None:
@@ -169,11 +173,13 @@ def test_rates_are_cases_over_seconds(run: dict[str, Any]) -> None:
 
 
 def test_a_slow_run_fails(monkeypatch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
-    monkeypatch.setattr(rates, "misses", lambda *arguments: [])
+    monkeypatch.setattr(rates, "missed_faults", lambda *arguments: [])
     monkeypatch.setattr(rates, "warm_up", lambda: None)
-    monkeypatch.setattr(rates, "side_by_side", lambda configs, draws: rates.Rates({}, []))
-    for times, fails in ((rates.TIMES - 0.1, True), (rates.TIMES, False)):
-        monkeypatch.setattr(record, "summary", lambda *arguments, times=times: {**run, "times_the_tutorial": times})
+    monkeypatch.setattr(rates, "compare_sides", lambda configs, draws: rates.Comparison({}, []))
+    for times, fails in ((rates.LEAST_SPEEDUP - 0.1, True), (rates.LEAST_SPEEDUP, False)):
+        monkeypatch.setattr(
+            rates, "summarize_run", lambda *arguments, times=times: {**run, "times_the_tutorial": times}
+        )
         if fails:
             with pytest.raises(AssertionError, match=r"9\.9 times"):
                 rates.main(["--ablation", "0"])
@@ -182,18 +188,47 @@ def test_a_slow_run_fails(monkeypatch: pytest.MonkeyPatch, run: dict[str, Any]) 
 
 
 def test_a_missed_fault_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "misses", lambda *arguments: ["the wrong GELU in draw 3"])
+    monkeypatch.setattr(rates, "missed_faults", lambda *arguments: ["the wrong GELU in draw 3"])
     with pytest.raises(AssertionError, match="the wrong GELU in draw 3"):
         rates.main(["--shapes", "1"])
 
 
 def test_the_recorded_results_are_of_all_shapes_and_fast_enough() -> None:
-    result = json.loads((record.RESULTS / "rates.json").read_text())
+    result = result_files.read("rates")
     assert (result["shapes"], result["draws"]) == (128, 64)
-    assert result["times_the_tutorial"] >= rates.TIMES
-    assert max(result["largest_residual"].values()) <= deep.POLICY.residual
+    assert result["times_the_tutorial"] >= rates.LEAST_SPEEDUP
+    assert max(result["largest_residual"].values()) <= POLICIES["outputs"].residual
     assert set(result["undone"]) == set(rates.ABLATIONS)
-    assert (record.RESULTS / "rates.md").read_text() == record.page(result)
+
+
+@pytest.mark.parametrize("name", pages.recorded_names())
+def test_a_recorded_page_is_that_of_its_numbers(name: str) -> None:
+    assert (result_files.RESULTS / f"{name}.md").read_text() == pages.page_of(name).text(result_files.read(name))
+
+
+def test_results_are_written_with_a_line_for_each_row_and_six_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
+    rows = [{"name": "a", "ms": 1.23456789, "quartiles": [1, 2.00000001]}, {"name": "b", "ms": None, "quartiles": []}]
+    result_files.write(
+        "x", {"rows": rows, "machine": {"load": (0.1, 0.2)}, "sizes": {"S": {"ms": {"cp": [1]}}}}, "page"
+    )
+    assert (tmp_path / "x.json").read_text() == (
+        """{
+  "rows": [
+    {"name": "a", "ms": 1.23457, "quartiles": [1, 2.0]},
+    {"name": "b", "ms": null, "quartiles": []}
+  ],
+  "machine": {"load": [0.1, 0.2]},
+  "sizes": {
+    "S": {"ms": {"cp": [1]}}
+  }
+}
+"""
+    )
+    assert (tmp_path / "x.md").read_text() == "page"
+    assert result_files.read("x")["machine"] == {"load": [0.1, 0.2]}
 
 
 def _conversion(over_cp: float, faster: float, memory: float) -> dict[str, Any]:
@@ -211,31 +246,31 @@ def _conversion(over_cp: float, faster: float, memory: float) -> dict[str, Any]:
     ],
 )
 def test_targets_of_conversion_are_met_or_not(run: dict[str, Any], met: list[bool]) -> None:
-    assert list(conversion.targets(run).values()) == met
+    assert list(conversion.check_targets(run).values()) == met
 
 
 def test_a_command_that_fails_stops_the_benchmark_of_conversion() -> None:
-    assert conversion.Run(conversion.python("bytearray(30_000_000)")).memory > 30e6
-    assert conversion.Run(["true"]).memory < 25e6  # although this process has far more
+    assert processes.ProcessRun(processes.python_command("bytearray(30_000_000)")).memory > 30e6
+    assert processes.ProcessRun(["true"]).memory < 25e6  # although this process has far more
     with pytest.raises(AssertionError):
-        conversion.Run(conversion.python("raise SystemExit(3)"))
+        processes.ProcessRun(processes.python_command("raise SystemExit(3)"))
 
 
 @pytest.mark.parametrize("fault", [None, "name", "value"])
 def test_a_wrongly_converted_file_stops_the_benchmark(tmp_path: Any, fault: str | None) -> None:
     config = SMALL.replace(num_blocks=2)
     np.savez(tmp_path / "x.npz", **{n: a.astype(np.float32) for n, a in random_params(config, 0).items()})
-    conversion.Run(conversion.python(conversion.SCRIPT, tmp_path / "x.npz", tmp_path / "script"))
+    processes.ProcessRun(processes.python_command(conversion.SCRIPT, tmp_path / "x.npz", tmp_path / "script"))
     state = convert(load(tmp_path / "x.npz", config=config), to="torch")
     if fault == "value":
         state.arrays["blocks.1.channel_mixing.dense_1.weight"][1, 2] += 1e-6
     save(state, tmp_path / "ours.safetensors", rename_prefix={"head.": "fc."} if fault == "name" else None)
-    command = conversion.python(conversion.COMPARE, tmp_path / "ours.safetensors", tmp_path / "script")
+    command = processes.python_command(conversion.COMPARE, tmp_path / "ours.safetensors", tmp_path / "script")
     if fault is None:
-        conversion.Run(command)
+        processes.ProcessRun(command)
     else:
         with pytest.raises(AssertionError):
-            conversion.Run(command)
+            processes.ProcessRun(command)
 
 
 # Where the time of a Mixer goes
@@ -243,24 +278,24 @@ def test_a_wrongly_converted_file_stops_the_benchmark(tmp_path: Any, fault: str 
 
 def test_the_products_whose_time_is_told_are_all_that_a_model_has_but_the_heads() -> None:
     config = MixerConfig.from_name("S/32")
-    operations = sum(rows * out * width for rows, out, width in limits.shapes(config, 3))
+    operations = sum(rows * out * width for rows, out, width in breakdown.matrix_products(config, 3))
     assert operations == 3 * (config.macs - config.hidden_dim * config.num_classes)
 
 
 def test_parts_of_a_models_time_are_measured_and_a_wrong_model_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = limits.measure(Cell(SMALL, batch=2), 10)
-    assert set(measured["ms"]) == set(limits.PARTS)
+    measured = breakdown.measure(Cell(SMALL, batch=2), 10)
+    assert set(measured["ms"]) == set(breakdown.PARTS)
     assert all(0 < low <= median <= high for low, median, high in measured["ms"].values())
     monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
     monkeypatch.setattr(torch_activations, "_CUBIC", 0.0448)
     with pytest.raises(AssertionError, match="inexact: its error in float32"):
-        limits.calls(Cell(SMALL, batch=2))
+        breakdown.make_calls(Cell(SMALL, batch=2))
 
 
 def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = mixing.measure(SMALL, 1, 10)
     assert {(row["framework"], row["tokens"]) for row in rows} == set(
-        itertools.product(mixing.FRAMEWORKS, TOKENS_CHOICES)
+        itertools.product(mixing.TIMED_FRAMEWORKS, TOKENS_CHOICES)
     )
     assert all(row["times_linear"] == [1, 1, 1] for row in rows if row["tokens"] == "linear")
     shared = torch_formulations.TOKENS["shared_conv"]
@@ -275,20 +310,20 @@ def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monke
 
 
 def test_the_plan_for_a_gpu_has_every_program_that_runs_there_in_less_than_six_minutes() -> None:
-    timed = [step.timed for step in gpu.STEPS.values() if step.timed]
-    assert sum(step.share for step in gpu.STEPS.values()) <= 1
+    timed = list(gpu.TIMINGS.values())
+    assert sum(job.share for job in gpu.JOBS.values()) <= 1
     assert gpu.SECONDS < 360
-    assert {name for each in timed for name in each.programs} >= {
+    assert {name for each in timed for name in each.contestants} >= {
         *("torch", "timm", "torch compiled", "timm compiled", "torch graphed", "timm graphed", "flax"),
     }
-    assert all(len({CONTESTANTS[name].framework for name in each.programs}) == 1 for each in timed)
+    assert all(len({CONTESTANTS[name].framework for name in each.contestants}) == 1 for each in timed)
     axes = {(cell.config.name, cell.dtype, cell.batch) for each in timed for cell in each.cells()}
-    assert axes == set(itertools.product(gpu.VARIANTS, gpu.DTYPES, gpu.BATCHES))
+    assert axes == set(itertools.product(gpu.GPU_VARIANTS, gpu.GPU_DTYPES, gpu.GPU_BATCHES))
 
 
 @pytest.mark.parametrize("name", ["torch graphed", "flax"])
 def test_a_program_for_a_gpu_is_built_without_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = gpu.Timed((name,), variants=("S/32",), dtypes=("tf32", "float16"), batches=(3,))
+    timed = gpu.Timings((name,), variants=("S/32",), dtypes=("tf32", "float16"), batches=(3,))
     assert [shape for *_, shape in gpu.build(timed._replace(batches=(1,)))] == [(1, 1000)] * 2
     other = dataclasses.replace(CONTESTANTS[name], make=lambda config, how: real(config.replace(num_classes=3), how))
     real = CONTESTANTS[name].make
@@ -298,8 +333,10 @@ def test_a_program_for_a_gpu_is_built_without_one(name: str, monkeypatch: pytest
 
 
 def test_a_step_on_a_gpu_that_fails_or_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    sleeping, failing = (gpu.Step(1.0, command=("-c", code)) for code in ("while True: pass", "raise SystemExit(3)"))
-    monkeypatch.setattr(gpu, "STEPS", {"sleeping": sleeping, "failing": failing})
+    sleeping, failing = (
+        gpu.Job(1.0, gpu.Command(("-c", code))) for code in ("while True: pass", "raise SystemExit(3)")
+    )
+    monkeypatch.setattr(gpu, "JOBS", {"sleeping": sleeping, "failing": failing})
     assert gpu.run("sleeping", 1.0) == "stopped after 1 s"
     assert gpu.run("failing", 60.0).startswith("failed, exit status 3, ")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -318,11 +355,11 @@ def test_without_a_gpu_nothing_is_run(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_what_a_gpu_gave_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
     result = export.to_dict(
         measure_cells([Cell(SMALL, batch=batch) for batch in (2, 3)], [Entry("torch")], gemm=32, seconds=0)
     )
     assert result["left_out"] == [str(Cell(SMALL, batch=batch)) for batch in (2, 3)]
     gpu.write("torch", result)
-    assert json.loads((tmp_path / "gpu_torch.json").read_text()) == result
+    assert result_files.read("gpu_torch") == result_files.rounded(json.loads(json.dumps(result)))
     assert "note: left out, as there was no time: custom" in (tmp_path / "gpu_torch.md").read_text()

@@ -74,7 +74,7 @@ def test_a_table_that_is_out_of_date_is_seen():
 
 
 def test_the_table_of_speed_is_that_of_the_recorded_results():
-    assert speed.with_table(README) == README
+    assert speed.with_speed_table(README) == README
     assert "<!-- python -m benchmarks.speed -->" in README
 
 

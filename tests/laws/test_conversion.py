@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.model_functions import FLAX_PROGRAMS, TORCH_PROGRAMS, Arrays, Program
+from benchmarks.model_functions import FLAX_FUNCTIONS, TORCH_FUNCTIONS, Arrays, ModelFunction
 from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.differences import differing
@@ -148,7 +148,7 @@ def commutes_with_gradients(convert: Converter, config: MixerConfig, seed: int, 
     """Gradients of the port are the official gradients, converted."""
     params, images = draw_params(config, seed, style), draw_images(config, seed + 1)
     cotangent = random_cotangent(config, len(images), seed)
-    _, official = FLAX_PROGRAMS[0].gradients(config, params, images, cotangent)
+    _, official = FLAX_FUNCTIONS[0].gradients(config, params, images, cotangent)
     state = converted(params, LINEN, LAYOUTS[layout], config)
     theirs = own_gradients(layout, config, state, images, cotangent)
     expected = convert(official, LINEN, LAYOUTS[layout], config)
@@ -157,7 +157,11 @@ def commutes_with_gradients(convert: Converter, config: MixerConfig, seed: int, 
 
 
 def commutes_with_steps(
-    optimiser: Optimiser, of_torch: Optimiser, programs: tuple[Program, Program], config: MixerConfig, seed: int
+    optimiser: Optimiser,
+    of_torch: Optimiser,
+    programs: tuple[ModelFunction, ModelFunction],
+    config: MixerConfig,
+    seed: int,
 ) -> None:
     """Five steps in torch on converted weights are the converted weights after five steps in Flax."""
     params, images = draw_params(config, seed), draw_images(config, seed + 1)
@@ -172,11 +176,11 @@ def commutes_with_steps(
     assert max(distances.values()) <= getattr(POLICY, optimiser.threshold), distances
 
 
-def by_flax(program: Program, config: MixerConfig, images: np.ndarray, cotangent: np.ndarray) -> Any:
+def by_flax(program: ModelFunction, config: MixerConfig, images: np.ndarray, cotangent: np.ndarray) -> Any:
     return lambda params: program.gradients(config, params, images, cotangent)[1]
 
 
-def by_torch(program: Program, config: MixerConfig, images: np.ndarray, cotangent: np.ndarray) -> Any:
+def by_torch(program: ModelFunction, config: MixerConfig, images: np.ndarray, cotangent: np.ndarray) -> Any:
     def gradient(state: Arrays) -> Arrays:
         params = relabel(state, TORCH, LINEN, config)
         return relabel(program.gradients(config, params, images, cotangent)[1], LINEN, TORCH, config)
@@ -192,13 +196,13 @@ def test_conversion_commutes_with_gradients(layout: str, config: MixerConfig, se
 
 @given(
     optimiser=st.sampled_from(OPTIMISERS),
-    torch_program=st.sampled_from(TORCH_PROGRAMS),
-    flax_program=st.sampled_from(FLAX_PROGRAMS if NIGHTLY else SOME_FLAX),
+    torch_program=st.sampled_from(TORCH_FUNCTIONS),
+    flax_program=st.sampled_from(FLAX_FUNCTIONS if NIGHTLY else SOME_FLAX),
     config=st.sampled_from(COMPILED),
     seed=SEEDS,
 )
 def test_conversion_commutes_with_steps_of_sgd_and_adamw(
-    optimiser: Optimiser, torch_program: Program, flax_program: Program, config: MixerConfig, seed: int
+    optimiser: Optimiser, torch_program: ModelFunction, flax_program: ModelFunction, config: MixerConfig, seed: int
 ) -> None:
     commutes_with_steps(optimiser, optimiser, (torch_program, flax_program), config, seed)
 
@@ -286,7 +290,7 @@ OTHER_STEPS: dict[str, tuple[Optimiser, Callable[[Any, Any], Any]]] = {
 def test_other_steps_do_not_commute(fault: str) -> None:
     optimiser, other = OTHER_STEPS[fault]
     run = partial(commutes_with_steps, optimiser, config=FEW_CONFIGS[0], seed=0)
-    programs = TORCH_PROGRAMS[0], SOME_FLAX[0]
+    programs = TORCH_FUNCTIONS[0], SOME_FLAX[0]
     run(optimiser, programs)
     with pytest.raises(AssertionError):
         run(dataclasses.replace(optimiser, torch=other), programs)

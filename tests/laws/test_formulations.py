@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.model_functions import (
-    FLAX_PROGRAMS,
-    NNX_PROGRAM,
+    FLAX_FUNCTIONS,
+    NNX_FUNCTION,
     REFERENCE,
-    TORCH_PROGRAMS,
-    Program,
+    TORCH_FUNCTIONS,
+    ModelFunction,
     derivatives,
 )
 from mixer_equiv import Formulation, MixerConfig
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("full_precision")
 # All formulations are one function
 
 
-def assert_one_function(programs: tuple[Program, ...], mixer: Mixer) -> None:
+def assert_one_function(programs: tuple[ModelFunction, ...], mixer: Mixer) -> None:
     """Every two agree on outputs, the reference among them, and all have the gradients of the first."""
     config, params, images = mixer.config, mixer.params, mixer.images
     cotangent = random_cotangent(config, len(images), mixer.seed)
@@ -70,21 +70,21 @@ AS_DRAWN = st.builds(Mixer, st.none(), st.sampled_from(COMPILED), SEEDS, st.samp
 
 @given(mixer=AS_DRAWN)
 def test_all_formulations_in_both_frameworks_are_one_function_with_one_gradient(mixer: Mixer) -> None:
-    assert_one_function((*TORCH_PROGRAMS, *FLAX_PROGRAMS, NNX_PROGRAM), mixer)
+    assert_one_function((*TORCH_FUNCTIONS, *FLAX_FUNCTIONS, NNX_FUNCTION), mixer)
 
 
 @pytest.mark.parametrize("config", FEW_CONFIGS[1:], ids=lambda config: config.activation)
 def test_sizes_channels_and_activations_change_nothing_about_that(config: MixerConfig) -> None:
     for style in ("normal", "heavy_tailed"):
-        assert_one_function((TORCH_PROGRAMS[0], *SOME_FLAX[:2]), Mixer(None, config, 0, style))
+        assert_one_function((TORCH_FUNCTIONS[0], *SOME_FLAX[:2]), Mixer(None, config, 0, style))
 
 
 @given(
     mixer=st.builds(Mixer, st.none(), ANY_CONFIG, SEEDS, STYLES),
-    others=st.lists(st.sampled_from(TORCH_PROGRAMS[1:]), min_size=1, max_size=6, unique=True),
+    others=st.lists(st.sampled_from(TORCH_FUNCTIONS[1:]), min_size=1, max_size=6, unique=True),
 )
-def test_formulations_are_one_function_whatever_the_sizes(mixer: Mixer, others: list[Program]) -> None:
-    assert_one_function((TORCH_PROGRAMS[0], *others), mixer)
+def test_formulations_are_one_function_whatever_the_sizes(mixer: Mixer, others: list[ModelFunction]) -> None:
+    assert_one_function((TORCH_FUNCTIONS[0], *others), mixer)
 
 
 def assert_gradients_of_the_reference(mixer: Mixer) -> None:
@@ -106,7 +106,7 @@ def unit(array: np.ndarray) -> np.ndarray:
 
 @given(
     mixer=st.builds(
-        Mixer, st.sampled_from(TORCH_PROGRAMS), ANY_CONFIG, SEEDS, st.sampled_from(["normal", "heavy_tailed"])
+        Mixer, st.sampled_from(TORCH_FUNCTIONS), ANY_CONFIG, SEEDS, st.sampled_from(["normal", "heavy_tailed"])
     )
 )
 def test_gradients_are_the_reference_s_derivatives_by_the_complex_step(mixer: Mixer) -> None:
@@ -119,15 +119,15 @@ def test_gradients_are_the_reference_s_derivatives_by_the_complex_step(mixer: Mi
 def assert_apart_by_rounding_alone(mixer: Mixer) -> None:
     """The verdict of the policy on the residuals from torch in both precisions."""
     at64, at32 = (
-        residual(mixer.run(mixer.params, images), TORCH_PROGRAMS[0](mixer.config, mixer.params, images))
+        residual(mixer.run(mixer.params, images), TORCH_FUNCTIONS[0](mixer.config, mixer.params, images))
         for images in (mixer.images, mixer.images.astype(np.float32))
     )
     assert POLICY.rate(at64, at32) in ("same", "rounding")
 
 
 def large_means(fast: bool) -> st.SearchStrategy[Mixer]:
-    programs = [dataclasses.replace(program, fast=fast) for program in (FLAX_PROGRAMS if NIGHTLY else SOME_FLAX[:2])]
-    nnx = dataclasses.replace(NNX_PROGRAM, fast=fast)
+    programs = [dataclasses.replace(program, fast=fast) for program in (FLAX_FUNCTIONS if NIGHTLY else SOME_FLAX[:2])]
+    nnx = dataclasses.replace(NNX_FUNCTION, fast=fast)
     return st.builds(Mixer, st.sampled_from([*programs, nnx]), st.sampled_from(COMPILED), SEEDS, st.just("large_mean"))
 
 
@@ -139,7 +139,7 @@ def test_on_large_means_the_fast_variance_is_apart_by_rounding_alone(mixer: Mixe
 @given(mixer=large_means(fast=False))
 def test_on_large_means_a_variance_in_two_passes_agrees(mixer: Mixer) -> None:
     assert_same(mixer.outputs, REFERENCE(mixer.config, mixer.params, mixer.images))
-    assert_same(mixer.outputs, TORCH_PROGRAMS[0](mixer.config, mixer.params, mixer.images))
+    assert_same(mixer.outputs, TORCH_FUNCTIONS[0](mixer.config, mixer.params, mixer.images))
 
 
 # Faults that break them
@@ -183,55 +183,55 @@ def _derived_as_erf_jvp(primals: Any, tangents: Any) -> Any:
     return derived_as_erf(*primals), jax.jvp(partial(jax.nn.gelu, approximate=False), primals, tangents)[1]
 
 
-Planted = tuple[Mapping[str, Any], str, Any, Program]
+Planted = tuple[Mapping[str, Any], str, Any, ModelFunction]
 FAULTS: dict[str, Planted] = {
     "a flipped filter": (
         torch_formulations.TOKENS,
         "shared_conv",
         Mixing(flipped, -1),
-        Program("torch", Formulation(tokens="shared_conv")),
+        ModelFunction("torch", Formulation(tokens="shared_conv")),
     ),
     "biases in another order": (
         torch_formulations.TOKENS,
         "depthwise_conv",
         Mixing(bias_by_channel, -1),
-        Program("torch", Formulation(tokens="depthwise_conv")),
+        ModelFunction("torch", Formulation(tokens="depthwise_conv")),
     ),
     "half of a gradient": (
         torch_formulations.TOKENS,
         "matmul",
         Mixing(half_detached, -2),
-        Program("torch", Formulation(tokens="matmul")),
+        ModelFunction("torch", Formulation(tokens="matmul")),
     ),
     "patches by columns": (
         torch_modules.FLATTENED,
         "linear",
         ("b c (h ph) (w pw) -> b (w h) (ph pw c)", "d c ph pw -> d (ph pw c)"),
-        Program("torch", Formulation(patch="linear")),
+        ModelFunction("torch", Formulation(patch="linear")),
     ),
     "pixels by columns": (
         flax_formulations._FLATTENED,
         "linear",
         ("b (h ph) (w pw) c -> b (h w) (pw ph c)", "ph pw c d -> (ph pw c) d"),
-        Program("flax", Formulation(patch="linear")),
+        ModelFunction("flax", Formulation(patch="linear")),
     ),
     "a product in float32": (
         flax_formulations.TOKENS,
         "matmul",
         (in_float32, -2),
-        Program("flax", Formulation(tokens="matmul")),
+        ModelFunction("flax", Formulation(tokens="matmul")),
     ),
     "the derivative of another activation": (
         jax_activations.ACTIVATIONS,
         "gelu_tanh",
         derived_as_erf,
-        Program("flax", Formulation()),
+        ModelFunction("flax", Formulation()),
     ),
     "a kernel without its transpose": (
         flax_formulations.CHANNELS,
         "conv1d",
         (reshaped, -2),
-        Program("flax", Formulation(channels="conv1d")),
+        ModelFunction("flax", Formulation(channels="conv1d")),
     ),
 }
 
@@ -242,7 +242,7 @@ def test_a_formulation_with_a_fault_is_another_function(fault: str, monkeypatch:
     monkeypatch.setitem(table, key, value)
     unlike_others = FEW_CONFIGS[0].replace(layer_norm_eps=2e-6)  # so that no compiled program is taken for it, or kept
     with pytest.raises(AssertionError):
-        assert_one_function((TORCH_PROGRAMS[0], program), Mixer(None, unlike_others, 0))
+        assert_one_function((TORCH_FUNCTIONS[0], program), Mixer(None, unlike_others, 0))
 
 
 def test_two_that_are_apart_are_seen_whatever_their_distance_from_the_others() -> None:
@@ -256,7 +256,7 @@ def test_two_that_are_apart_are_seen_whatever_their_distance_from_the_others() -
 
 def test_gradients_of_another_activation_are_not_the_reference_s() -> None:
     def wrong(config: MixerConfig, *arguments: Any) -> Any:
-        return TORCH_PROGRAMS[0].gradients(config.replace(activation="gelu"), *arguments)
+        return TORCH_FUNCTIONS[0].gradients(config.replace(activation="gelu"), *arguments)
 
     with pytest.raises(AssertionError):
         assert_gradients_of_the_reference(Mixer(SimpleNamespace(gradients=wrong), FEW_CONFIGS[0], 0))
@@ -265,14 +265,14 @@ def test_gradients_of_another_activation_are_not_the_reference_s() -> None:
 @pytest.mark.parametrize("change", [{"layer_norm_eps": 1e-5}, {"activation": "gelu"}], ids=str)
 def test_on_large_means_another_function_is_not_taken_for_rounding(change: dict[str, Any]) -> None:
     def wrong(config: MixerConfig, params: Any, images: np.ndarray) -> np.ndarray:
-        return TORCH_PROGRAMS[0](config.replace(**change), params, images)
+        return TORCH_FUNCTIONS[0](config.replace(**change), params, images)
 
     with pytest.raises(AssertionError):
         assert_apart_by_rounding_alone(Mixer(wrong, FEW_CONFIGS[0], 0, "large_mean"))
 
 
-@pytest.mark.parametrize("program", [*SOME_FLAX[:2], NNX_PROGRAM], ids=str)
-def test_the_fast_variance_does_lose_digits_on_large_means(program: Program) -> None:
+@pytest.mark.parametrize("program", [*SOME_FLAX[:2], NNX_FUNCTION], ids=str)
+def test_the_fast_variance_does_lose_digits_on_large_means(program: ModelFunction) -> None:
     mixer = Mixer(program, FEW_CONFIGS[0], 0, "large_mean")
     with pytest.raises(AssertionError):
         assert_same(mixer.outputs, REFERENCE(mixer.config, mixer.params, mixer.images))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks.residuals import CONFIGS, draws
+from benchmarks.residuals import DEEP_CONFIGS, make_draws
 from mixer_equiv import Checkpoint, MixerConfig, save, verify
 from mixer_equiv.cli import app
 from mixer_equiv.testing.strategies import configs
@@ -21,14 +21,14 @@ COUNTS = [pytest.param(2, id="few"), pytest.param(2000, id="2000", marks=pytest.
 
 
 def test_the_configs_are_eight_of_twelve_blocks() -> None:
-    assert len(set(CONFIGS)) == 8
-    assert {config.num_blocks for config in CONFIGS} == {12}
+    assert len(set(DEEP_CONFIGS)) == 8
+    assert {config.num_blocks for config in DEEP_CONFIGS} == {12}
 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_right_programs_are_never_called_different(count: int) -> None:
     alarms = []
-    for seed, (config, params, images) in enumerate(draws(count)):
+    for seed, (config, params, images) in enumerate(make_draws(count)):
         weights = Checkpoint.from_arrays(params, config=config, source=f"draw {seed}")
         report = verify("torch", "flax", weights=weights, images=images, seed=seed)
         if (report.verdict, report.causes, report.reasons) != ("equivalent", (), ()):
@@ -39,7 +39,7 @@ def test_right_programs_are_never_called_different(count: int) -> None:
 @pytest.mark.parametrize("count", [pytest.param(1, id="few"), pytest.param(160, id="160", marks=pytest.mark.nightly)])
 def test_a_right_model_of_somebody_else_is_never_called_different(count: int) -> None:
     alarms = []
-    for seed, (config, params, images) in enumerate(draws(count)):
+    for seed, (config, params, images) in enumerate(make_draws(count)):
         weights = Checkpoint.from_arrays(params, config=config, source=f"draw {seed}")
         image = config.in_channels, *config.image_hw
         report = verify(OwnMixer(config), weights=weights, image=image, images=images[:4], seed=seed)
@@ -84,9 +84,9 @@ def test_right_models_of_any_small_size_are_found(config: MixerConfig, seed: int
     assert is_found(config.replace(num_classes=config.num_classes or 2), seed)
 
 
-@pytest.mark.parametrize("config", [CONFIGS[0], pytest.param(CONFIGS[3], marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("config", [DEEP_CONFIGS[0], pytest.param(DEEP_CONFIGS[3], marks=pytest.mark.nightly)])
 def test_the_command_line_says_the_same(tmp_path: Path, config: MixerConfig) -> None:
-    for seed, (drawn, params, _) in enumerate(draws(16)):
+    for seed, (drawn, params, _) in enumerate(make_draws(16)):
         if drawn == config:
             path = tmp_path / f"{seed}.npz"
             save(Checkpoint.from_arrays(params, config=config), path)

@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from benchmarks.programs import cheap_jit
-from benchmarks.tutorial import CONFIGS, GRID
+from benchmarks.tutorial import GRID, TUTORIAL_CONFIGS
+from benchmarks.xla_options import cheap_jit
 from mixer_equiv import MixerConfig, convert, operations, verify
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.config import ACTIVATIONS
@@ -39,7 +39,7 @@ ILL_CONDITIONED = {
 
 @pytest.mark.parametrize("number", range(128), ids=["-".join(map(str, point)) for point in GRID])
 def test_the_tutorials_grid_agrees_on_parameters_shapes_and_outputs(number):
-    config = CONFIGS[number]
+    config = TUTORIAL_CONFIGS[number]
     params, images = random_params(config, seed=number), random_images(config, seed=1)
     model = torch_models.MlpMixer(config)
     assert sum(p.numel() for p in model.parameters()) == config.num_parameters

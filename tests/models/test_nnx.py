@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks.programs import cheap_jit
+from benchmarks.xla_options import cheap_jit
 from mixer_equiv import Checkpoint, ConversionError, MixerConfig, convert
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoints.differences import differing

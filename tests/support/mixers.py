@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from benchmarks.model_functions import FLAX_PROGRAMS, NNX_PROGRAM, REFERENCE, TORCH_PROGRAMS, Arrays, Program
+from benchmarks.model_functions import FLAX_FUNCTIONS, NNX_FUNCTION, REFERENCE, TORCH_FUNCTIONS, Arrays, ModelFunction
 from mixer_equiv import Formulation, MixerConfig, Policy
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.formulation import CONVOLUTIONAL
@@ -23,7 +23,7 @@ NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 # What JAX compiles for: all of it nightly.
 COMPILED = FEW_CONFIGS if NIGHTLY else FEW_CONFIGS[:1]
 SOME_FLAX = tuple(
-    Program("flax", formulation)
+    ModelFunction("flax", formulation)
     for formulation in (Formulation(), CONVOLUTIONAL, Formulation("linear", "depthwise_conv", "linear"))
 )
 
@@ -61,14 +61,16 @@ class Mixer:
         return self.program(self.config, params, self.images if images is None else images)
 
 
-def mixers(programs: tuple[Program, ...], of: st.SearchStrategy[MixerConfig]) -> st.SearchStrategy[Mixer]:
+def mixers(programs: tuple[ModelFunction, ...], of: st.SearchStrategy[MixerConfig]) -> st.SearchStrategy[Mixer]:
     return st.builds(Mixer, st.sampled_from(programs), of, SEEDS, STYLES)
 
 
 MIXERS = {
     "reference": mixers((REFERENCE,), ANY_CONFIG),
-    "torch": mixers(TORCH_PROGRAMS, ANY_CONFIG),
-    "flax": mixers((*FLAX_PROGRAMS, NNX_PROGRAM) if NIGHTLY else (*SOME_FLAX, NNX_PROGRAM), st.sampled_from(COMPILED)),
+    "torch": mixers(TORCH_FUNCTIONS, ANY_CONFIG),
+    "flax": mixers(
+        (*FLAX_FUNCTIONS, NNX_FUNCTION) if NIGHTLY else (*SOME_FLAX, NNX_FUNCTION), st.sampled_from(COMPILED)
+    ),
 }
 
 

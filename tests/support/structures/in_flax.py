@@ -8,7 +8,7 @@ import flax.linen as linen
 import jax
 import numpy as np
 
-from benchmarks.programs import cheap_jit
+from benchmarks.xla_options import cheap_jit
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.bench.peers_flax import MixerBlock, official
 from mixer_equiv.config import MixerConfig

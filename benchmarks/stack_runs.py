@@ -1,11 +1,12 @@
-"""Outputs and gradients of a whole stack of draws, in its dtype: of Flax and of torch, each in several ways."""
+"""Outputs and gradients of a whole stack of draws, in Flax and in torch, each in several options.
+
+The stack's dtype is that of all computing. Start reading at `run_flax` and `run_torch`.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from torch.func import functional_call, grad, vmap
 
-from benchmarks.stacks import Arrays, Stack, relabelled
+from benchmarks.stacks import Arrays, Stack, relabel_stack
+from benchmarks.xla_options import CHEAP_OPTIONS
 from mixer_equiv import Formulation
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.equivalence.record.precision import jax_full_precision, torch_full_precision, torch_threads
@@ -22,83 +24,60 @@ from mixer_equiv.layouts import LINEN, TORCH
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 
-# Options of XLA that make compiling cheap and running slow, right for what runs 64 times.
-CHEAP: Mapping[str, Any] = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
 LINEAR_STEM = Formulation(patch="linear")
 
 
-def cheap_jit(function: Any) -> Any:
-    """jax.jit with little optimisation: a test's model is compiled once and run once, or on a few small arrays."""
-    return jax.jit(function, compiler_options=_cheap_options())
-
-
-@cache
-def _cheap_options() -> dict[str, Any]:
-    """Those of `CHEAP` that the installed XLA knows, which make 0.3 s of 1.9 for the gradients of two blocks."""
-    known: dict[str, Any] = {}
-    for name, value in CHEAP.items():
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            jax.jit(lambda x: x + 1).lower(0.0).compile(compiler_options={**known, name: value})
-            known[name] = value
-    return known
-
-
 @dataclasses.dataclass(frozen=True)
-class Results:
-    """`outputs` (draws, batch, classes), and canonical gradients with the draws as their first axis."""
+class StackResults:
+    """Outputs (draws, batch, classes), and canonical gradients with the draws as their first axis."""
 
     outputs: np.ndarray
     gradients: Arrays
 
-    def of_dtype(self, dtype: np.dtype) -> Results:
-        """Itself. Raises `AssertionError` where anything was computed in another precision."""
+    def check_dtype(self, dtype: np.dtype) -> StackResults:
+        """Return the same results. Raises `AssertionError` where anything was computed in another precision."""
         dtypes = {array.dtype for array in (self.outputs, *self.gradients.values())}
         assert dtypes == {dtype}, f"computed in {dtypes} where {dtype} was asked for"
         return self
 
-    def with_draw(self, draw: int, other: Results) -> Results:
-        """A copy whose results of this draw are the only ones of `other`."""
+    def with_draw(self, draw: int, other: StackResults) -> StackResults:
+        """Copy the results, with those of this draw taken from `other`, which has one draw."""
         outputs, gradients = self.outputs.copy(), {name: array.copy() for name, array in self.gradients.items()}
         outputs[draw] = other.outputs[0]
         for name, array in gradients.items():
             array[draw] = other.gradients[name][0]
-        return Results(outputs, gradients)
+        return StackResults(outputs, gradients)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ways:
-    """How a stack is run; all of them compute the same.
+class RunOptions:
+    """How a stack is run; all options compute the same.
 
-    `flax` is "loop" (compiled once, called for each draw), "vmap", "map" (`lax.map`) or "eager";
-    `torch` "vmap" or "loop", on so many `threads`. The formulations are those of the models.
+    `flax` is "loop" (compiled once, called for each draw), "vmap", "map" (`lax.map`) or "eager"; `torch` is "vmap" or
+    "loop", on `threads` threads. The formulations are those of the models.
     """
 
     flax: str = "loop"
     torch: str = "vmap"
     threads: int = 1
-    options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: CHEAP)
+    xla_options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: CHEAP_OPTIONS)
     flax_formulation: Formulation = DEFAULT_FORMULATION
     torch_formulation: Formulation = DEFAULT_FORMULATION
 
 
-def run_flax(stack: Stack, ways: Ways) -> Results:
-    """The Flax model on every draw, compiled anew at every call of this function."""
-    model = FlaxMixer(stack.config, ways.flax_formulation)
+def run_flax(stack: Stack, options: RunOptions) -> StackResults:
+    """Run the Flax model on every draw; every call of this function compiles it anew."""
+    model = FlaxMixer(stack.config, options.flax_formulation)
 
     def scalar(params: Any, images: Any, cotangent: Any) -> Any:
         outputs: Any = model.apply({"params": params}, images)
         return (outputs * cotangent).sum(), outputs
 
     with jax_full_precision():
-        run = _FLAX[ways.flax](jax.grad(scalar, has_aux=True), ways.options)
+        run = _FLAX[options.flax](jax.grad(scalar, has_aux=True), options.xla_options)
         gradients, outputs = run((unflatten(stack.params), stack.images, stack.cotangents))
-        result = Results(np.asarray(outputs), {name: np.asarray(leaf) for name, leaf in flatten(gradients)})
-    return result.of_dtype(stack.images.dtype)
+        result = StackResults(np.asarray(outputs), {name: np.asarray(leaf) for name, leaf in flatten(gradients)})
+    return result.check_dtype(stack.images.dtype)
 
 
 def _one_by_one(function: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -122,26 +101,26 @@ _FLAX: dict[str, Callable[[Callable[..., Any], Mapping[str, Any]], Callable[[Any
 }
 
 
-def run_torch(stack: Stack, state: Arrays, ways: Ways) -> Results:
-    """The torch model on every draw, with the weights `state`, by torch's names."""
+def run_torch(stack: Stack, state: Arrays, options: RunOptions) -> StackResults:
+    """Run the torch model on every draw, with the weights `state`, by torch's names."""
     with torch.device("meta"):
-        model = TorchMixer(stack.config, ways.torch_formulation).eval()
+        model = TorchMixer(stack.config, options.torch_formulation).eval()
 
     def scalar(params: Any, images: Any, cotangent: Any) -> Any:
         outputs = functional_call(model, params, images, strict=True)
         return (outputs * cotangent).sum(), outputs
 
-    # The copies are torch's to write to; the draws stay as they are.
+    # torch gets copies, which it may write to; the draws stay as they are.
     arguments = (
         {name: torch.tensor(array) for name, array in state.items()},
         torch.tensor(stack.images.transpose(0, 1, 4, 2, 3)),
         torch.tensor(stack.cotangents),
     )
-    with torch_threads(ways.threads), torch_full_precision(), torch.enable_grad():
-        gradients, outputs = _TORCH[ways.torch](grad(scalar, has_aux=True), arguments)
+    with torch_threads(options.threads), torch_full_precision(), torch.enable_grad():
+        gradients, outputs = _TORCH[options.torch](grad(scalar, has_aux=True), arguments)
     by_torch = {name: gradient.numpy() for name, gradient in gradients.items()}
-    result = Results(outputs.detach().numpy(), relabelled(by_torch, TORCH, LINEN, stack.config))
-    return result.of_dtype(stack.images.dtype)
+    result = StackResults(outputs.detach().numpy(), relabel_stack(by_torch, TORCH, LINEN, stack.config))
+    return result.check_dtype(stack.images.dtype)
 
 
 def _loop(function: Callable[..., Any], arguments: Any) -> Any:
