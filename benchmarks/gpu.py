@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(plan())
     if options.dry_run:
         built = [each for timings in TIMINGS.values() for each in build(timings)]
-        console.print(f"{len(built)} contestants built in {len({cell for cell, *_ in built})} cells; nothing was run")
+        console.print(f"{len(built)} models built in {len({cell for cell, *_ in built})} cells; nothing was run")
         return 0
     import torch
 

@@ -12,7 +12,7 @@ import jax
 import torch
 
 from mixer_equiv import MixerConfig
-from mixer_equiv.bench.peers_flax import official
+from mixer_equiv.bench.peers_flax import official_mixer
 from mixer_equiv.bench.peers_torch import TutorialMixer
 
 GRID_FIELDS = (
@@ -38,7 +38,7 @@ def check_as_tutorial(config: MixerConfig) -> None:
     (height, width), channels = config.image_hw, config.in_channels
     for_images, for_weights = jax.random.split(jax.random.key(0))
     images = jax.random.normal(for_images, (IMAGES_PER_CASE, height, width, channels))
-    in_flax = official(config)
+    in_flax = official_mixer(config)
     variables = in_flax.init(for_weights, images)
     in_torch = TutorialMixer(config)
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Update the README's table of layouts from the registry: `python docs/layouts.py`."""
+"""The README's table of layouts, updated from the registry: `python docs/layouts.py`."""
+
+from __future__ import annotations
 
 import re
 from pathlib import Path
@@ -6,15 +8,15 @@ from pathlib import Path
 from mixer_equiv.checkpoints.inspection import describe_layout, markdown_table
 from mixer_equiv.layouts import LAYOUTS
 
-README = Path(__file__).parent.parent / "README.md"
-MARKED = re.compile(r"(<!-- mixer-equiv layouts --markdown -->\n).*?(<!-- end -->\n)", re.DOTALL)
+README_PATH = Path(__file__).parent.parent / "README.md"
+TABLE_MARKS = re.compile(r"(<!-- mixer-equiv layouts --markdown -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
-def with_table(text: str) -> str:
-    """The README's text with the current table."""
+def with_layouts_table(readme: str) -> str:
+    """Replace the table in the README's text by that of the registry."""
     rows = markdown_table([describe_layout(layout) for layout in LAYOUTS.values()])
-    return MARKED.sub(lambda marks: f"{marks[1]}{rows}{marks[2]}", text)
+    return TABLE_MARKS.sub(lambda marks: f"{marks[1]}{rows}{marks[2]}", readme)
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    README_PATH.write_text(with_layouts_table(README_PATH.read_text()))

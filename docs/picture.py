@@ -1,4 +1,4 @@
-"""Draw the README's pictures, docs/verify.svg, their.svg and mutate.svg: `python docs/picture.py`."""
+"""The README's pictures docs/verify.svg, their.svg and mutate.svg, drawn anew: `python docs/picture.py`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from mixer_equiv.equivalence.faults.kill_matrix import mutate
 from mixer_equiv.render.kill_matrix import draw_matrix
 from mixer_equiv.render.report import draw_report
 
-HERE = Path(__file__).parent
-SIZES = {"image_size": 12, "patch_size": 4, "hidden": 20, "depth": 4}
+FOLDER = Path(__file__).parent
+MODEL_KWARGS = {"image_size": 12, "patch_size": 4, "hidden": 20, "depth": 4}
 
 
-def draw(name: str, command: str, shown: RenderableType, width: int) -> None:
+def draw_terminal(name: str, command: str, output: RenderableType, width: int) -> None:
+    """Write the picture of a terminal of `width` columns with a command and its output."""
     console = Console(record=True, file=io.StringIO(), width=width, highlight=False)
     console.print(f"$ {command}", style="bold")
-    console.print(shown)
-    console.save_svg(str(HERE / name), title="mixer-equiv")
+    console.print(output)
+    console.save_svg(str(FOLDER / name), title="mixer-equiv")
 
 
 if __name__ == "__main__":
     images, labels = digits.held_out()
-    draw("verify.svg", "mixer-equiv verify", draw_report(verify(digits.CHECKPOINT, images=images, labels=labels)), 104)
-    place = HERE / "their_mixer.py"
-    report = verify(f"{place}:MLPMixer", kwargs=SIZES, image=(3, 12, 12))
-    command = f"mixer-equiv verify their_mixer.py:MLPMixer --kwargs '{json.dumps(SIZES)}' --image 3x12x12"
-    draw("their.svg", command, draw_report(report), 112)
-    draw("mutate.svg", "mixer-equiv mutate", draw_matrix(mutate()), 110)
+    draw_terminal(
+        "verify.svg", "mixer-equiv verify", draw_report(verify(digits.CHECKPOINT, images=images, labels=labels)), 104
+    )
+    module = FOLDER / "their_mixer.py"
+    report = verify(f"{module}:MLPMixer", kwargs=MODEL_KWARGS, image=(3, 12, 12))
+    command = f"mixer-equiv verify their_mixer.py:MLPMixer --kwargs '{json.dumps(MODEL_KWARGS)}' --image 3x12x12"
+    draw_terminal("their.svg", command, draw_report(report), 112)
+    draw_terminal("mutate.svg", "mixer-equiv mutate", draw_matrix(mutate()), 110)

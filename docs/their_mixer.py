@@ -1,4 +1,4 @@
-"""A Mixer as many are written, with torch's defaults: the model of the README's second picture."""
+"""A Mixer as many people write it, with torch's defaults: the model of the README's second picture."""
 
 from __future__ import annotations
 

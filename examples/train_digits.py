@@ -1,19 +1,18 @@
-"""Train our Flax MLP-Mixer on real handwritten digits: makes the checkpoint that the package carries.
+"""Train our Flax MLP-Mixer on real handwritten digits, and write the checkpoint that the package carries.
 
     pip install 'mixer_equiv[flax,examples]'
     python examples/train_digits.py
     python examples/train_digits.py --seed 1 --output-dir digits-1
 
-Data: scikit-learn's `load_digits`, 1797 grey images of 8x8 pixels. 360 of them, the same whatever
-the seed and with every class in proportion, are held out: the model sees them once, after its last
-step, and they choose nothing.
+Data: scikit-learn's `load_digits`, 1797 grey images of 8x8 pixels. 360 of them are held out, the same ones for every
+seed, with every class in proportion. The model sees them once, after its last step; they choose nothing.
 
-Recipe: AdamW (weight decay 0.1, kernels only), one-cycle learning rate up to 1e-2, batches of 64,
-100 epochs, label smoothing 0.1, shifts of up to one pixel, mixup (beta 0.2). Cross-validation
-inside the training images chose it. On one machine, one seed gives one set of weights.
+Recipe: AdamW (weight decay 0.1, kernels only), one-cycle learning rate up to 1e-2, batches of 64, 100 epochs, label
+smoothing 0.1, shifts of up to one pixel, mixup (beta 0.2). It was chosen by cross-validation inside the training
+images. On one machine, one seed gives one set of weights.
 
-Writes digits_mixer.npz (float32, the official names), digits_held_out.npz (grey levels and labels,
-uint8) and digits_mixer.log.
+Writes digits_mixer.npz (float32, the official names), digits_held_out.npz (grey levels and labels, uint8) and
+digits_mixer.log.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ MODEL = MlpMixer(digits.CONFIG)
 
 
 class Epoch(NamedTuple):
-    """What an epoch ends with; the loss is its mean, the accuracy that of its parameters on the training images."""
+    """The parameters at the end of an epoch, its mean loss, and the accuracy on the training images."""
 
     params: dict[str, Any]
     loss: float
@@ -58,17 +57,26 @@ class Epoch(NamedTuple):
     train_accuracy: float
 
 
-def split() -> tuple[np.ndarray, ...]:
-    """Training images, held-out images, training labels, held-out labels; all uint8."""
+class Split(NamedTuple):
+    """Images (count, 8, 8) and labels (count,), all uint8."""
+
+    train_images: np.ndarray
+    test_images: np.ndarray
+    train_labels: np.ndarray
+    test_labels: np.ndarray
+
+
+def split_digits() -> Split:
+    """Hold out the same images for every seed."""
     data = load_digits()
     images, labels = data.images.astype(np.uint8), data.target.astype(np.uint8)
-    return tuple(
-        train_test_split(images, labels, test_size=HELD_OUT_FRACTION, random_state=SPLIT_SEED, stratify=labels)
+    return Split(
+        *train_test_split(images, labels, test_size=HELD_OUT_FRACTION, random_state=SPLIT_SEED, stratify=labels)
     )
 
 
 def train(images: np.ndarray, labels: np.ndarray, *, epochs: int, seed: int) -> Iterator[Epoch]:
-    """Train on (batch, 8, 8) grey levels and (batch,) labels; yields after every epoch."""
+    """Train on (batch, 8, 8) grey levels and (batch,) labels; yield after every epoch."""
     init_key, key = jax.random.split(jax.random.key(seed))
     steps = len(images) // BATCH_SIZE
     schedule = optax.cosine_onecycle_schedule(epochs * steps, PEAK_LEARNING_RATE)
@@ -83,7 +91,7 @@ def train(images: np.ndarray, labels: np.ndarray, *, epochs: int, seed: int) -> 
 
 
 def make_epoch(inputs: jax.Array, labels: jax.Array, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """A jitted pass over the images in random order, leaving out the last ones that fill no batch."""
+    """Compile a pass over the images in random order; the last ones that fill no batch are left out."""
     steps = len(inputs) // BATCH_SIZE
     targets = optax.smooth_labels(jax.nn.one_hot(labels, digits.CONFIG.num_classes), LABEL_SMOOTHING)
 
@@ -107,7 +115,7 @@ def make_epoch(inputs: jax.Array, labels: jax.Array, optimizer: optax.GradientTr
 
 
 def shift(key: jax.Array, inputs: jax.Array) -> jax.Array:
-    """Each image moved by -1, 0 or 1 pixel along both axes, the background filling in."""
+    """Move each image by -1, 0 or 1 pixel along both axes, and fill in with background."""
     background = digits.preprocess(np.zeros(1)).item()
     padded = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=background)
     corners = jax.random.randint(key, (len(inputs), 2), 0, 3)
@@ -118,7 +126,7 @@ def shift(key: jax.Array, inputs: jax.Array) -> jax.Array:
 
 
 def mixup(key: jax.Array, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each image and target averaged with another of the batch (Zhang et al. 2018), the larger weight its own."""
+    """Average each image and target with another of the batch (Zhang et al. 2018); its own weight is the larger."""
     weights = jax.random.beta(key, MIXUP_BETA, MIXUP_BETA, (len(inputs),))
     weights = jnp.maximum(weights, 1 - weights)
     average: Callable[..., jax.Array] = jax.vmap(lambda weight, one, other: weight * one + (1 - weight) * other)
@@ -126,23 +134,23 @@ def mixup(key: jax.Array, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Ar
 
 
 def cross_entropy(params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """The mean over the batch; `targets` are probabilities, (batch, classes)."""
+    """Compute the mean loss over the batch; `targets` are probabilities, (batch, classes)."""
     return jnp.mean(optax.softmax_cross_entropy(MODEL.apply({"params": params}, inputs), targets))
 
 
 def accuracy(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """The fraction of images, (batch, 8, 8, 1), whose largest logit is that of their label, (batch,)."""
+    """Compute the fraction of images (batch, 8, 8, 1) whose largest logit is that of their label (batch,)."""
     logits = jnp.asarray(MODEL.apply({"params": params}, inputs))
     return jnp.mean(logits.argmax(axis=-1) == labels)
 
 
 def are_kernels(params: Any) -> Any:
-    """Which parameters decay: not the biases and LayerNorms, which are vectors."""
+    """Select the parameters that decay: kernels, and not biases and LayerNorms, which are vectors."""
     return jax.tree.map(lambda array: array.ndim > 1, params)
 
 
 def header(epochs: int, seed: int, num_train: int, num_test: int) -> list[str]:
-    """The log's first lines: what the numbers below them were computed with."""
+    """Write the first lines of the log: versions, split, recipe and seed."""
     packages = ("jax", "flax", "optax", "scikit-learn", "numpy")
     return [
         f"versions: {', '.join(f'{name} {version(name)}' for name in packages)}; on {jax.default_backend()}",
@@ -158,7 +166,7 @@ def header(epochs: int, seed: int, num_train: int, num_test: int) -> list[str]:
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr that goes away when done; nothing at all in a pipe."""
+    """Make a bar on stderr that vanishes when training is done; a pipe shows none."""
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
@@ -173,14 +181,14 @@ def main(
 ) -> None:
     """Train a Mixer on handwritten digits; write digits_mixer.npz, digits_held_out.npz and digits_mixer.log."""
     started = time.perf_counter()
-    images, test_images, labels, test_labels = split()
+    images, test_images, labels, test_labels = split_digits()
     log = header(epochs, seed, len(labels), len(test_labels))
     with progress_bar() as bar:
         task = bar.add_task("compiling", total=epochs)
         for i, epoch in enumerate(train(images, labels, epochs=epochs, seed=seed), start=1):
             log.append(f"{i:5d}  {epoch.loss:.4f}  {epoch.learning_rate:13.2e}  {epoch.train_accuracy:14.4f}")
-            doing = f"loss {epoch.loss:.3f}, train accuracy {epoch.train_accuracy:.1%}"
-            bar.update(task, advance=1, description=doing)
+            progress = f"loss {epoch.loss:.3f}, train accuracy {epoch.train_accuracy:.1%}"
+            bar.update(task, advance=1, description=progress)
 
     test_accuracy = float(accuracy(epoch.params, jnp.asarray(digits.preprocess(test_images)), jnp.asarray(test_labels)))
     summary = [

@@ -78,9 +78,9 @@ def _flax(config: MixerConfig, formulation: Formulation) -> Any:
 
 
 def _official(config: MixerConfig, formulation: Formulation) -> Any:
-    from mixer_equiv.bench.peers_flax import official
+    from mixer_equiv.bench.peers_flax import official_mixer
 
-    return _apply_of(official(config))
+    return _apply_of(official_mixer(config))
 
 
 def _apply_of(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The official Mixer in Flax linen, with its defaults unless told otherwise, as google-research has it."""
+"""The official Mixer in Flax linen, as google-research has it; a config may change its activation and eps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MixerBlock(linen.Module):
 
 
 class OfficialMixer(linen.Module):
-    """As google-research/vision_transformer calls flax.linen; it has neither of the last two fields."""
+    """The calls of flax.linen in google-research/vision_transformer, whose model has neither of the last two fields."""
 
     patch: tuple[int, int]
     classes: int
@@ -67,7 +67,8 @@ class OfficialMixer(linen.Module):
         return linen.Dense(self.classes, kernel_init=linen.initializers.zeros, name="head")(x)
 
 
-def official(config: MixerConfig) -> OfficialMixer:
+def official_mixer(config: MixerConfig) -> OfficialMixer:
+    """Make the official model of these sizes, with the config's activation and eps."""
     return OfficialMixer(
         config.patch_hw,
         config.num_classes,

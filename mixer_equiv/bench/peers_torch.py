@@ -1,4 +1,7 @@
-"""The Mixers of others in torch: the tutorial's and lucidrains', rebuilt from names, shapes and paper, and timm's."""
+"""The Mixers of others in torch: a tutorial's and lucidrains', rebuilt from names, shapes and paper; timm's own.
+
+They have their own conventions; `with_conventions` gives them others.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class TutorialMixer(nn.Module):
         return self.head_classifier(self.pre_head_norm(self.blocks(tokens)).mean(dim=1))
 
     def follow_official_conventions(self) -> None:
-        """What the conversion's warnings tell the user to do."""
+        """Do what the warnings of a conversion advise."""
         as_official(self)
 
 
@@ -97,7 +100,7 @@ class LucidrainsMixer(nn.Sequential):
 
 
 def timm_mixer(config: MixerConfig, **kwargs: Any) -> nn.Module:
-    """timm's MlpMixer of these sizes; its hidden widths are given as ratios of the embedding."""
+    """Make timm's MlpMixer of these sizes; it takes the hidden widths as ratios of the embedding."""
     from_ratio = tuple((dim + 0.5) / config.hidden_dim for dim in (config.tokens_mlp_dim, config.channels_mlp_dim))
     model: nn.Module = import_timm().models.mlp_mixer.MlpMixer(
         num_classes=config.num_classes,
@@ -127,7 +130,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def with_conventions(model: Module, activation: str, layer_norm_eps: float) -> Module:
-    """`model` itself, its GELUs and the eps of its LayerNorms changed to these."""
+    """Change the GELUs of `model` and the eps of its LayerNorms, and return the model."""
     for module in list(model.modules()):
         if isinstance(module, nn.LayerNorm):
             module.eps = layer_norm_eps
@@ -138,5 +141,5 @@ def with_conventions(model: Module, activation: str, layer_norm_eps: float) -> M
 
 
 def as_official(model: Module) -> Module:
-    """`model` itself, changed to compute tanh GELU and LayerNorm with eps 1e-6."""
+    """Change `model` to tanh GELU and LayerNorm with eps 1e-6, and return it."""
     return with_conventions(model, "gelu_tanh", 1e-6)

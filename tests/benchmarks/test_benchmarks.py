@@ -211,9 +211,7 @@ def test_results_are_written_with_a_line_for_each_row_and_six_digits(
 ) -> None:
     monkeypatch.setattr(result_files, "RESULTS", tmp_path)
     rows = [{"name": "a", "ms": 1.23456789, "quartiles": [1, 2.00000001]}, {"name": "b", "ms": None, "quartiles": []}]
-    result_files.write(
-        "x", {"rows": rows, "machine": {"load": (0.1, 0.2)}, "sizes": {"S": {"ms": {"cp": [1]}}}}, "page"
-    )
+    result_files.write("x", {"rows": rows, "machine": {"load": (0.1, 0.2)}, "sizes": {"S": {"cp": [1]}}}, "page")
     assert (tmp_path / "x.json").read_text() == (
         """{
   "rows": [
@@ -222,7 +220,7 @@ def test_results_are_written_with_a_line_for_each_row_and_six_digits(
   ],
   "machine": {"load": [0.1, 0.2]},
   "sizes": {
-    "S": {"ms": {"cp": [1]}}
+    "S": {"cp": [1]}
   }
 }
 """

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import speed
-from docs.layouts import with_table
+from docs.layouts import with_layouts_table
 from mixer_equiv import LAYOUTS, MixerConfig
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.cli import app
@@ -65,12 +65,12 @@ def test_the_make_commands_are_targets():
 
 
 def test_the_layouts_table_is_the_registry_s():
-    assert with_table(README) == README
+    assert with_layouts_table(README) == README
     assert all(f"| `{name}`" in README for name in LAYOUTS)
 
 
 def test_a_table_that_is_out_of_date_is_seen():
-    assert with_table(README.replace("| both ways |", "| no |", 1)) == README
+    assert with_layouts_table(README.replace("| both ways |", "| no |", 1)) == README
 
 
 def test_the_table_of_speed_is_that_of_the_recorded_results():

@@ -22,7 +22,7 @@ from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.models.flax import model as flax_models
 from mixer_equiv.models.torch import model as torch_models
 from mixer_equiv.testing.strategies import configs
-from tests.support.structures import official, run_official
+from tests.support.structures import official_mixer, run_official
 
 # Rows of two nearly equal channels, which LayerNorm spreads a thousandfold: residual 5e-11 by rounding.
 ILL_CONDITIONED = {
@@ -60,7 +60,8 @@ def test_the_flax_model_has_the_official_tree_and_computes_the_official_logits()
     shapes = [
         {"/".join(path): leaf.shape for path, leaf in flatten_dict(tree["params"]).items()}
         for tree in (
-            jax.eval_shape(m.init, jax.random.key(0), images) for m in (flax_models.MlpMixer(config), official(config))
+            jax.eval_shape(m.init, jax.random.key(0), images)
+            for m in (flax_models.MlpMixer(config), official_mixer(config))
         )
     ]
     assert shapes[0] == shapes[1]
@@ -75,7 +76,7 @@ def test_the_flax_model_pads_indivisible_images_as_the_official_one():
     with jax.enable_x64(True):
         params = unflatten(random_params(config, 0))
         ours = flax_models.MlpMixer(config).apply({"params": params}, images)
-        theirs = official(config).apply({"params": params}, images)
+        theirs = official_mixer(config).apply({"params": params}, images)
     assert residual(np.asarray(ours), np.asarray(theirs)) <= 1e-15
 
 

@@ -7,7 +7,7 @@ live in `mixer_equiv.bench`. Every model is made from a
 conventions set; for Flax by its `run_...`, which takes the weights under the model's own names.
 """
 
-from mixer_equiv.bench.peers_flax import MixerBlock, OfficialMixer, OfficialMlp, official
+from mixer_equiv.bench.peers_flax import MixerBlock, OfficialMixer, OfficialMlp, official_mixer
 from mixer_equiv.bench.peers_torch import LucidrainsMixer, TutorialMixer, as_official, timm_mixer
 from tests.support.structures.in_flax import (
     ScenicMixer,
@@ -35,7 +35,7 @@ __all__ = [
     "ScenicMixer",
     "TutorialMixer",
     "as_official",
-    "official",
+    "official_mixer",
     "pre_linen_arrays",
     "run_official",
     "run_scenic",

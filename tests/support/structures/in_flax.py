@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.xla_options import cheap_jit
 from mixer_equiv.arrays.interop import unflatten
-from mixer_equiv.bench.peers_flax import MixerBlock, official
+from mixer_equiv.bench.peers_flax import MixerBlock, official_mixer
 from mixer_equiv.config import MixerConfig
 
 
@@ -34,7 +34,7 @@ class ScenicMixer(linen.Module):
 
 def run_official(config: MixerConfig, params: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     """Float64 logits of the official model, from flat canonical weights."""
-    return _run(official(config), params, images)
+    return _run(official_mixer(config), params, images)
 
 
 def run_scenic(config: MixerConfig, params: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
