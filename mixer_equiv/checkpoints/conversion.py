@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,9 +14,10 @@ from einops import rearrange
 
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, materialize
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from mixer_equiv.checkpoints.conventions import convention_warnings
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConventionWarning, InexpressibleError
-from mixer_equiv.layouts import ADVICE, NEUTRAL, Binding, Conventions, Layout, get_layout
+from mixer_equiv.layouts import NEUTRAL, Binding, Layout, get_layout
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,7 @@ def convert(
     target = get_layout(to)
     source = as_checkpoint(params, layout=from_, config=config)
     result = _convert(source, target, allow_missing, copy)
-    for message in convention_differences(source, target):
+    for message in convention_warnings(source.trained_with, source.layout, target):
         warnings.warn(message, ConventionWarning, stacklevel=2)
     in_kind = isinstance(params, Checkpoint) or target.framework == "torch"
     return result if in_kind else result.params
@@ -92,32 +93,6 @@ def torch_to_flax(
 ) -> dict[str, Any]:
     """A torch state_dict in any known layout as the nested params of the official Flax model."""
     return convert(as_checkpoint(state_dict, config=config), to="linen", allow_missing=allow_missing).params
-
-
-def convention_differences(source: Checkpoint, target: Layout) -> list[str]:
-    """One sentence for each way in which `target`'s code differs from what the weights expect."""
-    known = source.trained_with
-    expected = known or source.layout.computes
-    sentences = []
-    for field, describe in _DESCRIPTIONS.items():
-        want, have = getattr(expected, field), getattr(target.computes, field)
-        if want == have:
-            continue
-        origin = (
-            f"these weights were trained with {describe(want)}"
-            if known
-            else f"what these weights were trained with is not recorded, and {source.layout.name}'s code computes "
-            f"{describe(want)}; if that is right"
-        )
-        advice = target.advice.get(field, ADVICE[field]).format_map(_advice_values(expected))
-        joint = ":" if known else ","
-        sentences.append(f"{target.name}'s code computes {describe(have)}; {origin}{joint} {advice}")
-    return sentences
-
-
-def describe_conventions(conventions: Conventions) -> str:
-    """The conventions in words, such as "tanh GELU, LayerNorm eps 1e-06"."""
-    return ", ".join(describe(getattr(conventions, field)) for field, describe in _DESCRIPTIONS.items())
 
 
 def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str], copy: bool) -> Checkpoint:
@@ -245,23 +220,3 @@ def _inexpressible(target: Layout, reasons: list[str], advice: str = "") -> Inex
 
 def _same_bits(a: Deferred | np.ndarray, b: Deferred | np.ndarray) -> bool:
     return a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-# How a sentence names each convention; "padding" differs only on images that no config here allows.
-_ACTIVATION_NAMES: dict[str, str] = {"gelu_tanh": "tanh GELU", "gelu": "erf GELU"}
-_DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
-    "activation": lambda value: _ACTIVATION_NAMES.get(value) or str(value),
-    "layer_norm_eps": lambda value: f"LayerNorm eps {value:g}",
-}
-_TORCH_ACTIVATIONS = {
-    "gelu_tanh": ("nn.GELU(approximate='tanh')", "partial(nn.GELU, approximate='tanh')"),
-    "gelu": ("nn.GELU()", "nn.GELU"),
-    "relu": ("nn.ReLU()", "nn.ReLU"),
-    "silu": ("nn.SiLU()", "nn.SiLU"),
-    "quick_gelu": ("timm.layers.QuickGELU()", "timm.layers.QuickGELU"),
-}
-
-
-def _advice_values(wanted: Conventions) -> dict[str, Any]:
-    module, layer = _TORCH_ACTIVATIONS[wanted.activation]
-    return {**dataclasses.asdict(wanted), "torch_activation": module, "torch_activation_layer": layer}

@@ -1,42 +1,79 @@
-"""What a checkpoint holds: its layout, config and conventions, and the numbers that give faults away."""
+"""A checkpoint seen from outside: its layout, config and conventions, and what is odd about its arrays.
+
+Plain data with its own plain text; `render.inspection` draws it for a terminal. Start at `inspect`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
-from mixer_equiv.checkpoints.conversion import describe_conventions
+from mixer_equiv.checkpoints.conventions import describe_conventions
 from mixer_equiv.errors import summarize
-from mixer_equiv.layouts import Binding, Layout
+
+Flag = Literal["NaN", "inf", "all zero", "constant"]
+FindingKind = Literal["NaN", "inf", "untrained_head", "constant_kernels"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ArraySummary:
-    """One array: its names, shape and dtype, statistics over its finite values, and what is odd about it.
+class Statistics:
+    """Mean, standard deviation and largest magnitude of an array's finite values, and what is odd about all of them.
 
-    A statistic is None where nothing is finite, float64 cannot hold it, or the values were not read.
-    `flags` are among "NaN", "inf", "all zero" and "constant".
+    A statistic is None where no value is finite, or where float64 cannot hold it.
     """
+
+    mean: float | None
+    std: float | None
+    max_abs: float | None
+    flags: tuple[Flag, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayInspection:
+    """One array: its own and its canonical name, the name of its layout's row, and statistics if it was read."""
 
     name: str
     canonical: str
     row: str
     shape: tuple[int, ...]
     dtype: str
-    mean: float | None
-    std: float | None
-    max_abs: float | None
-    flags: tuple[str, ...]
+    statistics: Statistics | None
+
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """Oddities of its values; none if it was not read."""
+        return self.statistics.flags if self.statistics else ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and those of the statistics beside them, None and without flags if it was not read."""
+        fields = dataclasses.asdict(self)
+        return fields | (fields.pop("statistics") or dataclasses.asdict(_NO_STATISTICS))
+
+
+_NO_STATISTICS = Statistics(None, None, None, ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that a porter should know before using these weights, and the arrays that show it."""
+
+    kind: FindingKind
+    arrays: tuple[str, ...]
+
+    def __str__(self) -> str:
+        some = summarize(self.arrays, 3)
+        match self.kind:
+            case "NaN" | "inf":
+                return f"{self.kind} in {_count(len(self.arrays), 'array')}: {some}"
+            case "untrained_head":
+                return f"{some} is all zeros, as in a model that was never trained: its logits show nothing"
+            case "constant_kernels":
+                return f"zero or constant in {_count(len(self.arrays), 'kernel')}: {some}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,28 +81,26 @@ class Inspection:
     """A checkpoint seen from outside."""
 
     checkpoint: Checkpoint
-    arrays: tuple[ArraySummary, ...]
+    arrays: tuple[ArrayInspection, ...]
     notes: tuple[str, ...]
-    values_are_read: bool
 
     @property
-    def findings(self) -> list[str]:
-        """Sentences on what a porter should know before using these weights."""
-        sentences = []
-        for flag in ("NaN", "inf"):
-            names = [array.name for array in self.arrays if flag in array.flags]
-            if names:
-                sentences.append(f"{flag} in {_count(len(names), 'array')}: {summarize(names, 3)}")
+    def values_are_read(self) -> bool:
+        """Whether the arrays were read, so that there are statistics and findings."""
+        return all(array.statistics is not None for array in self.arrays)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the values of the arrays show; nothing if they were not read."""
         head = [array for array in self.arrays if array.canonical == "head/kernel"]
-        if head and "all zero" in head[0].flags:
-            sentences.append(
-                f"{head[0].name} is all zeros, as in a model that was never trained: its logits show nothing"
-            )
         kernels = [a for a in self.arrays if a.canonical.endswith("kernel") and not a.canonical.startswith("head")]
-        dead = [array.name for array in kernels if {"all zero", "constant"} & set(array.flags)]
-        if dead:
-            sentences.append(f"zero or constant in {_count(len(dead), 'kernel')}: {summarize(dead, 3)}")
-        return sentences
+        odd: dict[FindingKind, list[ArrayInspection]] = {
+            "NaN": [array for array in self.arrays if "NaN" in array.flags],
+            "inf": [array for array in self.arrays if "inf" in array.flags],
+            "untrained_head": [array for array in head if "all zero" in array.flags],
+            "constant_kernels": [array for array in kernels if {"all zero", "constant"} & set(array.flags)],
+        }
+        return [Finding(kind, tuple(array.name for array in arrays)) for kind, arrays in odd.items() if arrays]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, ready for JSON."""
@@ -82,149 +117,109 @@ class Inspection:
             "num_parameters": checkpoint.num_parameters,
             "macs": checkpoint.config.macs,
             "notes": list(self.notes),
-            "findings": self.findings,
+            "findings": list(map(str, self.findings)),
             "values_are_read": self.values_are_read,
-            "arrays": [dataclasses.asdict(array) for array in self.arrays],
+            "arrays": [array.to_dict() for array in self.arrays],
         }
 
-    def __rich__(self) -> RenderableType:
-        lines = [Text.assemble(("warning: ", "bold yellow"), finding) for finding in self.findings]
-        lines += [Text(f"note: {note}") for note in self.notes]
-        return Group(_summary_table(self.checkpoint), _array_table(self), *lines)
+    def __str__(self) -> str:
+        table = array_table(self)
+        lines = [*_aligned(summary(self).items()), "", *_aligned([table.headings, *table.rows]), ""]
+        lines += [f"warning: {finding}" for finding in self.findings]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines).rstrip()
 
 
 def inspect(checkpoint: Checkpoint, *, values: bool = False, allow_missing: Collection[str] = ()) -> Inspection:
-    """Check that `checkpoint` fills its layout, and summarise every array of it.
+    """Check that `checkpoint` fills its layout, and inspect every array of it.
 
     Without `values` no array is read, so that a lazy checkpoint of any size takes no time; with
     them there are statistics, and findings. Raises `ConversionError` as `Checkpoint.check` does.
     """
     present, notes = checkpoint.check(allow_missing=allow_missing)
     bindings = {binding.foreign: binding for binding in reversed(present.values()) if not binding.is_absent}
-    summaries = tuple(
-        _summarise(binding, checkpoint.specs[binding.foreign], checkpoint.arrays if values else None)
-        for binding in reversed(bindings.values())
-    )
-    return Inspection(checkpoint, summaries, (*checkpoint.notes, *notes), values)
+    arrays = []
+    for name, binding in reversed(bindings.items()):
+        spec = checkpoint.specs[name]
+        statistics = _statistics(checkpoint.arrays[name]) if values else None
+        arrays.append(
+            ArrayInspection(name, binding.canonical, binding.row.foreign, spec.shape, str(spec.dtype), statistics)
+        )
+    return Inspection(checkpoint, tuple(arrays), (*checkpoint.notes, *notes))
 
 
-def describe_layout(layout: Layout) -> dict[str, Any]:
-    """A layout in words, by column: its names, whose it is, what its code computes, what it can hold."""
-    example = next(row for row in layout.rows if row.general == EXAMPLE)
-    return {
-        "layout": ", ".join((layout.name, *layout.aliases)),
-        "whose": layout.summary,
-        "framework": {"flax": "Flax", "torch": "torch"}[layout.framework],
-        "its code computes": describe_conventions(layout.computes).replace("LayerNorm ", "").replace("e-0", "e-"),
-        "expressible": "read only" if layout.read_only else "; ".join(map(str, layout.constraints)) or "both ways",
-        "a name in it": next(b.foreign for b in layout.bindings(1).values() if b.row is example),
-    }
-
-
-EXAMPLE = "MixerBlock_{i}/token_mixing/Dense_0/kernel"
-
-
-def layouts_table(rows: list[dict[str, Any]]) -> Table:
-    """What `describe_layout` says of each layout, for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold", style="bold" if column == "layout" else "")
-    for row in rows:
-        table.add_row(*row.values())
-    return table
-
-
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The same in Markdown, names of layouts and arrays as code."""
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    for row in rows:
-        names = ", ".join(f"`{name}`" for name in row["layout"].split(", "))
-        lines.append([*{**row, "layout": names, "a name in it": f"`{row['a name in it']}`"}.values()])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _summarise(binding: Binding, spec: Spec, arrays: Mapping[str, np.ndarray] | None) -> ArraySummary:
-    statistics = (None, None, None, ()) if arrays is None else _statistics(arrays[binding.foreign])
-    return ArraySummary(
-        binding.foreign, binding.canonical, binding.row.foreign, spec.shape, str(spec.dtype), *statistics
-    )
-
-
-def _statistics(array: np.ndarray) -> tuple[float | None, float | None, float | None, tuple[str, ...]]:
-    """Mean, standard deviation and largest magnitude of the finite values, and flags."""
+def _statistics(array: np.ndarray) -> Statistics:
     with np.errstate(over="ignore", invalid="ignore"):
         values = array.astype(np.float64).ravel()
         finite = values[np.isfinite(values)]
-        statistics = [finite.mean(), finite.std(), np.abs(finite).max()] if finite.size else [np.nan] * 3
+        computed = [finite.mean(), finite.std(), np.abs(finite).max()] if finite.size else [np.nan] * 3
     same = bool(np.all(values == values[0]))
-    checks = {
+    checks: dict[Flag, bool] = {
         "NaN": bool(np.isnan(values).any()),
         "inf": bool(np.isinf(values).any()),
         "all zero": same and values[0] == 0,
         "constant": same and values[0] != 0 and values.size > 1,
     }
-    flags = tuple(flag for flag, holds in checks.items() if holds)
-    mean, std, max_abs = (float(number) if np.isfinite(number) else None for number in statistics)
-    return mean, std, max_abs, flags
+    mean, std, max_abs = (float(number) if np.isfinite(number) else None for number in computed)
+    return Statistics(mean, std, max_abs, tuple(flag for flag, holds in checks.items() if holds))
 
 
-def _summary_table(checkpoint: Checkpoint) -> Table:
-    config = checkpoint.config
+def summary(inspection: Inspection) -> dict[str, str]:
+    """Facts about the whole checkpoint in words, by their labels."""
+    checkpoint, config = inspection.checkpoint, inspection.checkpoint.config
     (ph, pw), (height, width), (rows, columns) = config.patch_hw, config.image_hw, config.grid_hw
     trained_with = checkpoint.trained_with
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_row("checkpoint", Path(checkpoint.source).name)
-    table.add_row("layout", f"{checkpoint.layout.name} ({checkpoint.layout.summary})")
-    table.add_row("variant", f"Mixer-{config.name}" if config.name else "none of the published ones")
-    table.add_row("image", f"{height}x{width}, {_count(config.in_channels, 'channel')}, patches of {ph}x{pw}")
-    table.add_row("tokens", f"{config.num_tokens} ({rows}x{columns})")
-    table.add_row("blocks", f"{config.num_blocks}")
-    table.add_row(
-        "widths",
-        f"hidden {config.hidden_dim}, tokens_mlp {config.tokens_mlp_dim}, channels_mlp {config.channels_mlp_dim}",
-    )
-    table.add_row("classes", str(config.num_classes) if config.num_classes else "no head")
-    table.add_row(
-        "parameters", f"{checkpoint.num_parameters:,} in {len(checkpoint)} arrays, {', '.join(checkpoint.dtypes)}"
-    )
-    table.add_row("MACs", f"{config.macs:,} an image")
-    table.add_row("trained with", describe_conventions(trained_with) if trained_with else "not recorded")
-    table.add_row("its code computes", describe_conventions(checkpoint.layout.computes))
-    return table
+    return {
+        "checkpoint": Path(checkpoint.source).name,
+        "layout": f"{checkpoint.layout.name} ({checkpoint.layout.summary})",
+        "variant": f"Mixer-{config.name}" if config.name else "none of the published ones",
+        "image": f"{height}x{width}, {_count(config.in_channels, 'channel')}, patches of {ph}x{pw}",
+        "tokens": f"{config.num_tokens} ({rows}x{columns})",
+        "blocks": f"{config.num_blocks}",
+        "widths": f"hidden {config.hidden_dim}, tokens_mlp {config.tokens_mlp_dim}, "
+        f"channels_mlp {config.channels_mlp_dim}",
+        "classes": str(config.num_classes) if config.num_classes else "no head",
+        "parameters": f"{checkpoint.num_parameters:,} in {len(checkpoint)} arrays, {', '.join(checkpoint.dtypes)}",
+        "MACs": f"{config.macs:,} an image",
+        "trained with": describe_conventions(trained_with) if trained_with else "not recorded",
+        "its code computes": describe_conventions(checkpoint.layout.computes),
+    }
 
 
-def _array_table(inspection: Inspection) -> Table:
-    """One row for each row of the layout, blocks taken together."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("array", overflow="fold")
-    columns = ("shape", "mean", "std", "max |x|", "seen") if inspection.values_are_read else ("shape", "dtype")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("seen", "dtype") else "right")
-    rows: dict[str, list[ArraySummary]] = {}
+class ArrayTable(NamedTuple):
+    """Headings, and a row of cells for each row of the layout, with all blocks in one."""
+
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def array_table(inspection: Inspection) -> ArrayTable:
+    """The arrays in words: their shapes, with statistics if they were read, else with dtypes."""
+    by_row: dict[str, list[ArrayInspection]] = {}
     for array in inspection.arrays:
-        rows.setdefault(array.row, []).append(array)
-    for name, members in rows.items():
-        shape = "x".join(map(str, members[0].shape))
-        if not inspection.values_are_read:
-            table.add_row(name, shape, ", ".join(sorted({member.dtype for member in members})))
-            continue
-        counts = {flag: sum(flag in m.flags for m in members) for flag in _flags_of(members)}
-        flags = [flag if len(members) == 1 else f"{flag} in {n} of {len(members)}" for flag, n in counts.items()]
-        table.add_row(
-            name,
-            shape,
-            _over(np.mean, [m.mean for m in members]),
-            _over(np.mean, [m.std for m in members]),
-            _over(np.max, [m.max_abs for m in members]),
-            ", ".join(flags),
-        )
-    return table
+        by_row.setdefault(array.row, []).append(array)
+    if inspection.values_are_read:
+        headings, cells = ("array", "shape", "mean", "std", "max |x|", "seen"), _statistics_cells
+    else:
+        headings, cells = ("array", "shape", "dtype"), _dtype_cells
+    shapes = {row: "x".join(map(str, arrays[0].shape)) for row, arrays in by_row.items()}
+    return ArrayTable(headings, [(row, shapes[row], *cells(arrays)) for row, arrays in by_row.items()])
 
 
-def _flags_of(members: list[ArraySummary]) -> list[str]:
-    return sorted({flag for member in members for flag in member.flags})
+def _dtype_cells(arrays: Sequence[ArrayInspection]) -> tuple[str, ...]:
+    return (", ".join(sorted({array.dtype for array in arrays})),)
+
+
+def _statistics_cells(arrays: Sequence[ArrayInspection]) -> tuple[str, ...]:
+    counts = {flag: sum(flag in a.flags for a in arrays) for flag in sorted({f for a in arrays for f in a.flags})}
+    flags = [flag if len(arrays) == 1 else f"{flag} in {count} of {len(arrays)}" for flag, count in counts.items()]
+    statistics = [array.statistics for array in arrays if array.statistics]
+    return (
+        _over(np.mean, [one.mean for one in statistics]),
+        _over(np.mean, [one.std for one in statistics]),
+        _over(np.max, [one.max_abs for one in statistics]),
+        ", ".join(flags),
+    )
 
 
 def _over(reduce: Callable[[list[float]], Any], numbers: list[float | None]) -> str:
@@ -234,3 +229,10 @@ def _over(reduce: Callable[[list[float]], Any], numbers: list[float | None]) -> 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """One line for each row, with every column as wide as its longest cell."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -40,6 +40,7 @@ def inspect(
     """Show a checkpoint's layout, config and conventions, and with --values what is odd about its arrays."""
     from mixer_equiv.checkpoints.inspection import inspect as inspect_checkpoint
     from mixer_equiv.checkpoints.io import load
+    from mixer_equiv.render.inspection import draw_inspection
 
     with report_errors():
         register_layouts(layout_files)
@@ -55,4 +56,4 @@ def inspect(
             )
             step("looking at the arrays")
             inspection = inspect_checkpoint(checkpoint, values=values, allow_missing=allow_missing or ())
-        show(inspection, inspection.to_dict(), json_file)
+        show(draw_inspection(inspection), inspection.to_dict(), json_file)

@@ -41,8 +41,8 @@ def layouts(
 
     With a model: find the layout of its parameters by running it, and print it as TOML, for --layout.
     """
-    from mixer_equiv.checkpoints.inspection import describe_layout, layouts_table, markdown_table
     from mixer_equiv.layouts import LAYOUTS
+    from mixer_equiv.render.layouts import describe_layout, draw_layouts, layouts_markdown
 
     with report_errors():
         if markdown and json_file is not None:
@@ -57,9 +57,9 @@ def layouts(
         register_layouts(layout_files)
         rows = [describe_layout(layout) for layout in LAYOUTS.values()]
         if markdown:
-            write(markdown_table(rows))
+            write(layouts_markdown(rows))
         else:
-            show(layouts_table(rows), {"layouts": rows}, json_file)
+            show(draw_layouts(rows), {"layouts": rows}, json_file)
 
 
 def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:
