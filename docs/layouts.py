@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mixer_equiv.checkpoints.inspection import describe_layout, markdown_table
 from mixer_equiv.layouts import LAYOUTS
+from mixer_equiv.render.layouts import describe_layout, layouts_markdown
 
 README_PATH = Path(__file__).parent.parent / "README.md"
 TABLE_MARKS = re.compile(r"(<!-- mixer-equiv layouts --markdown -->\n).*?(<!-- end -->\n)", re.DOTALL)
@@ -14,7 +14,7 @@ TABLE_MARKS = re.compile(r"(<!-- mixer-equiv layouts --markdown -->\n).*?(<!-- e
 
 def with_layouts_table(readme: str) -> str:
     """Replace the table in the README's text by that of the registry."""
-    rows = markdown_table([describe_layout(layout) for layout in LAYOUTS.values()])
+    rows = layouts_markdown([describe_layout(layout) for layout in LAYOUTS.values()])
     return TABLE_MARKS.sub(lambda marks: f"{marks[1]}{rows}{marks[2]}", readme)
 
 

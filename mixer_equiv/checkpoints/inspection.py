@@ -198,12 +198,12 @@ def array_table(inspection: Inspection) -> ArrayTable:
     by_row: dict[str, list[ArrayInspection]] = {}
     for array in inspection.arrays:
         by_row.setdefault(array.row, []).append(array)
-    if inspection.values_are_read:
-        headings, cells = ("array", "shape", "mean", "std", "max |x|", "seen"), _statistics_cells
-    else:
-        headings, cells = ("array", "shape", "dtype"), _dtype_cells
+    read = inspection.values_are_read
+    headings = ("mean", "std", "max |x|", "seen") if read else ("dtype",)
+    cells = _statistics_cells if read else _dtype_cells
     shapes = {row: "x".join(map(str, arrays[0].shape)) for row, arrays in by_row.items()}
-    return ArrayTable(headings, [(row, shapes[row], *cells(arrays)) for row, arrays in by_row.items()])
+    rows = [(row, shapes[row], *cells(arrays)) for row, arrays in by_row.items()]
+    return ArrayTable(("array", "shape", *headings), rows)
 
 
 def _dtype_cells(arrays: Sequence[ArrayInspection]) -> tuple[str, ...]:

@@ -31,8 +31,11 @@ def _summary(inspection: Inspection) -> Table:
 def _table(table: ArrayTable) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in table.headings:
-        justify = "left" if heading in _TEXT_COLUMNS else "right"
-        drawn.add_column(heading, justify=justify, overflow="fold" if heading == "array" else "ellipsis")
+        drawn.add_column(
+            heading,
+            justify="left" if heading in _TEXT_COLUMNS else "right",
+            overflow="fold" if heading == "array" else "ellipsis",
+        )
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     return drawn
