@@ -1,10 +1,15 @@
-"""How weights were handed over wrongly: what ports are known to do to arrays, and which of it these arrays show."""
+"""How two sets of weights differ, bit by bit, and what a port did to them that makes them so.
+
+Weights are arrays under canonical names. Faults are named by their ids in the catalogue of faults, which has the words.
+Start reading at `port_faults`.
+"""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -12,8 +17,8 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 
 Arrays = Mapping[str, np.ndarray]
-# From all weights of the one side and a name to what the other then has under this name, None if it cannot be.
-Handover = Callable[[Arrays, str, MixerConfig], np.ndarray | None]
+# From all weights of one side and a name to the array that the other then has under this name; None if there is none.
+Rewrite = Callable[[Arrays, str, MixerConfig], np.ndarray | None]
 
 
 def _transposed(weights: Arrays, name: str, config: MixerConfig) -> np.ndarray | None:
@@ -21,7 +26,7 @@ def _transposed(weights: Arrays, name: str, config: MixerConfig) -> np.ndarray |
     return array.T if array.ndim == 2 and array.shape[0] == array.shape[1] else None
 
 
-def _renamed(old: str, new: str) -> Handover:
+def _renamed(old: str, new: str) -> Rewrite:
     def swapped(weights: Arrays, name: str, config: MixerConfig) -> np.ndarray | None:
         other = re.sub(f"{old}|{new}", lambda found: new if found[0] == old else old, name)
         same = other != name and other in weights and weights[other].shape == weights[name].shape
@@ -64,7 +69,7 @@ def _zeros(weights: Arrays, name: str, config: MixerConfig) -> np.ndarray:
     return np.zeros_like(weights[name])
 
 
-def _rounded(dtype: np.dtype) -> Handover:
+def _rounded(dtype: np.dtype) -> Rewrite:
     def rounded(weights: Arrays, name: str, config: MixerConfig) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
             return weights[name].astype(dtype)
@@ -72,61 +77,72 @@ def _rounded(dtype: np.dtype) -> Handover:
     return rounded
 
 
-# In this order: the first that holds for an array is named, the rarer coincidence first.
-HANDOVERS: dict[str, tuple[str, Handover]] = {
-    "kernel_not_transposed": ("square kernels are transposed", _transposed),
-    "norms_swapped": ("LayerNorm_0 and LayerNorm_1 are in each other's place", _renamed("LayerNorm_0", "LayerNorm_1")),
-    "mlps_swapped": (
-        "token_mixing and channel_mixing are in each other's place",
-        _renamed("token_mixing", "channel_mixing"),
-    ),
-    "blocks_reordered": ("blocks are in the order of their names as strings: 0, 1, 10, 11, 2", _blocks_as_strings),
-    "stem_hw_swapped": ("height and width of the patch are swapped in the stem", _stem_by_width),
-    "tokens_by_columns": ("tokens are in the order of columns", _tokens_by_columns),
-    "zeroed": ("all zeros", _zeros),
-    "rounded_to_bfloat16": ("rounded to bfloat16", _rounded(np.dtype(ml_dtypes.bfloat16))),
-    "rounded_to_float16": ("rounded to float16", _rounded(np.dtype(np.float16))),
-    "rounded_to_float32": ("rounded to float32", _rounded(np.dtype(np.float32))),
+# By the fault that they are. The first one that holds for an array is named, so that the rarer coincidence comes first.
+REWRITES: dict[str, Rewrite] = {
+    "kernel_not_transposed": _transposed,
+    "norms_swapped": _renamed("LayerNorm_0", "LayerNorm_1"),
+    "mlps_swapped": _renamed("token_mixing", "channel_mixing"),
+    "blocks_reordered": _blocks_as_strings,
+    "stem_hw_swapped": _stem_by_width,
+    "tokens_by_columns": _tokens_by_columns,
+    "zeroed": _zeros,
+    "rounded_to_bfloat16": _rounded(np.dtype(ml_dtypes.bfloat16)),
+    "rounded_to_float16": _rounded(np.dtype(np.float16)),
+    "rounded_to_float32": _rounded(np.dtype(np.float32)),
 }
 
+# All that `port_faults` can name.
+PORT_FAULTS = (
+    *REWRITES,
+    *("stem_flattened", "blocks_moved", "dtype", "last_place", "not_finite", "head_not_loaded", "weights"),
+)
 
-def explained(a: Arrays, b: Arrays, config: MixerConfig) -> Iterator[tuple[str, str, list[str]]]:
-    """What turned arrays of `a` into those of `b`: its name, in words, and the arrays; the rest under "weights"."""
-    groups: dict[str, list[str]] = {}
-    words = {"weights": "others"}
+
+class PortFault(NamedTuple):
+    """A fault of a port: its id, the canonical names of the arrays that show it, and what its words leave open."""
+
+    fault: str
+    arrays: list[str]
+    detail: str
+
+
+def port_faults(a: Arrays, b: Arrays, config: MixerConfig) -> Iterator[PortFault]:
+    """Explain the arrays of `b` that are not those of `a`, both under canonical names; the rest are "weights"."""
+    groups: dict[str, dict[str, str]] = {}
     for name in differing(a, b):
-        found, text = _of_one(a, b, name, config)
-        groups.setdefault(found, []).append(name)
-        words[found] = text
-    if groups.keys() == {"weights"} and set(groups["weights"]) == {"head/kernel", "head/bias"}:
-        yield "head_not_loaded", "another head", groups["weights"]
-        return
-    for found, names in groups.items():
-        yield found, words[found], names
+        fault, detail = _fault_of_one(a, b, name, config)
+        groups.setdefault(fault, {})[name] = detail
+    if groups.keys() == {"weights"} and groups["weights"].keys() == {"head/kernel", "head/bias"}:
+        groups = {"head_not_loaded": groups["weights"]}
+    for fault, details in groups.items():
+        yield PortFault(fault, list(details), ", ".join(dict.fromkeys(details.values())))
 
 
-def _of_one(a: Arrays, b: Arrays, name: str, config: MixerConfig) -> tuple[str, str]:
+_WEIGHTS = "weights", ""
+
+
+def _fault_of_one(a: Arrays, b: Arrays, name: str, config: MixerConfig) -> tuple[str, str]:
+    """The fault that an array shows, and its detail."""
     if name not in a or name not in b or a[name].shape != b[name].shape:
-        return "weights", "others"
+        return _WEIGHTS
     if _same(a[name], b[name]):
-        return "dtype", f"the same values as {b[name].dtype}"
-    for handover, (text, function) in HANDOVERS.items():
-        made = function(a, name, config)
+        return "dtype", str(b[name].dtype)
+    for fault, rewrite in REWRITES.items():
+        made = rewrite(a, name, config)
         if made is not None and _same(made, b[name]):
-            return handover, text
+            return fault, ""
     if name == "stem/kernel":
         for order in itertools.permutations(range(3)):
             made = _stem_flattened(a, name, config, order)
             if made is not None and _same(made, b[name]):
-                axes = " ".join(("ph", "pw", "channels")[i] for i in order)
-                return "stem_flattened", f"patches flattened as ({axes})"
+                return "stem_flattened", " ".join(("ph", "pw", "channels")[i] for i in order)
     if _block_that_has(a, name, b[name], config) is not None:
-        return "blocks_moved", "blocks are in another order"
+        return "blocks_moved", ""
     if not np.isfinite(b[name].astype(np.float64)).all() and np.isfinite(a[name].astype(np.float64)).all():
-        return "not_finite", "NaN or infinity"
+        return "not_finite", ""
     if a[name].dtype == b[name].dtype and _ulps(a[name], b[name]) <= 2:
-        return "last_place", "one or two units in the last place"
-    return "weights", "others"
+        return "last_place", ""
+    return _WEIGHTS
 
 
 def _block_that_has(weights: Arrays, name: str, array: np.ndarray, config: MixerConfig) -> int | None:

@@ -107,8 +107,8 @@ class Report:
     the most that it may be.
     `mapping` goes from canonical names to those of the side `mapping_of`: the one whose names were searched for, else
     side b. `unobservable` are parameters on which no output depends. `dtype` is the low precision whose errors are
-    shown. `notices` are the catalogued faults of which `warnings` tell and that leave the function what it is.
-    `visible` has known faults, and how far each, planted in one place, would have moved these outputs.
+    shown. `warnings` are sentences; `notices` are the ids of those that are in the catalogue of faults. `visible` has
+    known faults, and how far each, planted in one place, would have moved these outputs.
     """
 
     verdict: Verdict
@@ -123,8 +123,8 @@ class Report:
     mapping: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mapping_of: str = ""
     unobservable: tuple[str, ...] = ()
-    notices: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sides: tuple[SideReport, ...] = ()
     weights: str = ""

@@ -19,6 +19,7 @@ from mixer_equiv.equivalence.judge.evidence import Evidence, gather
 from mixer_equiv.equivalence.judge.gradients import common_space, compare_gradients
 from mixer_equiv.equivalence.judge.summary import not_found, of_other_sizes, of_other_weights, report_of, sides_of
 from mixer_equiv.equivalence.judge.training import compare_training
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.report import Gradients, Report, Training
@@ -107,8 +108,8 @@ def verify(
             )
             if donor is None and not is_said(weights):
                 donor = donor_by(weights, sides)
-        notes = _ours(caught)
-        notes += [notice.text for side in sides for notice in side.notices]
+        notes = [Notice(text) for text in _ours(caught)]
+        notes += [notice for side in sides for notice in side.notices]
         side_a, side_b = sides
         if isinstance(side_a, NotAMixer):
             return not_found(side_a, notes, asked.policy)
@@ -135,19 +136,19 @@ class _Asked:
 
 
 def _compared(
-    a: WeightedSide, b: WeightedSide, origin: str, images: Any, labels: Any, notes: list[str], asked: _Asked
+    a: WeightedSide, b: WeightedSide, origin: str, images: Any, labels: Any, notes: list[Notice], asked: _Asked
 ) -> Report:
     """The report on two sides of one size that have weights, which are from `origin`."""
-    handover_causes = weight_causes(a, b) if origin == "given" else []
-    if handover_causes and asked.fail_fast:
-        return of_other_weights(handover_causes, asked.policy)
+    weights = weight_causes(a, b) if origin == "given" else []
+    if weights and asked.fail_fast:
+        return of_other_weights(weights, asked.policy)
     searched = a.side.is_foreign or b.side.is_foreign
     few = IMAGES_FOR_CANDIDATES if searched else None
     batch = random_images(a.config, asked.seed)[:few] if images is None else _checked(images, a)
     truth = None if labels is None else _checked_labels(labels, batch, a)
     evidence = gather(a, b, batch, asked.seed, asked.dtype, asked.on_step)
     sides = sides_of(evidence, origin, truth)
-    port_causes = (*handover_causes, *(round_trip_causes(sides) if origin == "given" else []))
+    port_causes = (*weights, *(round_trip_causes(sides) if origin == "given" else []))
     judgement = judge(evidence, asked.policy, port_causes)
     if searched:
         judgement = explained(judgement, a.side, b.side, port_causes)
@@ -160,7 +161,7 @@ def _compared(
     judgement = trained_apart(with_gradients(judgement, compared, asked.policy), training)
     asked.on_step("what these inputs could show")
     shown = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
-    if handover_causes:
+    if weights:
         shown = f"{len(differing(a.weights, b.weights))} of {len(a.weights)} arrays differ"
     return report_of(
         evidence,
@@ -177,19 +178,19 @@ def _compared(
 
 
 def _on_the_way_back(
-    evidence: Evidence, notes: list[str], asked: _Asked
+    evidence: Evidence, notes: list[Notice], asked: _Asked
 ) -> tuple[Gradients | None, tuple[Training, ...]]:
     """Gradients and training steps, on one image, if the outputs agree; `notes` are told where they cannot be."""
     if not (asked.gradients or asked.train_steps):
         return None, ()
     if asked.policy.rate(*evidence.residuals()) not in ("same", "rounding"):
-        notes.append("gradients are not compared, since the outputs differ")
+        notes.append(Notice("gradients are not compared, since the outputs differ"))
         return None, ()
     a, b = evidence.a.side, evidence.aligned.side if evidence.aligned is not None else evidence.b.side
     image = evidence.images[:1].astype(np.float64)
     space = common_space(a, b)
     if space is None:
-        notes.append("gradients are not compared, since the parameters of the one are not those of the other")
+        notes.append(Notice("gradients are not compared, since the parameters of the one are not those of the other"))
         return None, ()
     compared: Gradients | None = None
     training: list[Training] = []
@@ -201,7 +202,7 @@ def _on_the_way_back(
             asked.on_step("training steps in float64")
             training += compare_training(a, b, space, image, asked.seed, asked.train_steps, asked.policy)
     except MixerEquivError as error:
-        notes.append(f"gradients are not compared: {error}")
+        notes.append(Notice(f"gradients are not compared: {error}"))
     return compared, tuple(training)
 
 

@@ -12,11 +12,10 @@ from collections.abc import Collection, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from mixer_equiv.equivalence.faults.catalogue import CODE, verdict_of
+from mixer_equiv.equivalence.faults.catalogue import CATALOGUE
 from mixer_equiv.equivalence.report import Report
 from mixer_equiv.equivalence.verify import verify
 from mixer_equiv.errors import ConfigError, NotEquivalentError
-from mixer_equiv.layouts import CONSTRAINTS
 
 _DEFAULTS: dict[str, Any] = {}
 
@@ -52,7 +51,7 @@ def _causes(under: str | Collection[str]) -> set[str]:
 
 
 # Causes that `under` may name: once they are changed, the two are the same function.
-EXPLAINED = {name for name in (*CODE, *CONSTRAINTS) if verdict_of(name) == "equivalent_under"}
+EXPLAINED = {fault.id for fault in CATALOGUE.values() if fault.verdict == "equivalent_under"}
 
 
 def _snippet(a: Any, b: Any, options: Mapping[str, Any], frame: FrameType) -> str:

@@ -1,57 +1,117 @@
-"""The catalogue: what code is known to do other than the official model, what it is called, and what follows."""
+"""The catalogue of faults: every known way in which one Mixer differs from another, one row each.
+
+The id is the name of the cause in reports and JSON. Other modules register against it what they do for a fault, and a
+test holds that each has all that apply:
+
+- `DEVIATIONS`, below, and `mixer/patterns.py` say by which deviations a fault of code is recognised;
+- `layouts.Constraint` has the kinds of constraints, `checkpoints/differences.py` the faults of ports;
+- `planted_code.py` and `planted_weights.py` plant faults for the kill matrix;
+- `judge/causes.py` makes the words of a report of the row.
+
+The catalogue knows no model and no trace.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Literal
 
-from mixer_equiv.equivalence.deviation import Choice, Deviation
+from mixer_equiv.equivalence.deviation import Choice, Deviation, Kind
 from mixer_equiv.equivalence.report import Verdict
-from mixer_equiv.layouts import CONSTRAINTS
+
+FaultKind = Literal["code", "constraint", "port", "notice"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A way to differ: the operation it is about, what these are called together, and the verdict it leads to."""
+    """One row.
 
-    operation: str
-    noun: str
-    verdict: Verdict = "different"
+    Attributes:
+        id: The name of the cause.
+        kind: "code" computes another function; a "constraint" is the official family with parameters in common or
+            absent; a "port" has handed weights over wrongly; a "notice" is the same function, with a warning.
+        verdict: The verdict on a model that differs in this alone.
+        words: The fault in words; for a port with {} for its detail.
+        operation: The operation of the official steps that it befalls; empty if of none in particular.
+        noun: The places that it befalls, in the plural.
+    """
+
+    id: str
+    kind: FaultKind
+    verdict: Verdict
+    words: str
+    operation: str = ""
+    noun: str = "places"
 
 
-# By the name of the cause.
-CODE = {
-    "activation": Fault("activate", "MLPs", "equivalent_under"),
-    "layer_norm_eps": Fault("layer_norm", "LayerNorms", "equivalent_under"),
-    "layer_norm_missing": Fault("layer_norm", "LayerNorms", "inexpressible"),
-    "layer_norm_axes": Fault("layer_norm", "LayerNorms"),
-    "layer_norm_variance": Fault("layer_norm", "LayerNorms"),
-    "layer_norm_mean": Fault("layer_norm", "LayerNorms"),
-    "post_norm": Fault("layer_norm", "LayerNorms"),
-    "norm_after_pool": Fault("mean", "pooling"),
-    "residual_missing": Fault("add", "branches"),
-    "residual_normalised": Fault("add", "branches"),
-    "residual": Fault("add", "branches"),
-    "pooling": Fault("mean", "pooling"),
-    "output": Fault("", "output"),
-    "transpose": Fault("swap", "transposes"),
-    "reshape": Fault("", "places"),
-    "position_embedding": Fault("", "embedding", "inexpressible"),
-    "mlp_head": Fault("", "head", "inexpressible"),
-    "extra_layer": Fault("", "places", "inexpressible"),
-    "extra_scale": Fault("", "places"),
-    "extra_bias": Fault("", "places"),
-    "extra_affine": Fault("", "places"),
-    "extra_activation": Fault("", "places"),
-    "extra_layer_norm": Fault("", "places", "inexpressible"),
-    "constant": Fault("", "places"),
-    "preprocessing": Fault("", "input"),
-    "unknown": Fault("", "steps"),
-}
+_ROWS = (
+    Fault("activation", "code", "equivalent_under", "another activation, or none", "activate", "MLPs"),
+    Fault("layer_norm_eps", "code", "equivalent_under", "another eps in LayerNorms", "layer_norm", "LayerNorms"),
+    Fault("layer_norm_missing", "code", "inexpressible", "a LayerNorm left out", "layer_norm", "LayerNorms"),
+    Fault("layer_norm_axes", "code", "different", "LayerNorms over tokens and channels", "layer_norm", "LayerNorms"),
+    Fault("layer_norm_variance", "code", "different", "the unbiased variance", "layer_norm", "LayerNorms"),
+    Fault("layer_norm_mean", "code", "different", "no mean subtracted, as in RMSNorm", "layer_norm", "LayerNorms"),
+    Fault("post_norm", "code", "different", "LayerNorms after the additions", "layer_norm", "LayerNorms"),
+    Fault("norm_after_pool", "code", "different", "the last LayerNorm after the pooling", "mean", "pooling"),
+    Fault("residual_missing", "code", "different", "a branch without the stream added", "add", "branches"),
+    Fault("residual_normalised", "code", "different", "the normalised stream added to branches", "add", "branches"),
+    Fault("residual", "code", "different", "another earlier value added to branches", "add", "branches"),
+    Fault("pooling", "code", "different", "maximum, sum or one token for the mean", "mean", "pooling"),
+    Fault("output", "code", "different", "a function of the logits returned, such as softmax", "", "output"),
+    Fault("transpose", "code", "different", "a reshape where a transposition was meant", "swap", "transposes"),
+    Fault("reshape", "code", "different", "tokens and channels reshaped into each other"),
+    Fault("position_embedding", "code", "inexpressible", "a position embedding added", "", "embedding"),
+    Fault("mlp_head", "code", "inexpressible", "a head of several layers", "", "head"),
+    Fault("extra_layer", "code", "inexpressible", "a further linear layer"),
+    Fault("extra_scale", "code", "different", "a further scale"),
+    Fault("extra_bias", "code", "different", "a further bias"),
+    Fault("extra_affine", "code", "different", "a further scale and bias"),
+    Fault("extra_activation", "code", "different", "a further activation"),
+    Fault("extra_layer_norm", "code", "inexpressible", "a further LayerNorm"),
+    Fault("constant", "code", "different", "arithmetic with a number"),
+    Fault("preprocessing", "code", "different", "images changed before the patches are taken", "", "input"),
+    Fault("unknown", "code", "different", "a step that is no known variant of the official one", "", "steps"),
+    Fault("shared_parameters", "constraint", "equivalent_under", "one array for several parameters"),
+    Fault("tied_blocks", "constraint", "equivalent_under", "the same parameters in all blocks"),
+    Fault("absent_parameters", "constraint", "equivalent_under", "biases or scales that the code does not have"),
+    Fault("kernel_not_transposed", "port", "different", "square kernels are transposed"),
+    Fault("norms_swapped", "port", "different", "LayerNorm_0 and LayerNorm_1 are in each other's place"),
+    Fault("mlps_swapped", "port", "different", "token_mixing and channel_mixing are in each other's place"),
+    Fault(
+        "blocks_reordered", "port", "different", "blocks are in the order of their names as strings: 0, 1, 10, 11, 2"
+    ),
+    Fault("blocks_moved", "port", "different", "blocks are in another order"),
+    Fault("stem_hw_swapped", "port", "different", "height and width of the patch are swapped in the stem"),
+    Fault("stem_flattened", "port", "different", "patches flattened as ({})"),
+    Fault("tokens_by_columns", "port", "different", "tokens are in the order of columns"),
+    Fault("zeroed", "port", "different", "all zeros"),
+    Fault("not_finite", "port", "different", "NaN or infinity"),
+    Fault("rounded_to_bfloat16", "port", "different", "rounded to bfloat16"),
+    Fault("rounded_to_float16", "port", "different", "rounded to float16"),
+    Fault("rounded_to_float32", "port", "different", "rounded to float32"),
+    Fault("dtype", "port", "different", "the same values as {}"),
+    Fault("last_place", "port", "different", "one or two units in the last place"),
+    Fault("head_not_loaded", "port", "different", "another head"),
+    Fault("weights", "port", "different", "others"),
+    Fault("round_trip", "port", "different", "others"),
+    Fault("not_in_state_dict", "notice", "equivalent", "parameters that are in no state_dict"),
+    Fault("train_mode", "notice", "equivalent", "another function in train mode, as with dropout"),
+    Fault("option", "notice", "equivalent", "an argument that was left at its default"),
+    Fault("ill_conditioned", "notice", "equivalent", "rows whose mean is far larger than their deviation"),
+)
 
-# Faults that leave the function what it is: a user is told of them in a warning.
-NOTICES = frozenset({"not_in_state_dict", "train_mode"})
+CATALOGUE: Mapping[str, Fault] = {fault.id: fault for fault in _ROWS}
 
-_NAMES = {
+# The kinds of deviations that are a fault under another name than that of the setting that differs.
+DEVIATIONS: Mapping[tuple[Kind, str], str] = {
+    **{
+        ("variant", what): what
+        for what in (
+            *("activation", "layer_norm_eps", "layer_norm_variance", "layer_norm_axes", "layer_norm_mean"),
+            *("residual", "pooling", "transpose", "post_norm", "norm_after_pool"),
+        )
+    },
     ("skip", "layer_norm"): "layer_norm_missing",
     ("skip", "activate"): "activation",
     ("skip", "add"): "residual_missing",
@@ -62,63 +122,23 @@ _NAMES = {
     ("insert", "embedding"): "position_embedding",
     ("insert", "activation"): "extra_activation",
     ("insert", "linear"): "extra_layer",
+    ("insert", "output"): "output",
+    ("insert", "constant"): "constant",
+    ("insert", "reshape"): "reshape",
+    ("insert", "preprocessing"): "preprocessing",
+    ("insert", "mlp_head"): "mlp_head",
 }
 
 
-def name_of(deviation: Deviation) -> str:
-    """What a deviation is called in a report."""
+def fault_of(deviation: Deviation) -> Fault:
+    """The fault that a deviation is."""
     if deviation.kind == "unknown":
-        return "unknown"
+        return CATALOGUE["unknown"]
     if deviation.what == "residual" and deviation.found is Choice.NORMALISED_STREAM:
-        return "residual_normalised"
-    return _NAMES.get((deviation.kind, deviation.what), deviation.what)
+        return CATALOGUE["residual_normalised"]
+    return CATALOGUE[DEVIATIONS[deviation.kind, deviation.what]]
 
 
 def verdict_of(cause: str) -> Verdict:
     """The verdict on a model that differs in this alone."""
-    if cause in CONSTRAINTS:
-        return "equivalent_under"
-    return CODE[cause].verdict if cause in CODE else "different"
-
-
-def recognised(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
-    """The same, with those put together that are one thing: a norm in another place, a head of several layers."""
-    for pattern in (_post_norm, _after_pool, _mlp_head):
-        deviations = pattern(deviations)
-    return deviations
-
-
-def _post_norm(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
-    """Each LayerNorm one place later: the first left out, the stream normalised from there on, one more at the end."""
-    first = [d for d in deviations if d.kind == "skip" and d.step == "MixerBlock_0/LayerNorm_0"]
-    normalised = [d for d in deviations if name_of(d) == "residual_normalised"]
-    last = [d for d in deviations if d.kind == "insert" and d.what == "layer_norm" and d.step.endswith("/mean")]
-    if not (first and normalised and last):
-        return deviations
-    together = [*first, *normalised, *last]
-    moved = [
-        Deviation(d.step, "variant", "post_norm", "before each branch", "after each addition", last[0].parameters)
-        for d in first
-    ]
-    return (*moved, *(d for d in deviations if d not in together))
-
-
-def _after_pool(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
-    final = [d for d in deviations if d.kind == "skip" and d.step == "pre_head_layer_norm"]
-    later = [d for d in deviations if d.kind == "insert" and d.what == "layer_norm" and d.step in ("head", _POOL)]
-    if not (final and later):
-        return deviations
-    moved = Deviation(_POOL, "variant", "norm_after_pool", "LayerNorm, mean", "mean, LayerNorm", later[0].parameters)
-    return (*(d for d in deviations if d not in (*final, *later)), moved)
-
-
-_POOL = "pre_head_layer_norm/mean"
-
-
-def _mlp_head(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
-    layers = [d for d in deviations if d.kind == "insert" and d.step == "head"]
-    if not any(d.what == "linear" for d in layers):
-        return deviations
-    parameters = tuple(name for d in layers for name in d.parameters)
-    head = Deviation("head", "insert", "mlp_head", "one Dense", "several layers", parameters)
-    return (*(d for d in deviations if d not in layers), head)
+    return CATALOGUE[cause].verdict

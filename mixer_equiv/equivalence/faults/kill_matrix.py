@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.config import MixerConfig
+from mixer_equiv.equivalence.faults.catalogue import CATALOGUE
 from mixer_equiv.equivalence.report import Verdict
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.frameworks import run_torch
 from mixer_equiv.equivalence.sides.weights import random_images
 from mixer_equiv.equivalence.verify import verify
+
+if TYPE_CHECKING:
+    from mixer_equiv.equivalence.faults.planted_code import PlantedCode
+    from mixer_equiv.equivalence.faults.planted_weights import PlantedWeights
 
 CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
 
@@ -55,8 +60,8 @@ COUNT = "count"
 class Outcome:
     """One fault: which checks noticed it, with a fresh model and with every parameter random; what `verify` said.
 
-    `named` tells whether `causes` are what was planted. Those of a notice, which leaves the function what it is, are
-    told in warnings.
+    `named` tells whether `causes` are what was planted. Those of a notice, which is no fault of the function, are
+    warnings.
     """
 
     fault: str
@@ -98,46 +103,57 @@ class KillMatrix:
 
 
 def mutate(
-    config: MixerConfig = CONFIG, *, seed: int = 0, on_step: Callable[[str], None] = lambda step: None
+    config: MixerConfig = CONFIG,
+    *,
+    seed: int = 0,
+    code: Mapping[str, PlantedCode] | None = None,
+    weights: Mapping[str, PlantedWeights] | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> KillMatrix:
-    """Plant every catalogued fault and see which checks notice it.
+    """Plant faults and see which checks notice them.
 
-    Faults of code are planted in a Mixer of `config`, faults of ported weights in one whose sizes are equal where a
-    fault needs it. `on_step` is told the name of each fault as it begins.
+    By default these are all of the catalogue: those of `code` in a Mixer of `config`, those of `weights` handed over
+    in one whose sizes are equal where a fault needs it.
     """
     require("torch", "torch", "planting faults")
-    return KillMatrix((*_in_code(config, seed, on_step), *_in_weights(seed, on_step)))
+    from mixer_equiv.equivalence.faults.planted_code import PLANTED
+    from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
+
+    in_code = _in_code(PLANTED if code is None else code, config, seed, on_step)
+    return KillMatrix((*in_code, *_in_weights(PLANTED_WEIGHTS if weights is None else weights, seed, on_step)))
 
 
-def _in_code(config: MixerConfig, seed: int, on_step: Callable[[str], None]) -> Iterator[Outcome]:
-    """Yield the outcomes of the model without a fault, and of every fault of code, constraint or notice."""
+def _in_code(
+    faults: Mapping[str, PlantedCode], config: MixerConfig, seed: int, on_step: Callable[[str], None]
+) -> Iterator[Outcome]:
+    """The model without a fault, then every fault of code and constraint, and those that are only to be noticed."""
     import torch
 
-    from mixer_equiv.equivalence.faults.planted_code import PLANTED, Planted, PlantedMixer
+    from mixer_equiv.equivalence.faults.planted_code import plant
 
     images = torch.randn(8, config.in_channels, *config.image_hw, generator=torch.Generator().manual_seed(seed))
+    image = config.in_channels, *config.image_hw
 
-    def outputs(fault: str | None, everything: bool) -> tuple[np.ndarray, int]:
-        model = PlantedMixer(config, fault).eval()
+    def outputs(planted: PlantedCode | None, everything: bool) -> tuple[np.ndarray, int]:
+        model = plant(config, planted).eval()
         model.initialise(seed, everything=everything)
         with torch.no_grad():
             return model(images).numpy(), sum(parameter.numel() for parameter in model.weights.values())
 
     official = {everything: outputs(None, everything) for everything in (False, True)}
-    for fault, planted in ((None, Planted("code", "")), *PLANTED.items()):
-        on_step(fault or "no fault")
-        fresh, random = (_noticed(outputs(fault, everything), official[everything]) for everything in (False, True))
-        image = config.in_channels, *config.image_hw
-        report = verify(PlantedMixer(config, fault), image=image, seed=seed, gradients=False)
-        is_notice = planted.kind == "notice"
-        causes = report.notices if is_notice else tuple(cause.name for cause in report.causes)
-        named = causes == ((planted.cause,) if fault else ())
-        named = named and (report.verdict == "equivalent") == (fault is None or is_notice)
-        yield Outcome(fault or "none", planted.kind if fault else "none", fresh, random, report.verdict, causes, named)
+    for name, planted in (("none", None), *faults.items()):
+        on_step(name)
+        fresh, random = (_noticed(outputs(planted, everything), official[everything]) for everything in (False, True))
+        report = verify(plant(config, planted), image=image, seed=seed, gradients=False)
+        kind = "none" if planted is None else CATALOGUE[planted.fault].kind
+        causes = report.notices if kind == "notice" else tuple(cause.name for cause in report.causes)
+        named = causes == (() if planted is None else (planted.fault,))
+        named = named and report.equivalent == (kind in ("none", "notice"))
+        yield Outcome(name, kind, fresh, random, report.verdict, causes, named)
 
 
-# Arrays that are confused with each other need equal shapes, and blocks in string order need more than ten blocks.
-_HANDED_OVER = MixerConfig(
+# Sizes at which every array can be taken for every other one with which it is confused, and block 10.
+_EQUAL_SIZES = MixerConfig(
     num_classes=7,
     num_blocks=12,
     patch_size=2,
@@ -149,30 +165,30 @@ _HANDED_OVER = MixerConfig(
 )
 
 
-def _in_weights(seed: int, on_step: Callable[[str], None]) -> Iterator[Outcome]:
-    """Yield the outcomes of faults of ported weights, each compared with the weights before."""
-    from mixer_equiv.equivalence.faults.planted_code import HANDED_OVER, initial
+def _in_weights(faults: Mapping[str, PlantedWeights], seed: int, on_step: Callable[[str], None]) -> Iterator[Outcome]:
+    """Every fault of weights handed over: official ones against those handed over for them."""
+    from mixer_equiv.equivalence.faults.planted_weights import initial
 
-    config = _HANDED_OVER
+    config = _EQUAL_SIZES
     images = random_images(config, seed).astype(np.float32)
 
     def outputs(weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
         return run_torch(config, weights, images)["logits"], sum(array.size for array in weights.values())
 
-    official = {everything: initial(config, seed, everything=everything) for everything in (False, True)}
-    for fault, (hand_over, cause) in HANDED_OVER.items():
-        on_step(fault)
-        handed = {everything: hand_over(weights, config) for everything, weights in official.items()}
+    for name, planted in faults.items():
+        on_step(name)
+        official = {e: initial(config, seed, everything=e, dtype=planted.dtype) for e in (False, True)}
+        handed = {everything: planted.hand_over(weights, config) for everything, weights in official.items()}
         fresh, random = (_noticed(outputs(handed[e]), outputs(official[e])) for e in (False, True))
         sides = [Checkpoint.from_arrays(arrays, config=config) for arrays in (official[True], handed[True])]
         report = verify(*sides, seed=seed)
-        causes = tuple(found.name for found in report.causes)
-        named = (report.verdict, causes) == ("different", (cause,))
-        yield Outcome(fault, "port", fresh, random, report.verdict, causes, named)
+        causes = tuple(cause.name for cause in report.causes)
+        named = (report.verdict, causes) == (CATALOGUE[planted.fault].verdict, (planted.fault,))
+        yield Outcome(name, "port", fresh, random, report.verdict, causes, named)
 
 
 def _noticed(actual: tuple[np.ndarray, int], expected: tuple[np.ndarray, int]) -> dict[str, bool]:
-    """Tell which checks see a difference between two outputs, each given with its number of parameters."""
+    """Which checks see a difference between two outputs, each with its number of parameters."""
     (ours, own), (theirs, count) = actual, expected
     seen = {COUNT: own != count or ours.shape != theirs.shape}
     return seen | {name: not check(ours, theirs) for name, check in CHECKS.items()}

@@ -1,6 +1,6 @@
-"""The catalogued faults, planted: the official program run in torch with one of its steps done otherwise.
+"""Faults planted in code: the official program run in torch, with one of its steps done otherwise.
 
-And weights handed over wrongly. For the kill matrix of `mixer-equiv mutate`; diagnosis does not know of this module.
+They are for the kill matrix of `mixer-equiv mutate`; diagnosis does not know of this module. Start at `PLANTED`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,17 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.faults.planted_weights import initial
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.numpy import MlpMixer as Reference
 from mixer_equiv.operations import Parameter, Step
-
-Kind = Literal["code", "constraint", "port", "notice"]
-Arrays = Mapping[str, np.ndarray]
 
 # How a step is done: the model, the step, its inputs and its parameters to its value.
 Doing = Callable[["PlantedMixer", Step, list[Tensor], Sequence[Tensor]], Tensor]
@@ -70,10 +65,7 @@ def _added(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Se
     return inputs[0] + inputs[1]
 
 
-# From canonical weights to what is handed over in their place.
-Handover = Callable[[Arrays, MixerConfig], Arrays]
-
-OFFICIAL: dict[str, Doing] = {
+STEPS: dict[str, Doing] = {
     "cut": _cut,
     "linear": _linear,
     "layer_norm": _norm,
@@ -88,7 +80,7 @@ def _only(name: str, operation: str, doing: Doing) -> dict[str, Doing]:
     """`doing` at the steps with this in their name, the official one elsewhere."""
 
     def chosen(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-        return (doing if name in step.name else OFFICIAL[operation])(model, step, inputs, parameters)
+        return (doing if name in step.name else STEPS[operation])(model, step, inputs, parameters)
 
     return {operation: chosen}
 
@@ -130,43 +122,84 @@ def _dropped_out(model: PlantedMixer, step: Step, inputs: list[Tensor], paramete
     return F.dropout(_linear(model, step, inputs, parameters), 0.5, model.training)
 
 
+def _root_mean_square(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    x, (scale, bias) = inputs[0], parameters
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-6) * scale + bias
+
+
+def _remembering_stem(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    model.stem = _linear(model, step, inputs, parameters)
+    return model.stem
+
+
+def _stem_added(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    return model.stem + inputs[1]
+
+
 def _softmax(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     return _linear(model, step, inputs, parameters).softmax(-1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Planted:
-    """A fault: the cause that a report has to name, or the words of its warning, and what is done otherwise.
+class PlantedCode:
+    """A fault of the catalogue, planted in one way.
 
-    `doing` are operations, by name; `held` are parameters, by the beginnings of their names, that are
-    another one (a name), or zeros (None).
+    `fault` is its id. `doing` are operations, by name, done otherwise; `held` are parameters, by the beginnings of
+    their names, that are another one (a name), or zeros (None). `extra` are shapes of further parameters.
     """
 
-    kind: Kind
-    cause: str
+    fault: str
     doing: Mapping[str, Doing] = dataclasses.field(default_factory=dict)
     held: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
-def _code(cause: str, doing: Mapping[str, Doing]) -> Planted:
-    return Planted("code", cause, doing)
+def _activation(function: Callable[[Tensor], Tensor]) -> PlantedCode:
+    return PlantedCode("activation", {"activate": _elementwise(function)})
 
 
-def _activation(function: Callable[[Tensor], Tensor]) -> Planted:
-    return _code("activation", {"activate": _elementwise(function)})
+def _eps(eps: float) -> PlantedCode:
+    return PlantedCode("layer_norm_eps", {"layer_norm": partial(_norm, eps=eps)})
 
 
-def _eps(eps: float) -> Planted:
-    return _code("layer_norm_eps", {"layer_norm": partial(_norm, eps=eps)})
+def _pool(function: Callable[[Tensor], Tensor]) -> PlantedCode:
+    return PlantedCode("pooling", {"mean": _elementwise(function)})
 
 
-def _pool(function: Callable[[Tensor], Tensor]) -> Planted:
-    return _code("pooling", {"mean": _elementwise(function)})
+Change = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
-HIDDEN = "parameters not in the state_dict"
+def _before(name: str, change: Change) -> dict[str, Doing]:
+    """A further operation on the first input of the linear step of this name; it is given the model's weights."""
 
-PLANTED: dict[str, Planted] = {
+    def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        return _linear(model, step, [change(inputs[0], model.weights)], parameters)
+
+    return _only(name, "linear", doing)
+
+
+def _on_branch(name: str, change: Change) -> dict[str, Doing]:
+    """A further operation on the branch that the step of this name adds to the stream."""
+
+    def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        return inputs[0] + change(inputs[1], model.weights)
+
+    return _only(name, "add", doing)
+
+
+def _normalised_features(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weights["extra/scale"], weights["extra/bias"], 1e-6)
+
+
+def _scaled_images(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    return _cut(model, step, [2 * inputs[0] - 1], parameters)
+
+
+BRANCH = "MixerBlock_1/channel_mixing/add"
+FEATURES = "MixerBlock_1/channel_mixing/Dense_1"
+FINAL_MISSING = _only("pre_head_layer_norm", "layer_norm", _first_input)
+
+PLANTED: dict[str, PlantedCode] = {
     "activation: erf GELU": _activation(F.gelu),
     "activation: relu": _activation(F.relu),
     "activation: silu": _activation(F.silu),
@@ -175,127 +208,111 @@ PLANTED: dict[str, Planted] = {
     "eps 1e-5": _eps(1e-5),
     "eps 1e-12": _eps(1e-12),
     "eps 1e-3": _eps(1e-3),
-    "eps 1e-5 in one place": _code(
+    "eps 1e-5 in one place": PlantedCode(
         "layer_norm_eps", _only("MixerBlock_0/LayerNorm_1", "layer_norm", partial(_norm, eps=1e-5))
     ),
-    "LayerNorm missing": _code("layer_norm_missing", _only("MixerBlock_0/LayerNorm_1", "layer_norm", _first_input)),
-    "final LayerNorm missing": _code("layer_norm_missing", _only("pre_head_layer_norm", "layer_norm", _first_input)),
-    "LayerNorm after the addition": _code(
+    "LayerNorm missing": PlantedCode(
+        "layer_norm_missing", _only("MixerBlock_0/LayerNorm_1", "layer_norm", _first_input)
+    ),
+    "final LayerNorm missing": PlantedCode("layer_norm_missing", FINAL_MISSING),
+    "LayerNorm after the addition": PlantedCode(
         "post_norm", {**_only("MixerBlock_", "layer_norm", _first_input), "add": _norm_after_addition}
     ),
-    "LayerNorm over both axes": _code("layer_norm_axes", {"layer_norm": partial(_norm, axes=(-2, -1))}),
-    "LayerNorm after the pool": _code(
-        "norm_after_pool", {**_only("pre_head_layer_norm", "layer_norm", _first_input), "mean": _norm_after_mean}
-    ),
-    "unbiased variance": _code("layer_norm_variance", {"layer_norm": partial(_norm, correction=1)}),
-    "residual missing, tokens": _code("residual_missing", _only("token_mixing/add", "add", _first_input)),
-    "residual missing, channels": _code("residual_missing", _only("channel_mixing/add", "add", _first_input)),
-    "residual of the normalised stream": _code(
+    "LayerNorm over both axes": PlantedCode("layer_norm_axes", {"layer_norm": partial(_norm, axes=(-2, -1))}),
+    "LayerNorm after the pool": PlantedCode("norm_after_pool", {**FINAL_MISSING, "mean": _norm_after_mean}),
+    "unbiased variance": PlantedCode("layer_norm_variance", {"layer_norm": partial(_norm, correction=1)}),
+    "RMSNorm": PlantedCode("layer_norm_mean", {"layer_norm": _root_mean_square}),
+    "residual missing, tokens": PlantedCode("residual_missing", _only("token_mixing/add", "add", _first_input)),
+    "residual missing, channels": PlantedCode("residual_missing", _only("channel_mixing/add", "add", _first_input)),
+    "residual of the normalised stream": PlantedCode(
         "residual_normalised", {"layer_norm": _remembering_norm, "add": _normalised}
+    ),
+    "residual of the stem": PlantedCode(
+        "residual", {**_only("stem", "linear", _remembering_stem), **_only(BRANCH, "add", _stem_added)}
     ),
     "max pooling": _pool(lambda x: x.amax(1)),
     "sum pooling": _pool(lambda x: x.sum(1)),
     "first token": _pool(lambda x: x[:, 0]),
-    "softmax output": _code("output", _only("head", "linear", _softmax)),
-    "view for a transpose": _code("transpose", {"swap": _elementwise(_reshaped)}),
-    "position embedding": _code("position_embedding", _only("stem", "linear", _embedded)),
-    "MLP head": _code("mlp_head", _only("head", "linear", _two_layers)),
-    "LayerNorm shared in a block": Planted(
-        "constraint", "shared_parameters", held={"MixerBlock_{i}/LayerNorm_1": "MixerBlock_{i}/LayerNorm_0"}
+    "softmax output": PlantedCode("output", _only("head", "linear", _softmax)),
+    "view for a transpose": PlantedCode("transpose", {"swap": _elementwise(_reshaped)}),
+    "position embedding": PlantedCode(
+        "position_embedding", _only("stem", "linear", _embedded), extra={"position": ("tokens", "hidden")}
     ),
-    "blocks tied": Planted("constraint", "tied_blocks", held={"MixerBlock_{i}/": "MixerBlock_0/"}),
-    "no stem bias": Planted("constraint", "absent_parameters", held={"stem/bias": None}),
-    HIDDEN: Planted("notice", "not_in_state_dict"),
-    "dropout in train mode": Planted("notice", "train_mode", _only("head", "linear", _dropped_out)),
-}
-
-
-def _swapped(old: str, new: str) -> Handover:
-    def swapped(weights: Arrays, config: MixerConfig) -> Arrays:
-        names = {name: name.replace(old, "?").replace(new, old).replace("?", new) for name in weights}
-        return {names[name]: array for name, array in weights.items()}
-
-    return swapped
-
-
-def _changed(end: str, change: Callable[[np.ndarray], np.ndarray]) -> Handover:
-    """Arrays whose names end so are changed."""
-    return lambda weights, config: {n: change(array) if n.endswith(end) else array for n, array in weights.items()}
-
-
-def _sorted_as_strings(weights: Arrays, config: MixerConfig) -> Arrays:
-    order = sorted(range(config.num_blocks), key=str)
-    names = {f"MixerBlock_{i}/": f"MixerBlock_{order[i]}/" for i in range(config.num_blocks)}
-    return {
-        name: weights[next((name.replace(old, new) for old, new in names.items() if name.startswith(old)), name)]
-        for name in weights
-    }
-
-
-def _columns_first(weights: Arrays, config: MixerConfig) -> Arrays:
-    rows, columns = config.grid_hw
-    order = np.arange(rows * columns).reshape(rows, columns).T.ravel()
-    first = _changed("token_mixing/Dense_0/kernel", lambda kernel: kernel[order])(weights, config)
-    last = _changed("token_mixing/Dense_1/kernel", lambda kernel: kernel[:, order])(first, config)
-    return _changed("token_mixing/Dense_1/bias", lambda bias: bias[order])(last, config)
-
-
-# How weights are handed over wrongly: what becomes of them, and the cause that a report has to name.
-HANDED_OVER: dict[str, tuple[Handover, str]] = {
-    "square kernel not transposed": (_changed("Dense_0/kernel", np.transpose), "kernel_not_transposed"),
-    "LayerNorms swapped": (_swapped("LayerNorm_0", "LayerNorm_1"), "norms_swapped"),
-    "token and channel MLP swapped": (_swapped("token_mixing", "channel_mixing"), "mlps_swapped"),
-    "blocks in the order of strings": (_sorted_as_strings, "blocks_reordered"),
-    "patches flattened otherwise": (
-        _changed("stem/kernel", lambda kernel: kernel.transpose(2, 0, 1, 3).reshape(kernel.shape)),
-        "stem_flattened",
+    "MLP head": PlantedCode(
+        "mlp_head",
+        _only("head", "linear", _two_layers),
+        extra={"hidden/kernel": ("hidden", "hidden"), "hidden/bias": ("hidden",)},
     ),
-    "height and width swapped": (_changed("stem/kernel", lambda kernel: kernel.swapaxes(0, 1)), "stem_hw_swapped"),
-    "tokens by columns": (_columns_first, "tokens_by_columns"),
-    "a bias zeroed": (_changed("MixerBlock_7/channel_mixing/Dense_0/bias", np.zeros_like), "zeroed"),
-    "head not loaded": (
-        lambda weights, config: {n: a[::-1].copy() if n.startswith("head/") else a for n, a in weights.items()},
-        "head_not_loaded",
+    "a layer more": PlantedCode(
+        "extra_layer",
+        _before(FEATURES, lambda x, weights: x @ weights["extra/kernel"] + weights["extra/bias"]),
+        extra={"extra/kernel": ("channels_mlp", "channels_mlp"), "extra/bias": ("channels_mlp",)},
     ),
-    "rounded to bfloat16": (
-        lambda weights, config: {n: a.astype(BFLOAT16).astype(a.dtype) for n, a in weights.items()},
-        "rounded_to_bfloat16",
+    "a LayerNorm more": PlantedCode(
+        "extra_layer_norm",
+        _before(FEATURES, _normalised_features),
+        extra={"extra/scale": ("channels_mlp",), "extra/bias": ("channels_mlp",)},
     ),
-    "one weight off by one ulp": (
-        _changed("MixerBlock_11/LayerNorm_1/scale", lambda scale: np.nextafter(scale, np.float32(9))),
-        "last_place",
+    "an activation more": PlantedCode(
+        "extra_activation", _before("MixerBlock_1/channel_mixing/Dense_0", lambda x, weights: x.relu())
     ),
+    "layer scale": PlantedCode(
+        "extra_scale",
+        _on_branch(BRANCH, lambda x, weights: x * weights["extra/scale"]),
+        extra={"extra/scale": ("hidden",)},
+    ),
+    "a bias more": PlantedCode(
+        "extra_bias",
+        _on_branch(BRANCH, lambda x, weights: x + weights["extra/bias"]),
+        extra={"extra/bias": ("hidden",)},
+    ),
+    "a scale and bias more": PlantedCode(
+        "extra_affine",
+        _on_branch(BRANCH, lambda x, weights: x * weights["extra/scale"] + weights["extra/bias"]),
+        extra={"extra/scale": ("hidden",), "extra/bias": ("hidden",)},
+    ),
+    "half of a branch": PlantedCode("constant", _on_branch(BRANCH, lambda x, weights: 0.5 * x)),
+    "images in [-1, 1]": PlantedCode("preprocessing", {"cut": _scaled_images}),
+    "activation: mish": PlantedCode("unknown", {"activate": _elementwise(F.mish)}),
+    "LayerNorm shared in a block": PlantedCode(
+        "shared_parameters", held={"MixerBlock_{i}/LayerNorm_1": "MixerBlock_{i}/LayerNorm_0"}
+    ),
+    "blocks tied": PlantedCode("tied_blocks", held={"MixerBlock_{i}/": "MixerBlock_0/"}),
+    "no stem bias": PlantedCode("absent_parameters", held={"stem/bias": None}),
+    "parameters not in the state_dict": PlantedCode("not_in_state_dict"),
+    "dropout in train mode": PlantedCode("train_mode", _only("head", "linear", _dropped_out)),
+    "an option": PlantedCode("option"),
 }
 
 
 class PlantedMixer(nn.Module):
-    """The official Mixer with one fault of `PLANTED`, or none; parameters by canonical names, "/" kept.
+    """The official Mixer with a fault that is `planted`, or none; parameters by canonical names, "/" kept.
 
     Images are (batch, channels, height, width).
     """
 
     last_normed: Tensor
+    stem: Tensor
 
-    def __init__(self, config: MixerConfig, fault: str | None = None) -> None:
+    def __init__(self, config: MixerConfig, planted: PlantedCode | None = None) -> None:
         super().__init__()
         self.config = config
-        planted = PLANTED[fault] if fault else Planted("code", "")
-        self.doing = {**OFFICIAL, **planted.doing}
+        self.planted = planted = planted or PlantedCode("")
+        self.doing = {**STEPS, **planted.doing}
         bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
         parameters = {name: Parameter(name, tuple(b.row.canonical_axes.split())) for name, b in bindings.items()}
         self.steps = Reference(config).program(parameters).steps
-        shapes = {name: binding.shape(config.axis_sizes) for name, binding in bindings.items()}
-        if fault == "position embedding":
-            shapes["position"] = (config.num_tokens, config.hidden_dim)
-        if fault == "MLP head":
-            shapes |= {"hidden/kernel": (config.hidden_dim, config.hidden_dim), "hidden/bias": (config.hidden_dim,)}
+        sizes = config.axis_sizes
+        shapes = {name: binding.shape(sizes) for name, binding in bindings.items()}
+        shapes |= {name: tuple(sizes[axis] for axis in axes) for name, axes in planted.extra.items()}
         self.held = {name: _holder(name, planted.held, config.num_blocks) for name in bindings}
         weights = {n: nn.Parameter(torch.zeros(shape)) for n, shape in shapes.items() if self.held.get(n, n) == n}
-        self.weights: Any = weights if fault == HIDDEN else nn.ParameterDict(weights)
+        is_hidden = planted.fault == "not_in_state_dict"
+        self.weights: Any = weights if is_hidden else nn.ParameterDict(weights)
 
     @torch.no_grad()
     def initialise(self, seed: int, *, everything: bool) -> None:
-        """As a fresh official model is, with a head of zeros and LayerNorms of ones; or `everything` random."""
+        """Give it the weights of a fresh official model, whose head is zeros, or random ones."""
         drawn = initial(self.config, seed, everything=everything)
         others = torch.Generator().manual_seed(seed)
         for name, parameter in self.weights.items():
@@ -326,10 +343,15 @@ def _holder(name: str, held: Mapping[str, str | None], num_blocks: int) -> str |
     return name
 
 
-def initial(config: MixerConfig, seed: int, *, everything: bool) -> dict[str, np.ndarray]:
-    """Canonical float32 weights of a fresh official model, with a head of zeros; or `everything` random."""
-    weights = {name: array.astype(np.float32) for name, array in random_params(config, seed).items()}
-    for name, array in weights.items() if not everything else ():
-        if not name.endswith("kernel") or name.startswith("head/"):
-            array[...] = 1 if name.endswith("scale") else 0
-    return weights
+class PlantedMixerWithOption(PlantedMixer):
+    """The same, with an argument that changes the meaning of the output."""
+
+    def forward(self, images: Tensor, squeeze: bool = False) -> Any:
+        logits = super().forward(images)
+        return logits.squeeze() if squeeze else logits
+
+
+def plant(config: MixerConfig, planted: PlantedCode | None) -> PlantedMixer:
+    """A Mixer of `config` in which the fault is planted."""
+    is_option = planted is not None and planted.fault == "option"
+    return (PlantedMixerWithOption if is_option else PlantedMixer)(config, planted)

@@ -13,7 +13,7 @@ import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.faults.catalogue import name_of
+from mixer_equiv.equivalence.faults.catalogue import fault_of
 from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPABLE, Variant, layer_norm_variants, variants
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.layouts import LINEN
@@ -69,11 +69,11 @@ def _planted(
             tried += _norms(step, inputs[0], tuple(weights[p.name] for p in step.parameters))
         if operation in SKIPPABLE:
             deviation = Deviation(step.name, "skip", operation, None, None)
-            yield number + 1, f"{name_of(deviation)}: none", partial(np.asarray, inputs[-1])
+            yield number + 1, f"{fault_of(deviation).id}: none", partial(np.asarray, inputs[-1])
         for change, value in tried:
             deviation = Deviation(step.name, "variant", *change)
-            if change.what != "residual" or name_of(deviation) != change.what:
-                yield number + 1, f"{name_of(deviation)}: {change.found}", value
+            if change.what != "residual" or fault_of(deviation).id != change.what:
+                yield number + 1, f"{fault_of(deviation).id}: {change.found}", value
     for name, function in OUTPUTS.items():
         yield len(steps), f"output: {name}", partial(function, values[-1])
 

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from mixer_equiv.checkpoints.differences import explained
+from mixer_equiv.checkpoints.differences import port_faults
 from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.faults.catalogue import CODE, Fault, name_of
+from mixer_equiv.equivalence.faults.catalogue import CATALOGUE, fault_of
 from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
 from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.report import Cause, SideReport
@@ -22,12 +22,13 @@ from mixer_equiv.layouts import CONSTRAINTS, OFFICIAL_CONVENTIONS, Constraint
 
 
 def weight_causes(a: WeightedSide, b: WeightedSide) -> list[Cause]:
-    """What was done to the weights on the way, if any array of the two differs in any bit."""
+    """Name what was done to the weights on the way, if any array of the two differs in any bit."""
     causes = []
-    for name, found, arrays in explained(a.weights, b.weights, a.config):
+    for fault, arrays, detail in port_faults(a.weights, b.weights, a.config):
+        found = f"{CATALOGUE[fault].words.format(detail)} in {b.name}"
         count = f"{len(arrays)} of {len(a.weights)} arrays"
         evidence = f"the first is {arrays[0]}, {_difference(a.weights[arrays[0]], b.weights[arrays[0]])}"
-        causes.append(Cause(name, "port", f"those of {a.name}", f"{found} in {b.name}", count, evidence))
+        causes.append(Cause(fault, "port", f"those of {a.name}", found, count, evidence))
     return causes
 
 
@@ -95,7 +96,8 @@ def departures(found: FoundMixer) -> list[str]:
     settled = set(deviations_of(found.config))
     rest = [deviation for deviation in found.deviations if deviation not in settled]
     return [
-        f"computes another function than the official model: {name_of(d)}, found {d.found}, at {d.step}" for d in rest
+        f"computes another function than the official model: {fault_of(d).id}, found {d.found}, at {d.step}"
+        for d in rest
     ]
 
 
@@ -111,10 +113,10 @@ def _grouped(
         rival = others.get(deviation.step)
         expected = rival.found if rival is not None and rival.what == deviation.what else deviation.expected
         expected = "nothing" if expected is None else str(expected)
-        groups.setdefault((name_of(deviation), str(deviation.found), expected), []).append(deviation)
+        groups.setdefault((fault_of(deviation).id, str(deviation.found), expected), []).append(deviation)
     total = Counter(step.operation for step in official_steps(depth))
     for (cause, found, expected), members in groups.items():
-        fault = CODE.get(cause, Fault("", "places"))
+        fault = CATALOGUE[cause]
         count, whole = len(members), total[fault.operation]
         if cause == "post_norm":
             count = whole

@@ -10,6 +10,7 @@ import numpy as np
 from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import constraint_causes, convention_causes, deviation_causes, ill_conditioned
 from mixer_equiv.equivalence.judge.evidence import Evidence
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.report import Cause, Gradients, Training, Verdict
 from mixer_equiv.equivalence.sides.base import MixerSide
@@ -20,7 +21,8 @@ class Judgement:
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     causes: tuple[Cause, ...] = ()
-    warnings: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    is_rounding: bool = False
     residual_without_causes: float | None = None
 
 
@@ -46,15 +48,18 @@ def judge(evidence: Evidence, policy: Policy, port_causes: tuple[Cause, ...]) ->
     conditioning = f"in float32 it is {float32:.1e}: {ill_conditioned(evidence.a.reference)}"
     if rating == "undecidable":
         return Judgement("nothing_compared", (f"the residual {float64:.1e} may be rounding, since {conditioning}",))
-    warnings = [f"the residual {float64:.1e} is rounding, since {conditioning}"] if rating == "rounding" else []
+    notices = []
+    if rating == "rounding":
+        notices.append(Notice(f"the residual {float64:.1e} is rounding, since {conditioning}", "ill_conditioned"))
     shown = residual(evidence.a.float64[evidence.last], evidence.b.float64[evidence.last]) > policy.residual
     if evidence.variation < policy.variation and not (evidence.aligned and shown):
         return Judgement("nothing_compared", (_unmoved(evidence),))
     if evidence.aligned is None:
-        return Judgement("equivalent", warnings=tuple(warnings))
+        return Judgement("equivalent", notices=tuple(notices), is_rounding=rating == "rounding")
     if not shown:
-        warnings.append("the sides are declared to differ as named, and these weights and images do not show it")
-    return Judgement("equivalent_under", (), causes, tuple(warnings), float64)
+        text = "the sides are declared to differ as named, and these weights and images do not show it"
+        notices.append(Notice(text))
+    return Judgement("equivalent_under", (), causes, tuple(notices), rating == "rounding", float64)
 
 
 def _unmoved(evidence: Evidence) -> str:
@@ -88,7 +93,7 @@ def explained(judgement: Judgement, a: MixerSide, b: MixerSide, port_causes: tup
     worst = next(v for v in ("inexpressible", "different", "equivalent_under") if v in verdicts)
     beyond = tuple(f"{c.name}: {c.evidence}" for c in causes if verdict_of(c.name) == "inexpressible")
     after = without(causes, max(residuals, default=judgement.residual_without_causes))
-    return Judgement(worst, beyond, (*causes, *constraints), judgement.warnings, after)
+    return Judgement(worst, beyond, (*causes, *constraints), judgement.notices, judgement.is_rounding, after)
 
 
 def without(causes: Collection[Cause], residual: float | None) -> float | None:
@@ -104,9 +109,9 @@ def with_gradients(judgement: Judgement, gradients: Gradients | None, policy: Po
     if gradients is None or gradients.residual <= gradients.threshold:
         return judgement
     if gradients.float32 is not None and policy.is_rounding(gradients.residual, gradients.float32):
-        note = f"the gradients' {gradients.residual:.1e} is rounding, since in float32 it is {gradients.float32:.1e}"
-        return dataclasses.replace(judgement, warnings=(*judgement.warnings, note))
-    if judgement.verdict == "equivalent" and not judgement.warnings:
+        text = f"the gradients' {gradients.residual:.1e} is rounding, since in float32 it is {gradients.float32:.1e}"
+        return dataclasses.replace(judgement, notices=(*judgement.notices, Notice(text)), is_rounding=True)
+    if judgement.verdict == "equivalent" and not judgement.is_rounding:
         reason = f"the gradients differ by {gradients.residual:.1e}, most at {gradients.worst}, and the outputs do not"
         return dataclasses.replace(judgement, verdict="different", reasons=(*judgement.reasons, reason))
     return judgement
@@ -115,7 +120,7 @@ def with_gradients(judgement: Judgement, gradients: Gradients | None, policy: Po
 def trained_apart(judgement: Judgement, training: tuple[Training, ...]) -> Judgement:
     """What trains otherwise is not equivalent either, whatever its gradients at the start."""
     over = [trained for trained in training if not trained.residual <= trained.threshold]
-    if not over or judgement.verdict != "equivalent" or judgement.warnings:
+    if not over or judgement.verdict != "equivalent" or judgement.is_rounding:
         return judgement
     reasons = [
         f"after {trained.steps} steps of {trained.optimiser} parameters differ by {trained.residual:.1e}, "

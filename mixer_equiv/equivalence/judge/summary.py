@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import causes_of
 from mixer_equiv.equivalence.judge.decide import Judgement, without
 from mixer_equiv.equivalence.judge.evidence import Evidence, Run
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import device, jax_device
 from mixer_equiv.equivalence.report import Cause, Report, SideReport
@@ -39,7 +41,7 @@ def report_of(
     policy: Policy,
     *,
     weights: str,
-    notes: list[str],
+    notes: list[Notice],
     **shown: Any,
 ) -> Report:
     """The report on two sides that were run; `shown` are fields of it that were found on the way."""
@@ -63,8 +65,7 @@ def report_of(
         mapping={name: binding.foreign for name, binding in bindings.items() if not binding.is_absent},
         mapping_of=named.name,
         unobservable=tuple(UNOBSERVABLE.format(i=i) for i in range(a.config.num_blocks)),
-        notices=_faults_noticed(a.side, b.side),
-        warnings=(*notes, *judgement.warnings, *_rms_warnings(evidence.dtype, sides, policy)),
+        **_told([*notes, *judgement.notices, *_rms_notices(evidence.dtype, sides, policy)]),
         environment=environment(),
         sides=sides,
         weights=weights,
@@ -76,7 +77,7 @@ def report_of(
     )
 
 
-def not_found(side: NotAMixer, notes: list[str], policy: Policy) -> Report:
+def not_found(side: NotAMixer, notes: list[Notice], policy: Policy) -> Report:
     """Report a model that is no Mixer, or one whose weights no official model can have."""
     found = side.found
     causes = causes_of(side)
@@ -91,15 +92,9 @@ def not_found(side: NotAMixer, notes: list[str], policy: Policy) -> Report:
         causes=tuple(causes),
         residual_without_causes=without(causes, found.residual) if causes else None,
         reasons=found.reasons,
-        notices=_faults_noticed(side),
-        warnings=tuple(notes),
+        **_told(notes),
         environment=environment(),
     )
-
-
-def _faults_noticed(*sides: MixerSide | NotAMixer) -> tuple[str, ...]:
-    """The catalogued faults of which notices tell."""
-    return tuple(dict.fromkeys(notice.fault for side in sides for notice in side.notices if notice.fault))
 
 
 def _stage_of(step: str | None) -> str | None:
@@ -158,12 +153,19 @@ def _round_trip(checkpoint: Checkpoint, there: Any) -> tuple[bool, str]:
     return not differing(checkpoint.arrays, back.arrays), f"{home.name} -> {there.name} -> {home.name}"
 
 
-def _rms_warnings(dtype: str, sides: tuple[SideReport, SideReport], policy: Policy) -> list[str]:
+def _rms_notices(dtype: str, sides: tuple[SideReport, SideReport], policy: Policy) -> list[Notice]:
     ours, theirs = (side.rms_error for side in sides)
     bound = policy.float32_ratio
     if not ours or not theirs or not np.isfinite([ours, theirs]).all() or 1 / bound <= ours / theirs <= bound:
         return []
-    return [f"the {dtype} errors differ by more than {bound:g} times: {ours:.1e} and {theirs:.1e}"]
+    return [Notice(f"the {dtype} errors differ by more than {bound:g} times: {ours:.1e} and {theirs:.1e}")]
+
+
+def _told(notices: Iterable[Notice]) -> dict[str, Any]:
+    """The fields of a report that have the notices: their texts, and the ids of those in the catalogue."""
+    notices = list(notices)
+    ids = [notice.fault for notice in notices if notice.fault]
+    return {"warnings": tuple(notice.text for notice in notices), "notices": tuple(dict.fromkeys(ids))}
 
 
 def environment() -> dict[str, str]:

@@ -10,12 +10,12 @@ import numpy as np
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.faults.catalogue import recognised
 from mixer_equiv.equivalence.match.axes import locate_elements
 from mixer_equiv.equivalence.match.parameters import AssignedOperand, Assignment, UnknownParameter
 from mixer_equiv.equivalence.match.program_search import PartialMatch, ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.layout import layout_found
+from mixer_equiv.equivalence.mixer.patterns import combine
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, Source, Tap, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
 from mixer_equiv.equivalence.notice import Notice
@@ -34,7 +34,7 @@ def find_mixer(
     leads on.
     """
     match, order = best_match(trace, entry, thorough)
-    deviations = recognised(match.deviations)
+    deviations = combine(match.deviations)
     match = dataclasses.replace(match, assignments=relocated(match, deviations, trace))
     seen = _Seen(match, deviations, trace, len(entry))
     if isinstance(match, PartialMatch):
@@ -52,7 +52,7 @@ def find_mixer(
         layout = Unnamed(f"its tokens are {_called(order, config)}, so that no layout is of its parameters")
     if isinstance(layout, Unnamed):
         notices.append(Notice(layout.reason))
-    notices += [*_unused(trace), *_idle(trace)]
+    notices += map(Notice, [*_unused(trace), *_idle(trace)])
     seen = dataclasses.replace(seen, notices=tuple(notices), constraints=named.constraints)
     if lacking := _lacking(match, deviations, config):
         return seen.nothing(lacking)
@@ -262,10 +262,10 @@ def _has_axes(assignment: Assignment, axes: int) -> bool:
 _BEYOND = {"mlp_head": "its head has several layers, and the official one is a single Dense"}
 
 
-def _unused(trace: Trace) -> list[Notice]:
+def _unused(trace: Trace) -> list[str]:
     effective = {name for leaves in trace.uses for name in leaves}
     unused = [name for name in trace.parameters if name not in effective]
-    return [Notice(f"parameters without effect: {', '.join(unused)}")] if unused else []
+    return [f"parameters without effect: {', '.join(unused)}"] if unused else []
 
 
 # Operations that are there to give what they are given, or do so with 0 or 1 whatever the images.
@@ -278,7 +278,7 @@ _COPIES = frozenset(
 )
 
 
-def _idle(trace: Trace) -> list[Notice]:
+def _idle(trace: Trace) -> list[str]:
     """Operations that changed nothing with these inputs, and may change others: an unreached clamp."""
     idle = dict.fromkeys(
         value.operation
@@ -286,7 +286,7 @@ def _idle(trace: Trace) -> list[Notice]:
         if value.operation not in _COPIES and any(_is_same(value, trace.values[number]) for number in value.inputs)
     )
     said = f"not seen at work, and so not compared: {', '.join(idle)}, whose results were their inputs"
-    return [Notice(said)] if idle else []
+    return [said] if idle else []
 
 
 def _is_same(value: Value, earlier: Value) -> bool:

@@ -45,10 +45,7 @@ def layout_found(found: ProgramMatch, trace: Trace, config: MixerConfig, name: s
             computed.append(f"{canonical} is computed from {', '.join(sorted(use.operand.leaves))}")
     used = {foreign.partition("[")[0] for foreign, _ in names.values()}
     hidden = [own for own in trace.hidden if own in used]
-    untold = Notice(
-        f"not in the state_dict, so that loading leaves them as they are: {summarize(hidden, 2, '; ')}",
-        fault="not_in_state_dict",
-    )
+    untold = f"not in the state_dict, so that loading leaves them as they are: {summarize(hidden, 2, '; ')}"
     rows = tuple(_rows(names, config.num_blocks))
     computes = Conventions(config.activation, config.layer_norm_eps)
     layout = Layout(
@@ -66,7 +63,7 @@ def layout_found(found: ProgramMatch, trace: Trace, config: MixerConfig, name: s
     return Naming(
         Unnamed(reason) if computed else layout,
         layout.constraints,
-        (untold,) if hidden else (),
+        (Notice(untold, "not_in_state_dict"),) if hidden else (),
     )
 
 

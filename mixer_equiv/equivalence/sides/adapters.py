@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
 from mixer_equiv.errors import MixerEquivError
@@ -72,7 +73,7 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
 
     filled, notices = _arguments(module.forward)
     if computed:
-        notices += (f"computed from other parameters, and taken for parameters here: {', '.join(computed)}",)
+        notices += (Notice(f"computed from other parameters, and taken for parameters here: {', '.join(computed)}"),)
     return ForeignModel(name, "torch", run, own, put, differentiate, rerun, notices, computed=tuple(computed))
 
 
@@ -83,8 +84,8 @@ _FILLED = {
 }
 
 
-def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[str, ...]]:
-    """What must be given beside the images, and what to say of it and of arguments that have defaults."""
+def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[Notice, ...]]:
+    """The arguments that must be given beside the images, and notices of them and of those left at their defaults."""
     try:
         others = list(inspect.signature(function).parameters.values())[1:]
     except (TypeError, ValueError):
@@ -96,8 +97,11 @@ def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[str
         if p.name in _FILLED and (p.default is empty or (p.default is not _FILLED[p.name] and type(p.default) is bool))
     }
     options = [f"{p.name}={p.default!r}" for p in others if p.default is not empty and p.name not in filled]
-    notices = [f"it was called with {', '.join(f'{n}={value}' for n, value in filled.items())}"] if filled else []
-    notices += [f"it also takes {', '.join(options)}, left as given here"] if options else []
+    notices = []
+    if filled:
+        notices.append(Notice(f"it was called with {', '.join(f'{n}={value}' for n, value in filled.items())}"))
+    if options:
+        notices.append(Notice(f"it also takes {', '.join(options)}, left as given here", "option"))
     return filled, tuple(notices)
 
 
@@ -140,7 +144,7 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignMod
         with _told(name):
             begun = meta.unbox(module.init(jax.random.key(0), np.zeros(given.shape, np.float32), **filled))
         others = {key: jax.tree.map(np.asarray, values) for key, values in begun.items() if key != "params"}
-        notices += (f"the collections {', '.join(others)} are left as init makes them",)
+        notices += (Notice(f"the collections {', '.join(others)} are left as init makes them"),)
     shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
 
     def apply(params: Mapping[str, Any], batch: Any) -> Any:
@@ -155,7 +159,7 @@ def _of_jax(
     applied: Callable[[bool, int], Callable[[Mapping[str, Any], Any], Any]],
     shapes: Mapping[str, tuple[int, ...]],
     own: Mapping[str, Any],
-    notices: tuple[str, ...],
+    notices: tuple[Notice, ...],
 ) -> ForeignModel:
     """A function of parameters by name and images, as `applied` gives it for a mode and a seed of its keys."""
     from mixer_equiv.equivalence.record.jax import gradients, record

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.errors import MixerEquivError
 
@@ -49,7 +50,7 @@ class ForeignModel:
     put: Callable[[Mapping[str, np.ndarray]], None]
     differentiate: Differentiate
     rerun: Rerun
-    notices: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
     has_modes: bool = True
     computed: tuple[str, ...] = ()
 

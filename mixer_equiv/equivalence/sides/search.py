@@ -32,7 +32,7 @@ RANDOM_RUNS = 32
 IN_TRAINING = Notice(
     "in train mode it computes something else, as with dropout, stochastic depth or BatchNorm; "
     "what is verified is eval mode",
-    fault="train_mode",
+    "train_mode",
 )
 
 
@@ -91,7 +91,7 @@ class _Search:
         images = self._images(seed, batch)
         trace = self.model.trace(images, generic(seed))
         found = find_mixer(trace, images, self.model.name, self.model.framework, thorough=thorough)
-        return found.noting(*map(Notice, (*self.model.notices, *trace.notices)))
+        return found.noting(*self.model.notices, *map(Notice, trace.notices))
 
     def _images(self, seed: int, batch: int) -> np.ndarray:
         channels, height, width = self.image
