@@ -3,7 +3,7 @@
 The id is the name of the cause in reports and JSON. Other modules register against it what they do for a fault, and a
 test holds that each has all that apply:
 
-- `DEVIATIONS`, below, and `mixer/patterns.py` say by which deviations a fault of code is recognised;
+- `RECOGNISED_BY`, below, and `mixer/patterns.py` say by which deviations a fault of code is recognised;
 - `layouts.Constraint` has the kinds of constraints, `checkpoints/differences.py` the faults of ports;
 - `planted_code.py` and `planted_weights.py` plant faults for the kill matrix;
 - `judge/causes.py` makes the words of a report of the row.
@@ -104,7 +104,7 @@ _ROWS = (
 CATALOGUE: Mapping[str, Fault] = {fault.id: fault for fault in _ROWS}
 
 # The kinds of deviations that are a fault under another name than that of the setting that differs.
-DEVIATIONS: Mapping[tuple[Kind, str], str] = {
+RECOGNISED_BY: Mapping[tuple[Kind, str], str] = {
     **{
         ("variant", what): what
         for what in (
@@ -136,7 +136,7 @@ def fault_of(deviation: Deviation) -> Fault:
         return CATALOGUE["unknown"]
     if deviation.what == "residual" and deviation.found is Choice.NORMALISED_STREAM:
         return CATALOGUE["residual_normalised"]
-    return CATALOGUE[DEVIATIONS[deviation.kind, deviation.what]]
+    return CATALOGUE[RECOGNISED_BY[deviation.kind, deviation.what]]
 
 
 def verdict_of(cause: str) -> Verdict:

@@ -11,7 +11,7 @@ import torch
 from mixer_equiv import MixerConfig, MixerEquivError, load, verify
 from mixer_equiv.checkpoints.differences import PORT_FAULTS
 from mixer_equiv.data import digits
-from mixer_equiv.equivalence.faults.catalogue import CATALOGUE, DEVIATIONS, Fault, verdict_of
+from mixer_equiv.equivalence.faults.catalogue import CATALOGUE, RECOGNISED_BY, Fault, verdict_of
 from mixer_equiv.equivalence.faults.planted_code import PLANTED
 from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
 from mixer_equiv.equivalence.report import Report
@@ -121,7 +121,7 @@ UNPLANTED = {
     "reshape": "its planted form is the transposition by .view, which shows as both",
 }
 
-RECOGNISED = {*DEVIATIONS.values(), *BY_VALUE}
+RECOGNISED = {*RECOGNISED_BY.values(), *BY_VALUE}
 IN_CODE = {planted.fault for planted in PLANTED.values()}
 IN_WEIGHTS = {planted.fault for planted in PLANTED_WEIGHTS.values()}
 
