@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Names of thresholds for --rtol, and the fields of `Policy`.
 _THRESHOLDS = {"logits": "residual", "gradients": "gradients", "sgd": "sgd", "adamw": "adamw"}
-_STEPS = 9
+_STEPS = 9  # of most comparisons
 
 
 def verify(

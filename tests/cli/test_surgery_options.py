@@ -112,7 +112,7 @@ def test_a_read_only_layout_is_status_3_and_the_target_stays(tmp_path: Path, pub
     before = snapshot(tmp_path)
     options = ["--to", "pre-linen", "--force", *(["--dry-run"] if dry_run else [])]
     result = run("convert", published, target, *options, status=3)
-    assert_one_message(result, "nothing is written in the layout pre-linen: where its kernels", "write linen instead")
+    assert_one_message(result, "nothing is written in the layout pre-linen: the places of its", "write linen instead")
     assert snapshot(tmp_path) == before
 
 
