@@ -1,4 +1,4 @@
-"""How far apart two results are, and how far is too far."""
+"""Residuals between two results, and the thresholds that a verdict holds them against."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Policy:
     float32_ratio: float = 4.0
 
     def is_rounding(self, float64: float, float32: float) -> bool:
-        """Whether float32 makes a residual so much larger that it is rounding, and no other function."""
+        """Whether the float32 residual is so much larger that the float64 one must be rounding."""
         return float64 <= self.scaling * min(float32, 1.0)
 
     def rate(self, float64: float, float32: float) -> Rating:
-        """What the residuals in both precisions say.
+        """Rate a difference by its residuals in both precisions.
 
-        Where float32 has lost its digits (a residual over `lost`), and float64 is far better off,
-        rounding and a difference cannot be told apart.
+        Where float32 has no digits left (a residual over `lost`) and float64 is far better, rounding cannot be told
+        from a difference.
         """
         if float64 <= self.residual:
             return "same"
@@ -50,10 +50,10 @@ class Policy:
 
 
 def residual(actual: np.ndarray, expected: np.ndarray, reference: Any = None) -> float:
-    """||actual - expected|| / ||reference||, in the 2-norm.
+    """Return ||actual - expected|| / ||reference||, in the 2-norm.
 
-    `reference`, an array or a number, is `expected` by default. Never below a threshold where anything is
-    not finite; 0 / 0 is 0.
+    `reference`, an array or a number, is `expected` by default. The residual is infinite where anything is not
+    finite; 0 / 0 is 0.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         scale = float(np.linalg.norm(np.ravel(expected if reference is None else reference)))
@@ -63,14 +63,15 @@ def residual(actual: np.ndarray, expected: np.ndarray, reference: Any = None) ->
     return distance / scale if np.isfinite(distance) and np.isfinite(scale) else np.inf
 
 
-# What is smaller than so much of all gradients together is rounding, as that of a bias no output can see.
+# Gradients below this fraction of the total norm count as rounding noise, such as that of a bias on which no output
+# depends.
 NEGLIGIBLE = 1e-3
 
 
 def gradient_residuals(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """For each gradient ||actual - expected|| / max(||expected||, a thousandth of all of `expected`).
+    """Return, for each gradient, ||actual - expected|| / max(||expected||, NEGLIGIBLE times the norm of them all).
 
-    Infinite where anything is not finite; 0 / 0 is 0.
+    The residual is infinite where anything is not finite; 0 / 0 is 0.
     """
     whole = float(np.sqrt(sum(np.square(gradient).sum() for gradient in expected.values())))
     return {

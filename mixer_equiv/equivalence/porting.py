@@ -1,4 +1,4 @@
-"""`layout_of` and `port`: other people's models as layouts, found by running them, and weights put into them."""
+"""`layout_of` and `port`: find the layout of somebody's model by running it, and put weights into the model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Image = tuple[int, int, int]
 
 
 def layout_of(model: Any, image: Image, *, seed: int = 0) -> Layout:
-    """The layout of a model's parameters, and what its code computes, found by running it.
+    """Find the layout of a model's parameters, and the conventions of its code, by running it.
 
     `model` is any `torch.nn.Module`, Flax linen or nnx module that takes images of (channels, height,
     width) `image`. Nothing of it is changed. The result is a layout like any other: `convert` writes

@@ -1,4 +1,8 @@
-"""`verify`: are two Mixers the same function, and do two sets of weights say the same?"""
+"""`verify`: compare two Mixers as functions, or as holders of the same weights.
+
+Start here to follow a verification: arguments are checked, both sides resolved, weights given, runs compared, and the
+verdict explained.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,10 @@ from mixer_equiv.equivalence.sides.resolve import resolve
 from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said, random_images
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
 
-# A model of somebody else's is run on few images, because every value of it is recorded.
+# Somebody else's model is run on few images, because every value of it is recorded.
 IMAGES_FOR_CANDIDATES = 4
 
-# On so many of the images it is tried which faults would show.
+# The number of images on which known faults are planted, to see which of them would show.
 VISIBLE_ON = 2
 
 LOW_PRECISION = ("float32", "bfloat16", "float16")
@@ -124,7 +128,7 @@ def verify(
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What `verify` was asked for, as its arguments are called."""
+    """The arguments of `verify` that steer the comparison, by their names."""
 
     gradients: bool | None
     train_steps: int
@@ -138,7 +142,7 @@ class _Asked:
 def _compared(
     a: WeightedSide, b: WeightedSide, origin: str, images: Any, labels: Any, notes: list[Notice], asked: _Asked
 ) -> Report:
-    """The report on two sides of one size that have weights, which are from `origin`."""
+    """Compare two sides of one size, whose weights are from `origin`."""
     weights = weight_causes(a, b) if origin == "given" else []
     if weights and asked.fail_fast:
         return of_other_weights(weights, asked.policy)
@@ -180,7 +184,7 @@ def _compared(
 def _on_the_way_back(
     evidence: Evidence, notes: list[Notice], asked: _Asked
 ) -> tuple[Gradients | None, tuple[Training, ...]]:
-    """Gradients and training steps, on one image, if the outputs agree; `notes` are told where they cannot be."""
+    """Compare gradients and training steps on one image, if the outputs agree; else add the reason to `notes`."""
     if not (asked.gradients or asked.train_steps):
         return None, ()
     if asked.policy.rate(*evidence.residuals()) not in ("same", "rounding"):
@@ -207,7 +211,7 @@ def _on_the_way_back(
 
 
 def _ours(caught: list[warnings.WarningMessage]) -> list[str]:
-    """What our own warnings say; others are warned of again."""
+    """The texts of our own warnings; other warnings are issued again."""
     for warning in caught:
         if not issubclass(warning.category, ConventionWarning):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

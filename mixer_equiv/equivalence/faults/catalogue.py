@@ -103,7 +103,7 @@ _ROWS = (
 
 CATALOGUE: Mapping[str, Fault] = {fault.id: fault for fault in _ROWS}
 
-# The kinds of deviations that are a fault under another name than that of the setting that differs.
+# Faults by the kind of a deviation and the setting or operation that differs.
 RECOGNISED_BY: Mapping[tuple[Kind, str], str] = {
     **{
         ("variant", what): what
@@ -131,7 +131,7 @@ RECOGNISED_BY: Mapping[tuple[Kind, str], str] = {
 
 
 def fault_of(deviation: Deviation) -> Fault:
-    """The fault that a deviation is."""
+    """The catalogued fault that a deviation shows."""
     if deviation.kind == "unknown":
         return CATALOGUE["unknown"]
     if deviation.what == "residual" and deviation.found is Choice.NORMALISED_STREAM:

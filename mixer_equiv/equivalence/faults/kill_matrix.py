@@ -126,7 +126,7 @@ def mutate(
 def _in_code(
     faults: Mapping[str, PlantedCode], config: MixerConfig, seed: int, on_step: Callable[[str], None]
 ) -> Iterator[Outcome]:
-    """The model without a fault, then every fault of code and constraint, and those that are only to be noticed."""
+    """Yield the outcomes of the model without a fault, and of every fault of code, constraint or notice."""
     import torch
 
     from mixer_equiv.equivalence.faults.planted_code import plant
@@ -166,7 +166,7 @@ _EQUAL_SIZES = MixerConfig(
 
 
 def _in_weights(faults: Mapping[str, PlantedWeights], seed: int, on_step: Callable[[str], None]) -> Iterator[Outcome]:
-    """Every fault of weights handed over: official ones against those handed over for them."""
+    """Yield the outcome of every fault of weights, handed over for official ones."""
     from mixer_equiv.equivalence.faults.planted_weights import initial
 
     config = _EQUAL_SIZES

@@ -21,7 +21,7 @@ from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.numpy import MlpMixer as Reference
 from mixer_equiv.operations import Parameter, Step
 
-# How a step is done: the model, the step, its inputs and its parameters to its value.
+# From the model, a step, its inputs and its parameters to the value of the step.
 Doing = Callable[["PlantedMixer", Step, list[Tensor], Sequence[Tensor]], Tensor]
 
 
@@ -77,7 +77,7 @@ STEPS: dict[str, Doing] = {
 
 
 def _only(name: str, operation: str, doing: Doing) -> dict[str, Doing]:
-    """`doing` at the steps with this in their name, the official one elsewhere."""
+    """Do a step by `doing` where its name contains `name`, and officially elsewhere."""
 
     def chosen(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         return (doing if name in step.name else STEPS[operation])(model, step, inputs, parameters)
@@ -170,7 +170,7 @@ Change = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
 def _before(name: str, change: Change) -> dict[str, Doing]:
-    """A further operation on the first input of the linear step of this name; it is given the model's weights."""
+    """Insert an operation, which is given the model's weights, before the linear step of this name."""
 
     def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         return _linear(model, step, [change(inputs[0], model.weights)], parameters)
@@ -179,7 +179,7 @@ def _before(name: str, change: Change) -> dict[str, Doing]:
 
 
 def _on_branch(name: str, change: Change) -> dict[str, Doing]:
-    """A further operation on the branch that the step of this name adds to the stream."""
+    """Insert an operation on the branch that the step of this name adds to the stream."""
 
     def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         return inputs[0] + change(inputs[1], model.weights)

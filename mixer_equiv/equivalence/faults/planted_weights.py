@@ -17,7 +17,7 @@ from mixer_equiv.equivalence.sides.weights import random_params
 
 Arrays = Mapping[str, np.ndarray]
 
-# From canonical weights to those that are handed over in their place.
+# From canonical weights to the ones that are handed over in their place.
 HandOver = Callable[[Arrays, MixerConfig], Arrays]
 
 
@@ -39,7 +39,7 @@ def _swapped(old: str, new: str) -> HandOver:
 
 
 def _changed(end: str, change: Callable[[np.ndarray], np.ndarray]) -> HandOver:
-    """Change the arrays whose names end so."""
+    """Change the arrays whose names end in `end`."""
     return lambda weights, config: {n: change(array) if n.endswith(end) else array for n, array in weights.items()}
 
 

@@ -1,4 +1,4 @@
-"""What the weights and images of a comparison could have shown: known faults, planted one at a time.
+"""`visible`: the faults that the weights and images of a comparison could have shown, planted one at a time.
 
 The tables are those that diagnosis searches. Each fault is planted in the NumPy reference, in the last
 place where it can be, and followed to the output.
@@ -24,7 +24,7 @@ Arrays = Mapping[str, Array]
 
 
 def visible(config: MixerConfig, params: Arrays, images: np.ndarray) -> dict[str, float]:
-    """How far each known fault moves the output, relative in the 2-norm, by its name.
+    """Tell how far each known fault moves the output, relative in the 2-norm, by its name.
 
     `params` are canonical; `images` are (batch, height, width, channels).
     """
@@ -48,7 +48,7 @@ def _run(step: Step, values: Sequence[Array], weights: Arrays) -> Array:
 
 
 def _continued(steps: Sequence[Step], values: list[Array], weights: Arrays, place: int, changed: Array) -> Array:
-    """The output, if the value at `place` is `changed`."""
+    """Replay the program with the value at `place` replaced, and return the output."""
     replayed = [*values[:place], changed]
     for step in steps[place:]:
         replayed.append(_run(step, replayed, weights))
@@ -58,7 +58,7 @@ def _continued(steps: Sequence[Step], values: list[Array], weights: Arrays, plac
 def _planted(
     steps: Sequence[Step], values: Sequence[Array], weights: Arrays
 ) -> Iterator[tuple[int, str, Callable[[], Array]]]:
-    """The place of each fault's value, the fault in words, and the value."""
+    """Yield each fault: the place of the value that it changes, the fault in words, and the changed value."""
     last = {step.operation: number for number, step in enumerate(steps)}
     for operation, number in last.items():
         step = steps[number]

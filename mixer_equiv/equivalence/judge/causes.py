@@ -1,4 +1,7 @@
-"""Why two sides differ, as far as it is known."""
+"""The known causes of a difference, in the words of a report.
+
+Deviations, conventions, constraints and weights become `Cause`s here; what they mean is decided elsewhere, on values.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from mixer_equiv.equivalence.mixer.reference import deviations_of, official_step
 from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.report import Cause, SideReport
 from mixer_equiv.equivalence.sides.base import MixerSide, NotAMixer, WeightedSide
-from mixer_equiv.equivalence.sides.frameworks import Taps
+from mixer_equiv.equivalence.sides.frameworks import Stages
 from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import CONSTRAINTS, OFFICIAL_CONVENTIONS, Constraint
 
@@ -43,7 +46,7 @@ def _difference(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def round_trip_causes(sides: tuple[SideReport, SideReport]) -> list[Cause]:
-    """A cause for each side whose weights did not come back from the other's layout as they were."""
+    """Name each side whose weights did not come back from the other's layout as they were."""
     return [
         Cause("round_trip", "port", "the same bits", "others", side.round_trip_path, f"in {side.name}")
         for side in sides
@@ -52,7 +55,7 @@ def round_trip_causes(sides: tuple[SideReport, SideReport]) -> list[Cause]:
 
 
 def convention_causes(a: WeightedSide, b: WeightedSide) -> list[Cause]:
-    """The conventions in which the two are declared to differ."""
+    """Name the conventions in which the two are declared to differ."""
     return [_convention_cause(n, a, b) for n in CONVENTIONS if getattr(a.config, n) != getattr(b.config, n)]
 
 
@@ -92,7 +95,7 @@ def causes_of(side: NotAMixer) -> list[Cause]:
 
 
 def departures(found: FoundMixer) -> list[str]:
-    """In words, what a model does that no convention of its layout says."""
+    """Describe what a model does that no convention of its layout has."""
     settled = set(deviations_of(found.config))
     rest = [deviation for deviation in found.deviations if deviation not in settled]
     return [
@@ -130,7 +133,7 @@ def _grouped(
 
 
 def _place_of(deviation: Deviation) -> str:
-    """Where it is: one operation more is before the step that takes its result, but for the head, which is the end."""
+    """The place of a deviation: an inserted operation is before the step that consumes it, except at the head."""
     return f"before {deviation.step}" if deviation.kind == "insert" and deviation.step != "head" else deviation.step
 
 
@@ -149,8 +152,8 @@ def constraint_causes(name: str, constraints: Collection[Constraint]) -> list[Ca
 _ONE_WAY = "its weights convert to official ones, and these back where they coincide"
 
 
-def ill_conditioned(reference: Taps) -> str:
-    """The LayerNorm that sees rows with the largest mean^2 / variance, and how large."""
+def ill_conditioned(reference: Stages) -> str:
+    """Describe the LayerNorm whose rows have the largest mean^2 / variance."""
     streams = [name for name in reference if name.startswith(("stem", "MixerBlock"))]
     norms = [f"MixerBlock_{i}/LayerNorm_{j}" for i in range(len(streams) // 2) for j in (0, 1)]
     ratios = zip(

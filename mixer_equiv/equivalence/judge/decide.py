@@ -1,4 +1,4 @@
-"""From what was computed to a verdict, with its reasons and causes."""
+"""`judge`: from the evidence to a verdict, with its reasons and causes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _unmoved(evidence: Evidence) -> str:
 
 
 def explained(judgement: Judgement, a: MixerSide, b: MixerSide, port_causes: tuple[Cause, ...] = ()) -> Judgement:
-    """The judgement on models that were searched, by the steps at which they were seen to differ.
+    """Refine the judgement on models that were searched, by the steps at which they were seen to differ.
 
     `port_causes`, where the weights differ as well, stay beside them.
     """
@@ -97,12 +97,12 @@ def explained(judgement: Judgement, a: MixerSide, b: MixerSide, port_causes: tup
 
 
 def without(causes: Collection[Cause], residual: float | None) -> float | None:
-    """What is left of the difference with the causes changed; None if what to change to is not known."""
+    """The residual that is left with the causes changed; None if one is unknown, so that nothing can be changed."""
     return None if any(cause.name == "unknown" for cause in causes) else residual
 
 
 def with_gradients(judgement: Judgement, gradients: Gradients | None, policy: Policy) -> Judgement:
-    """The same function with other gradients trains otherwise: not equivalent.
+    """Judge a model with the same outputs and other gradients as different: it trains otherwise.
 
     As for outputs, a residual that float32 makes so much larger is rounding.
     """
@@ -118,7 +118,7 @@ def with_gradients(judgement: Judgement, gradients: Gradients | None, policy: Po
 
 
 def trained_apart(judgement: Judgement, training: tuple[Training, ...]) -> Judgement:
-    """What trains otherwise is not equivalent either, whatever its gradients at the start."""
+    """Judge a model as different that trains otherwise, whatever its gradients at the start."""
     over = [trained for trained in training if not trained.residual <= trained.threshold]
     if not over or judgement.verdict != "equivalent" or judgement.is_rounding:
         return judgement
@@ -131,7 +131,7 @@ def trained_apart(judgement: Judgement, training: tuple[Training, ...]) -> Judge
 
 
 def _against_reference(evidence: Evidence, policy: Policy) -> tuple[str, ...]:
-    """Which side is not the NumPy reference's function, and from which stage on."""
+    """Name the sides that depart from the NumPy reference, and the first stage at which they do."""
     reasons = []
     for run, which in ((evidence.a, "residual_a"), (evidence.b, "residual_b")):
         over = [stage.name for stage in evidence.stages() if getattr(stage, which) > policy.residual]

@@ -1,4 +1,4 @@
-"""What two subjects compute for the same images, at every stage and in both precisions."""
+"""`gather`: run both sides on the same images, and keep every stage in both precisions."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.report import Stage
 from mixer_equiv.equivalence.sides.base import WeightedSide
-from mixer_equiv.equivalence.sides.frameworks import RUNNER_NAMES, Taps
+from mixer_equiv.equivalence.sides.frameworks import RUNNER_NAMES, Stages
 from mixer_equiv.equivalence.sides.weights import random_images
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One side's taps, by its own program in three precisions, of which `low` may be float32, and by the reference."""
+    """The stages of one side in three precisions, of which `low` may be float32, and those of the reference."""
 
     side: WeightedSide
-    float64: Taps
-    float32: Taps
-    low: Taps
-    reference: Taps
+    float64: Stages
+    float32: Stages
+    low: Stages
+    reference: Stages
 
     @property
     def last(self) -> str:
@@ -35,7 +35,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Both sides' runs on the same images.
+    """The runs of both sides on the same images.
 
     `aligned` is side b run with side a's conventions, None where they are the same. `variation`
     is how far the reference's output moves to another image, relative to its size. `dtype` is that of
@@ -58,7 +58,7 @@ class Evidence:
         return len(self.images)
 
     def stages(self) -> tuple[Stage, ...]:
-        """Float64 residuals of every stage, as the sides are."""
+        """The float64 residuals of every stage, with each side's own conventions."""
         a, b = self.a, self.b
         return tuple(
             Stage(
@@ -94,11 +94,11 @@ def gather(
     `dtype`, by name, is the low precision whose errors are to be shown beside float32.
     """
 
-    def stages(side: WeightedSide, dtype: np.dtype) -> Taps:
+    def stages(side: WeightedSide, dtype: np.dtype) -> Stages:
         on_step(f"{RUNNER_NAMES[side.side.runner]} in {dtype.name}")
         return side.run(images, dtype)
 
-    def run(side: WeightedSide, reference: Taps | None = None) -> Run:
+    def run(side: WeightedSide, reference: Stages | None = None) -> Run:
         if reference is None:
             on_step(f"{RUNNER_NAMES['reference']} in float64")
             reference = side.reference(images)

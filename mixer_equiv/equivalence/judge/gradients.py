@@ -1,4 +1,4 @@
-"""Whether two sides have the same gradients, parameter by parameter, in float64.
+"""Compare the gradients of two sides, parameter by parameter, in float64.
 
 Weights are only relabelled between them, so gradients are converted by the same layouts. What a
 layout has once for several official parameters has the sum of their gradients.
@@ -42,7 +42,7 @@ def compare_gradients(
 
 
 def common_space(a: WeightedSide, b: WeightedSide) -> Layout | None:
-    """The layout in which the parameters of both can be held against each other: one's, if it has fewer than the other.
+    """The layout in which the parameters of both can be compared: that of the side with fewer parameters.
 
     None where the official parameters are not those of one side, or each has fewer in its own way.
     """
@@ -54,7 +54,7 @@ def common_space(a: WeightedSide, b: WeightedSide) -> Layout | None:
 
 
 def random_cotangent(config: MixerConfig, count: int, seed: int) -> np.ndarray:
-    """What the outputs (count, classes) are multiplied by to make one number of them."""
+    """Draw the weights (count, classes) of a random linear function of the outputs."""
     width = config.num_classes or config.hidden_dim
     return np.random.default_rng([seed, 3]).standard_normal((count, width))
 
@@ -62,12 +62,12 @@ def random_cotangent(config: MixerConfig, count: int, seed: int) -> np.ndarray:
 def gradients_in(
     space: Layout, side: WeightedSide, images: np.ndarray, cotangent: np.ndarray, dtype: Any = np.float64
 ) -> dict[str, np.ndarray]:
-    """Gradients of the sum of the outputs times `cotangent`, computed in `dtype`, by the names of `space`."""
+    """The gradients of the sum of the outputs times `cotangent`, computed in `dtype`, by the names of `space`."""
     return dict(_in(space, side, side.gradients(images.astype(dtype), cotangent.astype(dtype))))
 
 
 def _in(space: Layout, side: WeightedSide, gradients: Arrays) -> Arrays:
-    """Gradients, by the side's own names, by those of `space`."""
+    """Relabel gradients from the side's own names to those of `space`."""
     if side.layout is space:
         return gradients
     canonical = relabel(gradients, side.layout, LINEN, side.config)

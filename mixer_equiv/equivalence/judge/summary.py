@@ -1,4 +1,4 @@
-"""A `Report` of what was computed, with all that it shows about the two sides."""
+"""`report_of`: make the `Report` of evidence and judgement; and the reports where nothing was run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mixer_equiv.errors import ConventionWarning
 
 
 def sides_of(evidence: Evidence, origin: str, labels: np.ndarray | None) -> tuple[SideReport, SideReport]:
-    """Both sides as a report shows them; `origin` says where the weights are from."""
+    """Describe both sides for the report; `origin` says where the weights are from."""
     a, b = evidence.a.side, evidence.b.side
     return _side(evidence.a, b, origin, labels), _side(evidence.b, a, origin, labels)
 
@@ -44,7 +44,7 @@ def report_of(
     notes: list[Notice],
     **shown: Any,
 ) -> Report:
-    """The report on two sides that were run; `shown` are fields of it that were found on the way."""
+    """Report on two sides that were run; `shown` are further fields of the report."""
     a, b, last = evidence.a.side, evidence.b.side, evidence.last
     stages = evidence.stages()
     over = [s.name for s in stages if max(s.residual, s.residual_a, s.residual_b) > policy.residual]
@@ -82,7 +82,7 @@ def not_found(side: NotAMixer, notes: list[Notice], policy: Policy) -> Report:
     found = side.found
     causes = causes_of(side)
     named = any(verdict_of(cause.name) == "inexpressible" for cause in causes)
-    # Without a LayerNorm, or with next to nothing found, it is no Mixer; else one that differs.
+    # A model with no LayerNorm, or in which next to nothing was found, is no Mixer; any other is one that differs.
     little = len(found.known) < LEAST_KNOWN or not found.knows_layer_norm
     beyond = named or (little and not found.reached_output)
     return Report(
@@ -98,16 +98,16 @@ def not_found(side: NotAMixer, notes: list[Notice], policy: Policy) -> Report:
 
 
 def _stage_of(step: str | None) -> str | None:
-    """The patches are seen by what their product with a kernel gives."""
+    """The stage of a step: cutting into patches is part of the stem."""
     return step and step.removesuffix("/cut")
 
 
-# Steps with parameters that must be found before something is called a Mixer that differs.
+# The fewest steps with parameters that must be found in a model to call it a Mixer that differs.
 LEAST_KNOWN = 7
 
 
 def of_other_sizes(a: MixerSide, b: MixerSide, differences: list[SizeDifference], policy: Policy) -> Report:
-    """Where two are of different sizes."""
+    """Report on two sides of different sizes."""
     return Report(
         verdict="different",
         threshold=policy.residual,
@@ -117,7 +117,7 @@ def of_other_sizes(a: MixerSide, b: MixerSide, differences: list[SizeDifference]
 
 
 def of_other_weights(causes: list[Cause], policy: Policy) -> Report:
-    """Where the weights differ and nothing else was looked at."""
+    """Report on weights that differ, where nothing was run."""
     return Report(
         verdict="different",
         threshold=policy.residual,
@@ -129,7 +129,7 @@ def of_other_weights(causes: list[Cause], policy: Policy) -> Report:
 
 def _side(run: Run, other: WeightedSide, origin: str, labels: np.ndarray | None) -> SideReport:
     side, last = run.side, run.last
-    # A model that deviates is not the reference, whatever the precision.
+    # The reference computes another function than a model that deviates.
     low, reference = run.low[last], (run.float64 if side.side.is_foreign else run.reference)[last]
     trip = _round_trip(side.checkpoint, other.layout) if origin == "given" else (None, "")
     return SideReport(
@@ -145,7 +145,7 @@ def _side(run: Run, other: WeightedSide, origin: str, labels: np.ndarray | None)
 
 
 def _round_trip(checkpoint: Checkpoint, there: Any) -> tuple[bool, str]:
-    """Whether the weights come back bit for bit from the other side's layout, and the way they went."""
+    """Whether the weights come back from the other side's layout bit for bit, and the layouts on the way."""
     home = checkpoint.layout
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConventionWarning)
@@ -169,7 +169,7 @@ def _told(notices: Iterable[Notice]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Versions, machine, precision and devices."""
+    """The versions, machine, precision and devices of this process."""
     frameworks = [name for name in ("numpy", "torch", "jax", "flax") if name in sys.modules]
     return {
         "python": platform.python_version(),

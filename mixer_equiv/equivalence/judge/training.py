@@ -1,4 +1,4 @@
-"""Whether two sides train alike: some steps of SGD and of AdamW from the same weights, in float64.
+"""Compare two sides after some steps of SGD and of AdamW from the same weights, in float64.
 
 Each side's gradients go through the optimiser of its own framework, torch.optim or optax. What is
 minimised is a random linear function of the outputs.
@@ -82,7 +82,7 @@ def _distance(actual: np.ndarray, expected: np.ndarray) -> float:
 def _trained(
     space: Layout, side: WeightedSide, images: np.ndarray, cotangent: np.ndarray, steps: int, optimiser: Optimiser
 ) -> Arrays:
-    """The side's weights after the steps, by the names of `space`."""
+    """Train the side, and return its weights by the names of `space`."""
 
     def gradient(arrays: Arrays) -> Arrays:
         weights = relabel(arrays, space, LINEN, side.config)

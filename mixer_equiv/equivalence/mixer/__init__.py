@@ -1,1 +1,5 @@
-"""Internal. What is known of the Mixer: its reference program, the layout of a match, harmless rewrites."""
+"""Internal. The knowledge of the Mixer that the search needs.
+
+It has the official program of every depth, harmless rewrites of it, and the way from a match to a layout. Start
+reading at `find.py`.
+"""

@@ -1,4 +1,7 @@
-"""The official program that a trace is, also of tokens in another order than by rows, or of an image changed first."""
+"""`best_match`: find the official program in a trace.
+
+The tokens may be in another order than by rows, and the image may be changed before its patches are taken.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ from mixer_equiv.operations import cut
 
 
 def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[WholeMatch | PartialMatch, np.ndarray | None]:
-    """The match, also of tokens in another order, which the second result is, and of an image changed first."""
+    """Find the official program, and the order of the tokens where that is not by rows.
+
+    A search that is not `thorough` gives up where no step leads on.
+    """
     programs = official_programs(_deepest(trace))
     found = find_program(trace, entry, programs, thorough=False)
     if is_settled(found) or not trace.operands:
@@ -51,7 +57,7 @@ def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[WholeMa
 
 
 def _token_orders(meant: np.ndarray, trace: Trace) -> Iterator[np.ndarray]:
-    """Orders other than by rows in which the trace has `meant`, (batch, tokens, hidden): its tokens, first to last."""
+    """Orders of tokens, other than by rows, in which the trace has the value `meant` (batch, tokens, hidden)."""
     tried = {tuple(range(meant.shape[1]))}
     own = Fingerprint(meant)
     for value in trace.values:
@@ -64,14 +70,14 @@ def _token_orders(meant: np.ndarray, trace: Trace) -> Iterator[np.ndarray]:
 
 
 def _with_patches_in(images: np.ndarray, patch_hw: tuple[int, ...], order: np.ndarray) -> np.ndarray:
-    """Images (batch, height, width, channels) whose patches, by rows, are those in `order`."""
+    """Rearrange images (batch, height, width, channels) so that their patches by rows are those in `order`."""
     ph, pw = patch_hw
     patches = cut(images, (ph, pw))[:, order]
     return rearrange(patches, "b (h w) ph pw c -> b (h ph) (w pw) c", h=images.shape[1] // ph)
 
 
 def _deepest(trace: Trace) -> int:
-    """No Mixer in the trace has more blocks, since a block meets at least four kernels."""
+    """The largest possible number of blocks: each uses at least four kernels."""
     return min(DEEPEST, sum(map(len, trace.uses.values())) // 4 + 1)
 
 

@@ -16,7 +16,7 @@ from mixer_equiv.equivalence.match.program_search import PartialMatch, ProgramMa
 from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.patterns import combine
-from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, Source, Tap, Unnamed
+from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, ParameterPlace, StagePlace, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace, Value
@@ -62,7 +62,7 @@ def find_mixer(
         config=config,
         layout=layout,
         sources={
-            name: Source.of(use, tokens)
+            name: ParameterPlace.of(use, tokens)
             for name, use in match.assignments.items()
             if not isinstance(use, UnknownParameter)
         },
@@ -74,7 +74,7 @@ def find_mixer(
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What is known of a match so far: the fields of `Searched`."""
+    """A match and what has been concluded from it so far, for the fields of `Searched`."""
 
     match: WholeMatch | PartialMatch
     deviations: tuple[Deviation, ...]
@@ -106,7 +106,7 @@ class _Seen:
 
 
 def _known_steps(found: ProgramMatch) -> list[Step]:
-    """The steps with parameters of which all were found."""
+    """The steps all of whose parameters were found."""
     return [
         step
         for step in found.program.steps[: len(found.values) - 1]
@@ -114,14 +114,14 @@ def _known_steps(found: ProgramMatch) -> list[Step]:
     ]
 
 
-def _stages(found: ProgramMatch, tokens: tuple[int, ...] | None) -> Iterator[tuple[str, Tap]]:
+def _stages(found: ProgramMatch, tokens: tuple[int, ...] | None) -> Iterator[tuple[str, StagePlace]]:
     """The places of the official stages; `tokens` are the model's in the official order, where that is another one."""
     for stage, place in found.program.stages.items():
         meant, seen = found.before_insertion.get(place, (found.values[place], found.seen[place]))
         if seen is not None:
             if tokens is not None and meant.ndim == 3:
                 meant = meant[:, list(tokens)]
-            yield stage, Tap(seen.number, locate_elements(seen.array, meant), meant.shape)
+            yield stage, StagePlace(seen.number, locate_elements(seen.array, meant), meant.shape)
 
 
 def _called(order: np.ndarray, config: MixerConfig) -> str:
@@ -130,7 +130,7 @@ def _called(order: np.ndarray, config: MixerConfig) -> str:
 
 
 def _is_blind(trace: Trace) -> bool:
-    """Whether there is no output to compare: none that is finite and made of the images."""
+    """Whether no output is finite and depends on the images, so that nothing can be compared."""
     outputs = [trace.values[number] for number in trace.outputs.values()]
     return not any(output.is_data and np.isfinite(output.array).all() for output in outputs)
 
@@ -166,7 +166,7 @@ def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
 
 
 def _in_words(step: str) -> str:
-    """A step of the program as a reader of the paper would call it."""
+    """A step of the program in the words of the paper."""
     place, _, operation = step.rpartition("/")
     return f"{_OPERATIONS[operation]} in {place}" if place and operation in _OPERATIONS else step
 
@@ -180,7 +180,7 @@ _OPERATIONS = {
 
 
 def _sizes(found: ProgramMatch) -> tuple[dict[str, int], list[str]]:
-    """The size of every axis, and where parameters disagree on it."""
+    """The size of every axis, and a sentence for each on which parameters disagree."""
     holders: dict[str, dict[int, list[str]]] = {}
     for parameter, use in _used(found):
         sizes = use.sizes if use.second_layer is None else (*use.sizes[:-1], use.second_layer[0].sizes[-1])
@@ -229,7 +229,7 @@ def _depth(found: ProgramMatch) -> int:
 
 
 def _throughout(found: ProgramMatch, operation: str, what: str, official: Any) -> Any:
-    """What every such step computes, if it is one thing, else what the official model's do."""
+    """The setting of all steps of this operation if they have one in common, else the official one."""
     steps = [step.name for step in found.program.steps if step.operation == operation]
     others = {deviation.step: deviation.found for deviation in found.deviations if deviation.what == what}
     kinds = {others.get(step, official) for step in steps}
@@ -237,11 +237,11 @@ def _throughout(found: ProgramMatch, operation: str, what: str, official: Any) -
 
 
 def _lacking(found: ProgramMatch, deviations: tuple[Deviation, ...], config: MixerConfig) -> list[str]:
-    """Why the official parameters are not all there."""
+    """The reasons why official parameters are missing."""
     reasons = [_BEYOND[d.what] for d in deviations if d.what in _BEYOND]
     bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
     axes = {name: len(binding.row.canonical_axes.split()) for name, binding in bindings.items()}
-    # One of more axes, as a scale for every token and channel, is none of the official ones either.
+    # A parameter of more axes, such as a scale for every token and channel, is not the official one either.
     without = [name for name in bindings if not _has_axes(found.assignments[name], axes[name])]
     unknown = {deviation.step for deviation in deviations if deviation.kind == "unknown"}
     untold = [name for name in without if name.rpartition("/")[0] in unknown]
@@ -268,7 +268,8 @@ def _unused(trace: Trace) -> list[str]:
     return [f"parameters without effect: {', '.join(unused)}"] if unused else []
 
 
-# Operations that are there to give what they are given, or do so with 0 or 1 whatever the images.
+# Operations whose result may equal their input by design (copies, casts, times one): no sign of a branch that was
+# never taken.
 _COPIES = frozenset(
     {
         *("clone", "_to_copy", "copy_", "detach", "alias", "lift_fresh", "cat", "stack", "sub", "div"),
@@ -279,7 +280,7 @@ _COPIES = frozenset(
 
 
 def _idle(trace: Trace) -> list[str]:
-    """Operations that changed nothing with these inputs, and may change others: an unreached clamp."""
+    """Operations that changed nothing on these inputs and may change others, such as a clamp out of reach."""
     idle = dict.fromkeys(
         value.operation
         for value in trace.data
@@ -292,6 +293,6 @@ def _idle(trace: Trace) -> list[str]:
 def _is_same(value: Value, earlier: Value) -> bool:
     if not earlier.is_data or earlier.array.shape != value.array.shape or not value.size:
         return False
-    # A variance is not negative, and code that makes sure of it does nothing.
+    # A variance is never negative, so that clamping it at 0 changes nothing on any input.
     safe = value.operation == "max" and value.array.min() >= 0
     return not safe and np.array_equal(earlier.array, value.array)

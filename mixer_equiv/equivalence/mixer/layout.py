@@ -1,4 +1,4 @@
-"""The layout of a model that was found to be a Mixer: its own names for the official parameters."""
+"""`layout_found`: make a layout of the names that a model has for the official parameters."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _name_of(operand: Value, trace: Trace) -> str | None:
 
 
 def _place_in(whole: np.ndarray, part: np.ndarray) -> str | None:
-    """The indices at which `part` lies in an array, as in "[3][0]"."""
+    """The indices at which `part` lies in an array, such as "[3][0]"; None if it does not."""
     if whole.size == part.size:
         return "" if np.array_equal(whole.reshape(-1), part) else None
     if whole.size % part.size or whole.size // len(whole) < part.size:
@@ -106,7 +106,7 @@ def _pattern(canonical_axes: str, use: AssignedOperand, own: str, trace: Trace) 
             group.append(axis)
             held *= length
         groups.append("1" if not group else group[0] if len(group) == 1 else f"({' '.join(group)})")
-    if ordered:  # axes of size 1, which stand where they do not matter
+    if ordered:  # axes of size 1, whose place does not matter
         places = [i for i, group in enumerate(groups) if group == "1"]
         for (axis, _), place in zip(ordered, places, strict=False):
             groups[place] = axis
@@ -115,7 +115,7 @@ def _pattern(canonical_axes: str, use: AssignedOperand, own: str, trace: Trace) 
 
 
 def _rows(names: Mapping[str, tuple[str, str]], depth: int) -> list[Row]:
-    """Rows with {i} for the block if the names of all blocks go by a rule, else every name as it is."""
+    """Rows with {i} for the block if the names of all blocks follow a rule, else a row for every name."""
     rows, done = [], set()
     for canonical, (foreign, pattern) in names.items():
         block = re.match(r"MixerBlock_(\d+)/(.*)", canonical)
@@ -135,12 +135,12 @@ def _rows(names: Mapping[str, tuple[str, str]], depth: int) -> list[Row]:
     ruled = [
         row if row.in_block else dataclasses.replace(row, foreign=_after(row.foreign, rules, depth)) for row in rows
     ]
-    # As where one block shares a norm with another: rules from few blocks say more than they know.
+    # Rules from few blocks can claim too much, such as a norm that one block shares with another.
     return [Row(name, *own) for name, own in names.items()] if any(sharing_problems(ruled)) else ruled
 
 
 def _after(name: str, rules: Iterable[str], depth: int) -> str:
-    """A name outside the blocks, counted from the last of them where another block could be called so."""
+    """A name outside the blocks, counted from the last block where the rule of the blocks would give it too."""
     for rule in rules:
         before, _, rest = rule.partition("{")
         index, _, after = rest.partition("}")
@@ -154,7 +154,7 @@ def _after(name: str, rules: Iterable[str], depth: int) -> str:
 
 
 def _rule(names: Mapping[int, str]) -> str | None:
-    """One name with {i}, or {2i+1}, for the names of all blocks; the name itself if they have it in common."""
+    """The rule, with {i} or {2i+1}, for the names of all blocks; the name itself if all have the same; None if none."""
     split = [re.split(r"(\d+)", name) for name in names.values()]
     if len({len(parts) for parts in split}) > 1:
         return None
@@ -163,7 +163,7 @@ def _rule(names: Mapping[int, str]) -> str | None:
 
 
 def _common(blocks: list[int], parts: tuple[str, ...]) -> str | None:
-    """A part of the blocks' names: what they have in common, or by which rule it is a number; None if by none."""
+    """The rule for one part of the blocks' names: a common text, or a number counted by block; None if neither."""
     if len(set(parts)) == 1:
         return parts[0]
     if not all(part.isdigit() and str(int(part)) == part for part in parts):

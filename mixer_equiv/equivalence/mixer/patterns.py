@@ -14,7 +14,7 @@ def combine(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
 
 
 def _post_norm(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
-    """Each LayerNorm one place later: the first left out, the stream normalised from there on, one more at the end."""
+    """Combine the signs of LayerNorms one place later: the first missing, the stream normalised, one at the end."""
     first = [d for d in deviations if d.kind == "skip" and d.step == "MixerBlock_0/LayerNorm_0"]
     normalised = [d for d in deviations if fault_of(d).id == "residual_normalised"]
     last = [d for d in deviations if d.kind == "insert" and d.what == "layer_norm" and d.step.endswith("/mean")]

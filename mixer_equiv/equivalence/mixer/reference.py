@@ -1,4 +1,4 @@
-"""The official model as programs, of every depth, and where a model of ours with other conventions leaves it."""
+"""The official model as a program of every depth, and the deviations of a model of ours with other conventions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS
 from mixer_equiv.models.numpy import MlpMixer
 from mixer_equiv.operations import Parameter, Program, Step
 
-DEEPEST = 96  # blocks of the deepest Mixer that is looked for
+DEEPEST = 96  # the most blocks that a Mixer is searched for with
 
 _ANY_SIZE: dict[str, Any] = {
     "patch_size": 1,
@@ -24,7 +24,7 @@ _ANY_SIZE: dict[str, Any] = {
 
 @lru_cache(maxsize=4)
 def official_programs(deepest: int) -> tuple[Program, ...]:
-    """The official model of every depth, with a head and without; steps in common are the same objects."""
+    """The official program of every depth, with a head and without; common steps are the same objects."""
     known: dict[Step, Step] = {}
     programs = []
     for depth in range(1, deepest + 1):

@@ -1,4 +1,4 @@
-"""What a search for a Mixer ends in: a `FoundMixer`, or `NothingFound`.
+"""The results of a search for a Mixer: a `FoundMixer`, or `NothingFound`.
 
 A search for the correspondence of any two models would end in a third class beside these.
 """
@@ -21,7 +21,7 @@ from mixer_equiv.layouts import Constraint, Layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tap:
+class StagePlace:
     """The place of a stage of the official model: the `number` of a value in a trace.
 
     `order` holds, for each element of the stage, its place in that value; `shape` is the stage's.
@@ -37,7 +37,7 @@ class Tap:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ParameterPlace:
     """The place of an official parameter in a run: the number of a value, whose axes follow in `order`.
 
     The number is None for a parameter that the code does not have. `then` are the sources of kernel and bias of a
@@ -47,11 +47,11 @@ class Source:
     number: int | None
     order: tuple[int, ...]
     sizes: tuple[int, ...]
-    then: tuple[Source, Source] | None = None
+    then: tuple[ParameterPlace, ParameterPlace] | None = None
     tokens: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, use: KnownAssignment, tokens: tuple[int, ...] | None = None) -> Source:
+    def of(cls, use: KnownAssignment, tokens: tuple[int, ...] | None = None) -> ParameterPlace:
         then = None if use.second_layer is None else (cls.of(use.second_layer[0]), cls.of(use.second_layer[1]))
         if isinstance(use, AssignedOperand):
             return cls(use.operand.number, use.order, use.sizes, then, tokens)
@@ -84,11 +84,11 @@ class Unnamed:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Searched:
-    """What a search has seen, whatever it ended in.
+    """The observations of a search, whatever it ended in.
 
     `deviations` are the steps that differ from the official model's; `known` are the steps with parameters that were
     found, `knows_layer_norm` tells whether a LayerNorm is among them, and `depth` is the number of blocks.
-    `constraints` are what the official model leaves free and this one does not. `notices` are what a user should know.
+    `constraints` are conditions on the official weights. `notices` are for the user.
     `output` is the path of the result that was followed, empty where none was reached. The search ran on `batch`
     images; `draws` tells whether the model drew random numbers.
     """
@@ -124,9 +124,9 @@ class FoundMixer(Searched):
 
     config: MixerConfig
     layout: Layout | Unnamed
-    sources: Mapping[str, Source]
+    sources: Mapping[str, ParameterPlace]
     residual: float | None
-    stages: Mapping[str, Tap]
+    stages: Mapping[str, StagePlace]
     num_values: int
 
     @property
@@ -135,15 +135,15 @@ class FoundMixer(Searched):
 
     @property
     def is_by_convention(self) -> bool:
-        """Whether it deviates in conventions alone, and throughout, so that its config says all."""
+        """Whether conventions that hold throughout are its only deviations, so that its config has them all."""
         return set(self.deviations) == set(deviations_of(self.config))
 
     def noting(self, *notices: Notice) -> FoundMixer:
-        """The same, with more that a user should know."""
+        """The same result with more notices."""
         return dataclasses.replace(self, notices=(*self.notices, *notices))
 
     def refused(self, reason: str) -> NothingFound:
-        """No Mixer after all, for this reason."""
+        """Turn the result into `NothingFound`, for this reason."""
         return NothingFound(
             deviations=self.deviations,
             known=self.known,
@@ -180,9 +180,9 @@ class NothingFound(Searched):
         return self.missing is None
 
     def noting(self, *notices: Notice) -> NothingFound:
-        """The same, with more that a user should know."""
+        """The same result with more notices."""
         return dataclasses.replace(self, notices=(*self.notices, *notices))
 
     def refused(self, reason: str) -> NothingFound:
-        """The same, with one more reason."""
+        """The same result with one more reason."""
         return dataclasses.replace(self, residual=None, reasons=(*self.reasons, reason))

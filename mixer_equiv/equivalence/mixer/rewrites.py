@@ -1,4 +1,4 @@
-"""Other ways to write the official function: what deviates from its steps and computes the same."""
+"""Rewrites of the official program that compute the same function, and deviations that are folded into it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixer_equiv.operations import Step
 
 
 def relocated(found: ProgramMatch, deviations: tuple[Deviation, ...], trace: Trace) -> dict[str, Assignment]:
-    """Uses by parameter, with those of a LayerNorm that stands elsewhere in their own place."""
+    """Assignments by parameter, where those of a LayerNorm that stands elsewhere are put into its own place."""
     uses = dict(found.assignments)
     moved = [d for d in deviations if d.what in ("post_norm", "norm_after_pool")]
     norms = [step for step in found.program.steps if step.operation == "layer_norm"]
@@ -35,7 +35,7 @@ def relocated(found: ProgramMatch, deviations: tuple[Deviation, ...], trace: Tra
 def folded(
     found: WholeMatch, deviations: tuple[Deviation, ...]
 ) -> tuple[WholeMatch, tuple[Deviation, ...], list[Notice]]:
-    """Without the deviations that only write the official function otherwise, and what they are.
+    """Fold deviations that only write the official function otherwise into the match, and tell of each.
 
     A second affine layer right behind a linear one is part of it; the head and the affine part of
     the last LayerNorm may stand on either side of the mean.
@@ -54,7 +54,7 @@ def folded(
 
 
 def _before(found: WholeMatch, deviation: Insertion) -> Step | None:
-    """The step whose result was changed first."""
+    """The step whose result the inserted operation changes."""
     step = next(step for step in found.program.steps if step.name == deviation.step)
     return found.program.steps[step.inputs[0] - 1] if step.inputs and step.inputs[0] else None
 

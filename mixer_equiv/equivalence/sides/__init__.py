@@ -1,1 +1,4 @@
-"""Internal. The two that are compared: programs of ours, somebody else's models, checkpoints."""
+"""Internal. The two sides of a comparison: models of ours, somebody else's models, checkpoints.
+
+`resolve.py` makes sides of whatever a caller gives; `base.py` says what a side is. Start reading there.
+"""

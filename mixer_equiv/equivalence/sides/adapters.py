@@ -23,7 +23,7 @@ from mixer_equiv.errors import MixerEquivError
 
 
 def _of_torch(module: Any, name: str) -> ForeignModel:
-    """Any `torch.nn.Module` that takes images (batch, channels, height, width)."""
+    """Adapt a `torch.nn.Module` that takes images (batch, channels, height, width)."""
     torch = require("torch", "torch", "verifying a torch module")
     if isinstance(module, torch.jit.ScriptModule):
         raise MixerEquivError(
@@ -77,7 +77,7 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
     return ForeignModel(name, "torch", run, own, put, differentiate, rerun, notices, computed=tuple(computed))
 
 
-# What arguments are given, by name, that have no default or the other truth value: what says that nothing is trained.
+# Values of arguments, by name, that put a model into inference where the default is missing or the opposite.
 _FILLED = {
     **dict.fromkeys(("train", "training", "is_training", "is_train"), False),
     **dict.fromkeys(("deterministic", "eval", "inference"), True),
@@ -107,7 +107,7 @@ def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[Not
 
 @contextlib.contextmanager
 def _told(name: str) -> Iterator[None]:
-    """What a model raises becomes one message of ours."""
+    """Turn what a model raises into one message of ours."""
     try:
         yield
     except MixerEquivError:
@@ -126,7 +126,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignModel:
-    """Any `flax.linen.Module` that takes images (batch, height, width, channels)."""
+    """Adapt a `flax.linen.Module` that takes images (batch, height, width, channels)."""
     jax = require("jax", "flax", "verifying a Flax module")
     meta = require("flax.core.meta", "flax", "verifying a Flax module")
     channels, height, width = image
@@ -138,9 +138,9 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignMod
     with _told(name):
         given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
         boxed = jax.eval_shape(partial(module.init, **filled), jax.random.key(0), given)
-        made = meta.unbox(boxed)  # of what says how it is to be sharded
+        made = meta.unbox(boxed)  # from annotations of how arrays are sharded
     others: dict[str, Any] = {}
-    if made.keys() - {"params"}:  # such as running statistics, as they are at first
+    if made.keys() - {"params"}:  # such as running statistics, which stay as init makes them
         with _told(name):
             begun = meta.unbox(module.init(jax.random.key(0), np.zeros(given.shape, np.float32), **filled))
         others = {key: jax.tree.map(np.asarray, values) for key, values in begun.items() if key != "params"}
@@ -161,7 +161,7 @@ def _of_jax(
     own: Mapping[str, Any],
     notices: tuple[Notice, ...],
 ) -> ForeignModel:
-    """A function of parameters by name and images, as `applied` gives it for a mode and a seed of its keys."""
+    """Adapt a function of parameters by name and images; `applied` makes it for a mode and a seed of its keys."""
     from mixer_equiv.equivalence.record.jax import gradients, record
 
     function = applied(False, 0)
@@ -178,7 +178,7 @@ def _of_jax(
 
     def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
         with _told(name), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what JAX says of statistics in float32 beside float64
+            warnings.simplefilter("ignore")  # JAX warns of statistics in float32 beside float64
             trace = record(applied(training, seed), shapes, images, draw, every=False, seed=seed)
         return {path: trace.values[number].array for path, number in trace.outputs.items()}
 
@@ -186,7 +186,7 @@ def _of_jax(
 
 
 def _of_nnx(module: Any, name: str) -> ForeignModel:
-    """Any `flax.nnx.Module` that takes images (batch, height, width, channels)."""
+    """Adapt a `flax.nnx.Module` that takes images (batch, height, width, channels)."""
     jax = require("jax", "flax", "verifying an nnx module")
     nnx = require("flax.nnx", "flax", "verifying an nnx module")
     graph, params, rest = nnx.split(module, nnx.Param, ...)
@@ -217,7 +217,7 @@ def _of_nnx(module: Any, name: str) -> ForeignModel:
 
 
 def _reseeded(leaf: Any, seed: int) -> Any:
-    """Another key for one of JAX's, and anything else as it is; 0 stands for the keys that there are."""
+    """Replace a random key of JAX by another one; seed 0 keeps it, and so is every other leaf kept."""
     import jax
 
     if not (seed and hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)):

@@ -1,4 +1,4 @@
-"""A side: one of the two that are compared, and what the judge needs of it.
+"""The protocol of a side, one of the two that are compared, and the classes that go with it.
 
 A side is a `MixerSide`, which one of three classes is: a model of ours (`built_in.py`), a checkpoint
 (`stored.py`) or somebody else's model in which a Mixer was found (`foreign.py`). A model in which none was
@@ -21,7 +21,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.mixer.result import NothingFound
 from mixer_equiv.equivalence.notice import Notice
-from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Taps
+from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Stages
 from mixer_equiv.layouts import LINEN, Constraint, Layout
 
 Image = tuple[int, int, int]
@@ -51,7 +51,7 @@ class MixerSide(Protocol):
 
     @property
     def runner(self) -> str:
-        """The key in `RUNNERS` of what runs it; for somebody else's model, of what its framework's own would be."""
+        """The key in `RUNNERS` of the model of ours that runs it, or that its framework has."""
 
     @property
     def config(self) -> MixerConfig: ...
@@ -78,17 +78,17 @@ class MixerSide(Protocol):
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
-        """What the official model leaves free and this one does not."""
+        """Conditions on official weights without which it cannot hold them."""
 
     @property
     def notices(self) -> tuple[Notice, ...]:
-        """What a user should know of how it was run."""
+        """Notices for the user of how it was run."""
 
     @property
     def replay_residual(self) -> float | None:
         """The residual of its output against the official program with its deviations; None where none was replayed."""
 
-    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Taps:
+    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Stages:
         """The stages for `images` (batch, height, width, channels), computed in `dtype`."""
 
     def gradients(self, weights: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
@@ -135,11 +135,11 @@ class WeightedSide:
         self.checkpoint.check()
         return relabel(self.checkpoint.arrays, self.checkpoint.layout, LINEN, self.checkpoint.config)
 
-    def run(self, images: np.ndarray, dtype: Any) -> Taps:
+    def run(self, images: np.ndarray, dtype: Any) -> Stages:
         """The stages, computed in `dtype` by the side itself."""
         return self.side.run(self.weights, images, dtype)
 
-    def reference(self, images: np.ndarray) -> Taps:
+    def reference(self, images: np.ndarray) -> Stages:
         """The stages of the NumPy reference, in float64, with the side's sizes, conventions and weights."""
         return RUNNERS["reference"](self.config, self.weights, images.astype(np.float64))
 

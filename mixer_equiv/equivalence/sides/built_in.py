@@ -13,14 +13,14 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.mixer.reference import deviations_of
 from mixer_equiv.equivalence.notice import Notice
-from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Taps, gradients_of, run_module
+from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Stages, gradients_of, run_module
 from mixer_equiv.layouts import LINEN, NNX, TORCH, Constraint, Layout
 
 LAYOUT_OF = {"flax": LINEN, "nnx": NNX, "torch": TORCH, "reference": LINEN}
 
 
 class RunByUs:
-    """What models of ours and checkpoints have in common: they are run by `RUNNERS`, and nothing is searched for."""
+    """The common part of models of ours and checkpoints: they are run by `RUNNERS`, and nothing is searched for."""
 
     is_foreign = False
     is_named = True
@@ -42,7 +42,7 @@ class RunByUs:
     def deviations(self) -> tuple[Deviation, ...]:
         return tuple(deviations_of(self.config))
 
-    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Taps:
+    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Stages:
         return RUNNERS[self.runner](self.config, weights, images.astype(dtype))
 
     def gradients(self, weights: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
@@ -72,7 +72,7 @@ class BuiltInSide(RunByUs):
     def layout(self) -> Layout:
         return LAYOUT_OF[self.kind]
 
-    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Taps:
+    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Stages:
         if self.module is None:
             return super().run(weights, images, dtype)
         return run_module(self.module, self.config, weights, images.astype(dtype))

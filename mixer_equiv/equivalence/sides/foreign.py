@@ -22,11 +22,11 @@ from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, part_of
-from mixer_equiv.equivalence.sides.frameworks import Arrays, Taps
+from mixer_equiv.equivalence.sides.frameworks import Arrays, Stages
 from mixer_equiv.errors import ConversionError, MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL, Constraint, Layout
 
-# The seed of parameters that the official model does not have.
+# The seed for parameters that have no official counterpart.
 EXTRA_SEED = 9
 
 
@@ -80,7 +80,9 @@ class ForeignSide:
         """Its own weights in the layout found; None for a model that holds none, or none that can be read."""
         if not (self.is_named and self.model.own):
             return None
-        with contextlib.suppress(ConversionError):  # on the meta device, where random weights do all the same
+        with contextlib.suppress(
+            ConversionError
+        ):  # a model on the meta device has no values, and is verified with random ones
             wanted = self.layout.parameters(self.config.num_blocks)
             arrays = {name: to_numpy(name, part_of(self.model.own, name)) for name in wanted}
             return Checkpoint(arrays, self.layout, self.config, None, True, self.name)
@@ -106,7 +108,7 @@ class ForeignSide:
             drawn[name] = self.found.sources[name].array(trace, axes, neutral)
         return drawn
 
-    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Taps:
+    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Stages:
         """The stages in the official order of elements; without a layout, `weights` must be those `drawn`."""
         given = join_stacks(relabel(weights, LINEN, self.layout, self.config)) if self.is_named else {}
         draw, every = _given(given), np.dtype(dtype) == np.float64
@@ -119,10 +121,10 @@ class ForeignSide:
             parts.append({name: tap[: len(part)].astype(dtype) for name, tap in stages.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _stages(self, trace: Trace, every: bool) -> Taps:
+    def _stages(self, trace: Trace, every: bool) -> Stages:
         """The stages of a recorded run, or the last of them alone."""
         found, classes = self.found, self.config.num_classes
-        comparable = every and len(trace.values) == found.num_values  # else it took other steps on these weights
+        comparable = every and len(trace.values) == found.num_values  # otherwise it took other steps on these weights
         stages = {name: tap.of(trace.values[tap.number].array) for name, tap in found.stages.items() if comparable}
         output = trace.values[trace.outputs[found.output]].array
         last = list(official_programs(self.config.num_blocks)[-2 if classes else -1].stages)[-1]
@@ -147,7 +149,7 @@ class ForeignSide:
         except MixerEquivError:
             if batch == 1:
                 raise
-            # It takes so many images and no other number, as exported programs do: the others get no weight.
+            # An exported program takes one number of images alone: the others get no weight.
             alone = np.concatenate([row, np.zeros((batch - 1, row.shape[1]))])
             return self.model.differentiate(np.repeat(image, batch, axis=0), draw, output, alone, dtype)
 

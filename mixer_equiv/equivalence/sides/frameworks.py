@@ -1,4 +1,7 @@
-"""The programs that can be run on canonical weights: Flax linen and nnx, torch and the NumPy reference."""
+"""`RUNNERS`: run the models of this package on canonical weights, in Flax linen and nnx, torch and NumPy.
+
+`gradients_of` differentiates them. Nothing here knows sides or verdicts.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from mixer_equiv.equivalence.record.precision import device, jax_full_precision,
 from mixer_equiv.layouts import LINEN, TORCH
 
 Arrays = Mapping[str, np.ndarray]
-Taps = dict[str, np.ndarray]
-Run = Callable[[MixerConfig, Arrays, np.ndarray], Taps]
+Stages = dict[str, np.ndarray]
+Runner = Callable[[MixerConfig, Arrays, np.ndarray], Stages]
 
 
-def run_flax(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
-    """Taps of the Flax model, its parts jitted, in the dtype of `images` (batch, height, width, channels)."""
+def run_flax(config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
+    """Stages of the Flax model, its parts jitted, in the dtype of `images` (batch, height, width, channels)."""
     require("flax", "flax", "running the Flax model")
     from mixer_equiv.models.flax import MlpMixer
 
@@ -32,9 +35,9 @@ def run_flax(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
 
 
 def apply_in_parts(model: Any, params: Any, images: Any, **kwargs: Any) -> Any:
-    """`model.apply` of a Flax module whose children are compiled one by one, those that are alike once.
+    """Call `model.apply` of a Flax module whose children are compiled one by one, equal ones once.
 
-    Compiling takes far longer than running, and blocks are alike: a deep network costs what one block does.
+    Compiling takes far longer than running, and blocks are equal: a deep network costs as much as one block.
     """
     nn = require("flax.linen", "flax", "running the Flax model")
 
@@ -51,27 +54,27 @@ def apply_in_parts(model: Any, params: Any, images: Any, **kwargs: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _jitted_child(module: Any, kwargs: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    """Kept, because many seeds share a config."""
+    """Compile a child; the result is kept, because many seeds share a config."""
     import jax
 
     jitted: Callable[..., Any] = jax.jit(lambda variables, *args: module.apply(variables, *args, **dict(kwargs)))
     return jitted
 
 
-def run_nnx(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
-    """Taps of the Flax nnx model, jitted, in the dtype of `images` (batch, height, width, channels)."""
+def run_nnx(config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
+    """Stages of the Flax nnx model, jitted, in the dtype of `images` (batch, height, width, channels)."""
     with jax_full_precision():
         taps = _jitted_nnx(config)(unflatten(_cast(params, images.dtype)), images)
         return _of_dtype({name: np.asarray(taps[name]) for name in stage_names(config)}, images.dtype)
 
 
 @lru_cache(maxsize=8)
-def _jitted_nnx(config: MixerConfig) -> Callable[..., Taps]:
+def _jitted_nnx(config: MixerConfig) -> Callable[..., Stages]:
     jax = require("jax", "flax", "running the nnx model")
     nnx = require("flax.nnx", "flax", "running the nnx model")
     from mixer_equiv.models.nnx import MlpMixer
 
-    def run(params: Any, images: Any) -> Taps:
+    def run(params: Any, images: Any) -> Stages:
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)(images, taps=True)
 
@@ -79,8 +82,8 @@ def _jitted_nnx(config: MixerConfig) -> Callable[..., Taps]:
     return jax.jit(run)
 
 
-def run_torch(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
-    """Taps of the torch model in the dtype of `images` (batch, height, width, channels)."""
+def run_torch(config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
+    """Stages of the torch model in the dtype of `images` (batch, height, width, channels)."""
     torch = require("torch", "torch", "running the torch model")
     from mixer_equiv.models.torch import MlpMixer
 
@@ -90,8 +93,8 @@ def run_torch(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
     return run_module(model, config, params, images)
 
 
-def run_module(model: Any, config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
-    """Taps of a `mixer_equiv.models.torch.MlpMixer` as it stands, hooks and changes included, on other weights.
+def run_module(model: Any, config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
+    """Stages of a `mixer_equiv.models.torch.MlpMixer` as it stands, hooks and changes included, on other weights.
 
     A copy is run; `model` stays as it is.
     """
@@ -105,30 +108,30 @@ def run_module(model: Any, config: MixerConfig, params: Arrays, images: np.ndarr
     return _of_dtype({name: to_numpy(name, tap) for name, tap in taps.items()}, images.dtype)
 
 
-def run_reference(config: MixerConfig, params: Arrays, images: np.ndarray) -> Taps:
-    """Taps of the NumPy reference, which computes in float64 whatever the dtype of `images`."""
+def run_reference(config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
+    """Stages of the NumPy reference, which computes in float64 whatever the dtype of `images`."""
     from mixer_equiv.models.numpy import MlpMixer
 
-    taps: Taps = MlpMixer(config)(params, images, taps=True)
+    taps: Stages = MlpMixer(config)(params, images, taps=True)
     return taps
 
 
-RUNNERS: dict[str, Run] = {"flax": run_flax, "nnx": run_nnx, "torch": run_torch, "reference": run_reference}
+RUNNERS: dict[str, Runner] = {"flax": run_flax, "nnx": run_nnx, "torch": run_torch, "reference": run_reference}
 RUNNER_NAMES = {"flax": "Flax", "nnx": "Flax nnx", "torch": "PyTorch", "reference": "NumPy"}
 
 
 def stage_names(config: MixerConfig) -> list[str]:
-    """Names of the taps in the order of computation."""
+    """Names of the stages in the order of computation."""
     blocks = [f"MixerBlock_{i}/{half}" for i in range(config.num_blocks) for half in ("token_mixing", "channel_mixing")]
     return ["stem", *blocks, "pre_head_layer_norm", "pooled", *(["logits"] if config.num_classes else [])]
 
 
 def _cast(params: Arrays, dtype: np.dtype) -> dict[str, np.ndarray]:
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows shows in the result
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow shows in the result
         return {name: array.astype(dtype) for name, array in params.items()}
 
 
-def _of_dtype(taps: Taps, dtype: np.dtype) -> Taps:
+def _of_dtype(taps: Stages, dtype: np.dtype) -> Stages:
     wrong = {str(tap.dtype) for tap in taps.values() if tap.dtype != dtype}
     if wrong:
         raise RuntimeError(f"computed in {', '.join(sorted(wrong))} where {dtype} was asked for")

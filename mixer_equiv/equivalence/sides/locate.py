@@ -1,4 +1,4 @@
-"""Models by what makes them: a class, a function, or the place of one.
+"""`model_at`: make a model with a class or a function, or take it from a place.
 
 Places are "package.module:Name", "path/to/file.py:Name" and "timm:NAME".
 """
@@ -40,7 +40,7 @@ def _is_module(place: str) -> bool:
 
 
 def model_at(source: Any, kwargs: Mapping[str, Any], config: MixerConfig | None = None) -> Any:
-    """The model that a class or function makes of `config`, if there is one, and `kwargs`, or that is at a place.
+    """Make a model with a class or function, of `config` if there is one and `kwargs`, or take it from a place.
 
     Raises `MixerEquivError` where there is none at a place, it cannot be made with these arguments, or a class
     needs some and has none; what a class or function with arguments itself raises is left to it.
@@ -77,7 +77,7 @@ def _made_or_found(source: Any, kwargs: Mapping[str, Any], given: tuple[MixerCon
 
 
 def object_at(source: str) -> Any:
-    """What is at a place of a file or a package. Raises `MixerEquivError` where nothing is."""
+    """Return the object at a place of a file or a package. Raises `MixerEquivError` where there is none."""
     place, _, name = source.rpartition(":")
     module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
     if not hasattr(module, name):
@@ -95,7 +95,7 @@ def _classes_in(module: Any) -> list[str]:
 
 
 def import_timm() -> Any:
-    """timm. Beside a torchvision whose operators do not load, as one built for CUDA, these are declared first."""
+    """Import timm. Where the operators of torchvision do not load, as of one built for CUDA, they are declared first."""
     try:
         return require("timm", "test", "a model of timm")
     except MissingDependencyError as error:
@@ -110,7 +110,7 @@ def import_timm() -> Any:
     return require("timm", "test", "a model of timm")
 
 
-# What torchvision looks up when it is imported, and no Mixer calls.
+# Operators that torchvision looks up when it is imported, and that no Mixer calls.
 _TORCHVISION = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -136,15 +136,15 @@ def _from_package(name: str) -> Any:
 
 
 def _from_file(path: Path) -> Any:
-    """The module that a file is, whose folder is where it imports its neighbours from."""
+    """Import a file as a module, which can import its neighbours in the same folder."""
     if not path.is_file():
         raise MixerEquivError(f"{path} does not exist; a model is given as path/to/file.py:Name")
     taken = sys.modules.get(path.stem)
     same = taken is None or getattr(taken, "__file__", None) == str(path)
     name = path.stem if same else f"{path.stem} at {path}"  # another module of this name stays what it is
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise MixerEquivError(f"{path} cannot be imported: Python has no loader for it")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up by name
     sys.path.insert(0, str(path.parent.resolve()))

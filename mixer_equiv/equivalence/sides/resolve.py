@@ -1,4 +1,4 @@
-"""`resolve`: from what a caller gives (names, paths, models, checkpoints) to the two sides of a comparison.
+"""`resolve`: make the two sides of a comparison of names, paths, models and checkpoints.
 
 Start reading at `resolve`. `verify` says what may be given.
 """
@@ -34,7 +34,7 @@ Side = MixerSide | NotAMixer
 
 @dataclasses.dataclass(frozen=True)
 class BuiltInName:
-    """A model of ours as it is written: "flax", or "flax:B/16" with a published `variant`."""
+    """The name of a model of ours: "flax", or "flax:B/16" with a published `variant`."""
 
     runner: str
     variant: str | None
@@ -51,7 +51,7 @@ class BuiltInName:
         return self.runner if self.variant is None else f"{self.runner}:{self.variant}"
 
     def side(self, sizes: MixerConfig, fields: Mapping[str, Any]) -> BuiltInSide:
-        """The side of that name: of its variant or else of `sizes`, with some `fields` of the config changed."""
+        """Make the side: of the variant or else of `sizes`, with some `fields` of the config changed."""
         config = _official(sizes) if self.variant is None else MixerConfig.from_name(self.variant)
         return BuiltInSide(str(self), self.runner, MixerConfig.from_dict({**config.to_dict(), **fields}))
 
@@ -84,7 +84,7 @@ def resolve(
     _check_is_used(config, kwargs or {}, image, names, is_made)
     read = _of_one_image([end for end in ends if not isinstance(end, BuiltInName)])
     fields: dict[str, Any] = {}
-    if not any(isinstance(side, NotAMixer) for side in read):  # whose image may be cut into no patches
+    if not any(isinstance(side, NotAMixer) for side in read):  # the image may not be divisible into its patches
         fields = _fields(config, {} if is_made else kwargs or {}, image)
     made = next((side.config for side in read if not isinstance(side, NotAMixer)), sizes or DEFAULT_CONFIG)
     sides = [end.side(made, fields) if isinstance(end, BuiltInName) else read.pop(0) for end in ends]
@@ -117,13 +117,13 @@ def _counterpart(side: Side | BuiltInName) -> Side | BuiltInName:
 
 
 def _port(side: StoredSide) -> StoredSide:
-    """A checkpoint's port to the other framework. Warns as `convert` does."""
+    """Port a checkpoint to the other framework. Warns as `convert` does."""
     target = "torch" if side.runner == "flax" else "linen"
     return _stored(convert(side.own_weights, to=target), f"its port ({target})")
 
 
 def _fields(config: MixerConfig | None, kwargs: Mapping[str, Any], image: Image | None) -> dict[str, Any]:
-    """The fields of built-ins that were given."""
+    """The fields that the caller gave for built-ins."""
     told = {} if image is None else {"in_channels": image[0], "image_size": tuple(image[1:])}
     return {**(config.to_dict() if config else {}), **kwargs, **told}
 
@@ -139,7 +139,7 @@ def _check_is_used(
     names: Collection[BuiltInName],
     is_made: bool,
 ) -> None:
-    """Raise `ConfigError` for a config or kwargs that nothing is made of, and a config that something contradicts."""
+    """Raise `ConfigError` for a config or kwargs that no side uses, and for a config that an argument contradicts."""
     if config is not None:
         if image is not None and tuple(image) != _image_of(config):
             raise ConfigError(
@@ -157,7 +157,7 @@ def _check_is_used(
 
 
 def _image_told(sources: list[Any], kwargs: Mapping[str, Any]) -> Image | None:
-    """The image that a model says it takes, as timm's do, or that its arguments say."""
+    """The image size that a model states, as those of timm do, or that its arguments state."""
     for source in sources:
         told = getattr(source, "pretrained_cfg", None) or getattr(source, "default_cfg", None)
         if is_model(source) and isinstance(told, Mapping) and len(told.get("input_size", ())) == 3:
@@ -174,7 +174,7 @@ def _image_told(sources: list[Any], kwargs: Mapping[str, Any]) -> Image | None:
 
 
 def _read(source: Any, image: Image | None, allow_missing: Collection[str], seed: int) -> Side:
-    """The side of a checkpoint, the path of one, or a model."""
+    """Make the side of a checkpoint, the path of one, or a model."""
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.exists() and not path.name.lower().endswith(SUFFIXES):
@@ -205,7 +205,7 @@ def _stored(checkpoint: Checkpoint, name: str | None = None) -> StoredSide:
 
 
 def _foreign(model: Any, image: Image | None, seed: int) -> ForeignSide | NotAMixer:
-    """The side of somebody else's model, once it was searched for a Mixer."""
+    """Search somebody else's model for a Mixer, and make the side of it."""
     if image is None:
         raise ConfigError(
             f"the image that {type(model).__name__} takes is not known; give image=(channels, height, width), "
@@ -217,7 +217,7 @@ def _foreign(model: Any, image: Image | None, seed: int) -> ForeignSide | NotAMi
 
 
 def _ours(model: Any, image: Image | None) -> BuiltInSide:
-    """The side of a model of this package, with the weights that one of torch or nnx holds."""
+    """Make the side of a model of this package; one of torch or nnx brings its weights."""
     module, _, name = f"{type(model).__module__}.{type(model).__qualname__}".rpartition(".")
     runner = _RUNNER_OF.get(module.removeprefix("mixer_equiv.models.").partition(".")[0], "")
     if name != "MlpMixer" or not runner:
@@ -242,7 +242,7 @@ def _ours(model: Any, image: Image | None) -> BuiltInSide:
     return dataclasses.replace(side, config=config, own_weights=weights and dataclasses.replace(weights, config=config))
 
 
-# By the name of the package in `mixer_equiv.models`.
+# Runners by the name of the package in `mixer_equiv.models`.
 _RUNNER_OF = {"flax": "flax", "nnx": "nnx", "torch": "torch", "numpy": "reference"}
 
 
@@ -251,7 +251,7 @@ def _nnx_params(model: Any) -> Mapping[str, Any]:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-# The weights of a model that holds them itself.
+# How to read the weights of a model that holds them itself, by runner.
 _WEIGHTS_OF: dict[str, Callable[[Any], Mapping[str, Any]]] = {
     "torch": lambda model: model.state_dict(),
     "nnx": _nnx_params,
@@ -264,7 +264,7 @@ def _check_channels(side: MixerSide, image: Image) -> None:
 
 
 def _of_one_image(sides: list[Side]) -> list[Side]:
-    """The sides, of which one whose image size was only assumed follows the other."""
+    """Give a side whose image size was only assumed the size of the other."""
     return [_following(side, other) for side, other in zip(sides, reversed(sides), strict=True)]
 
 

@@ -12,7 +12,7 @@ from mixer_equiv.layouts import Layout
 
 @dataclasses.dataclass(frozen=True)
 class StoredSide(RunByUs):
-    """A checkpoint, whose weights are what is asked about.
+    """A checkpoint: the question is about its weights.
 
     `config` has its sizes, and the conventions under which it is run.
     """

@@ -1,4 +1,4 @@
-"""Weights and images to compare with: random ones that leave nothing at its initial value."""
+"""The weights and images of a comparison: given ones, or random ones that leave nothing at its initial value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mixer_equiv.random_weights import draw_params
 
 @dataclasses.dataclass(frozen=True)
 class Donor:
-    """Weights that both sides take, and the sizes that these are of."""
+    """Weights that both sides take, and the config that they fit."""
 
     name: str
     config: MixerConfig
@@ -59,7 +59,7 @@ def give_weights(
 
 
 def _drawn_for(a: MixerSide, b: MixerSide, seed: int) -> Mapping[str, np.ndarray]:
-    """Random canonical weights that both sides can hold."""
+    """Draw canonical weights that both sides can hold."""
     computing = [side for side in (a, b) if isinstance(side, ForeignSide) and not side.is_named]
     if len(computing) == 2:
         raise MixerEquivError(f"neither {a.name} nor {b.name} has parameters that are official ones; verify each alone")
@@ -72,7 +72,10 @@ def _drawn_for(a: MixerSide, b: MixerSide, seed: int) -> Mapping[str, np.ndarray
 
 
 def constrained(params: Mapping[str, np.ndarray], layout: Layout, config: MixerConfig) -> dict[str, np.ndarray]:
-    """Canonical weights that the layout can hold: what is one array there is the same, what it lacks is neutral."""
+    """Change canonical weights so that the layout can hold them.
+
+    Parameters that are one array there get the same values, and absent ones are neutral.
+    """
     held: dict[str, np.ndarray] = {}
     result = {}
     for name, binding in layout.bindings(config.num_blocks).items():
@@ -93,12 +96,12 @@ def _rearranged(array: np.ndarray, pattern: str, *, sizes: Mapping[str, int], ax
 
 
 def is_said(weights: Any) -> bool:
-    """Whether it is a word that says what weights to take, or none, and no checkpoint."""
+    """Whether `weights` is a word that says which weights to take, or None, and no checkpoint."""
     return weights is None or (isinstance(weights, str) and weights in ("given", "random"))
 
 
 def donor_of(weights: Any) -> Donor | None:
-    """The weights that both sides are to take; None for a word that says where weights are from.
+    """Read the weights that both sides are to take; return None for a word that says where weights are from.
 
     None also for arrays in no known layout, which may be by the names of a model that is compared. Raises
     `MixerEquivError` for what holds no weights.
@@ -112,7 +115,7 @@ def donor_of(weights: Any) -> Donor | None:
 
 
 def donor_by(weights: Any, sides: Sequence[Side]) -> Donor:
-    """The weights that both sides are to take, by the names of one of them, a model in which a layout was found."""
+    """Read the weights that both sides are to take, which are by the names of a model in which a layout was found."""
     found = [side.found for side in sides if isinstance(side, ForeignSide) and side.is_named]
     return _donor(checkpoint_of(weights, *found[:1]), repr(weights))
 
@@ -134,12 +137,12 @@ def checkpoint_of(params: Any, found: FoundMixer | None = None) -> Checkpoint:
 
 
 def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
-    """Canonical float64 weights, every one random, as `draw_params` makes them."""
+    """Draw canonical float64 weights, as `draw_params` does."""
     return draw_params(config, seed)
 
 
 def random_images(config: MixerConfig, seed: int) -> np.ndarray:
-    """Float64 images (batch, height, width, channels), 8, or 4 for a large model.
+    """Draw float64 images (batch, height, width, channels): 8, or 4 for a large model.
 
     In turns standard normal and Student-t with two degrees of freedom, whose tails reach what code cuts off.
     """
