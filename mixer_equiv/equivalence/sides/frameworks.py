@@ -25,7 +25,7 @@ Runner = Callable[[MixerConfig, Arrays, np.ndarray], Stages]
 
 
 def run_flax(config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
-    """Stages of the Flax model, its parts jitted, in the dtype of `images` (batch, height, width, channels)."""
+    """Run the Flax model, its parts jitted, in the dtype of `images` (batch, height, width, channels)."""
     require("flax", "flax", "running the Flax model")
     from mixer_equiv.models.flax import MlpMixer
 
@@ -62,7 +62,7 @@ def _jitted_child(module: Any, kwargs: tuple[tuple[str, Any], ...]) -> Callable[
 
 
 def run_nnx(config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
-    """Stages of the Flax nnx model, jitted, in the dtype of `images` (batch, height, width, channels)."""
+    """Run the Flax nnx model, jitted, in the dtype of `images` (batch, height, width, channels)."""
     with jax_full_precision():
         taps = _jitted_nnx(config)(unflatten(_cast(params, images.dtype)), images)
         return _of_dtype({name: np.asarray(taps[name]) for name in stage_names(config)}, images.dtype)
@@ -83,7 +83,7 @@ def _jitted_nnx(config: MixerConfig) -> Callable[..., Stages]:
 
 
 def run_torch(config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
-    """Stages of the torch model in the dtype of `images` (batch, height, width, channels)."""
+    """Run the torch model in the dtype of `images` (batch, height, width, channels)."""
     torch = require("torch", "torch", "running the torch model")
     from mixer_equiv.models.torch import MlpMixer
 
@@ -94,7 +94,7 @@ def run_torch(config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages
 
 
 def run_module(model: Any, config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
-    """Stages of a `mixer_equiv.models.torch.MlpMixer` as it stands, hooks and changes included, on other weights.
+    """Run a `mixer_equiv.models.torch.MlpMixer` as it stands, hooks and changes included, on other weights.
 
     A copy is run; `model` stays as it is.
     """
@@ -109,7 +109,7 @@ def run_module(model: Any, config: MixerConfig, params: Arrays, images: np.ndarr
 
 
 def run_reference(config: MixerConfig, params: Arrays, images: np.ndarray) -> Stages:
-    """Stages of the NumPy reference, which computes in float64 whatever the dtype of `images`."""
+    """Run the NumPy reference, which computes in float64 whatever the dtype of `images`."""
     from mixer_equiv.models.numpy import MlpMixer
 
     taps: Stages = MlpMixer(config)(params, images, taps=True)

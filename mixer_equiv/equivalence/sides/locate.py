@@ -95,7 +95,7 @@ def _classes_in(module: Any) -> list[str]:
 
 
 def import_timm() -> Any:
-    """Import timm. Where the operators of torchvision do not load, as of one built for CUDA, they are declared first."""
+    """Import timm. Operators of torchvision that do not load, as of a CUDA build, are declared first."""
     try:
         return require("timm", "test", "a model of timm")
     except MissingDependencyError as error:
