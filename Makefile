@@ -70,4 +70,4 @@ layouts: $(INSTALLED)  ## write the README's table of layouts anew
 	@$(BIN)/python docs/layouts.py
 
 clean:  ## remove the virtual environment and caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache build dist

@@ -12,6 +12,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
+from tests.support import jax_cache
+
+os.environ.update({**jax_cache.ENVIRONMENT, **os.environ})
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
@@ -23,6 +27,11 @@ settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
 settings.register_profile("nightly", max_examples=2000, database=_FAILURES, **_COMMON)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
 settings.load_profile(PROFILE)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        jax_cache.limit_size()
 
 
 def pytest_report_header() -> str:
@@ -46,6 +55,20 @@ def full_precision() -> Iterator[None]:
 
     with torch_threads(1), jax_full_precision(), torch_full_precision(), torch.enable_grad():
         yield
+
+
+@pytest.fixture
+def compiled_anew() -> Iterator[None]:
+    """While a test runs, JAX compiles everything itself: for tests of what compilation gives."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -175,6 +175,7 @@ def test_memory_is_what_a_call_takes_at_its_height() -> None:
     assert extra_memory(lambda: None) < 1e6
 
 
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_the_memory_that_xla_plans_is_what_a_call_takes(mode: str) -> None:
     config = dataclasses.replace(SMALL, num_blocks=3, hidden_dim=200, tokens_mlp_dim=300, channels_mlp_dim=2000)
@@ -185,6 +186,7 @@ def test_the_memory_that_xla_plans_is_what_a_call_takes(mode: str) -> None:
     assert call.planned_memory() == pytest.approx(measured, rel=0.2)
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_in_training_ours_keep_less_than_the_official_model() -> None:
     config = dataclasses.replace(SMALL, num_blocks=11, hidden_dim=64, tokens_mlp_dim=128, channels_mlp_dim=256)
     kept = {
@@ -196,6 +198,7 @@ def test_in_training_ours_keep_less_than_the_official_model() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["flax", "nnx"])
+@pytest.mark.usefixtures("compiled_anew")
 def test_jitted_inference_compiles_to_the_program_of_the_official_model(name: str, dtype: str) -> None:
     config = dataclasses.replace(SMALL, num_blocks=2)
 
