@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.stack_runs import RunOptions, StackResults, run_flax, run_torch
 from benchmarks.stacks import Arrays, Stack, convert_stack, draw_stack, relabel_stack
 from mixer_equiv import MixerConfig
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.policy import Policy, Rating, gradient_residuals, residual
 from mixer_equiv.layouts import LINEN, TORCH
 
@@ -103,12 +103,12 @@ def _residuals(actual: StackResults, expected: StackResults, draw: int) -> tuple
 def find_lost_bits(stack: Stack, state: Arrays) -> list[Finding]:
     """Find the draws whose weights, converted back from torch's names, differ from the drawn ones in any bit."""
     back = relabel_stack(state, TORCH, LINEN, stack.config)
-    if not differing(back, stack.params):
+    if not bit_differences(back, stack.params):
         return []
     return [
         Finding(i, "weights", ", ".join(names))
         for i in range(len(stack))
-        if (names := differing(_select(back, i), _select(stack.params, i)))
+        if (names := bit_differences(_select(back, i), _select(stack.params, i)))
     ]
 
 

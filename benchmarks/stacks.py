@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 
 from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN, TORCH, Layout
@@ -68,7 +68,7 @@ def convert_stack(stack: Stack) -> dict[str, np.ndarray]:
     state = relabel_stack(stack.params, LINEN, TORCH, stack.config)
     first = Checkpoint.from_arrays({name: array[0] for name, array in stack.params.items()}, config=stack.config)
     strict = convert(first, to="torch", from_="linen").arrays
-    assert not differing(strict, {name: array[0] for name, array in state.items()})
+    assert not bit_differences(strict, {name: array[0] for name, array in state.items()})
     return state
 
 

@@ -15,6 +15,7 @@ from einops import rearrange
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, materialize
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.conventions import convention_warnings
+from mixer_equiv.checkpoints.differences import same_bits
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConventionWarning, InexpressibleError
 from mixer_equiv.layouts import NEUTRAL, Binding, Layout, get_layout
@@ -162,11 +163,11 @@ def relabel_lazily(
             continue
         if wanted.is_absent:
             neutral = NEUTRAL[canonical.rpartition("/")[2]]
-            if not _same_bits(array, np.full(array.shape, neutral, array.dtype)):
+            if not same_bits(np.asarray(array), np.full(array.shape, neutral, array.dtype)):
                 reasons.append(f"it has no {canonical}, which is not all {('zeros', 'ones')[neutral]}")
         elif wanted.foreign not in result:
             result[wanted.foreign], holders[wanted.foreign] = array, canonical
-        elif not _same_bits(array, result[wanted.foreign]):
+        elif not same_bits(np.asarray(array), np.asarray(result[wanted.foreign])):
             reasons.append(f"{wanted.foreign} is both {holders[wanted.foreign]} and {canonical}, which differ")
     if target.num_blocks not in (None, config.num_blocks) and target.is_tied:
         reasons.append(f"it is of {target.num_blocks} blocks, these are weights of {config.num_blocks}")
@@ -216,7 +217,3 @@ def _inexpressible(target: Layout, reasons: list[str], advice: str = "") -> Inex
     return InexpressibleError(
         "\n".join([f"no weights of the layout {target.name} are the same function:", *shown]), reasons=reasons
     )
-
-
-def _same_bits(a: Deferred | np.ndarray, b: Deferred | np.ndarray) -> bool:
-    return a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()

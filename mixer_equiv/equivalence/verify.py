@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import to_numpy
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.config import MixerConfig, as_image, size_differences
 from mixer_equiv.equivalence.judge.adequacy import visible
 from mixer_equiv.equivalence.judge.causes import round_trip_causes, weight_causes
@@ -166,7 +166,7 @@ def _compared(
     asked.on_step("what these inputs could show")
     shown = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
     if weights:
-        shown = f"{len(differing(a.weights, b.weights))} of {len(a.weights)} arrays differ"
+        shown = f"{len(bit_differences(a.weights, b.weights))} of {len(a.weights)} arrays differ"
     return report_of(
         evidence,
         judgement,

@@ -32,7 +32,7 @@ from mixer_equiv import (
 )
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.checkpoints.formats import SUFFIXES, StoredArray
 from mixer_equiv.checkpoints.inspection import inspect
 from mixer_equiv.config import fitting_patches
@@ -65,7 +65,7 @@ def test_arrays_from_before_linen_are_read_whatever_their_numbers_and_axes_of_si
     for given_config in (config, None):
         found = Checkpoint.from_arrays(old, config=given_config)
         assert found.layout.name == "pre-linen"
-        assert not differing(convert(found, to="linen", allow_missing=["head/*"]).arrays, params)
+        assert not bit_differences(convert(found, to="linen", allow_missing=["head/*"]).arrays, params)
     assert any("are read under the current names and shapes, such as" in note for note in found.notes)
 
 
@@ -78,7 +78,7 @@ def test_files_from_before_linen_are_read(tmp_path, prefix):
         serialization.msgpack_serialize(unflatten({prefix + name: array for name, array in old.items()}))
     )
     for name in ("old.npz", "old.msgpack"):
-        assert not differing(convert(load(tmp_path / name, config=CONFIG), to="linen").arrays, params)
+        assert not bit_differences(convert(load(tmp_path / name, config=CONFIG), to="linen").arrays, params)
 
 
 def test_norms_are_numbered_in_numeric_order_not_as_strings():
@@ -96,7 +96,7 @@ def test_a_true_size_of_1_is_not_squeezed_away():
     params = random_params(config, 0)
     found = Checkpoint.from_arrays(pre_linen_arrays(params, config, np.random.default_rng(1)))
     assert found.arrays["Mixer/encoderblock_1/token_mixing_phase_0/kernel1"].shape == (12, 1)
-    assert not differing(convert(found, to="linen").arrays, params)
+    assert not bit_differences(convert(found, to="linen").arrays, params)
 
 
 def test_an_old_kernel_with_its_axes_swapped_is_refused_not_reshaped():
@@ -132,7 +132,7 @@ def test_the_moments_of_an_optimizer_are_not_taken_for_weights(tmp_path):
     state = train_state()
     (tmp_path / "state.msgpack").write_bytes(serialization.to_bytes(state))
     found = load(tmp_path / "state.msgpack", config=CONFIG)
-    assert not differing(found.arrays, {name: np.asarray(array) for name, array in flatten(state.params)})
+    assert not bit_differences(found.arrays, {name: np.asarray(array) for name, array in flatten(state.params)})
     assert found.notes[0] == "the prefix 'params/' was stripped from every name"
     assert "left out beside 'params/': " in found.notes[1]
 
@@ -151,7 +151,7 @@ def test_a_prefix_says_which_of_several_sets_is_meant(tmp_path, prefix):
     with pytest.raises(LayoutError, match=r"under 'model/module\.' and 'ema/module\.'; say which with prefix="):
         load(tmp_path / "both.pth")
     found = load(tmp_path / "both.pth", prefix=prefix, config=CONFIG)
-    assert not differing(found.arrays, in_layout("timm", seed=1))
+    assert not bit_differences(found.arrays, in_layout("timm", seed=1))
     with pytest.raises(LayoutError, match=r"under the prefix 'em'; at the top are ema, epoch, model"):
         load(tmp_path / "both.pth", prefix="em")
 
@@ -161,7 +161,7 @@ def test_weights_are_found_where_flax_trainers_put_them(prefix):
     params = random_params(CONFIG, 0)
     state = {f"{prefix}{name}": array for name, array in params.items()}
     state |= {f"opt/state/param_states/{name}/grad_ema": array for name, array in params.items()}
-    assert not differing(Checkpoint.from_arrays(state, config=CONFIG).arrays, params)
+    assert not bit_differences(Checkpoint.from_arrays(state, config=CONFIG).arrays, params)
 
 
 @pytest.mark.parametrize("lost", ["head.", "norm.bias"])
@@ -172,14 +172,14 @@ def test_a_complete_copy_does_not_stand_in_unsaid_for_weights_that_lack_somethin
         with pytest.raises(LayoutError, match=r"two sets of Mixer weights are here, under '.*' and '.*'; say which"):
             Checkpoint.from_arrays(sets)
         found = Checkpoint.from_arrays(sets, prefix="model")
-        assert not differing(found.arrays, model)
+        assert not bit_differences(found.arrays, model)
 
 
 def test_an_nnx_state_converts_as_it_is():
     model = NnxMixer(CONFIG, rngs=nnx.Rngs(3))
     state = nnx.state(model, nnx.Param)
     arrays = {name: np.asarray(array) for name, array in flatten(nnx.to_pure_dict(state))}
-    assert not differing(
+    assert not bit_differences(
         convert(state, to="timm", config=CONFIG).arrays, relabel(arrays, LINEN, LAYOUTS["timm"], CONFIG)
     )
 
@@ -285,7 +285,7 @@ def test_metadata_carry_how_a_stem_of_columns_is_split(tmp_path):
     params = random_params(config, 0)
     save(convert(Checkpoint.from_arrays(params, config=config), to="lucidrains"), tmp_path / "a.safetensors")
     assert load(tmp_path / "a.safetensors").config == config
-    assert not differing(convert(load(tmp_path / "a.safetensors"), to="linen").arrays, params)
+    assert not bit_differences(convert(load(tmp_path / "a.safetensors"), to="linen").arrays, params)
 
 
 def test_a_file_in_a_layout_that_is_not_registered_here_says_which(monkeypatch):
@@ -386,7 +386,7 @@ def test_a_lazy_checkpoint_reads_an_array_only_when_it_is_used(tmp_path):
     assert lazy.check() == whole.check()
     with pytest.raises(CheckpointError, match=r"a\.npz was replaced or written to since it was opened"):
         lazy.arrays["stem/kernel"]
-    assert not differing(whole.arrays, random_params(CONFIG, 0))
+    assert not bit_differences(whole.arrays, random_params(CONFIG, 0))
 
 
 # Metadata that the arrays outgrew
@@ -492,7 +492,7 @@ def test_averaged_weights_are_read_and_their_count_left_out(tmp_path):
     torch.save(model.state_dict(), tmp_path / "averaged.pt")
     found = load(tmp_path / "averaged.pt")
     assert "left out beside 'module.': n_averaged" in found.notes
-    assert not differing(found.arrays, {n: t.detach().numpy() for n, t in model.module.state_dict().items()})
+    assert not bit_differences(found.arrays, {n: t.detach().numpy() for n, t in model.module.state_dict().items()})
 
 
 def test_a_vector_beside_a_dotted_prefix_is_not_left_out_unless_the_prefix_is_given():
@@ -513,7 +513,7 @@ def test_weights_in_a_list_are_found_by_their_place(tmp_path, suffix):
             load(tmp_path / "list.pt")
     else:
         found = load(tmp_path / "list.pt", prefix=f"models{suffix}")
-        assert not differing(found.arrays, in_layout("torch", seed=1))
+        assert not bit_differences(found.arrays, in_layout("torch", seed=1))
 
 
 @pytest.mark.parametrize(("blocks", "said"), [([1], "block 1;"), (range(5), "blocks 0, 1, 2, 3, 4;")])

@@ -23,7 +23,7 @@ from mixer_equiv import (
 from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.checkpoints import formats, surgery
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
@@ -149,7 +149,7 @@ def widened_by_number(params, config, factor):
 def test_widening_keeps_every_bit_and_adds_positive_zeros_only(data, config, factor, dtype):
     params = data.draw(strategies.params(config, style="special", dtype=dtype))
     found = enlarge(Checkpoint.from_arrays(params, config=config), tuple(factor * side for side in config.image_hw))
-    assert not differing(found.arrays, widened_by_number(params, config, factor))
+    assert not bit_differences(found.arrays, widened_by_number(params, config, factor))
 
 
 def test_widening_twice_is_widening_at_once():
@@ -162,24 +162,24 @@ def test_widening_twice_is_widening_at_once():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_read_only_layouts_are_widened_too_and_lazy_ones_as_others(tmp_path, layout):
     expected = convert(enlarge(checkpoint(), (16, 18)), to="linen")
-    assert not differing(convert(enlarge(checkpoint(layout), (16, 18)), to="linen").arrays, expected.arrays)
+    assert not bit_differences(convert(enlarge(checkpoint(layout), (16, 18)), to="linen").arrays, expected.arrays)
     if layout in WRITABLE:
         save(checkpoint(layout), tmp_path / "mixer.safetensors")
         found = enlarge(load(tmp_path / "mixer.safetensors", lazy=True), (16, 18))
-        assert not differing(convert(found, to="linen").arrays, expected.arrays)
+        assert not bit_differences(convert(found, to="linen").arrays, expected.arrays)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounding_commutes_with_widening_and_with_a_new_head(dtype):
     for change in (lambda c: enlarge(c, (16, 18)), lambda c: new_head(c, 3), drop_head):
-        assert not differing(change(checkpoint().astype(dtype)).arrays, change(checkpoint()).astype(dtype).arrays)
+        assert not bit_differences(change(checkpoint().astype(dtype)).arrays, change(checkpoint()).astype(dtype).arrays)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".msgpack"])
 def test_widened_weights_come_back_from_a_file_with_their_size(tmp_path, suffix):
     large = enlarge(checkpoint("timm", stated=False), (16, 18))
     found = load(save(large, tmp_path / f"large{suffix}"))
-    assert not differing(found.arrays, large.arrays)
+    assert not bit_differences(found.arrays, large.arrays)
     assert (found.config, found.image_size_is_assumed) == (large.config, False)
 
 
@@ -203,7 +203,7 @@ def test_sub_images_are_not_connected_and_each_has_the_weights_as_they_were():
 def test_widening_commutes_with_conversion_bit_for_bit(layout, dtype):
     expected = convert(enlarge(checkpoint(dtype=dtype), (16, 18)), to=layout)
     found = enlarge(checkpoint(layout, dtype=dtype), (16, 18))
-    assert not differing(found.arrays, expected.arrays)
+    assert not bit_differences(found.arrays, expected.arrays)
     assert found.dtypes == (dtype,)
     assert found.config.image_hw == (16, 18)
 
@@ -220,7 +220,7 @@ def test_an_assumed_size_gives_way_to_what_the_new_one_is_a_multiple_of():
     assumed = checkpoint(stated=False)
     assert assumed.config.image_hw == (6, 12)
     large = enlarge(assumed, (16, 18))
-    assert not differing(large.arrays, enlarge(checkpoint(), (16, 18)).arrays)
+    assert not bit_differences(large.arrays, enlarge(checkpoint(), (16, 18)).arrays)
     assert (large.image_size_is_assumed, large.config.image_hw) == (False, (16, 18))
 
 
@@ -236,8 +236,8 @@ def test_a_new_head_is_zeros_and_nothing_else_changes(layout, dtype):
     assert {name: after.arrays[name].shape for name in head} == head
     assert all(not after.arrays[name].any() and str(after.arrays[name].dtype) == dtype for name in head)
     kept = {name: array for name, array in before.arrays.items() if name not in head}
-    assert not differing({name: array for name, array in after.arrays.items() if name not in head}, kept)
-    assert not differing(drop_head(after).arrays, kept)
+    assert not bit_differences({name: array for name, array in after.arrays.items() if name not in head}, kept)
+    assert not bit_differences(drop_head(after).arrays, kept)
     assert (after.config.num_classes, drop_head(after).config.num_classes) == (9, 0)
 
 
@@ -269,7 +269,7 @@ def test_incomplete_weights_are_refused(change):
 def test_what_was_given_stays_as_it_was(change):
     before = checkpoint("timm")
     change(before)
-    assert not differing(before.arrays, checkpoint("timm").arrays)
+    assert not bit_differences(before.arrays, checkpoint("timm").arrays)
 
 
 @pytest.mark.parametrize("change", [drop_head, lambda held: new_head(held, 3), lambda held: enlarge(held, (16, 12))])
@@ -277,7 +277,7 @@ def test_arrays_by_name_are_changed_as_checkpoints_are(change):
     config = CONFIG.replace(image_size=(8, 6), patch_size=(2, 3))
     state = TorchMixer(config).state_dict()
     ours, theirs = change(Checkpoint.from_arrays(state)), change(state)
-    assert not differing(ours.arrays, theirs.arrays)
+    assert not bit_differences(ours.arrays, theirs.arrays)
     assert ours.config == theirs.config
 
 
@@ -312,15 +312,15 @@ def test_the_longest_prefix_is_renamed_once_and_every_bit_kept(tmp_path, suffix)
         old = next((old for old in begins if name.startswith(old)), "")
         expected[begins.get(old, "backbone.") + name.removeprefix(old)] = array
     assert len(expected) == 150
-    assert not differing(names_and_bits(tmp_path / f"renamed{suffix}"), expected)
-    assert not differing(given.arrays, checkpoint("timm", dtype="float32").arrays)
+    assert not bit_differences(names_and_bits(tmp_path / f"renamed{suffix}"), expected)
+    assert not bit_differences(given.arrays, checkpoint("timm", dtype="float32").arrays)
 
 
 @pytest.mark.parametrize("layout", WRITABLE)
 def test_a_prefix_put_before_all_names_is_stripped_again(tmp_path, layout):
     prefix = "model/" if LAYOUTS[layout].framework == "flax" else "module."
     found = load(save(checkpoint(layout), tmp_path / "mixer.safetensors", rename_prefix={"": prefix}))
-    assert not differing(found.arrays, checkpoint(layout).arrays)
+    assert not bit_differences(found.arrays, checkpoint(layout).arrays)
     assert f"the prefix {prefix!r} was stripped from every name" in found.notes
 
 
@@ -373,7 +373,7 @@ def saved(path, *sets):
 def test_moments_beside_the_weights_are_never_chosen(tmp_path, moments_first):
     sets = [{"model": state(0)}, MOMENTS]
     path = saved(tmp_path / "trained.pt", *sets[:: -1 if moments_first else 1])
-    assert not differing(load(path).arrays, as_arrays(state(0)))
+    assert not bit_differences(load(path).arrays, as_arrays(state(0)))
 
 
 @pytest.mark.parametrize(("prefix", "seed"), [("model", 0), ("model/", 0), ("ema", 1), ("ema/", 1)])
@@ -381,7 +381,7 @@ def test_of_two_sets_beside_moments_the_prefix_takes_one(tmp_path, prefix, seed)
     path = saved(tmp_path / "trained.pt", {"model": state(0)}, {"ema": state(1)}, MOMENTS)
     with pytest.raises(LayoutError, match="two sets of Mixer weights are here, under 'model/' and 'ema/'"):
         load(path)
-    assert not differing(load(path, prefix=prefix).arrays, as_arrays(state(seed)))
+    assert not bit_differences(load(path, prefix=prefix).arrays, as_arrays(state(seed)))
 
 
 def test_moments_are_not_chosen_over_weights_that_lack_an_array(tmp_path):
@@ -395,4 +395,4 @@ def test_moments_are_not_chosen_over_weights_that_lack_an_array(tmp_path):
 def test_moments_are_not_chosen_over_weights_without_a_head(tmp_path):
     headless = {name: tensor for name, tensor in state(0).items() if not name.startswith("head")}
     path = saved(tmp_path / "trained.pt", {"model": headless}, {"optimizer": {"exp_avg": state(2)}})
-    assert not differing(load(path).arrays, as_arrays(headless))
+    assert not bit_differences(load(path).arrays, as_arrays(headless))

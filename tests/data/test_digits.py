@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from mixer_equiv import convert, load, verify
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.data import digits
 from mixer_equiv.models.torch import MlpMixer
 from tests.support.structures import TutorialMixer
@@ -103,4 +103,4 @@ def test_training_again_reproduces_the_accuracy_to_half_a_point(tmp_path):
     subprocess.run(command, check=True, cwd=ROOT)
     assert abs(logged_accuracy(tmp_path) - logged_accuracy(digits.CHECKPOINT.parent)) <= 0.005
     with np.load(tmp_path / "digits_held_out.npz") as again, np.load(digits.HELD_OUT) as committed:
-        assert not differing(dict(again), dict(committed))
+        assert not bit_differences(dict(again), dict(committed))

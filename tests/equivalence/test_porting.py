@@ -21,7 +21,7 @@ from mixer_equiv import (
     port,
     verify,
 )
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.data import digits
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
@@ -84,7 +84,7 @@ def test_porting_into_nnx_and_linen() -> None:
     port(params, model)
     held = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     np.testing.assert_array_equal(held["stem"]["kernel"], params["stem/kernel"].astype(np.float32))
-    assert not differing(port(params, FlaxMixer(CONFIG)).arrays, params)
+    assert not bit_differences(port(params, FlaxMixer(CONFIG)).arrays, params)
 
 
 def test_weights_of_another_size_are_refused_and_nothing_is_changed() -> None:

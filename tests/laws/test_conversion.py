@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from benchmarks.model_functions import FLAX_FUNCTIONS, TORCH_FUNCTIONS, Arrays, ModelFunction
 from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
 from mixer_equiv.equivalence.judge.training import OPTIMISERS, Optimiser, steps_in_optax, steps_in_torch
 from mixer_equiv.equivalence.policy import gradient_residuals, residual
@@ -63,8 +63,8 @@ def is_a_bijection(convert: Converter, params: Arrays, config: MixerConfig, layo
     """Both ways back to the same bits, and on the way every number in one place and no other."""
     there = convert(params, LINEN, layout, config)
     back = convert(there, layout, LINEN, config)
-    assert not differing(back, params)
-    assert not differing(convert(back, LINEN, layout, config), there)
+    assert not bit_differences(back, params)
+    assert not bit_differences(convert(back, LINEN, layout, config), there)
     numbered = numbers(params)
     places = np.concatenate([array.reshape(-1) for array in convert(numbered, LINEN, layout, config).values()])
     assert np.array_equal(np.sort(places), np.arange(len(places)))
@@ -83,13 +83,13 @@ def numbers(params: Arrays) -> dict[str, np.ndarray]:
 def is_idempotent(convert: Converter, params: Arrays, config: MixerConfig, layout: Layout) -> None:
     """What is in a layout already stays as it is."""
     there = convert(params, LINEN, layout, config)
-    assert not differing(convert(there, layout, layout, config), there)
+    assert not bit_differences(convert(there, layout, layout, config), there)
 
 
 def composes(convert: Converter, params: Arrays, config: MixerConfig, layout: Layout, other: Layout) -> None:
     """By way of any layout the result is the same."""
     straight = convert(params, LINEN, other, config)
-    assert not differing(convert(convert(params, LINEN, layout, config), layout, other, config), straight)
+    assert not bit_differences(convert(convert(params, LINEN, layout, config), layout, other, config), straight)
 
 
 @st.composite

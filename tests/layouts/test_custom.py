@@ -24,7 +24,7 @@ from mixer_equiv import (
     save,
 )
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
@@ -108,7 +108,7 @@ def test_a_port_converts_to_the_official_model_and_back_bit_for_bit(port):
     expected = run_official(CONFIG, dict(params.arrays), images)
     assert residual(run_torch(model, images), expected) <= 1e-12
     back = convert(params, to="port")
-    assert not differing(back.arrays, {name: tensor.numpy() for name, tensor in state.items()})
+    assert not bit_differences(back.arrays, {name: tensor.numpy() for name, tensor in state.items()})
     other = PortMixer(CONFIG, **PORTS[port]).double()
     other.load_state_dict(dict(back), strict=True)
     assert np.array_equal(run_torch(other, images), run_torch(model, images))
@@ -121,7 +121,7 @@ def test_a_port_is_widened_and_given_a_head_as_the_official_model_is(port):
     found = Checkpoint.from_arrays(dict(random_port(PORTS[port]).state_dict()), config=CONFIG)
     for change in (lambda c: enlarge(c, (16, 18)), lambda c: new_head(c, 5), lambda c: new_head(drop_head(c), 5)):
         changed = change(found)
-        assert not differing(convert(changed, to="linen").arrays, change(convert(found, to="linen")).arrays)
+        assert not bit_differences(convert(changed, to="linen").arrays, change(convert(found, to="linen")).arrays)
         PortMixer(changed.config, **PORTS[port]).double().load_state_dict(dict(changed), strict=True)
 
 
@@ -148,7 +148,7 @@ def test_a_port_without_any_affine_norm_converts_to_ones_and_zeros_and_back():
     images = random_images(CONFIG, 4)
     assert residual(run_torch(model, images), run_official(CONFIG, dict(params), images)) <= 1e-12
     back = convert(params, to="port", config=CONFIG)
-    assert not differing(back.arrays, {name: tensor.numpy() for name, tensor in state.items()})
+    assert not bit_differences(back.arrays, {name: tensor.numpy() for name, tensor in state.items()})
     without_affine(random_port({})).load_state_dict(dict(back), strict=True)
     for name, value in ("MixerBlock_3/LayerNorm_1/scale", np.nextafter(1, 2)), ("pre_head_layer_norm/bias", -0.0):
         array = params[name].copy()
@@ -210,7 +210,7 @@ def test_a_norm_without_scale_and_bias_is_ones_and_zeros():
     params = convert(Checkpoint.from_arrays(arrays, config=CONFIG), to="linen").arrays
     assert np.array_equal(params["pre_head_layer_norm/scale"], np.ones(20))
     assert np.array_equal(params["pre_head_layer_norm/bias"], np.zeros(20))
-    assert not differing(convert(params, to="plain", config=CONFIG).arrays, arrays)
+    assert not bit_differences(convert(params, to="plain", config=CONFIG).arrays, arrays)
     with pytest.raises(InexpressibleError, match="no pre_head_layer_norm/scale, which is not all ones"):
         convert(random_params(CONFIG, 0), to="plain", config=CONFIG)
 
@@ -236,7 +236,7 @@ def test_files_of_a_port_come_back(tmp_path):
         found = load(tmp_path / f"port{suffix}")
         assert found.layout.name == "port"
         assert found.config.num_blocks == 12
-        assert not differing(found.arrays, {name: tensor.numpy() for name, tensor in state.items()})
+        assert not bit_differences(found.arrays, {name: tensor.numpy() for name, tensor in state.items()})
 
 
 # Registering
@@ -292,7 +292,7 @@ def test_names_with_any_allowed_placeholders_are_found_again(name):
     written = convert(random_params(CONFIG, 0), to="ours", config=CONFIG).arrays
     found = Checkpoint.from_arrays(written, config=CONFIG)
     assert found.layout.name == "ours"
-    assert not differing(convert(found, to="linen").arrays, random_params(CONFIG, 0))
+    assert not bit_differences(convert(found, to="linen").arrays, random_params(CONFIG, 0))
 
 
 WRONG = {
@@ -524,7 +524,7 @@ def test_sizes_of_joined_axes_follow_from_those_that_are_known(axes):
     for image_size in (None, CONFIG.image_size):
         found = Checkpoint.from_arrays(there, image_size=image_size)
         assert (found.config.patch_hw, found.config.in_channels) == ((2, 3), 3)
-        assert not differing(convert(found, to="linen").arrays, params)
+        assert not bit_differences(convert(found, to="linen").arrays, params)
 
 
 def test_tied_blocks_take_any_config_of_another_depth():

@@ -11,7 +11,7 @@ from torch import nn
 
 from mixer_equiv import LAYOUTS, Checkpoint, ConventionWarning, MixerConfig, convert, load, save
 from mixer_equiv.arrays.interop import flatten, unflatten
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
@@ -166,5 +166,5 @@ def test_b16_npz_to_timm_safetensors_to_npz_is_byte_equal(b16, tmp_path):
     save(convert(load(tmp_path / "published.npz"), to="timm"), tmp_path / "timm.safetensors")
     save(convert(load(tmp_path / "timm.safetensors"), to="linen"), tmp_path / "back.npz")
     with np.load(tmp_path / "back.npz") as back:
-        assert not differing({name: back[name] for name in back.files}, params)
+        assert not bit_differences({name: back[name] for name in back.files}, params)
     assert load(tmp_path / "back.npz").config.name == "B/16"

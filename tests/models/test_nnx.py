@@ -11,7 +11,7 @@ from flax import nnx
 from benchmarks.xla_options import cheap_jit
 from mixer_equiv import Checkpoint, ConversionError, MixerConfig, convert
 from mixer_equiv.arrays.interop import flatten, unflatten
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
@@ -173,7 +173,7 @@ def test_blocks_do_not_start_alike():
 def test_params_go_in_and_come_out_bit_exactly():
     params = {name: array.astype(np.float32) for name, array in random_params(SMALL, 16).items()}
     found = {name: np.asarray(leaf) for name, leaf in flatten(tree(loaded(SMALL, params)))}
-    assert not differing(found, params)
+    assert not bit_differences(found, params)
 
 
 def without(name):

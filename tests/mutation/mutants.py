@@ -25,6 +25,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "layouts/test_custom.py",
         "checkpoints/test_conversion.py",
     ),
+    "mixer_equiv/checkpoints/differences.py": ("checkpoints/test_differences.py",),
     "mixer_equiv/config.py": ("test_config.py", "layouts/test_layouts.py"),
     "mixer_equiv/equivalence/policy.py": ("equivalence/test_policy.py",),
 }

@@ -12,7 +12,7 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from mixer_equiv import LAYOUTS, ConfigError, Formulation, MixerConfig, convert
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.random_weights import STYLES, draw_images, draw_params
@@ -96,7 +96,7 @@ def test_a_failing_example_is_printed_as_the_calls_that_make_it_again() -> None:
     printed = re.split(r"^Draw \d+: ", "\n".join(caught.value.__notes__), flags=re.MULTILINE)[1:]
     made = [eval(re.split(r"\n(?! |\))", text)[0]) for text in printed]
     assert made[0] == ONES.replace(hidden_dim=2)
-    assert not differing(made[1], draw_params(made[0], 0, "sparse"))
+    assert not bit_differences(made[1], draw_params(made[0], 0, "sparse"))
     assert np.array_equal(made[2], draw_images(made[0], 0, count=40))
 
 
@@ -237,8 +237,8 @@ def test_special_values_are_all_there(dtype: str) -> None:
 @pytest.mark.parametrize("draw", [draw_params, lambda *args: {"": draw_images(*args)}], ids=["weights", "images"])
 @pytest.mark.parametrize("style", STYLES)
 def test_a_seed_gives_the_same_bits_and_another_one_others(draw: Any, style: str) -> None:
-    assert not differing(draw(CONFIG, 3, style), draw(CONFIG, 3, style))
-    assert differing(draw(CONFIG, 3, style), draw(CONFIG, 4, style))
+    assert not bit_differences(draw(CONFIG, 3, style), draw(CONFIG, 3, style))
+    assert bit_differences(draw(CONFIG, 3, style), draw(CONFIG, 4, style))
 
 
 def test_an_unknown_style_is_refused_with_the_known_ones() -> None:

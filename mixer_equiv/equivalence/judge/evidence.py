@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.report import Stage
@@ -108,7 +108,7 @@ def gather(
 
     run_a = run(a)
     aligned_config = b.config.replace(**{name: getattr(a.config, name) for name in CONVENTIONS})
-    same_weights = not differing(a.weights, b.weights)
+    same_weights = not bit_differences(a.weights, b.weights)
     run_b = run(b, run_a.reference if b.config == aligned_config and same_weights else None)
     aligned = None
     if b.config != aligned_config:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.config import SizeDifference
 from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import causes_of
@@ -150,7 +150,7 @@ def _round_trip(checkpoint: Checkpoint, there: Any) -> tuple[bool, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConventionWarning)
         back = convert(convert(checkpoint, to=there), to=home)
-    return not differing(checkpoint.arrays, back.arrays), f"{home.name} -> {there.name} -> {home.name}"
+    return not bit_differences(checkpoint.arrays, back.arrays), f"{home.name} -> {there.name} -> {home.name}"
 
 
 def _rms_notices(dtype: str, sides: tuple[SideReport, SideReport], policy: Policy) -> list[Notice]:

@@ -18,7 +18,7 @@ from mixer_equiv import (
     port,
 )
 from mixer_equiv.arrays.interop import flatten
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN, Row
 from mixer_equiv.layouts.custom import layout_from_file
@@ -98,7 +98,7 @@ def test_names_without_a_rule_have_a_row_for_each_block() -> None:
     assert Row("MixerBlock_1/LayerNorm_0/scale", "blocks.two.norm_tokens.weight", "hidden") in layout.rows
     params = in_float32(config, 0)
     written = convert(params, to=layout, config=config)
-    assert not differing(convert(written, to="linen").arrays, params)
+    assert not bit_differences(convert(written, to="linen").arrays, params)
     result = port(params, model)
     assert torch.equal(model.blocks["two"].norm_tokens.weight, result["blocks.two.norm_tokens.weight"].float())
 
@@ -141,4 +141,6 @@ def test_names_that_count_every_other_are_a_rule_for_any_depth(tmp_path: Any) ->
     port(params, deeper, image=IMAGE)
     assert torch.equal(deeper.norms[24].weight, state["norms.24.weight"])
     assert torch.equal(deeper.layers[21][0].weight, state["layers.21.0.weight"])
-    assert not differing(dict(flatten(back)), {name: a.astype(np.float32).astype(float) for name, a in params.items()})
+    assert not bit_differences(
+        dict(flatten(back)), {name: a.astype(np.float32).astype(float) for name, a in params.items()}
+    )

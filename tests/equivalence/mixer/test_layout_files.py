@@ -23,7 +23,7 @@ from mixer_equiv import (
     verify,
 )
 from mixer_equiv.arrays.interop import flatten
-from mixer_equiv.checkpoints.differences import differing
+from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.record.torch import find_unlisted_parameters
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts.custom import layout_from_file
@@ -39,7 +39,7 @@ def test_a_found_layout_reads_and_writes_files(tmp_path: Any) -> None:
     layout = layout_of(PortMixer(CONFIG), IMAGE)
     params = random_params(CONFIG, 0)
     path = save(convert(params, to=layout, config=CONFIG), tmp_path / "theirs.safetensors")
-    assert not differing(convert(load(path, layout=layout), to="linen").arrays, params)
+    assert not bit_differences(convert(load(path, layout=layout), to="linen").arrays, params)
 
 
 # What is computed from parameters, or changes their order, has no layout.
@@ -122,7 +122,7 @@ def test_scanned_blocks_have_a_layout_of_stacks(tmp_path: Any) -> None:
     assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, theirs)
     for suffix in (".npz", ".msgpack"):
         path = save(Checkpoint.from_arrays(theirs, layout=layout, config=CONFIG), tmp_path / f"scanned{suffix}")
-        assert not differing(convert(load(path, layout=layout), to="linen").arrays, params)
+        assert not bit_differences(convert(load(path, layout=layout), to="linen").arrays, params)
         assert sorted(load(path, layout=layout, lazy=True)) == sorted(name for name, _ in flatten(made))
 
 
