@@ -6,7 +6,7 @@ BIN := .venv/bin
 GPU_PYTHON ?= $(BIN)/python
 INSTALLED := .venv/.installed
 
-.PHONY: help verify test test-plain nightly bench bench-full gpu rates mutation check format train picture layouts clean
+.PHONY: help verify test test-plain nightly bench bench-full gpu rates mutation matrix check format train picture layouts clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -49,6 +49,10 @@ rates: $(INSTALLED)  ## cases verified in a second, beside a tutorial's check (a
 mutation: $(INSTALLED)  ## whether the tests notice 400 changes to what moves and compares weights (an hour or so)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutation]'
 	@nice $(BIN)/python -m tests.mutation $(MUTATION)
+
+matrix: $(INSTALLED)  ## the wheel on Python 3.11, 3.12 and 3.13, and with the oldest dependencies: MATRIX_PYTHONS='/a/python3.12 ...'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[matrix]'
+	@MATRIX_PYTHONS="$(MATRIX_PYTHONS)" $(BIN)/python -m tests.matrix $(MATRIX)
 
 check: $(INSTALLED)  ## formatting, lint, the laws of imports, and types
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""The wheel on every supported Python, and on the oldest supported dependencies: `make matrix`."""
