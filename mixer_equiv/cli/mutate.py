@@ -11,8 +11,6 @@ from mixer_equiv.cli.options import JsonOption
 from mixer_equiv.cli.output import check_outputs, show
 from mixer_equiv.cli.progress import progress_bar
 
-_STEPS = 42  # the faults, and the model without one
-
 
 def mutate(
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
@@ -24,7 +22,7 @@ def mutate(
 
     with report_errors():
         check_outputs({"--json": json_file})
-        with progress_bar(_STEPS) as step:
+        with progress_bar(kill_matrix.count_outcomes()) as step:
             matrix = kill_matrix.mutate(seed=seed, on_step=step)
         show(draw_matrix(matrix), matrix.to_dict(), json_file)
     raise typer.Exit(0 if matrix.all_named else EXIT_STATUS["different"])

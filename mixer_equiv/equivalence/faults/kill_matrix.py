@@ -102,6 +102,15 @@ class KillMatrix:
         return {"rows": rows, "faults": len(self.faults), "killed": self.killed}
 
 
+def count_outcomes() -> int:
+    """The number of outcomes of `mutate`: the catalogued faults as they are planted, and the model without one."""
+    require("torch", "torch", "planting faults")
+    from mixer_equiv.equivalence.faults.planted_code import PLANTED
+    from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
+
+    return 1 + len(PLANTED) + len(PLANTED_WEIGHTS)
+
+
 def mutate(
     config: MixerConfig = CONFIG,
     *,

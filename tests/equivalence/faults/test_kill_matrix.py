@@ -25,6 +25,7 @@ def test_verify_names_every_planted_fault_and_nothing_where_there_is_none(matrix
     assert [outcome.fault for outcome in matrix.outcomes] == ["none", *PLANTED, *PLANTED_WEIGHTS]
     assert [outcome.kind for outcome in matrix.outcomes] == ["none", *kinds]
     assert [outcome.fault for outcome in matrix.outcomes if not outcome.named] == []
+    assert len(matrix.outcomes) == kill_matrix.count_outcomes()
     assert matrix.outcomes[0].verdict == "equivalent"
     assert not any(matrix.outcomes[0].fresh.values())
     assert not any(matrix.outcomes[0].random.values())
