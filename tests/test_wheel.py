@@ -11,7 +11,7 @@ import mixer_equiv
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_wheel_has_every_module_the_data_and_the_type_marker_and_nothing_else(tmp_path):
+def test_the_wheel_has_every_module_the_data_and_the_type_marker_and_nothing_else(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     shutil.copytree(ROOT / "mixer_equiv", source / "mixer_equiv", ignore=shutil.ignore_patterns("__pycache__"))

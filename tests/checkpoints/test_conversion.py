@@ -4,6 +4,7 @@ import inspect
 import itertools
 import sys
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +54,11 @@ SQUARE = MixerConfig(
 )
 
 
-def float32_params(config=CONFIG, seed=0):
+def float32_params(config: MixerConfig = CONFIG, seed: int = 0) -> Any:
     return {name: array.astype(np.float32) for name, array in random_params(config, seed).items()}
 
 
-def transcribed(params, layout, config):
+def transcribed(params: Any, layout: Any, config: MixerConfig) -> Any:
     """The weights in another layout, by NumPy transposes alone: what `convert` must give."""
     result = {}
     theirs = layout.bindings(config.num_blocks)
@@ -69,7 +70,7 @@ def transcribed(params, layout, config):
     return result
 
 
-def turned(canonical, kernel, layout):
+def turned(canonical: Any, kernel: Any, layout: Any) -> Any:
     """A kernel as torch's Linear, Conv1d and Conv2d have it."""
     if canonical.startswith("stem"):
         flat = kernel.reshape(-1, kernel.shape[-1]).T
@@ -77,14 +78,14 @@ def turned(canonical, kernel, layout):
     return kernel.T[:, :, None] if layout == "lucidrains" and "token_mixing" in canonical else kernel.T
 
 
-def test_turning_a_stem_into_columns_puts_channels_last_in_them():
+def test_turning_a_stem_into_columns_puts_channels_last_in_them() -> None:
     kernel = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     assert turned("stem/kernel", kernel, "lucidrains")[4, (1 * 3 + 2) * 4 + 3] == kernel[1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 @given(data=st.data())
-def test_round_trip_is_bit_exact(source, target, data):
+def test_round_trip_is_bit_exact(source: Any, target: Any, data: Any) -> None:
     config = data.draw(configs())
     params = data.draw(strategies.params(config, style="special", dtype=data.draw(st.sampled_from(DTYPES))))
     arrays = transcribed(params, LAYOUTS[source], config)
@@ -100,7 +101,7 @@ def test_round_trip_is_bit_exact(source, target, data):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(data=st.data())
-def test_any_config_is_read_off_the_shapes_of_its_weights(layout, data):
+def test_any_config_is_read_off_the_shapes_of_its_weights(layout: Any, data: Any) -> None:
     computes = LAYOUTS[layout].computes
     config = data.draw(configs(activation=computes.activation, layer_norm_eps=computes.layer_norm_eps))
     arrays = transcribed(random_params(config, 0), LAYOUTS[layout], config)
@@ -119,22 +120,22 @@ def test_any_config_is_read_off_the_shapes_of_its_weights(layout, data):
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_square_kernels_are_transposed_by_name_not_by_shape(source, target):
+def test_square_kernels_are_transposed_by_name_not_by_shape(source: Any, target: Any) -> None:
     params = float32_params(SQUARE)
     arrays = transcribed(params, LAYOUTS[source], SQUARE)
     there = Checkpoint.from_arrays(flat(convert(arrays, to=target, config=SQUARE)))
     assert not bit_differences(there.arrays, transcribed(params, LAYOUTS[target], SQUARE))
 
 
-def flat(converted):
+def flat(converted: Any) -> Any:
     return converted.arrays if isinstance(converted, Checkpoint) else dict(flatten(converted))
 
 
-def as_jax(params):
+def as_jax(params: Any) -> Any:
     return {name: jnp.asarray(array) for name, array in params.items()}
 
 
-def as_torch(params):
+def as_torch(params: Any) -> Any:
     return {name: to_torch(array.copy()) for name, array in params.items()}
 
 
@@ -144,13 +145,13 @@ def as_torch(params):
     ids=["numpy", "nested", "jax", "torch", "FrozenDict", "params"],
 )
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_arrays_of_every_framework_and_nesting_convert_alike(kind, dtype):
+def test_arrays_of_every_framework_and_nesting_convert_alike(kind: Any, dtype: Any) -> None:
     params = {name: array.astype(dtype) for name, array in random_params(CONFIG, 1).items()}
     converted = convert(kind(params), to="timm", config=CONFIG)
     assert not bit_differences(converted.arrays, transcribed(params, LAYOUTS["timm"], CONFIG))
 
 
-def test_denormals_and_float64_pass_through_jax_arrays_with_x64_off():
+def test_denormals_and_float64_pass_through_jax_arrays_with_x64_off() -> None:
     assert not jax.config.jax_enable_x64
     params = random_params(CONFIG, 2)
     tiny = {name: np.full_like(array, 1e-40, np.float32) for name, array in params.items()}
@@ -159,7 +160,7 @@ def test_denormals_and_float64_pass_through_jax_arrays_with_x64_off():
     assert not bit_differences(flat(torch_to_flax(state)), params)
 
 
-def test_flax_to_torch_loads_strictly_and_trains_free_of_the_source():
+def test_flax_to_torch_loads_strictly_and_trains_free_of_the_source() -> None:
     params = FlaxMixer(CONFIG).init(jax.random.key(0), jnp.ones((1, 8, 9, 3)))["params"]
     state = flax_to_torch(params)
     assert type(state) is dict
@@ -172,7 +173,7 @@ def test_flax_to_torch_loads_strictly_and_trains_free_of_the_source():
     assert not bit_differences(source, float32_params())
 
 
-def test_torch_to_flax_is_a_plain_tree_that_apply_grad_and_jit_take():
+def test_torch_to_flax_is_a_plain_tree_that_apply_grad_and_jit_take() -> None:
     torch.manual_seed(0)
     params = torch_to_flax(TorchMixer(CONFIG).state_dict())
     assert type(params) is dict
@@ -184,7 +185,7 @@ def test_torch_to_flax_is_a_plain_tree_that_apply_grad_and_jit_take():
     assert jax.tree.structure(loss(params)) == jax.tree.structure(params)
 
 
-def test_convert_gives_what_the_target_framework_takes():
+def test_convert_gives_what_the_target_framework_takes() -> None:
     params = float32_params()
     converted = convert(params, to="torch", config=CONFIG)
     TorchMixer(CONFIG).load_state_dict(converted, strict=True)
@@ -194,7 +195,7 @@ def test_convert_gives_what_the_target_framework_takes():
     assert isinstance(convert(Checkpoint.from_arrays(params), to="linen"), Checkpoint)
 
 
-def test_a_checkpoint_carries_its_config_along():
+def test_a_checkpoint_carries_its_config_along() -> None:
     config = CONFIG.replace(activation="silu", layer_norm_eps=1e-4)
     there = convert(Checkpoint.from_arrays(float32_params(), config=config), to="jankrepl")
     back = convert(convert(there, to="timm"), to="linen")
@@ -205,13 +206,13 @@ def test_a_checkpoint_carries_its_config_along():
 # Strictness
 
 
-def broken(**changes):
+def broken(**changes: Any) -> Any:
     """The weights with some arrays replaced, or removed where None."""
     params = {**float32_params(), **changes}
     return {name: array for name, array in params.items() if array is not None}
 
 
-def test_everything_wrong_is_said_in_one_error_with_both_names_and_shapes():
+def test_everything_wrong_is_said_in_one_error_with_both_names_and_shapes() -> None:
     arrays = broken(
         **{
             "stem/kernel": np.ones((2, 3, 3, 19), np.float32),
@@ -233,7 +234,7 @@ def test_everything_wrong_is_said_in_one_error_with_both_names_and_shapes():
     ]
 
 
-def test_many_problems_of_a_kind_are_counted_and_kept_in_the_exception():
+def test_many_problems_of_a_kind_are_counted_and_kept_in_the_exception() -> None:
     arrays = broken(**{f"extra_{i}": np.ones(1) for i in range(30)})
     with pytest.raises(ConversionError, match="unexpected: and 18 more") as caught:
         convert(arrays, to="torch")
@@ -242,7 +243,7 @@ def test_many_problems_of_a_kind_are_counted_and_kept_in_the_exception():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("canonical", ["stem/bias", "MixerBlock_2/token_mixing/Dense_1/bias", "head/bias"])
-def test_one_missing_array_of_any_layout_is_refused(layout, canonical):
+def test_one_missing_array_of_any_layout_is_refused(layout: Any, canonical: Any) -> None:
     arrays = transcribed(float32_params(), LAYOUTS[layout], CONFIG)
     name = LAYOUTS[layout].bindings(12)[canonical].foreign
     del arrays[name]
@@ -251,11 +252,11 @@ def test_one_missing_array_of_any_layout_is_refused(layout, canonical):
     assert caught.value.missing_keys == (name,)
 
 
-def headless(params):
+def headless(params: Any) -> Any:
     return {name: array for name, array in params.items() if not name.startswith("head/")}
 
 
-def test_a_head_is_left_out_on_request_never_silently():
+def test_a_head_is_left_out_on_request_never_silently() -> None:
     with pytest.raises(ConversionError, match=r"pass allow_missing=\['head/\*'\]"):
         convert(headless(float32_params()), to="torch")
     converted = convert(headless(float32_params()), to="torch", allow_missing=["head/*"])
@@ -265,7 +266,7 @@ def test_a_head_is_left_out_on_request_never_silently():
     assert not bit_differences(flat(convert(converted, to="linen")), headless(float32_params()))
 
 
-def test_a_config_without_classes_asks_for_no_head():
+def test_a_config_without_classes_asks_for_no_head() -> None:
     config = CONFIG.replace(num_classes=0)
     assert len(convert(headless(float32_params()), to="torch", config=config)) == 148
     with pytest.raises(ConversionError) as caught:
@@ -274,7 +275,7 @@ def test_a_config_without_classes_asks_for_no_head():
     assert len(convert(float32_params(), to="torch", config=config, allow_missing=["head/*"])) == 148
 
 
-def test_a_head_of_another_class_count_is_left_out_on_request():
+def test_a_head_of_another_class_count_is_left_out_on_request() -> None:
     config = CONFIG.replace(num_classes=5)
     with pytest.raises(ConversionError) as caught:
         convert(float32_params(), to="torch", config=config)
@@ -285,14 +286,14 @@ def test_a_head_of_another_class_count_is_left_out_on_request():
 
 
 @pytest.mark.parametrize("pattern", ["head/*", "head.*", "*head*"])
-def test_allow_missing_matches_canonical_or_own_names(pattern):
+def test_allow_missing_matches_canonical_or_own_names(pattern: Any) -> None:
     arrays = transcribed(float32_params(), LAYOUTS["timm"], CONFIG)
     arrays = {name: array for name, array in arrays.items() if not name.startswith("head")}
     patterns = [pattern, "norm.*"] if pattern == "*head*" else [pattern]
     assert "head" not in convert(arrays, to="linen", allow_missing=patterns)
 
 
-def test_an_allowance_that_matches_nothing_is_refused():
+def test_an_allowance_that_matches_nothing_is_refused() -> None:
     with pytest.raises(
         ConversionError, match=r"allow_missing 'haed/\*' matches no parameter; they are called stem/kernel"
     ):
@@ -301,7 +302,7 @@ def test_an_allowance_that_matches_nothing_is_refused():
         convert(float32_params(), to="torch", allow_missing="head/*")
 
 
-def test_no_array_is_left_out_by_an_allowance_it_does_not_need():
+def test_no_array_is_left_out_by_an_allowance_it_does_not_need() -> None:
     assert len(convert(float32_params(), to="torch", allow_missing=["*"])) == 150
 
 
@@ -314,25 +315,25 @@ def test_no_array_is_left_out_by_an_allowance_it_does_not_need():
     ],
     ids=["strings", "objects", "meta"],
 )
-def test_what_is_no_array_of_numbers_is_refused_by_name(value, message):
+def test_what_is_no_array_of_numbers_is_refused_by_name(value: Any, message: str) -> None:
     with pytest.raises(ConversionError, match=f"stem/bias: .*{message}"):
         convert(broken(**{"stem/bias": value}), to="torch")
 
 
-def test_a_model_instead_of_its_weights_is_refused_with_what_to_pass():
+def test_a_model_instead_of_its_weights_is_refused_with_what_to_pass() -> None:
     with pytest.raises(
         ConversionError, match=r"found a MlpMixer; expected arrays by name, such as model.state_dict\(\)"
     ):
         convert(TorchMixer(CONFIG), to="linen")
 
 
-def test_names_with_and_without_the_prefix_are_refused():
+def test_names_with_and_without_the_prefix_are_refused() -> None:
     arrays = {f"module.{name}": array for name, array in transcribed(float32_params(), LAYOUTS["timm"], CONFIG).items()}
     with pytest.raises(ConversionError, match=r"with and without the prefix 'module\.': head\.bias"):
         convert({**arrays, "head.bias": np.ones(7)}, to="linen")
 
 
-def test_a_given_layout_is_taken_at_its_word():
+def test_a_given_layout_is_taken_at_its_word() -> None:
     arrays = transcribed(float32_params(), LAYOUTS["timm"], CONFIG)
     assert not bit_differences(flat(convert(arrays, to="linen", from_="timm")), float32_params())
     with pytest.raises(LayoutError, match="not of the layout jankrepl, but by their names of timm"):
@@ -343,7 +344,7 @@ def test_a_given_layout_is_taken_at_its_word():
         convert(arrays, to="keras")
 
 
-def test_a_table_that_is_wrong_but_invertible_does_not_give_the_right_arrays():
+def test_a_table_that_is_wrong_but_invertible_does_not_give_the_right_arrays() -> None:
     """The planted fault for `transcribed`: a round trip alone would not see it."""
     timm = LAYOUTS["timm"]
     swapped = {"norm1": "norm2", "norm2": "norm1"}
@@ -406,7 +407,7 @@ def test_a_table_that_is_wrong_but_invertible_does_not_give_the_right_arrays():
         ("jankrepl", "jankrepl", []),
     ],
 )
-def test_conventions_that_differ_are_said_with_what_to_set(source, target, sentences):
+def test_conventions_that_differ_are_said_with_what_to_set(source: Any, target: Any, sentences: Any) -> None:
     arrays = transcribed(float32_params(), LAYOUTS[source], CONFIG)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -416,14 +417,14 @@ def test_conventions_that_differ_are_said_with_what_to_set(source, target, sente
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_given_config_states_the_conventions():
+def test_a_given_config_states_the_conventions() -> None:
     erf = CONFIG.replace(activation="gelu")
     with pytest.warns(ConventionWarning, match="trained with erf GELU"):
         convert(float32_params(), to="torch", config=erf)
     convert(float32_params(), to="timm", config=erf)
 
 
-def test_bfloat16_tensors_come_out_as_ml_dtypes_and_back():
+def test_bfloat16_tensors_come_out_as_ml_dtypes_and_back() -> None:
     state = {name: value.bfloat16() for name, value in TorchMixer(CONFIG).state_dict().items()}
     params = torch_to_flax(state)
     assert params["stem"]["kernel"].dtype == ml_dtypes.bfloat16
@@ -431,7 +432,7 @@ def test_bfloat16_tensors_come_out_as_ml_dtypes_and_back():
     assert all(torch.equal(back[name].view(torch.int16), state[name].view(torch.int16)) for name in state)
 
 
-def test_half_a_head_is_no_head():
+def test_half_a_head_is_no_head() -> None:
     arrays = {name: array for name, array in float32_params().items() if name != "head/kernel"}
     with pytest.raises(ConversionError, match="missing: head/kernel"):
         convert(arrays, to="torch")
@@ -440,7 +441,7 @@ def test_half_a_head_is_no_head():
     assert len(convert(converted, to="linen")) == 148
 
 
-def test_naming_the_layout_of_a_checkpoint_changes_nothing_about_it():
+def test_naming_the_layout_of_a_checkpoint_changes_nothing_about_it() -> None:
     checkpoint = Checkpoint.from_arrays(transcribed(float32_params(), LAYOUTS["timm"], CONFIG))
     for from_ in (None, "timm"):
         converted = convert(checkpoint, to="linen", from_=from_)
@@ -449,7 +450,7 @@ def test_naming_the_layout_of_a_checkpoint_changes_nothing_about_it():
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_read_only_strided_and_big_endian_arrays_convert_as_others():
+def test_read_only_strided_and_big_endian_arrays_convert_as_others() -> None:
     params = float32_params()
     odd = {}
     for i, (name, array) in enumerate(params.items()):
@@ -465,7 +466,7 @@ def test_read_only_strided_and_big_endian_arrays_convert_as_others():
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", "complex64", "longdouble", ml_dtypes.float8_e4m3fn], ids=str)
-def test_parameters_of_another_dtype_are_refused_with_all_else_that_is_wrong(dtype):
+def test_parameters_of_another_dtype_are_refused_with_all_else_that_is_wrong(dtype: Any) -> None:
     arrays = broken(**{"stem/bias": np.ones(20, dtype), "head/bias": None})
     with pytest.raises(
         ConversionError, match=r"mis-typed: stem/bias, found .*expected one of float16, bfloat16"
@@ -475,7 +476,7 @@ def test_parameters_of_another_dtype_are_refused_with_all_else_that_is_wrong(dty
 
 
 @pytest.mark.parametrize("kernel", [None, np.ones((18, 20), np.float32)], ids=["missing", "flat"])
-def test_arrays_that_do_not_show_a_size_are_named_with_all_else_that_is_wrong(kernel):
+def test_arrays_that_do_not_show_a_size_are_named_with_all_else_that_is_wrong(kernel: Any) -> None:
     arrays = broken(**{"stem/kernel": kernel, "stem/bias": np.ones(3, np.float32), "extra": np.ones(1)})
     with pytest.raises(ConversionError) as caught:
         convert(arrays, to="torch")
@@ -485,13 +486,13 @@ def test_arrays_that_do_not_show_a_size_are_named_with_all_else_that_is_wrong(ke
     assert "stem/kernel" in caught.value.missing_keys + caught.value.mismatched_keys
 
 
-def test_what_our_torch_weights_were_trained_with_is_not_claimed():
+def test_what_our_torch_weights_were_trained_with_is_not_claimed() -> None:
     with pytest.warns(ConventionWarning, match="is not recorded, and torch's code computes tanh GELU"):
         convert(TorchMixer(CONFIG.replace(activation="relu")).state_dict(), to="timm")
 
 
 @given(data=st.data())
-def test_fixed_fields_of_drawn_configs_are_kept(data):
+def test_fixed_fields_of_drawn_configs_are_kept(data: Any) -> None:
     fields = data.draw(
         st.sampled_from([{"image_size": 8}, {"patch_size": 16}, {"patch_size": (2, 5)}, {"image_size": (6, 4)}])
     )
@@ -502,11 +503,11 @@ def test_fixed_fields_of_drawn_configs_are_kept(data):
 
 
 @pytest.mark.parametrize("function", [convert, flax_to_torch, torch_to_flax])
-def test_what_is_converted_is_first_and_the_rest_goes_by_name(function):
+def test_what_is_converted_is_first_and_the_rest_goes_by_name(function: Any) -> None:
     first, *others = inspect.signature(function).parameters.values()
     assert first.kind == first.POSITIONAL_OR_KEYWORD
     assert {other.kind for other in others} == {first.KEYWORD_ONLY}
 
 
-def test_torch_is_imported_for_its_types_alone():
+def test_torch_is_imported_for_its_types_alone() -> None:
     assert "torch" not in vars(sys.modules["mixer_equiv.checkpoints.conversion"])

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import optax
@@ -51,7 +52,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 CONFIG = DEFAULT_CONFIG
 
 
-def in_layout(layout, config=CONFIG, seed=0):
+def in_layout(layout: Any, config: MixerConfig = CONFIG, seed: int = 0) -> Any:
     return relabel(random_params(config, seed), LINEN, LAYOUTS[layout], config)
 
 
@@ -59,7 +60,9 @@ def in_layout(layout, config=CONFIG, seed=0):
 
 
 @given(config=configs(), seed=st.integers(0, 2**32 - 1))
-def test_arrays_from_before_linen_are_read_whatever_their_numbers_and_axes_of_size_1(config, seed):
+def test_arrays_from_before_linen_are_read_whatever_their_numbers_and_axes_of_size_1(
+    config: MixerConfig, seed: int
+) -> None:
     params = random_params(config, 0)
     old = pre_linen_arrays(params, config, np.random.default_rng(seed))
     for given_config in (config, None):
@@ -70,7 +73,7 @@ def test_arrays_from_before_linen_are_read_whatever_their_numbers_and_axes_of_si
 
 
 @pytest.mark.parametrize("prefix", ["", "opt/target/"])
-def test_files_from_before_linen_are_read(tmp_path, prefix):
+def test_files_from_before_linen_are_read(tmp_path: Path, prefix: str) -> None:
     params = random_params(CONFIG, 0)
     old = pre_linen_arrays(params, CONFIG, np.random.default_rng(0))
     np.savez(tmp_path / "old.npz", **{prefix + name: array for name, array in old.items()})
@@ -81,7 +84,7 @@ def test_files_from_before_linen_are_read(tmp_path, prefix):
         assert not bit_differences(convert(load(tmp_path / name, config=CONFIG), to="linen").arrays, params)
 
 
-def test_norms_are_numbered_in_numeric_order_not_as_strings():
+def test_norms_are_numbered_in_numeric_order_not_as_strings() -> None:
     old = pre_linen_arrays(random_params(CONFIG, 0), CONFIG, np.random.default_rng(0))
     numbers = {int(m[1]) for name in old if (m := re.search(r"encoderblock_0/LayerNorm_(\d+)/", name))}
     assert numbers == {2, 10}
@@ -91,7 +94,7 @@ def test_norms_are_numbered_in_numeric_order_not_as_strings():
         assert np.array_equal(found[f"Mixer/encoderblock_0/LayerNorm_{place}/scale"], old[scale[n]].ravel())
 
 
-def test_a_true_size_of_1_is_not_squeezed_away():
+def test_a_true_size_of_1_is_not_squeezed_away() -> None:
     config = CONFIG.replace(hidden_dim=1, tokens_mlp_dim=1, num_blocks=2)
     params = random_params(config, 0)
     found = Checkpoint.from_arrays(pre_linen_arrays(params, config, np.random.default_rng(1)))
@@ -99,7 +102,7 @@ def test_a_true_size_of_1_is_not_squeezed_away():
     assert not bit_differences(convert(found, to="linen").arrays, params)
 
 
-def test_an_old_kernel_with_its_axes_swapped_is_refused_not_reshaped():
+def test_an_old_kernel_with_its_axes_swapped_is_refused_not_reshaped() -> None:
     old = pre_linen_arrays(random_params(CONFIG, 0), CONFIG, np.random.default_rng(0))
     name = "Mixer/encoderblock_3/token_mixing_phase_0/kernel1"
     old[name] = np.ones((1, 11, 1, 12))
@@ -108,7 +111,7 @@ def test_an_old_kernel_with_its_axes_swapped_is_refused_not_reshaped():
     assert caught.value.mismatched_keys == (name,)
 
 
-def test_nothing_is_written_as_before_linen(tmp_path):
+def test_nothing_is_written_as_before_linen(tmp_path: Path) -> None:
     with pytest.raises(InexpressibleError, match="axes of size 1 are recorded nowhere; write linen") as caught:
         convert(random_params(CONFIG, 0), to="pre-linen", config=CONFIG)
     assert len(caught.value.reasons) == 1
@@ -121,14 +124,14 @@ def test_nothing_is_written_as_before_linen(tmp_path):
 # Several sets of weights
 
 
-def train_state():
+def train_state() -> Any:
     params = unflatten({name: array.astype(np.float32) for name, array in random_params(CONFIG, 0).items()})
     state = TrainState.create(apply_fn=FlaxMixer(CONFIG).apply, params=params, tx=optax.adam(1e-3))
     moments = unflatten({name: array.astype(np.float32) for name, array in random_params(CONFIG, 1).items()})
     return state.apply_gradients(grads=moments)
 
 
-def test_the_moments_of_an_optimizer_are_not_taken_for_weights(tmp_path):
+def test_the_moments_of_an_optimizer_are_not_taken_for_weights(tmp_path: Path) -> None:
     state = train_state()
     (tmp_path / "state.msgpack").write_bytes(serialization.to_bytes(state))
     found = load(tmp_path / "state.msgpack", config=CONFIG)
@@ -137,14 +140,14 @@ def test_the_moments_of_an_optimizer_are_not_taken_for_weights(tmp_path):
     assert "left out beside 'params/': " in found.notes[1]
 
 
-def test_the_moments_of_a_checkpoint_without_weights_are_refused():
+def test_the_moments_of_a_checkpoint_without_weights_are_refused() -> None:
     moments = serialization.to_state_dict(train_state())["opt_state"]
     with pytest.raises(LayoutError, match=r"only an optimizer's moments are here, under '0/mu/' and '0/nu/', and no"):
         Checkpoint.from_arrays(moments)
 
 
 @pytest.mark.parametrize("prefix", ["ema", "ema/", "ema/module", "ema/module."])
-def test_a_prefix_says_which_of_several_sets_is_meant(tmp_path, prefix):
+def test_a_prefix_says_which_of_several_sets_is_meant(tmp_path: Path, prefix: str) -> None:
     sets = {name: {f"module.{n}": torch.tensor(a) for n, a in in_layout("timm", seed=seed).items()}
             for seed, name in enumerate(["model", "ema"])}  # fmt: skip
     torch.save({**sets, "epoch": 3}, tmp_path / "both.pth")
@@ -157,7 +160,7 @@ def test_a_prefix_says_which_of_several_sets_is_meant(tmp_path, prefix):
 
 
 @pytest.mark.parametrize("prefix", ["opt/target/", "optimizer/target/params/", "params/", "0/params/"])
-def test_weights_are_found_where_flax_trainers_put_them(prefix):
+def test_weights_are_found_where_flax_trainers_put_them(prefix: str) -> None:
     params = random_params(CONFIG, 0)
     state = {f"{prefix}{name}": array for name, array in params.items()}
     state |= {f"opt/state/param_states/{name}/grad_ema": array for name, array in params.items()}
@@ -165,7 +168,7 @@ def test_weights_are_found_where_flax_trainers_put_them(prefix):
 
 
 @pytest.mark.parametrize("lost", ["head.", "norm.bias"])
-def test_a_complete_copy_does_not_stand_in_unsaid_for_weights_that_lack_something(lost):
+def test_a_complete_copy_does_not_stand_in_unsaid_for_weights_that_lack_something(lost: Any) -> None:
     model = {name: array for name, array in in_layout("timm").items() if not name.startswith(lost)}
     for order in (1, -1):
         sets = dict([("model", model), ("ema", in_layout("timm", seed=1))][::order])
@@ -175,7 +178,7 @@ def test_a_complete_copy_does_not_stand_in_unsaid_for_weights_that_lack_somethin
         assert not bit_differences(found.arrays, model)
 
 
-def test_an_nnx_state_converts_as_it_is():
+def test_an_nnx_state_converts_as_it_is() -> None:
     model = NnxMixer(CONFIG, rngs=nnx.Rngs(3))
     state = nnx.state(model, nnx.Param)
     arrays = {name: np.asarray(array) for name, array in flatten(nnx.to_pure_dict(state))}
@@ -187,7 +190,7 @@ def test_an_nnx_state_converts_as_it_is():
 # What weights were trained with
 
 
-def test_the_names_of_every_release_of_timm_tell_what_it_was_trained_with(tmp_path):
+def test_the_names_of_every_release_of_timm_tell_what_it_was_trained_with(tmp_path: Path) -> None:
     timm = import_timm()
     releases = timm.list_models("mixer_*", pretrained=True)
     assert len(releases) >= 6
@@ -202,7 +205,7 @@ def test_the_names_of_every_release_of_timm_tell_what_it_was_trained_with(tmp_pa
             assert f"by its name, {name}, it was trained with {expected.activation}" in found.notes[0]
 
 
-def test_a_folder_from_the_hub_tells_what_its_weights_were_trained_with(tmp_path):
+def test_a_folder_from_the_hub_tells_what_its_weights_were_trained_with(tmp_path: Path) -> None:
     arrays = {name: torch.tensor(array) for name, array in in_layout("timm").items()}
     for tag, expected in (("goog_in21k", "gelu_tanh"), ("miil_in21k", "gelu")):
         folder = tmp_path / tag / "x" / "y" / "z"
@@ -216,7 +219,7 @@ def test_a_folder_from_the_hub_tells_what_its_weights_were_trained_with(tmp_path
         assert load(folder / "pytorch_model.bin").trained_with is None
 
 
-def test_metadata_and_statements_outweigh_a_name(tmp_path):
+def test_metadata_and_statements_outweigh_a_name(tmp_path: Path) -> None:
     arrays = in_layout("timm")
     goog = tmp_path / "mixer_b16_224.goog_in21k.safetensors"
     save(Checkpoint.from_arrays(arrays, trained_with=Conventions("relu")), goog)
@@ -228,7 +231,7 @@ def test_metadata_and_statements_outweigh_a_name(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_weights_known_to_be_tanh_trained_are_warned_of_and_erf_trained_ones_are_not():
+def test_weights_known_to_be_tanh_trained_are_warned_of_and_erf_trained_ones_are_not() -> None:
     miil, goog = (Checkpoint.from_arrays(in_layout("timm"), called=[f"mixer_b16_224.{tag}_in21k"])
                   for tag in ("miil", "goog"))  # fmt: skip
     with pytest.warns(ConventionWarning, match="linen's code computes tanh GELU; these weights were trained with erf"):
@@ -239,7 +242,7 @@ def test_weights_known_to_be_tanh_trained_are_warned_of_and_erf_trained_ones_are
     convert(miil, to="timm")
 
 
-def test_every_size_of_timm_has_just_the_names_and_shapes_of_the_table():
+def test_every_size_of_timm_has_just_the_names_and_shapes_of_the_table() -> None:
     timm = import_timm()
     names = [name for name in timm.list_models("mixer_*") if re.fullmatch(r"mixer_[sbl]\d+_224", name)]
     assert len(names) == 6
@@ -258,14 +261,14 @@ def test_every_size_of_timm_has_just_the_names_and_shapes_of_the_table():
     ("columns", "first"),
     [(768, (16, 16, 3)), (3072, (32, 32, 3)), (588, (14, 14, 3)), (256, (16, 16, 1)), (18, (2, 3, 3)), (1, (1, 1, 1))],
 )
-def test_a_stem_of_columns_is_taken_as_a_square_patch_of_3_channels_else_of_1(columns, first):
+def test_a_stem_of_columns_is_taken_as_a_square_patch_of_3_channels_else_of_1(columns: Any, first: Any) -> None:
     patches = fitting_patches(columns)
     assert patches[0] == first
     assert all(ph * pw * channels == columns for ph, pw, channels in patches)
     assert len(set(patches)) == len(patches)
 
 
-def test_the_image_size_settles_how_a_stem_of_columns_is_split():
+def test_the_image_size_settles_how_a_stem_of_columns_is_split() -> None:
     arrays = in_layout("lucidrains", config := CONFIG.replace(patch_size=8, image_size=(32, 24), in_channels=12))
     found = Checkpoint.from_arrays(arrays)
     assert (found.config.patch_hw, found.config.in_channels) == ((16, 16), 3)
@@ -280,7 +283,7 @@ def test_the_image_size_settles_how_a_stem_of_columns_is_split():
         Checkpoint.from_arrays(arrays, image_size=7)
 
 
-def test_metadata_carry_how_a_stem_of_columns_is_split(tmp_path):
+def test_metadata_carry_how_a_stem_of_columns_is_split(tmp_path: Path) -> None:
     config = CONFIG.replace(patch_size=8, image_size=(32, 24), in_channels=12)
     params = random_params(config, 0)
     save(convert(Checkpoint.from_arrays(params, config=config), to="lucidrains"), tmp_path / "a.safetensors")
@@ -288,7 +291,7 @@ def test_metadata_carry_how_a_stem_of_columns_is_split(tmp_path):
     assert not bit_differences(convert(load(tmp_path / "a.safetensors"), to="linen").arrays, params)
 
 
-def test_a_file_in_a_layout_that_is_not_registered_here_says_which(monkeypatch):
+def test_a_file_in_a_layout_that_is_not_registered_here_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [dataclasses.replace(row, foreign=row.foreign.replace("stem.proj", "patchify")) for row in TIMM.rows]
     ours = dataclasses.replace(TIMM, name="ours", rows=tuple(rows))
     arrays = relabel(random_params(CONFIG, 0), LINEN, ours, CONFIG)
@@ -301,13 +304,13 @@ def test_a_file_in_a_layout_that_is_not_registered_here_says_which(monkeypatch):
 # Names that invert
 
 
-def test_hyperparameters_in_a_file_that_call_sizes_otherwise_change_nothing():
+def test_hyperparameters_in_a_file_that_call_sizes_otherwise_change_nothing() -> None:
     misleading = {"tokens_mlp_dim": CONFIG.num_tokens, "hidden_dim": CONFIG.tokens_mlp_dim, "num_blocks": 3}
     found = Checkpoint.from_arrays({"hyper_parameters": misleading, "state_dict": in_layout("jankrepl")})
     assert found.config.resized(CONFIG.image_size).replace(activation="gelu_tanh", layer_norm_eps=1e-6) == CONFIG
 
 
-def test_expansion_factors_that_size_the_other_mlp_change_nothing():
+def test_expansion_factors_that_size_the_other_mlp_change_nothing() -> None:
     """The names in lucidrains' code: `expansion_factor` sizes the token MLP, `expansion_factor_token` the other."""
     config = CONFIG.replace(tokens_mlp_dim=4 * CONFIG.hidden_dim, channels_mlp_dim=CONFIG.hidden_dim // 2)
     found = Checkpoint.from_arrays(LucidrainsMixer(config).state_dict())
@@ -317,7 +320,7 @@ def test_expansion_factors_that_size_the_other_mlp_change_nothing():
 # What no official Mixer is
 
 
-def test_without_a_final_norm_it_is_said_to_be_no_official_mixer():
+def test_without_a_final_norm_it_is_said_to_be_no_official_mixer() -> None:
     arrays = in_layout("timm")
     del arrays["norm.weight"], arrays["norm.bias"]
     with pytest.raises(InexpressibleError, match="no official Mixer is this: without a final LayerNorm") as caught:
@@ -329,7 +332,7 @@ def test_without_a_final_norm_it_is_said_to_be_no_official_mixer():
     assert not isinstance(caught.value, InexpressibleError)
 
 
-def test_a_norm_over_tokens_and_channels_is_said_to_be_no_official_mixer():
+def test_a_norm_over_tokens_and_channels_is_said_to_be_no_official_mixer() -> None:
     arrays = in_layout("timm")
     for i in range(12):
         arrays[f"blocks.{i}.norm1.weight"] = np.ones((12, 20))
@@ -340,7 +343,7 @@ def test_a_norm_over_tokens_and_channels_is_said_to_be_no_official_mixer():
 
 
 @pytest.mark.parametrize(("layout", "head", "end"), [("timm", "head.", "weight"), ("linen", "head/", "kernel")])
-def test_an_mlp_head_is_said_to_be_no_official_mixer(layout, head, end):
+def test_an_mlp_head_is_said_to_be_no_official_mixer(layout: Any, head: Any, end: Any) -> None:
     separator = head[-1]
     arrays = {name: array for name, array in in_layout(layout).items() if not name.startswith(head)}
     for i, (dim, width) in enumerate([(20, 9), (9, 7)]):
@@ -351,7 +354,7 @@ def test_an_mlp_head_is_said_to_be_no_official_mixer(layout, head, end):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_missing_head_is_told_how_to_be_left_out(layout):
+def test_a_missing_head_is_told_how_to_be_left_out(layout: Any) -> None:
     arrays = {b.foreign: np.ones(b.shape(CONFIG.axis_sizes)) for b in LAYOUTS[layout].bindings(12, head=False).values()}
     with pytest.raises(ConversionError, match=r"pass allow_missing=\['head/\*'\]"):
         convert(arrays, to="linen", config=CONFIG)
@@ -361,11 +364,11 @@ def test_a_missing_head_is_told_how_to_be_left_out(layout):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_finding_and_inspecting_read_no_array(tmp_path, monkeypatch, suffix):
+def test_finding_and_inspecting_read_no_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     """Also with metadata, which are held against the arrays' names and shapes."""
     path = save(Checkpoint.from_arrays(in_layout("torch"), config=CONFIG), tmp_path / f"a{suffix}")
 
-    def read(self, dtype=None, copy=None):
+    def read(self, dtype: Any = None, copy: Any = None) -> None:
         raise AssertionError(f"an array of {self.shape} was read")
 
     monkeypatch.setattr(StoredArray, "__array__", read)
@@ -376,7 +379,7 @@ def test_finding_and_inspecting_read_no_array(tmp_path, monkeypatch, suffix):
     inspect(found)
 
 
-def test_a_lazy_checkpoint_reads_an_array_only_when_it_is_used(tmp_path):
+def test_a_lazy_checkpoint_reads_an_array_only_when_it_is_used(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, **random_params(CONFIG, 0))
     lazy = load(path, lazy=True)
@@ -392,7 +395,7 @@ def test_a_lazy_checkpoint_reads_an_array_only_when_it_is_used(tmp_path):
 # Metadata that the arrays outgrew
 
 
-def resaved(folder, suffix, change, config=CONFIG):
+def resaved(folder: Any, suffix: str, change: Any, config: MixerConfig = CONFIG) -> Any:
     """A file of ours whose state_dict somebody changed, and saved with the metadata it was loaded with."""
     save(Checkpoint.from_arrays(in_layout("torch", config), config=config), folder / "old.pt")
     state = torch.load(folder / "old.pt", weights_only=True)
@@ -404,21 +407,21 @@ def resaved(folder, suffix, change, config=CONFIG):
     return folder / f"new{suffix}"
 
 
-def other_head(state):
+def other_head(state: Any) -> None:
     state["head.weight"], state["head.bias"] = torch.randn(5, CONFIG.hidden_dim), torch.randn(5)
 
 
-def shorter(state):
+def shorter(state: Any) -> None:
     for name in [name for name in state if ".11." in name]:
         del state[name]
 
 
-def longer(state):
+def longer(state: Any) -> None:
     for name in [name for name in state if ".11." in name]:
         state[name.replace(".11.", ".12.")] = state[name].clone()
 
 
-def narrower(state):
+def narrower(state: Any) -> None:
     for name in list(state):
         if "channel_mixing" in name and not name.endswith("1.bias"):
             state[name] = (state[name][:5] if "dense_0" in name else state[name][:, :5]).contiguous()
@@ -433,7 +436,9 @@ def narrower(state):
         (narrower, {"channels_mlp_dim": 5}, "channels_mlp 26, now 5"),
     ],
 )
-def test_sizes_are_the_arrays_where_the_metadata_are_of_others(tmp_path, suffix, change, sizes, note):
+def test_sizes_are_the_arrays_where_the_metadata_are_of_others(
+    tmp_path: Path, suffix: str, change: Any, sizes: Any, note: Any
+) -> None:
     config = CONFIG.replace(activation="gelu")
     found = load(resaved(tmp_path, suffix, change, config))
     assert found.config == config.replace(**sizes)
@@ -444,27 +449,27 @@ def test_sizes_are_the_arrays_where_the_metadata_are_of_others(tmp_path, suffix,
     convert(found, to="linen")
 
 
-def test_a_head_put_on_weights_without_one_is_read(tmp_path):
+def test_a_head_put_on_weights_without_one_is_read(tmp_path: Path) -> None:
     found = load(resaved(tmp_path, ".pt", other_head, CONFIG.replace(num_classes=0)))
     assert found.config == CONFIG.replace(num_classes=5)
 
 
 @pytest.mark.parametrize("change", [shorter, lambda state: state.popitem()])
-def test_metadata_tell_what_is_missing(tmp_path, change):
+def test_metadata_tell_what_is_missing(tmp_path: Path, change: Any) -> None:
     found = load(resaved(tmp_path, ".pt", change))
     with pytest.raises(ConversionError, match=r"with the config that was given or is in its metadata, cannot fill"):
         convert(found, to="linen")
 
 
-def test_one_array_of_another_shape_is_not_believed_over_the_metadata(tmp_path):
-    def change(state):
+def test_one_array_of_another_shape_is_not_believed_over_the_metadata(tmp_path: Path) -> None:
+    def change(state: Any) -> None:
         state["head.weight"] = torch.randn(5, CONFIG.hidden_dim)
 
     with pytest.raises(ConversionError, match=r"mis-shaped: head\.weight, found \(5, 20\), expected \(7, 20\)"):
         convert(load(resaved(tmp_path, ".pt", change)), to="linen")
 
 
-def test_a_flattened_stem_keeps_the_patch_of_the_metadata(tmp_path):
+def test_a_flattened_stem_keeps_the_patch_of_the_metadata(tmp_path: Path) -> None:
     arrays = in_layout("lucidrains", CONFIG)
     save(Checkpoint.from_arrays(arrays, config=CONFIG), tmp_path / "old.pt")
     state = torch.load(tmp_path / "old.pt", weights_only=True)
@@ -474,7 +479,7 @@ def test_a_flattened_stem_keeps_the_patch_of_the_metadata(tmp_path):
 
 
 @pytest.mark.parametrize("metadata", ["{", "[1", '"half'])
-def test_metadata_that_are_no_json_are_refused_as_such(tmp_path, metadata):
+def test_metadata_that_are_no_json_are_refused_as_such(tmp_path: Path, metadata: Any) -> None:
     arrays = in_layout("torch")
     save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, tmp_path / "a.safetensors")
     load(tmp_path / "a.safetensors")
@@ -487,7 +492,7 @@ def test_metadata_that_are_no_json_are_refused_as_such(tmp_path, metadata):
 # What wraps weights in torch
 
 
-def test_averaged_weights_are_read_and_their_count_left_out(tmp_path):
+def test_averaged_weights_are_read_and_their_count_left_out(tmp_path: Path) -> None:
     model = torch.optim.swa_utils.AveragedModel(TorchMixer(CONFIG))
     torch.save(model.state_dict(), tmp_path / "averaged.pt")
     found = load(tmp_path / "averaged.pt")
@@ -495,7 +500,7 @@ def test_averaged_weights_are_read_and_their_count_left_out(tmp_path):
     assert not bit_differences(found.arrays, {n: t.detach().numpy() for n, t in model.module.state_dict().items()})
 
 
-def test_a_vector_beside_a_dotted_prefix_is_not_left_out_unless_the_prefix_is_given():
+def test_a_vector_beside_a_dotted_prefix_is_not_left_out_unless_the_prefix_is_given() -> None:
     arrays = {f"module.{name}": array for name, array in in_layout("torch").items()} | {"temperature": np.ones(3)}
     with pytest.raises(ConversionError, match="unexpected: temperature"):
         convert(arrays, to="linen")
@@ -505,7 +510,7 @@ def test_a_vector_beside_a_dotted_prefix_is_not_left_out_unless_the_prefix_is_gi
 
 
 @pytest.mark.parametrize("suffix", ["", "/1/nested"])
-def test_weights_in_a_list_are_found_by_their_place(tmp_path, suffix):
+def test_weights_in_a_list_are_found_by_their_place(tmp_path: Path, suffix: str) -> None:
     first, second = ({n: torch.from_numpy(a) for n, a in in_layout("torch", seed=seed).items()} for seed in (0, 1))
     torch.save({"epoch": 3, "models": [first, {"nested": second}]}, tmp_path / "list.pt")
     if not suffix:
@@ -517,7 +522,7 @@ def test_weights_in_a_list_are_found_by_their_place(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(("blocks", "said"), [([1], "block 1;"), (range(5), "blocks 0, 1, 2, 3, 4;")])
-def test_blocks_that_are_not_there_are_named(blocks, said):
+def test_blocks_that_are_not_there_are_named(blocks: Any, said: Any) -> None:
     arrays = {
         name: array
         for name, array in in_layout("linen").items()
@@ -527,7 +532,7 @@ def test_blocks_that_are_not_there_are_named(blocks, said):
         convert(arrays, to="torch")
 
 
-def test_a_missing_block_of_three_is_missing_and_not_a_sign_of_one():
+def test_a_missing_block_of_three_is_missing_and_not_a_sign_of_one() -> None:
     config = CONFIG.replace(num_blocks=3)
     arrays = {n: a for n, a in random_params(config, 0).items() if not n.startswith("MixerBlock_1/")}
     with pytest.raises(ConversionError, match=r"of 3 blocks:\n  missing: MixerBlock_1/"):

@@ -22,7 +22,7 @@ from tests.support.checkpoints import CONFIG, checkpoint
 from tests.support.files import changed
 
 
-def test_an_assumption_is_stated_again_after_saving(tmp_path):
+def test_an_assumption_is_stated_again_after_saving(tmp_path: Path) -> None:
     params = {name: array.astype(np.float32) for name, array in random_params(CONFIG, 0).items()}
     np.savez(tmp_path / "a.npz", **params)
     first = load(tmp_path / "a.npz")
@@ -46,7 +46,7 @@ def test_an_assumption_is_stated_again_after_saving(tmp_path):
     ],
     ids=str,
 )
-def test_metadata_of_no_model_are_refused(fields):
+def test_metadata_of_no_model_are_refused(fields: Any) -> None:
     with pytest.raises(CheckpointError, match="metadata of mixer_equiv that cannot be understood"):
         Checkpoint.from_arrays(random_params(CONFIG, 0), metadata=fields)
 
@@ -85,7 +85,7 @@ def test_a_config_that_is_given_stands_in_for_one_in_the_file_that_makes_no_sens
     assert Checkpoint.from_arrays(random_params(CONFIG, 0), config=CONFIG, metadata=wrong).config == CONFIG
 
 
-def test_the_layout_in_the_metadata_settles_what_names_leave_open(monkeypatch):
+def test_the_layout_in_the_metadata_settles_what_names_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = dataclasses.replace(
         LAYOUTS["timm"],
         name="twin",

@@ -147,7 +147,7 @@ def test_what_replaces_a_file_has_its_permissions(
     assert changed(checkpoint(seed=2).arrays, load(path).arrays) == []
 
 
-def test_saving_to_a_link_writes_the_file_it_points_to(tmp_path):
+def test_saving_to_a_link_writes_the_file_it_points_to(tmp_path: Path) -> None:
     params = {name: array.astype(np.float32) for name, array in random_params(CONFIG, 0).items()}
     (tmp_path / "real").mkdir()
     real, link = tmp_path / "real" / "a.npz", tmp_path / "link.npz"
@@ -158,7 +158,7 @@ def test_saving_to_a_link_writes_the_file_it_points_to(tmp_path):
     assert len(load(real)) == 150
 
 
-def test_what_is_no_whole_mixer_is_not_saved(tmp_path):
+def test_what_is_no_whole_mixer_is_not_saved(tmp_path: Path) -> None:
     params = random_params(CONFIG, 0)
     del params["stem/bias"]
     with pytest.raises(ConversionError, match="missing: stem/bias"):

@@ -181,7 +181,7 @@ def test_the_memory_of_a_command_that_reads_is_seen(tmp_path: Path) -> None:
     assert _peak_memory("inspect", path, "--values")[1] > 150_000
 
 
-def test_json_never_replaces_a_checkpoint(published, tmp_path):
+def test_json_never_replaces_a_checkpoint(published: Path, tmp_path: Path) -> None:
     path = published
     before = path.read_bytes()
     for command in ("inspect", "verify"):

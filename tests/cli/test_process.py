@@ -68,7 +68,7 @@ def test_a_terminal_sees_a_progress_bar(tmp_path: Path, published: Path) -> None
 
 
 @pytest.mark.parametrize(("sink", "status"), [("/dev/full", 2), ("pipe", 0)])
-def test_output_that_nobody_takes_is_no_verdict(published, sink, status):
+def test_output_that_nobody_takes_is_no_verdict(published: Path, sink: Any, status: Any) -> None:
     path = published
     command = [sys.executable, "-m", "mixer_equiv", "inspect", str(path)]
     if sink == "pipe":

@@ -169,14 +169,14 @@ def test_verify_refuses_bad_arguments(kind: str) -> None:
     assert_one_message(run("verify", *arguments, status=2), *expected)
 
 
-def test_kwargs_without_a_built_in_are_refused(published, tmp_path):
+def test_kwargs_without_a_built_in_are_refused(published: Path, tmp_path: Path) -> None:
     path = published
     result = CliRunner().invoke(app, ["verify", str(path), "--kwargs", '{"activation": "relu"}'])
     assert result.exit_code == 2
     assert "kwargs (activation) are for flax, nnx, torch, reference, and none of them is here" in result.stderr
 
 
-def test_verify_takes_a_headless_checkpoint_on_request(tmp_path):
+def test_verify_takes_a_headless_checkpoint_on_request(tmp_path: Path) -> None:
     path = tmp_path / "headless.npz"
     params = {name: array for name, array in random_params(CONFIG, 0).items() if not name.startswith("head/")}
     np.savez(path, **params)

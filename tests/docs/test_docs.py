@@ -2,7 +2,9 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ COMMANDS = [line[2:] for kind, text in BLOCKS if kind == "console" for line in t
 
 
 @pytest.fixture
-def published_file(tmp_path, monkeypatch):
+def published_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A small random checkpoint under the name that the README uses."""
     config = MixerConfig.from_name("B/16", hidden_dim=12, tokens_mlp_dim=10, channels_mlp_dim=20, num_classes=7)
     params = {name: array.astype(np.float32) for name, array in random_params(config, 0).items()}
@@ -38,7 +40,7 @@ def published_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
-def test_the_python_blocks_run_one_after_another(published_file):
+def test_the_python_blocks_run_one_after_another(published_file: Any) -> None:
     blocks = [text for kind, text in BLOCKS if kind == "python"]
     assert len(blocks) >= 5
     names = {}
@@ -48,7 +50,7 @@ def test_the_python_blocks_run_one_after_another(published_file):
     names["test_my_mixer"]()
 
 
-def test_the_mixer_equiv_commands_run(published_file):
+def test_the_mixer_equiv_commands_run(published_file: Any) -> None:
     commands = [shlex.split(command, comments=True) for command in COMMANDS]
     ours = [words[1:] for words in commands if Path(words[0]).name == "mixer-equiv"]
     assert len(ours) >= 4
@@ -57,33 +59,33 @@ def test_the_mixer_equiv_commands_run(published_file):
         assert result.exit_code == 0, result.output
 
 
-def test_the_make_commands_are_targets():
+def test_the_make_commands_are_targets() -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = {words[1] for words in map(str.split, COMMANDS) if words[0] == "make"}
     assert named == {"verify", "test"}
     assert named <= set(targets)
 
 
-def test_the_layouts_table_is_the_registry_s():
+def test_the_layouts_table_is_the_registry_s() -> None:
     assert with_layouts_table(README) == README
     assert all(f"| `{name}`" in README for name in LAYOUTS)
 
 
-def test_a_table_that_is_out_of_date_is_seen():
+def test_a_table_that_is_out_of_date_is_seen() -> None:
     assert with_layouts_table(README.replace("| both ways |", "| no |", 1)) == README
 
 
-def test_the_table_of_speed_is_that_of_the_recorded_results():
+def test_the_table_of_speed_is_that_of_the_recorded_results() -> None:
     assert speed.with_speed_table(README) == README
     assert "<!-- python -m benchmarks.speed -->" in README
 
 
-def test_the_formats_table_has_every_suffix():
+def test_the_formats_table_has_every_suffix() -> None:
     rows = [line for line in README.splitlines() if line.startswith("|")]
     assert all(any(f"`{suffix}`" in row for row in rows) for suffix in SUFFIXES)
 
 
-def test_the_verdicts_table_has_every_exit_status():
+def test_the_verdicts_table_has_every_exit_status() -> None:
     for verdict, status in EXIT_STATUS.items():
         row = next((line for line in README.splitlines() if line.startswith(f"| `{verdict}` |")), None)
         assert row.endswith(f"| {status} |")
@@ -98,16 +100,16 @@ def named_tests(text: str) -> set[str]:
     return set(re.findall(r"`(test_\w+)`", text))
 
 
-def test_the_tests_that_prove_claims_exist():
+def test_the_tests_that_prove_claims_exist() -> None:
     assert len(named_tests(README)) >= 6
     assert named_tests(README) <= suite()
 
 
-def test_a_claim_whose_test_is_gone_is_seen():
+def test_a_claim_whose_test_is_gone_is_seen() -> None:
     assert not named_tests(README.replace("`test_the_", "`test_that_the_")) <= suite()
 
 
-def test_every_formulation_of_the_claims_is_one():
+def test_every_formulation_of_the_claims_is_one() -> None:
     rows = [row for row in README.splitlines() if row.startswith("| ") and "`test_" in row]
     told = " ".join(rows)
     named = set(re.findall(r'"(\w+)"', told))
@@ -115,7 +117,7 @@ def test_every_formulation_of_the_claims_is_one():
     assert named <= {*PATCH_CHOICES, *TOKENS_CHOICES, *CHANNELS_CHOICES}
 
 
-def test_links_inside_the_docs_lead_somewhere():
+def test_links_inside_the_docs_lead_somewhere() -> None:
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         prose = re.sub(r"^```.*?^```", "", (ROOT / name).read_text(), flags=re.DOTALL | re.MULTILINE)
         for target in re.findall(r"\]\(([^):]+)\)", prose):

@@ -2,7 +2,10 @@ import dataclasses
 import importlib
 import json
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ import pytest
 import torch
 from flax import nnx
 
-from mixer_equiv import Checkpoint, ConfigError, MixerEquivError, convert, save, verify
+from mixer_equiv import Checkpoint, ConfigError, MixerConfig, MixerEquivError, convert, save, verify
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
@@ -29,12 +32,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 CONFIG = DEFAULT_CONFIG
 
 
-def checkpoint(config=CONFIG, seed=0, **changes):
+def checkpoint(config: MixerConfig = CONFIG, seed: int = 0, **changes: Any) -> Any:
     params = {name: array.astype(np.float32) for name, array in random_params(config, seed).items()}
     return Checkpoint.from_arrays({**params, **changes}, config=config, source="given.npz")
 
 
-def port_of(source, **changes):
+def port_of(source: Any, **changes: Any) -> Any:
     """The torch port of a checkpoint, with some arrays exchanged, by canonical name."""
     return convert(Checkpoint.from_arrays({**source.arrays, **changes}, config=source.config), to="torch")
 
@@ -45,7 +48,7 @@ def port_of(source, **changes):
 @pytest.mark.parametrize(
     ("a", "b"), [("flax", "torch"), ("torch", "reference"), ("reference", "flax"), ("torch", None), ("nnx", "torch")]
 )
-def test_built_in_models_are_the_same_function(a, b):
+def test_built_in_models_are_the_same_function(a: Any, b: Any) -> None:
     report = verify(a, b)
     assert report.verdict == "equivalent"
     assert report.equivalent
@@ -57,7 +60,7 @@ def test_built_in_models_are_the_same_function(a, b):
 
 
 @pytest.mark.parametrize("layout", ["torch", "timm", "jankrepl"])
-def test_a_port_holds_the_same_weights_and_is_the_same_function(layout):
+def test_a_port_holds_the_same_weights_and_is_the_same_function(layout: Any) -> None:
     given = checkpoint()
     report = verify(given, convert(given, to=layout))
     assert report.verdict == "equivalent"
@@ -68,18 +71,18 @@ def test_a_port_holds_the_same_weights_and_is_the_same_function(layout):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_weights_are_evaluated_as_they_were_trained(activation):
+def test_weights_are_evaluated_as_they_were_trained(activation: Any) -> None:
     given = checkpoint(CONFIG.replace(activation=activation, layer_norm_eps=1e-5))
     assert verify(given).verdict == "equivalent"
 
 
-def test_a_headless_model_is_compared_on_its_pooled_features():
+def test_a_headless_model_is_compared_on_its_pooled_features() -> None:
     given = checkpoint(CONFIG.replace(num_classes=0))
     report = verify(given)
     assert (report.verdict, report.stages[-1].name, report.prediction_flips) == ("equivalent", "pooled", None)
 
 
-def test_models_of_ours_are_compared_as_programs_or_with_their_weights():
+def test_models_of_ours_are_compared_as_programs_or_with_their_weights() -> None:
     torch.manual_seed(0)
     model = torch_models.MlpMixer(CONFIG)
     assert verify(model).verdict == "equivalent"
@@ -90,14 +93,14 @@ def test_models_of_ours_are_compared_as_programs_or_with_their_weights():
     assert (report.verdict, report.sides[0].round_trip) == ("equivalent", True)
 
 
-def test_weights_of_a_third_party_go_to_both_sides(tmp_path):
+def test_weights_of_a_third_party_go_to_both_sides(tmp_path: Path) -> None:
     save(checkpoint(seed=5), tmp_path / "third.npz")
     report = verify("flax", "torch", weights=tmp_path / "third.npz")
     assert (report.verdict, report.weights) == ("equivalent", "from third.npz (linen)")
     assert report.max_difference != verify("flax", "torch", weights=checkpoint(seed=6)).max_difference
 
 
-def test_an_assumed_image_size_gives_way_to_a_stated_one():
+def test_an_assumed_image_size_gives_way_to_a_stated_one() -> None:
     assumed = Checkpoint.from_arrays(checkpoint().arrays)
     assert assumed.config.image_size == (6, 12)
     assert verify(assumed, port_of(checkpoint())).verdict == "equivalent"
@@ -105,7 +108,7 @@ def test_an_assumed_image_size_gives_way_to_a_stated_one():
     assert report.verdict == "equivalent"
 
 
-def test_seeds_draw_other_weights_and_images_and_are_repeatable():
+def test_seeds_draw_other_weights_and_images_and_are_repeatable() -> None:
     one, again, other = (verify("torch", "reference", seed=seed) for seed in (1, 1, 2))
     assert one.residual == again.residual != other.residual
 
@@ -128,7 +131,7 @@ def test_seeds_draw_other_weights_and_images_and_are_repeatable():
     ],
 )
 @pytest.mark.parametrize("order", [1, -1])
-def test_declared_conventions_that_differ_are_named_and_shown_to_be_all(changes, causes, order):
+def test_declared_conventions_that_differ_are_named_and_shown_to_be_all(changes: Any, causes: Any, order: Any) -> None:
     odd = torch_models.MlpMixer(CONFIG.replace(**changes))
     report = verify(*[odd, "flax"][::order])
     assert report.verdict == "equivalent_under"
@@ -142,10 +145,12 @@ def test_declared_conventions_that_differ_are_named_and_shown_to_be_all(changes,
 @pytest.mark.parametrize(
     ("stage", "block", "part"), [("MixerBlock_10/token_mixing", 10, 0), ("MixerBlock_2/channel_mixing", 2, 1)]
 )
-def test_an_undeclared_deviation_is_found_at_its_stage_and_no_cause_is_claimed(monkeypatch, stage, block, part):
+def test_an_undeclared_deviation_is_found_at_its_stage_and_no_cause_is_claimed(
+    monkeypatch: pytest.MonkeyPatch, stage: Any, block: Any, part: Any
+) -> None:
     forward = torch_models.MlpMixer.forward
 
-    def deviating(self, images, *, taps=False):
+    def deviating(self, images: Any, *, taps: Any = False) -> Any:
         mixer_block = self.blocks[block]
         mlp = (mixer_block.token_mixing, mixer_block.channel_mixing)[part]
         mlp.register_forward_hook(lambda module, args, out: out * (1 + 1e-9))
@@ -158,7 +163,7 @@ def test_an_undeclared_deviation_is_found_at_its_stage_and_no_cause_is_claimed(m
 
 
 @pytest.fixture
-def uncached():
+def uncached() -> Iterator[Any]:
     """Programs compiled for this test alone, because it changes what they compute."""
     programs._jitted_child.cache_clear()
     yield
@@ -170,19 +175,19 @@ SQUARE = DEFAULT_CONFIG.replace(
 )
 
 
-def _with_names(weights, rename):
+def _with_names(weights: Any, rename: Any) -> Any:
     return {rename(name): array for name, array in weights.items()}
 
 
-def _swapped(old, new):
+def _swapped(old: Any, new: Any) -> Any:
     return lambda name: name.replace(old, "?").replace(new, old).replace("?", new)
 
 
-def _one(name, change):
+def _one(name: str, change: Any) -> Any:
     return lambda weights: {**weights, name: change(weights[name])}
 
 
-def _blocks(weights):
+def _blocks(weights: Any) -> Any:
     order = sorted(range(12), key=str)
     pairs = [re.match(r"MixerBlock_(\d+)/(.*)", name) for name in weights]
     return {
@@ -191,7 +196,7 @@ def _blocks(weights):
     }
 
 
-def _columns(weights):
+def _columns(weights: Any) -> Any:
     order = np.arange(12).reshape(4, 3).T.reshape(-1)
     axes = {"Dense_0/kernel": 0, "Dense_1/kernel": 1, "Dense_1/bias": 0}
     axis = {name: axes.get(name.partition("/token_mixing/")[2]) for name in weights}
@@ -214,7 +219,7 @@ PORT_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", PORT_FAULTS)
-def test_every_port_fault_is_named(fault):
+def test_every_port_fault_is_named(fault: Any) -> None:
     weights = {name: array.astype(np.float32) for name, array in random_params(SQUARE, 0).items()}
     changed = PORT_FAULTS[fault](weights)
     sides = [Checkpoint.from_arrays(side, config=SQUARE) for side in (weights, changed)]
@@ -224,7 +229,7 @@ def test_every_port_fault_is_named(fault):
     assert {cause.kind for cause in report.causes} == {"port"}
 
 
-def test_the_reference_notices_what_both_sides_do_wrong_alike(monkeypatch, uncached):
+def test_the_reference_notices_what_both_sides_do_wrong_alike(monkeypatch: pytest.MonkeyPatch, uncached: Any) -> None:
     monkeypatch.setitem(torch_activations.ACTIVATIONS, "gelu_tanh", torch_activations.ACTIVATIONS["gelu"])
     monkeypatch.setitem(flax_models.ACTIVATIONS, "gelu_tanh", flax_models.ACTIVATIONS["gelu"])
     report = verify("flax", "torch")
@@ -247,7 +252,7 @@ UNSEEN = "MixerBlock_3/token_mixing/Dense_1/bias"
     ],
     ids=["one ulp", "a bias zeroed", "a bias no output shows", "a sign", "a dtype"],
 )
-def test_a_port_fault_in_one_array_is_different_weights_wherever_it_shows(name, fault, cause):
+def test_a_port_fault_in_one_array_is_different_weights_wherever_it_shows(name: str, fault: Any, cause: Any) -> None:
     given = checkpoint()
     report = verify(given, port_of(given, **{name: fault(given.arrays[name])}))
     assert (report.verdict, [cause.name for cause in report.causes]) == ("different", [cause])
@@ -256,7 +261,7 @@ def test_a_port_fault_in_one_array_is_different_weights_wherever_it_shows(name, 
     assert name != UNSEEN or report.residual <= 1e-12
 
 
-def test_parameters_no_output_shows_are_named_and_indeed_unseen():
+def test_parameters_no_output_shows_are_named_and_indeed_unseen() -> None:
     given = checkpoint()
     report = verify(given, weights="random")
     assert UNSEEN in report.unobservable
@@ -265,14 +270,14 @@ def test_parameters_no_output_shows_are_named_and_indeed_unseen():
     assert verify(given, port_of(given, **shifted)).residual <= 1e-12
 
 
-def test_weights_rounded_to_bfloat16_are_other_weights():
+def test_weights_rounded_to_bfloat16_are_other_weights() -> None:
     given = checkpoint()
     report = verify(given, convert(given, to="torch").astype("bfloat16"))
     assert report.verdict == "different"
     assert "float32 against bfloat16" in report.causes[0].evidence
 
 
-def test_swapped_blocks_are_different_weights_and_diverge_at_the_first_of_them():
+def test_swapped_blocks_are_different_weights_and_diverge_at_the_first_of_them() -> None:
     given = checkpoint()
     second = {name: array for name, array in given.arrays.items() if name.startswith("MixerBlock_2/")}
     changes = {}
@@ -283,7 +288,7 @@ def test_swapped_blocks_are_different_weights_and_diverge_at_the_first_of_them()
     assert (report.verdict, report.first_divergence) == ("different", "MixerBlock_2/token_mixing")
 
 
-def test_other_sizes_are_different_and_nothing_is_run():
+def test_other_sizes_are_different_and_nothing_is_run() -> None:
     report = verify("flax:S/32", "torch:S/16")
     assert (report.verdict, report.residual, report.stages) == ("different", None, ())
     assert "patch_size is [32, 32] in one and [16, 16] in the other" in report.reasons
@@ -292,7 +297,7 @@ def test_other_sizes_are_different_and_nothing_is_run():
 # Nothing compared
 
 
-def test_logits_that_no_image_moves_compare_nothing():
+def test_logits_that_no_image_moves_compare_nothing() -> None:
     zero_head = {"head/kernel": np.zeros((20, 7), np.float32)}
     report = verify(checkpoint(**zero_head))
     assert report.verdict == "nothing_compared"
@@ -304,7 +309,7 @@ def test_logits_that_no_image_moves_compare_nothing():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinity_equal_nothing(value):
+def test_nan_and_infinity_equal_nothing(value: Any) -> None:
     bias = np.linspace(-1, 1, 20, dtype=np.float32)
     bias[3] = value
     report = verify(checkpoint(**{"stem/bias": bias}))
@@ -315,7 +320,7 @@ def test_nan_and_infinity_equal_nothing(value):
 # Rounding
 
 
-def test_ill_conditioned_rounding_is_told_from_another_function():
+def test_ill_conditioned_rounding_is_told_from_another_function() -> None:
     shifted = checkpoint(**{"stem/bias": np.full(20, 1e4, np.float32) + checkpoint().arrays["stem/bias"]})
     report = verify(shifted)
     assert report.decision > 1e-12
@@ -327,7 +332,7 @@ def test_ill_conditioned_rounding_is_told_from_another_function():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_residual_is_never_small_where_something_is_not_finite(value):
+def test_residual_is_never_small_where_something_is_not_finite(value: Any) -> None:
     x = np.ones(3)
     bad = np.array([1.0, value, 1.0])
     assert residual(bad, x) == residual(x, bad) == residual(bad, bad) == np.inf
@@ -339,7 +344,7 @@ def test_residual_is_never_small_where_something_is_not_finite(value):
 # Hygiene
 
 
-def test_nothing_of_the_user_s_is_changed():
+def test_nothing_of_the_user_s_is_changed() -> None:
     torch.manual_seed(3)
     model = torch_models.MlpMixer(CONFIG).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -362,8 +367,8 @@ def test_nothing_of_the_user_s_is_changed():
     assert all(np.array_equal(arrays[name], array) for name, array in given.arrays.items())
 
 
-def test_settings_come_back_when_a_model_raises(monkeypatch):
-    def raising(self, images, *, taps=False):
+def test_settings_come_back_when_a_model_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(self, images: Any, *, taps: Any = False) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(torch_models.MlpMixer, "forward", raising)
@@ -391,13 +396,13 @@ def test_settings_come_back_when_a_model_raises(monkeypatch):
         (("flax:Q/16", None, {}), "no Mixer is called 'Q/16'"),
     ],
 )
-def test_what_cannot_be_verified_is_said(arguments, message):
+def test_what_cannot_be_verified_is_said(arguments: Any, message: str) -> None:
     a, b, options = arguments
     with pytest.raises(MixerEquivError, match=message):
         verify(a, b, **options)
 
 
-def test_weights_of_other_sizes_are_refused():
+def test_weights_of_other_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"the weights of given.npz \(linen\) do not fit flax: hidden_dim is 21"):
         verify("flax", "torch", kwargs={"hidden_dim": 21}, weights=checkpoint())
     with pytest.raises(ConfigError, match=r"the image has 1 channels and given.npz"):
@@ -407,7 +412,7 @@ def test_weights_of_other_sizes_are_refused():
 # The report
 
 
-def test_the_report_is_complete_as_text_and_as_json():
+def test_the_report_is_complete_as_text_and_as_json() -> None:
     images, labels = random_images(CONFIG, 3), np.arange(8) % 7
     report = verify(checkpoint(), images=images, labels=labels)
     values = json.loads(report.to_json())
@@ -431,31 +436,31 @@ def test_the_report_is_complete_as_text_and_as_json():
     assert "EQUIVALENT: fp64 residual" in text
 
 
-def test_built_ins_take_their_sizes_from_the_weights_they_are_given():
+def test_built_ins_take_their_sizes_from_the_weights_they_are_given() -> None:
     config = CONFIG.replace(num_blocks=2, hidden_dim=9)
     report = verify("flax", "torch", weights=checkpoint(config))
     assert (report.verdict, report.sides[0].num_parameters) == ("equivalent", config.num_parameters)
 
 
-def test_an_empty_variant_is_refused():
+def test_an_empty_variant_is_refused() -> None:
     with pytest.raises(ConfigError, match="no Mixer is called ''"):
         verify("flax:")
     with pytest.raises(ConfigError, match="seed is -1; it must be a whole number of at least 0"):
         verify("flax", seed=-1)
 
 
-def test_not_a_number_makes_no_float32_warning():
+def test_not_a_number_makes_no_float32_warning() -> None:
     bias = np.full(20, np.nan, np.float32)
     report = verify(checkpoint(**{"stem/bias": bias}))
     assert report.warnings == ()
     assert "nan" not in str(report)
 
 
-def test_a_conversion_that_does_not_come_back_is_never_equivalent(monkeypatch):
+def test_a_conversion_that_does_not_come_back_is_never_equivalent(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("mixer_equiv.equivalence.judge.summary")
     relabelled = module.convert
 
-    def losing(source, to):
+    def losing(source: Any, to: Any) -> Any:
         result = relabelled(source, to=to)
         first = next(iter(result.arrays))
         return dataclasses.replace(result, arrays={**result.arrays, first: np.nextafter(result.arrays[first], 9)})
@@ -474,7 +479,7 @@ def test_a_conversion_that_does_not_come_back_is_never_equivalent(monkeypatch):
         (np.zeros(8), r"labels are \(8,\) float64; expected \(8,\) whole numbers"),
     ],
 )
-def test_labels_that_fit_no_prediction_are_refused(labels, message):
+def test_labels_that_fit_no_prediction_are_refused(labels: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         verify("flax", labels=labels)
     with pytest.raises(ConfigError, match="flax has no head to predict them"):
@@ -482,24 +487,24 @@ def test_labels_that_fit_no_prediction_are_refused(labels, message):
 
 
 @pytest.mark.parametrize("kind", [torch.from_numpy, jnp.asarray, np.ndarray.tolist], ids=["torch", "jax", "list"])
-def test_images_of_any_framework_are_taken(kind):
+def test_images_of_any_framework_are_taken(kind: Any) -> None:
     images = random_images(CONFIG, 5).astype(np.float32)
     assert verify("torch", "reference", images=kind(images)).num_images == 8
 
 
-def changed_activation(model):
+def changed_activation(model: Any) -> None:
     model.blocks[0].token_mixing.activation = "relu"
 
 
-def changed_eps(model):
+def changed_eps(model: Any) -> None:
     model.blocks[1].layer_norm_0.eps = 0.1
 
 
-def removed_norm(model):
+def removed_norm(model: Any) -> None:
     model.pre_head_layer_norm.forward = lambda x: x
 
 
-def hooked_stem(model):
+def hooked_stem(model: Any) -> None:
     model.stem.register_forward_hook(lambda module, args, out: 2 * out)
 
 
@@ -513,7 +518,7 @@ def hooked_stem(model):
         (hooked_stem, "stem"),
     ],
 )
-def test_the_caller_s_own_module_is_what_runs(change, stage, weights):
+def test_the_caller_s_own_module_is_what_runs(change: Any, stage: Any, weights: Any) -> None:
     torch.manual_seed(0)
     model = torch_models.MlpMixer(CONFIG)
     torch.nn.init.normal_(model.head.weight)
@@ -524,14 +529,14 @@ def test_the_caller_s_own_module_is_what_runs(change, stage, weights):
     assert report.reasons[0] == f"torch departs from the NumPy reference at {stage}"
 
 
-def shifted(by, **conventions):
+def shifted(by: Any, **conventions: Any) -> Any:
     bias = checkpoint().arrays["stem/bias"] + np.float32(by)
     return checkpoint(CONFIG.replace(**conventions), **{"stem/bias": bias})
 
 
 @pytest.mark.parametrize("by", [1e2, 1e4, 1e6])
 @pytest.mark.parametrize("conventions", [{"activation": "gelu"}, {"layer_norm_eps": 1e-3}])
-def test_rounding_never_hides_a_declared_difference(by, conventions):
+def test_rounding_never_hides_a_declared_difference(by: Any, conventions: Any) -> None:
     report = verify(shifted(by), convert(shifted(by, **conventions), to="torch"))
     assert report.verdict in ("equivalent_under", "nothing_compared")
     if report.verdict == "equivalent_under":
@@ -540,13 +545,13 @@ def test_rounding_never_hides_a_declared_difference(by, conventions):
         assert "LayerNorm_0 sees rows with mean^2/variance" in report.reasons[0]
 
 
-def test_what_is_too_ill_conditioned_to_tell_is_not_judged():
+def test_what_is_too_ill_conditioned_to_tell_is_not_judged() -> None:
     report = verify(shifted(3e6))
     assert report.verdict == "nothing_compared"
     assert "may be rounding" in report.reasons[0]
 
 
-def test_residuals_in_both_precisions_are_rated():
+def test_residuals_in_both_precisions_are_rated() -> None:
     policy = Policy()
     assert policy.rate(1e-12, np.inf) == "same"
     assert policy.rate(2e-12, 1e-5) == "rounding"
@@ -556,20 +561,20 @@ def test_residuals_in_both_precisions_are_rated():
     assert policy.rate(7e-9, 1.4e-7) == policy.rate(0.5, 0.5) == policy.rate(np.inf, np.inf) == "apart"
 
 
-def test_a_huge_constant_in_the_logits_does_not_hide_the_function():
+def test_a_huge_constant_in_the_logits_does_not_hide_the_function() -> None:
     bias = {"head/bias": np.full(7, 1e10, np.float32)}
     erf = CONFIG.replace(activation="gelu")
     assert verify(checkpoint(**bias)).verdict == "nothing_compared"
     assert verify(checkpoint(**bias), checkpoint(erf, **bias)).verdict == "nothing_compared"
 
 
-def test_one_image_is_enough_to_see_that_the_head_is_zero():
+def test_one_image_is_enough_to_see_that_the_head_is_zero() -> None:
     zero_head = checkpoint(**{"head/kernel": np.zeros((20, 7), np.float32)})
     assert verify(zero_head, images=random_images(CONFIG, 0)[:1]).verdict == "nothing_compared"
     assert verify(checkpoint(), images=random_images(CONFIG, 0)[:1]).verdict == "equivalent"
 
 
-def test_other_weights_are_different_even_where_the_outputs_show_nothing():
+def test_other_weights_are_different_even_where_the_outputs_show_nothing() -> None:
     zero = {"head/kernel": np.zeros((20, 7), np.float32)}
     other = {**zero, "stem/bias": np.ones(20, np.float32)}
     assert verify(checkpoint(**zero), checkpoint(**other)).verdict == "different"
@@ -578,18 +583,18 @@ def test_other_weights_are_different_even_where_the_outputs_show_nothing():
     assert (report.verdict, report.weights) == ("different", "1 of 150 arrays differ")
 
 
-def test_the_same_values_in_another_dtype_are_said_to_be_the_same_values():
+def test_the_same_values_in_another_dtype_are_said_to_be_the_same_values() -> None:
     given = checkpoint()
     report = verify(given, convert(given, to="torch").astype("float64"))
     assert "the same values, float32 against float64" in report.causes[0].evidence
 
 
-def test_the_caller_s_precision_modes_do_not_reach_in():
+def test_the_caller_s_precision_modes_do_not_reach_in() -> None:
     with torch.autocast("cpu", torch.bfloat16), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
         assert verify("flax", "torch").verdict == "equivalent"
 
 
-def test_threads_leave_the_precision_settings_as_they_were():
+def test_threads_leave_the_precision_settings_as_they_were() -> None:
     switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
     before = [switch.fp32_precision for switch in switches]
     with ThreadPoolExecutor(8) as pool:
@@ -598,7 +603,7 @@ def test_threads_leave_the_precision_settings_as_they_were():
     assert [switch.fp32_precision for switch in switches] == before
 
 
-def test_a_declared_difference_beside_an_unknown_one_is_said_and_explains_nothing():
+def test_a_declared_difference_beside_an_unknown_one_is_said_and_explains_nothing() -> None:
     torch.manual_seed(0)
     model = torch_models.MlpMixer(CONFIG.replace(activation="gelu"))
     hooked_stem(model)
@@ -610,7 +615,7 @@ def test_a_declared_difference_beside_an_unknown_one_is_said_and_explains_nothin
     )
 
 
-def test_an_nnx_model_is_a_subject_with_weights_of_its_own():
+def test_an_nnx_model_is_a_subject_with_weights_of_its_own() -> None:
     config = CONFIG.replace(activation="gelu")
     model = NnxMixer(config, rngs=nnx.Rngs(0))
     nnx.update(model, unflatten(random_params(config, 3)))

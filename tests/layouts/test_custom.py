@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +40,7 @@ CONFIG = DEFAULT_CONFIG
 
 
 @pytest.fixture(autouse=True)
-def _the_registry_stays():
+def _the_registry_stays() -> Iterator[Any]:
     before = dict(LAYOUTS)
     yield
     LAYOUTS.clear()
@@ -68,7 +71,14 @@ PLAIN = {
 }
 
 
-def port_layout(*, shared_norm=False, norm_all=False, tied_blocks=False, stem_bias=True, linear_stem=None):
+def port_layout(
+    *,
+    shared_norm: Any = False,
+    norm_all: Any = False,
+    tied_blocks: Any = False,
+    stem_bias: Any = True,
+    linear_stem: Any = None,
+) -> Any:
     """The table of a `PortMixer` with the same departures, as a user writes it."""
     rows = dict(PLAIN)
     if linear_stem:
@@ -86,7 +96,7 @@ def port_layout(*, shared_norm=False, norm_all=False, tied_blocks=False, stem_bi
     return {"name": "port", "framework": "torch", "computes": {"activation": "gelu_tanh"}, "rows": lines, **fields}
 
 
-def random_port(arguments):
+def random_port(arguments: Any) -> Any:
     torch.manual_seed(3)
     model = PortMixer(CONFIG, **arguments).double()
     for name, parameter in model.named_parameters():
@@ -95,7 +105,7 @@ def random_port(arguments):
 
 
 @pytest.mark.parametrize("port", PORTS)
-def test_a_port_converts_to_the_official_model_and_back_bit_for_bit(port):
+def test_a_port_converts_to_the_official_model_and_back_bit_for_bit(port: Any) -> None:
     layout = register_layout(port_layout(**PORTS[port]))
     model = random_port(PORTS[port])
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -115,7 +125,7 @@ def test_a_port_converts_to_the_official_model_and_back_bit_for_bit(port):
 
 
 @pytest.mark.parametrize("port", PORTS)
-def test_a_port_is_widened_and_given_a_head_as_the_official_model_is(port):
+def test_a_port_is_widened_and_given_a_head_as_the_official_model_is(port: Any) -> None:
     """And what comes out loads strictly into the port's code."""
     register_layout(port_layout(**PORTS[port]))
     found = Checkpoint.from_arrays(dict(random_port(PORTS[port]).state_dict()), config=CONFIG)
@@ -125,7 +135,7 @@ def test_a_port_is_widened_and_given_a_head_as_the_official_model_is(port):
         PortMixer(changed.config, **PORTS[port]).double().load_state_dict(dict(changed), strict=True)
 
 
-def without_affine(model):
+def without_affine(model: Any) -> Any:
     """The same model with LayerNorms that have neither scale nor bias."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.LayerNorm):
@@ -135,7 +145,7 @@ def without_affine(model):
     return model
 
 
-def test_a_port_without_any_affine_norm_converts_to_ones_and_zeros_and_back():
+def test_a_port_without_any_affine_norm_converts_to_ones_and_zeros_and_back() -> None:
     layout = port_layout()
     norms = [line.split()[0] for line in layout["rows"] if "norm" in line.split()[1]]
     rows = [line for line in layout["rows"] if line.split()[0] not in norms]
@@ -166,7 +176,7 @@ CONSTRAINTS = {
 
 
 @pytest.mark.parametrize("port", CONSTRAINTS)
-def test_weights_that_do_not_coincide_are_refused_by_name(port):
+def test_weights_that_do_not_coincide_are_refused_by_name(port: Any) -> None:
     layout = register_layout(port_layout(**PORTS[port]))
     assert layout.constraints
     with pytest.raises(InexpressibleError, match="no weights of the layout port are the same function") as caught:
@@ -174,7 +184,7 @@ def test_weights_that_do_not_coincide_are_refused_by_name(port):
     assert any(reason.startswith(CONSTRAINTS[port]) for reason in caught.value.reasons)
 
 
-def coinciding(port):
+def coinciding(port: Any) -> Any:
     """Official weights that the port's layout can hold."""
     state = {name: tensor.detach() for name, tensor in random_port(PORTS[port]).state_dict().items()}
     return dict(convert(Checkpoint.from_arrays(state, config=CONFIG), to="linen").arrays)
@@ -189,7 +199,7 @@ def coinciding(port):
         *itertools.product(["norm all"], ["MixerBlock_9/LayerNorm_0/scale"], ["one ulp", "dtype"]),
     ],
 )
-def test_one_bit_that_differs_is_enough_to_refuse(port, name, change):
+def test_one_bit_that_differs_is_enough_to_refuse(port: Any, name: str, change: Any) -> None:
     register_layout(port_layout(**PORTS[port]))
     params = coinciding(port)
     convert(params, to="port", config=CONFIG)
@@ -203,7 +213,7 @@ def test_one_bit_that_differs_is_enough_to_refuse(port, name, change):
         convert({**params, name: array}, to="port", config=CONFIG)
 
 
-def test_a_norm_without_scale_and_bias_is_ones_and_zeros():
+def test_a_norm_without_scale_and_bias_is_ones_and_zeros() -> None:
     rows = "pre_head_layer_norm/scale  -  hidden\npre_head_layer_norm/bias  -  hidden"
     register_layout({"name": "plain", "base": "timm", "rows": rows})
     arrays = {n: a for n, a in relabel(random_params(CONFIG, 0), LINEN, TIMM, CONFIG).items() if n[:5] != "norm."}
@@ -215,20 +225,20 @@ def test_a_norm_without_scale_and_bias_is_ones_and_zeros():
         convert(random_params(CONFIG, 0), to="plain", config=CONFIG)
 
 
-def test_what_is_filled_in_has_the_dtype_of_its_module():
+def test_what_is_filled_in_has_the_dtype_of_its_module() -> None:
     register_layout(port_layout(stem_bias=False))
     state = {name: tensor.bfloat16() for name, tensor in random_port({"stem_bias": False}).state_dict().items()}
     assert str(convert(Checkpoint.from_arrays(state), to="linen").arrays["stem/bias"].dtype) == "bfloat16"
 
 
-def test_tied_blocks_of_another_depth_are_refused():
+def test_tied_blocks_of_another_depth_are_refused() -> None:
     register_layout(port_layout(tied_blocks=True))
     params = {n: a for n, a in coinciding("tied blocks").items() if "MixerBlock_11" not in n}
     with pytest.raises(InexpressibleError, match="it is of 12 blocks, these are weights of 11"):
         convert(params, to="port", config=CONFIG.replace(num_blocks=11))
 
 
-def test_files_of_a_port_come_back(tmp_path):
+def test_files_of_a_port_come_back(tmp_path: Path) -> None:
     register_layout(port_layout(tied_blocks=True, shared_norm=True))
     state = random_port({"tied_blocks": True, "shared_norm": True}).state_dict()
     for suffix in (".safetensors", ".pt", ".npz"):
@@ -247,7 +257,7 @@ OURS_TOML = (
 )
 
 
-def test_a_layout_is_the_same_from_python_toml_and_json(tmp_path):
+def test_a_layout_is_the_same_from_python_toml_and_json(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(OURS_TOML)
     (tmp_path / "a.json").write_text(json.dumps(OURS))
     rows = tuple(
@@ -266,14 +276,14 @@ def test_a_layout_is_the_same_from_python_toml_and_json(tmp_path):
         assert get_layout("ours") is LAYOUTS["ours"] is layout
 
 
-def test_the_layout_registered_last_is_taken_where_names_fit_several():
+def test_the_layout_registered_last_is_taken_where_names_fit_several() -> None:
     computes = {"activation": "relu", "layer_norm_eps": 1e-5}
     register_layout({"name": "ours", "base": "timm", "computes": computes, "trained_with": computes})
     found = Checkpoint.from_arrays(relabel(random_params(CONFIG, 0), LINEN, TIMM, CONFIG))
     assert (found.layout.name, found.trained_with) == ("ours", Conventions("relu", 1e-5))
 
 
-def test_layouts_are_known_newest_first_and_the_others_keep_their_order():
+def test_layouts_are_known_newest_first_and_the_others_keep_their_order() -> None:
     built_in = list(LAYOUTS)
     register_layout(OURS)
     register_layout({**OURS, "name": "theirs"})
@@ -286,7 +296,7 @@ BLOCK_NAMES = ["of{L}.{i}.", "{i}.of{L}.", "blocks.{i}.layer{i}_"]
 
 
 @pytest.mark.parametrize("name", BLOCK_NAMES)
-def test_names_with_any_allowed_placeholders_are_found_again(name):
+def test_names_with_any_allowed_placeholders_are_found_again(name: str) -> None:
     rows = [f"{row.canonical} {row.foreign.replace('blocks.{i}.', name)} {row.pattern}" for row in TIMM.rows]
     register_layout({"name": "ours", "base": "timm", "rows": rows})
     written = convert(random_params(CONFIG, 0), to="ours", config=CONFIG).arrays
@@ -400,7 +410,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_a_wrong_table_is_refused_and_nothing_is_registered(fault):
+def test_a_wrong_table_is_refused_and_nothing_is_registered(fault: Any) -> None:
     fields, fragment = WRONG[fault]
     before = dict(LAYOUTS)
     with pytest.raises(LayoutError, match=fragment):
@@ -408,7 +418,7 @@ def test_a_wrong_table_is_refused_and_nothing_is_registered(fault):
     assert before == LAYOUTS
 
 
-def test_all_that_is_wrong_is_in_one_error():
+def test_all_that_is_wrong_is_in_one_error() -> None:
     rows = "stem/kernal a hidden\nhead/kernel a classes hidden\nhead/bias {i}"
     with pytest.raises(LayoutError) as caught:
         register_layout({**OURS, "name": "a b", "num_blocks": 0, "rows": rows})
@@ -416,14 +426,14 @@ def test_all_that_is_wrong_is_in_one_error():
         assert f"\n  {place}" in str(caught.value)
 
 
-def test_every_row_of_one_column_is_named():
+def test_every_row_of_one_column_is_named() -> None:
     with pytest.raises(LayoutError) as caught:
         register_layout({**OURS, "rows": "stem/kernel\nhead/kernel\nstem/bias stem.bias tokens"})
     for row in ("stem/kernel", "head/kernel", "row stem/bias"):
         assert row in str(caught.value)
 
 
-def test_a_norm_of_blocks_that_is_also_the_final_one_is_not_said_to_have_other_axes():
+def test_a_norm_of_blocks_that_is_also_the_final_one_is_not_said_to_have_other_axes() -> None:
     parts = {"scale": "weight", "bias": "bias"}
     norms = [f"MixerBlock_{{i}}/LayerNorm_{n}/{ours} norm.{theirs}" for n in (0, 1) for ours, theirs in parts.items()]
     with pytest.raises(LayoutError, match=r"norm\.weight is also pre_head_layer_norm/scale") as caught:
@@ -432,30 +442,30 @@ def test_a_norm_of_blocks_that_is_also_the_final_one_is_not_said_to_have_other_a
 
 
 @pytest.mark.parametrize("advice", [{"activation": 3}, {"activation": "use {nonsense}"}, {"layer_norm_eps": "{"}])
-def test_advice_that_cannot_be_given_is_refused_when_it_is_registered(advice):
+def test_advice_that_cannot_be_given_is_refused_when_it_is_registered(advice: Any) -> None:
     with pytest.raises(LayoutError, match="advice"):
         register_layout({**OURS, "advice": advice})
 
 
-def test_a_table_without_a_row_names_it_and_what_to_write():
+def test_a_table_without_a_row_names_it_and_what_to_write() -> None:
     with pytest.raises(
         LayoutError, match="row stem/bias: it is missing; a bias or scale that the code does not have is"
     ):
         register_layout(dataclasses.replace(TIMM, name="ours", rows=TIMM.rows[:1] + TIMM.rows[2:]))
 
 
-def test_blocks_all_tied_need_a_depth():
+def test_blocks_all_tied_need_a_depth() -> None:
     layout = port_layout(tied_blocks=True)
     del layout["num_blocks"]
     with pytest.raises(LayoutError, match="all blocks are tied and names do not show how many: give num_blocks"):
         register_layout(layout)
 
 
-def test_one_block_tied_to_none_is_a_depth():
+def test_one_block_tied_to_none_is_a_depth() -> None:
     assert register_layout({**port_layout(tied_blocks=True), "num_blocks": 1}).num_blocks == 1
 
 
-def test_rows_of_all_single_blocks_stand_for_the_row_of_the_blocks():
+def test_rows_of_all_single_blocks_stand_for_the_row_of_the_blocks() -> None:
     layout = port_layout(tied_blocks=True)
     own = "MixerBlock_{i}/LayerNorm_0/bias"
     rows = [line for line in layout["rows"] if not line.startswith(own)]
@@ -473,19 +483,19 @@ def test_rows_of_all_single_blocks_stand_for_the_row_of_the_blocks():
 
 @pytest.mark.parametrize("block", [0, 3])
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_row_of_one_block_outweighs_that_of_all(block, order):
+def test_the_row_of_one_block_outweighs_that_of_all(block: Any, order: Any) -> None:
     rows = ["MixerBlock_{i}/LayerNorm_0/bias  b.{i}  hidden", f"MixerBlock_{block}/LayerNorm_0/bias  odd  hidden"]
     bound = register_layout({**OURS, "rows": rows[::order]}).bindings(5)
     names = [bound[f"MixerBlock_{i}/LayerNorm_0/bias"].foreign for i in range(5)]
     assert names == [*(f"b.{i}" for i in range(block)), "odd", *(f"b.{i}" for i in range(block + 1, 5))]
 
 
-def test_a_layout_that_is_not_registered_is_checked_where_it_is_used():
+def test_a_layout_that_is_not_registered_is_checked_where_it_is_used() -> None:
     with pytest.raises(LayoutError, match="row stem/bias: it is missing"):
         convert(random_params(CONFIG, 0), to=dataclasses.replace(TIMM, name="x", rows=TIMM.rows[:1]), config=CONFIG)
 
 
-def test_a_name_in_use_is_refused_unless_it_is_to_be_replaced():
+def test_a_name_in_use_is_refused_unless_it_is_to_be_replaced() -> None:
     register_layout(OURS)
     for name in ("ours", "timm", "flax"):
         with pytest.raises(LayoutError, match=f"a layout is already called {name}"):
@@ -506,7 +516,9 @@ def test_a_name_in_use_is_refused_unless_it_is_to_be_replaced():
         ("a.toml", OURS_TOML.replace("stem/kernel", "stem/kernal"), "a.toml: the layout 'ours' is wrong"),
     ],
 )
-def test_a_file_that_describes_no_layout_is_refused_by_name(tmp_path, name, text, fragment):
+def test_a_file_that_describes_no_layout_is_refused_by_name(
+    tmp_path: Path, name: str, text: Any, fragment: Any
+) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(LayoutError, match=fragment):
         register_layout(tmp_path / name)
@@ -517,7 +529,7 @@ def test_a_file_that_describes_no_layout_is_refused_by_name(tmp_path, name, text
 @pytest.mark.parametrize(
     "axes", ["(hidden ph) pw channels", "(ph pw) channels hidden", "hidden channels (pw ph)", "(pw channels) hidden ph"]
 )
-def test_sizes_of_joined_axes_follow_from_those_that_are_known(axes):
+def test_sizes_of_joined_axes_follow_from_those_that_are_known(axes: Any) -> None:
     register_layout({"name": "joined", "base": "timm", "rows": f"stem/kernel a ph pw channels hidden -> {axes}"})
     params = random_params(CONFIG, 0)
     there = convert(Checkpoint.from_arrays(params, config=CONFIG), to="joined").arrays
@@ -527,7 +539,7 @@ def test_sizes_of_joined_axes_follow_from_those_that_are_known(axes):
         assert not bit_differences(convert(found, to="linen").arrays, params)
 
 
-def test_tied_blocks_take_any_config_of_another_depth():
+def test_tied_blocks_take_any_config_of_another_depth() -> None:
     register_layout(port_layout(tied_blocks=True))
     state = random_port({"tied_blocks": True}).state_dict()
     config = CONFIG.replace(num_blocks=3)

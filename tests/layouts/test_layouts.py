@@ -1,9 +1,10 @@
 import contextlib
 import dataclasses
+from typing import Any
 
 import pytest
 
-from mixer_equiv import LAYOUTS, LayoutError
+from mixer_equiv import LAYOUTS, LayoutError, MixerConfig
 from mixer_equiv.config import config_from_axes
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.layouts import LINEN, Layout, Row, detect, get_layout
@@ -13,13 +14,13 @@ from mixer_equiv.layouts.detect import OPTIMIZER_STATE
 CONFIG = DEFAULT_CONFIG
 
 
-def shapes_in(layout, config=CONFIG, prefix="", **bindings):
+def shapes_in(layout: Any, config: MixerConfig = CONFIG, prefix: str = "", **bindings: Any) -> Any:
     return {
         prefix + b.foreign: b.shape(config.axis_sizes) for b in layout.bindings(config.num_blocks, **bindings).values()
     }
 
 
-def flat_sequential(**changes):
+def flat_sequential(**changes: Any) -> Any:
     """A layout whose numbers are offsets of the block, as in a flat nn.Sequential."""
     names = {"stem": "1", "MixerBlock_{i}/": "{i+2}.", "pre_head_layer_norm": "{L+2}", "head": "{L+4}"}
     rows = []
@@ -31,7 +32,7 @@ def flat_sequential(**changes):
     return dataclasses.replace(LINEN, name="flat", rows=tuple(rows), framework="torch", **changes)
 
 
-def sizes_seen_in(layout):
+def sizes_seen_in(layout: Any) -> Any:
     """The sizes of CONFIG's axes, those of a patch together where the layout's stem is of columns."""
     if layout.name != "lucidrains":
         return CONFIG.axis_sizes
@@ -40,7 +41,7 @@ def sizes_seen_in(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_table_names_every_canonical_parameter_once_with_the_canonical_axes(layout):
+def test_a_table_names_every_canonical_parameter_once_with_the_canonical_axes(layout: Any) -> None:
     assert [row.canonical for row in layout.rows] == [row.canonical for row in LINEN.rows]
     assert len({row.foreign for row in layout.rows}) == len(layout.rows)
     for row, canonical in zip(layout.rows, LINEN.rows, strict=True):
@@ -51,7 +52,7 @@ def test_a_table_names_every_canonical_parameter_once_with_the_canonical_axes(la
 @pytest.mark.parametrize("layout", [*LAYOUTS.values(), flat_sequential()], ids=[*LAYOUTS, "flat"])
 @pytest.mark.parametrize("prefix", ["", "module.", "params/", "opt/target/", "state_dict/module._orig_mod."])
 @pytest.mark.parametrize("head", [True, False])
-def test_a_layout_is_found_behind_any_prefix(layout, prefix, head):
+def test_a_layout_is_found_behind_any_prefix(layout: Any, prefix: str, head: Any) -> None:
     shapes = shapes_in(layout, prefix=prefix, head=head)
     match = detect(shapes, [*LAYOUTS.values(), flat_sequential()], shapes)
     assert (match.layout.rows, match.prefix, match.num_blocks) == (layout.rows, prefix, 12)
@@ -59,21 +60,21 @@ def test_a_layout_is_found_behind_any_prefix(layout, prefix, head):
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS.values(), flat_sequential()], ids=[*LAYOUTS, "flat"])
-def test_axis_sizes_are_read_off_the_shapes_of_every_layout(layout):
+def test_axis_sizes_are_read_off_the_shapes_of_every_layout(layout: Any) -> None:
     sizes = layout.axis_sizes(12, shapes_in(layout))
     assert sizes == sizes_seen_in(layout)
     assert config_from_axes(sizes, 12, image_size=CONFIG.image_size) == CONFIG
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_one_wrong_shape_does_not_change_the_sizes_the_others_agree_on(layout):
+def test_one_wrong_shape_does_not_change_the_sizes_the_others_agree_on(layout: Any) -> None:
     shapes = shapes_in(layout)
     name = layout.bindings(12)["MixerBlock_3/token_mixing/Dense_0/kernel"].foreign
     assert layout.axis_sizes(12, {**shapes, name: (99, 98)}) == sizes_seen_in(layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_gap_and_a_stray_block_do_not_change_the_depth(layout):
+def test_a_gap_and_a_stray_block_do_not_change_the_depth(layout: Any) -> None:
     shapes = shapes_in(layout)
     fifth = {b.foreign for name, b in layout.bindings(12).items() if name.startswith("MixerBlock_5/")}
     assert len(fifth) == 12
@@ -84,26 +85,26 @@ def test_a_gap_and_a_stray_block_do_not_change_the_depth(layout):
     assert detect(stray, LAYOUTS.values(), stray).num_blocks == 12
 
 
-def test_blocks_come_in_numeric_order():
+def test_blocks_come_in_numeric_order() -> None:
     names = list(LINEN.bindings(12))
     assert names.index("MixerBlock_2/LayerNorm_0/scale") < names.index("MixerBlock_10/LayerNorm_0/scale")
     assert len(names) == 150
 
 
-def test_names_of_no_layout_are_refused_with_the_known_ones():
+def test_names_of_no_layout_are_refused_with_the_known_ones() -> None:
     with pytest.raises(LayoutError, match=r"found conv1\.weight, fc\.bias\..* timm: stem\.proj\.weight;"):
         detect(["fc.bias", "conv1.weight"], LAYOUTS.values(), {})
     with pytest.raises(LayoutError, match="found no arrays"):
         detect([], LAYOUTS.values(), {})
 
 
-def test_a_few_names_of_a_layout_are_not_that_layout_but_the_nearest():
+def test_a_few_names_of_a_layout_are_not_that_layout_but_the_nearest() -> None:
     names = ["blocks.0.norm1.weight", "blocks.0.norm1.bias", "blocks.0.attn.qkv.weight"]
     with pytest.raises(LayoutError, match="nearest is timm, of whose 1-block names 2 are here and 14 are not"):
         detect(names, LAYOUTS.values(), {})
 
 
-def test_two_sets_of_weights_are_refused_by_prefix():
+def test_two_sets_of_weights_are_refused_by_prefix() -> None:
     shapes = {**shapes_in(LAYOUTS["timm"], prefix="model/"), **shapes_in(LAYOUTS["timm"], prefix="ema/")}
     with pytest.raises(LayoutError, match="under 'model/' and 'ema/'"):
         detect(shapes, LAYOUTS.values(), shapes)
@@ -116,7 +117,7 @@ def transposed_twin(layout: Layout) -> Layout:
     return dataclasses.replace(layout, name="twin", rows=rows)
 
 
-def test_two_layouts_of_the_same_names_are_told_apart_by_shape_or_refused():
+def test_two_layouts_of_the_same_names_are_told_apart_by_shape_or_refused() -> None:
     timm = LAYOUTS["timm"]
     twin = transposed_twin(timm)
     for layouts in ([timm, twin], [twin, timm]):
@@ -130,14 +131,14 @@ def test_two_layouts_of_the_same_names_are_told_apart_by_shape_or_refused():
     assert detect(shapes, [twin], shapes).layout is twin
 
 
-def test_two_names_for_the_same_table_are_not_ambiguous():
+def test_two_names_for_the_same_table_are_not_ambiguous() -> None:
     timm = LAYOUTS["timm"]
     alias = dataclasses.replace(timm, name="alias")
     shapes = shapes_in(timm)
     assert detect(shapes, [timm, alias], shapes).layout is timm
 
 
-def test_an_unknown_layout_name_is_refused_with_the_known_ones():
+def test_an_unknown_layout_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LayoutError, match="no layout is called 'tim'; the layouts are linen, torch, timm, jankrepl"):
         get_layout("tim")
     assert get_layout("timm") is get_layout(get_layout("timm"))
@@ -149,7 +150,7 @@ def test_an_unknown_layout_name_is_refused_with_the_known_ones():
 # Depth
 
 
-def names_of(layout, blocks, prefix=""):
+def names_of(layout: Any, blocks: Any, prefix: str = "") -> Any:
     """Names of all parameters of some blocks, and of those outside as in a model of 12."""
     return {
         prefix + b.foreign: ()
@@ -172,7 +173,9 @@ def names_of(layout, blocks, prefix=""):
         ([0, 3], 1, 0),
     ],
 )
-def test_the_depth_is_what_explains_most_names_up_to_the_first_gap_or_the_highest_block(blocks, depth, absent):
+def test_the_depth_is_what_explains_most_names_up_to_the_first_gap_or_the_highest_block(
+    blocks: Any, depth: Any, absent: Any
+) -> None:
     names = names_of(LINEN, blocks)
     match = detect(names, [LINEN], names)
     assert (match.num_blocks, match.absent) == (depth, absent)
@@ -180,7 +183,7 @@ def test_the_depth_is_what_explains_most_names_up_to_the_first_gap_or_the_highes
 
 
 @pytest.mark.parametrize("numbers", ["{i}", "{i+7}", "{2i}", "{3i+1}", "of{L}.{i}", "{i}.of{L}", "{i}.again{i}"])
-def test_blocks_are_counted_as_their_names_say(numbers):
+def test_blocks_are_counted_as_their_names_say(numbers: Any) -> None:
     rows = (dataclasses.replace(row, foreign=row.foreign.replace("{i}", numbers)) for row in LAYOUTS["timm"].rows)
     layout = dataclasses.replace(LAYOUTS["timm"], name="ours", rows=tuple(rows))
     for depth in (1, 2, 12):
@@ -189,32 +192,32 @@ def test_blocks_are_counted_as_their_names_say(numbers):
         assert (match.num_blocks, match.prefix, match.found, match.absent) == (depth, "x.", 6 + 12 * depth, 0)
 
 
-def test_numbers_between_those_of_blocks_are_no_blocks():
+def test_numbers_between_those_of_blocks_are_no_blocks() -> None:
     rows = (dataclasses.replace(row, foreign=row.foreign.replace("{i}", "{3i+1}")) for row in LAYOUTS["timm"].rows)
     layout = dataclasses.replace(LAYOUTS["timm"], rows=tuple(rows))
     with pytest.raises(LayoutError, match="no known layout"):
         detect({f"blocks.{n}.norm1.{end}" for n in (0, 2, 3, 5) for end in ("weight", "bias")}, [layout], {})
 
 
-def tied(**changes):
+def tied(**changes: Any) -> Any:
     rows = (
         dataclasses.replace(row, foreign=row.foreign.replace("blocks.{i}", "block")) for row in LAYOUTS["timm"].rows
     )
     return dataclasses.replace(LAYOUTS["timm"], name="tied", rows=tuple(rows), **changes)
 
 
-def test_tied_blocks_have_the_depth_that_their_layout_gives():
+def test_tied_blocks_have_the_depth_that_their_layout_gives() -> None:
     names = set(tied().parameters(1))
     for depth in (1, 5):
         assert detect(names, [tied(num_blocks=depth)], {}).num_blocks == depth
     assert detect({f"a/{name}" for name in names}, [tied(num_blocks=5)], {}).prefix == "a/"
 
 
-def test_a_tied_layout_without_a_depth_is_found_as_one_block():
+def test_a_tied_layout_without_a_depth_is_found_as_one_block() -> None:
     assert detect(set(tied().parameters(1)), [tied()], {}).num_blocks == 1
 
 
-def test_constraints_do_not_depend_on_the_order_of_rows():
+def test_constraints_do_not_depend_on_the_order_of_rows() -> None:
     rows = [
         dataclasses.replace(row, foreign="one.weight" if row.canonical.endswith("scale") else "one.bias")
         if "LayerNorm" in row.canonical
@@ -227,7 +230,7 @@ def test_constraints_do_not_depend_on_the_order_of_rows():
     assert sum("LayerNorm" in name for (name,) in held) == 2
 
 
-def test_only_the_sign_for_it_says_that_a_parameter_is_absent():
+def test_only_the_sign_for_it_says_that_a_parameter_is_absent() -> None:
     row = LINEN.rows[0]
     assert dataclasses.replace(row, foreign="-").is_absent
     assert not any(dataclasses.replace(row, foreign=name).is_absent for name in ("(a)", "--", "", "a"))
@@ -237,7 +240,7 @@ def test_only_the_sign_for_it_says_that_a_parameter_is_absent():
 HALF = {name for name in LINEN.parameters(1) if "mixing" in name or name.startswith("stem")} - {"stem/bias"}
 
 
-def test_weights_of_which_half_is_absent_are_found_all_the_same():
+def test_weights_of_which_half_is_absent_are_found_all_the_same() -> None:
     half = set(sorted(HALF)[:8])
     found = detect(half, [LINEN], {})
     assert (found.num_blocks, found.found, found.absent, found.score) == (1, 8, 8, 0)
@@ -247,7 +250,7 @@ def test_weights_of_which_half_is_absent_are_found_all_the_same():
         detect({f"opt_state/mu/{name}" for name in half}, [LINEN], {})
 
 
-def test_a_layout_with_a_tied_norm_is_found_at_a_depth_of_one():
+def test_a_layout_with_a_tied_norm_is_found_at_a_depth_of_one() -> None:
     rows = tuple(
         dataclasses.replace(row, foreign="norm.weight") if row.canonical == "MixerBlock_{i}/LayerNorm_0/scale" else row
         for row in LAYOUTS["torch"].rows
@@ -257,7 +260,7 @@ def test_a_layout_with_a_tied_norm_is_found_at_a_depth_of_one():
         assert detect(set(layout.parameters(depth)), [layout], {}).num_blocks == depth
 
 
-def test_stacks_are_found_by_their_parts_where_shapes_are_known():
+def test_stacks_are_found_by_their_parts_where_shapes_are_known() -> None:
     rows = (
         dataclasses.replace(row, foreign=f"{row.foreign.replace('MixerBlock_{i}', 'blocks')}[{{i}}]")
         if row.in_block
@@ -284,7 +287,7 @@ def test_stacks_are_found_by_their_parts_where_shapes_are_known():
 
 
 @pytest.mark.parametrize("place", ["{}/", "0.{}.", "opt/{}/0/", "{}.module."])
-def test_moments_of_optimizers_are_no_weights(place):
+def test_moments_of_optimizers_are_no_weights(place: Any) -> None:
     timm = LAYOUTS["timm"]
     weights = shapes_in(timm, prefix="model/")
     for word in sorted(OPTIMIZER_STATE):
@@ -297,14 +300,14 @@ def test_moments_of_optimizers_are_no_weights(place):
     assert detect(alike, [timm], {}).is_of_optimizer is False
 
 
-def test_a_few_names_below_moments_are_of_no_layout():
+def test_a_few_names_below_moments_are_of_no_layout() -> None:
     few = {f"mu/blocks.0.norm1.{end}": (20,) for end in ("weight", "bias")}
     with pytest.raises(LayoutError, match="the arrays are of no known layout"):
         detect(few, LAYOUTS.values(), few)
 
 
 @pytest.mark.parametrize(("blocks", "is_a_set"), [(range(12), True), (range(7), True), (range(4), False), ([], False)])
-def test_a_second_set_counts_from_half_of_the_first_on(blocks, is_a_set):
+def test_a_second_set_counts_from_half_of_the_first_on(blocks: Any, is_a_set: Any) -> None:
     names = {**names_of(LINEN, range(12), "a/"), **names_of(LINEN, blocks, "b/")}
     if is_a_set:
         with pytest.raises(LayoutError, match=r"under 'a/' and 'b/'; say which with prefix= \(--prefix\)"):
@@ -314,7 +317,7 @@ def test_a_second_set_counts_from_half_of_the_first_on(blocks, is_a_set):
 
 
 @pytest.mark.parametrize(("lost", "is_a_set"), [(["head/bias"], True), (["head/bias", "head/kernel"], False)])
-def test_just_half_of_the_first_is_a_second_set(lost, is_a_set):
+def test_just_half_of_the_first_is_a_second_set(lost: Any, is_a_set: Any) -> None:
     """Of 150 names 76 and one that is absent, which counts against them, as those of a head do not."""
     names = {**names_of(LINEN, range(12), "a/"), **names_of(LINEN, range(6), "b/")}
     for name in ("stem/bias", *lost):
@@ -330,13 +333,13 @@ def test_just_half_of_the_first_is_a_second_set(lost, is_a_set):
     ("count", "shown"),
     [(1, "found a0."), (4, "found a0, a1, a2, a3."), (5, "found a0, a1, a2, a3 and 1 more."), (7, "a3 and 3 more.")],
 )
-def test_four_of_the_names_are_shown_and_the_others_counted(count, shown):
+def test_four_of_the_names_are_shown_and_the_others_counted(count: Any, shown: Any) -> None:
     with pytest.raises(LayoutError, match=f"of no known layout: .*{shown} Known layouts") as caught:
         detect([f"a{i}" for i in range(count)][::-1], LAYOUTS.values(), {})
     assert "nearest" not in str(caught.value)
 
 
-def test_the_nearest_layout_is_the_one_with_most_names():
+def test_the_nearest_layout_is_the_one_with_most_names() -> None:
     names = {"blocks.0.norm1.weight", "MixerBlock_0/LayerNorm_0/scale", "MixerBlock_0/LayerNorm_0/bias"}
     for order in (1, -1):
         with pytest.raises(
@@ -349,7 +352,7 @@ def test_the_nearest_layout_is_the_one_with_most_names():
     ("blocks", "said"),
     [([6, 7, 8], "9-block names 42 are here and 72 are not"), ([11], "1-block names 0 are here and 18 are not")],
 )
-def test_a_depth_of_over_four_times_the_blocks_is_not_tried(blocks, said):
+def test_a_depth_of_over_four_times_the_blocks_is_not_tried(blocks: Any, said: Any) -> None:
     names = names_of(LINEN, blocks)
     with pytest.raises(LayoutError, match=f"The nearest is linen, of whose {said}"):
         detect(names, [LINEN], {})

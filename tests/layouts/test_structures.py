@@ -2,6 +2,8 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ STRUCTURES = {
 }
 
 
-def run_nnx(config, arrays, images):
+def run_nnx(config: MixerConfig, arrays: Any, images: Any) -> Any:
     """Float64 logits of our nnx model, given exactly these arrays."""
     with jax_full_precision():
         model = NnxMixer(config, rngs=nnx.Rngs(0))
@@ -66,7 +68,7 @@ def run_nnx(config, arrays, images):
         return np.asarray(model(images))
 
 
-def run_from_linen(config, arrays, images):
+def run_from_linen(config: MixerConfig, arrays: Any, images: Any) -> Any:
     """For a layout that is only read: what the official model gives for its arrays, converted."""
     return run_official(config, dict(flatten(convert(arrays, to="linen", config=config))), images)
 
@@ -78,7 +80,9 @@ FLAX_RUNS = {"linen": run_official, "scenic": run_scenic, "nnx": run_nnx, "pre-l
 @pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 @pytest.mark.parametrize("config", [DEFAULT_CONFIG, SQUARE], ids=["all sizes different", "all sizes equal"])
 @pytest.mark.parametrize("layout", STRUCTURES)
-def test_a_converted_checkpoint_loads_strictly_and_computes_the_official_logits(layout, config):
+def test_a_converted_checkpoint_loads_strictly_and_computes_the_official_logits(
+    layout: Any, config: MixerConfig
+) -> None:
     params, images = random_params(config, 11), random_images(config, 12)
     state = convert(params, to=layout, config=config)
     expected = run_official(config, params, images)
@@ -93,7 +97,7 @@ def test_a_converted_checkpoint_loads_strictly_and_computes_the_official_logits(
 
 @pytest.mark.parametrize("config", [DEFAULT_CONFIG, SQUARE], ids=["all sizes different", "all sizes equal"])
 @pytest.mark.parametrize("layout", FLAX_RUNS)
-def test_a_converted_checkpoint_computes_the_official_logits_in_flax(layout, config):
+def test_a_converted_checkpoint_computes_the_official_logits_in_flax(layout: Any, config: MixerConfig) -> None:
     params, images = random_params(config, 18), random_images(config, 19)
     if LAYOUTS[layout].read_only:
         arrays = pre_linen_arrays(params, config, np.random.default_rng(20))
@@ -103,13 +107,13 @@ def test_a_converted_checkpoint_computes_the_official_logits_in_flax(layout, con
     assert residual(logits, run_official(config, params, images)) <= 1e-12
 
 
-def test_every_layout_has_a_structure_here():
+def test_every_layout_has_a_structure_here() -> None:
     assert {*STRUCTURES, *FLAX_RUNS} == set(LAYOUTS)
     assert set(STRUCTURES) == {name for name, layout in LAYOUTS.items() if layout.framework == "torch"}
 
 
 @pytest.mark.parametrize("layout", STRUCTURES)
-def test_a_model_s_own_weights_convert_to_the_official_model(layout):
+def test_a_model_s_own_weights_convert_to_the_official_model(layout: Any) -> None:
     config = DEFAULT_CONFIG
     torch.manual_seed(0)
     model = as_official(STRUCTURES[layout](config)).double()
@@ -121,7 +125,7 @@ def test_a_model_s_own_weights_convert_to_the_official_model(layout):
 
 
 @pytest.mark.parametrize("wrong", ["norm", "mlp", "order"])
-def test_a_wrong_but_invertible_table_is_seen_by_the_structures(wrong):
+def test_a_wrong_but_invertible_table_is_seen_by_the_structures(wrong: Any) -> None:
     """The planted fault: each of these tables round-trips, and loads strictly where shapes allow."""
     timm = LAYOUTS["timm"]
     swaps = {"norm": ("norm1", "norm2"), "mlp": ("mlp_tokens", "mlp_channels"), "order": ("{i}", "{i}")}
@@ -142,12 +146,12 @@ def test_a_wrong_but_invertible_table_is_seen_by_the_structures(wrong):
 
 
 @pytest.fixture(scope="module")
-def b16():
+def b16() -> Any:
     config = MixerConfig.from_name("B/16")
     return config, {name: array.astype(np.float32) for name, array in random_params(config, 16).items()}
 
 
-def test_timm_s_own_b16_loads_ours_and_computes_the_official_logits_once_told_the_activation(b16):
+def test_timm_s_own_b16_loads_ours_and_computes_the_official_logits_once_told_the_activation(b16: Any) -> None:
     config, params = b16
     with pytest.warns(ConventionWarning, match=r"pass act_layer=partial\(nn.GELU, approximate='tanh'\)"):
         state = convert(params, to="timm", config=config)
@@ -160,7 +164,7 @@ def test_timm_s_own_b16_loads_ours_and_computes_the_official_logits_once_told_th
 
 
 @pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
-def test_b16_npz_to_timm_safetensors_to_npz_is_byte_equal(b16, tmp_path):
+def test_b16_npz_to_timm_safetensors_to_npz_is_byte_equal(b16: Any, tmp_path: Path) -> None:
     _, params = b16
     np.savez(tmp_path / "published.npz", **params)
     save(convert(load(tmp_path / "published.npz"), to="timm"), tmp_path / "timm.safetensors")

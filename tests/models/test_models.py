@@ -1,5 +1,6 @@
 import itertools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ ILL_CONDITIONED = {
 
 
 @pytest.mark.parametrize("number", range(128), ids=["-".join(map(str, point)) for point in GRID])
-def test_the_tutorials_grid_agrees_on_parameters_shapes_and_outputs(number):
+def test_the_tutorials_grid_agrees_on_parameters_shapes_and_outputs(number: Any) -> None:
     config = TUTORIAL_CONFIGS[number]
     params, images = random_params(config, seed=number), random_images(config, seed=1)
     model = torch_models.MlpMixer(config)
@@ -54,7 +55,7 @@ def test_the_tutorials_grid_agrees_on_parameters_shapes_and_outputs(number):
     assert residual(torch_logits, numpy_logits) <= 1e-12
 
 
-def test_the_flax_model_has_the_official_tree_and_computes_the_official_logits():
+def test_the_flax_model_has_the_official_tree_and_computes_the_official_logits() -> None:
     config = DEFAULT_CONFIG
     images = jnp.zeros((1, *config.image_hw, config.in_channels))
     shapes = [
@@ -70,7 +71,7 @@ def test_the_flax_model_has_the_official_tree_and_computes_the_official_logits()
     assert residual(run_flax(config, params, images)["logits"], run_official(config, params, images)) <= 1e-15
 
 
-def test_the_flax_model_pads_indivisible_images_as_the_official_one():
+def test_the_flax_model_pads_indivisible_images_as_the_official_one() -> None:
     config = DEFAULT_CONFIG.replace(num_blocks=2)
     images = np.random.default_rng(0).standard_normal((2, 7, 8, 3))
     with jax.enable_x64(True):
@@ -81,7 +82,7 @@ def test_the_flax_model_pads_indivisible_images_as_the_official_one():
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_three_frameworks_agree_on_every_stage_under_every_convention(activation):
+def test_three_frameworks_agree_on_every_stage_under_every_convention(activation: Any) -> None:
     config = DEFAULT_CONFIG.replace(activation=activation, layer_norm_eps=1e-3)
     params, images = random_params(config, 5), random_images(config, 6)
     taps = [run(config, params, images) for run in (run_flax, run_torch, run_reference)]
@@ -91,7 +92,7 @@ def test_three_frameworks_agree_on_every_stage_under_every_convention(activation
 
 
 @pytest.mark.parametrize("changes", [{"activation": "gelu"}, {"layer_norm_eps": 1e-5}, {"activation": "quick_gelu"}])
-def test_another_convention_is_another_function_in_every_framework(changes):
+def test_another_convention_is_another_function_in_every_framework(changes: Any) -> None:
     config = DEFAULT_CONFIG
     params, images = random_params(config, 7), random_images(config, 8)
     for run in (run_flax, run_torch, run_reference):
@@ -100,7 +101,7 @@ def test_another_convention_is_another_function_in_every_framework(changes):
 
 
 @pytest.mark.parametrize("run", [run_flax, run_torch, run_reference])
-def test_without_classes_the_pooled_features_are_returned(run):
+def test_without_classes_the_pooled_features_are_returned(run: Any) -> None:
     config = DEFAULT_CONFIG.replace(num_classes=0)
     params = random_params(config, 9)
     assert not any(name.startswith("head") for name in params)
@@ -111,14 +112,14 @@ def test_without_classes_the_pooled_features_are_returned(run):
 
 @given(config=configs(max_dim=9), seed=st.integers(0, 2**16))
 @example(config=MixerConfig.from_dict(ILL_CONDITIONED), seed=0)
-def test_torch_and_the_reference_are_the_same_function_for_any_config(config, seed):
+def test_torch_and_the_reference_are_the_same_function_for_any_config(config: MixerConfig, seed: int) -> None:
     report = verify("torch", "reference", kwargs=config.to_dict(), seed=seed)
     assert report.verdict in ("equivalent", "nothing_compared"), report
     # One channel is always its own mean, and of two a LayerNorm leaves the sign: images may not get past it.
     assert report.verdict == "equivalent" or config.hidden_dim <= 2, report
 
 
-def test_models_return_logits_alone_unless_taps_are_asked_for():
+def test_models_return_logits_alone_unless_taps_are_asked_for() -> None:
     config = DEFAULT_CONFIG.replace(num_blocks=1)
     model = torch_models.MlpMixer(config)
     images = torch.randn(2, 3, 8, 9)
@@ -127,7 +128,7 @@ def test_models_return_logits_alone_unless_taps_are_asked_for():
     assert flax_models.MlpMixer(config).apply(variables, jnp.ones((2, 8, 9, 3))).shape == (2, 7)
 
 
-def test_torch_initialises_as_flax_does():
+def test_torch_initialises_as_flax_does() -> None:
     config = MixerConfig.from_name("S/32", image_size=64, num_blocks=2)
     torch.manual_seed(0)
     ours = convert(torch_models.MlpMixer(config).state_dict(), to="linen")
@@ -143,12 +144,12 @@ def test_torch_initialises_as_flax_does():
             assert abs(np.abs(mine).max() / np.abs(leaf).max() - 1) < 0.2
 
 
-def test_mlp_dim_defaults_to_dim():
+def test_mlp_dim_defaults_to_dim() -> None:
     assert torch_models.MlpBlock(5).dense_0.weight.shape == (5, 5)
     assert torch_models.MlpBlock(5, 3).dense_0.weight.shape == (3, 5)
 
 
-def test_documented_parameter_names_are_the_real_ones():
+def test_documented_parameter_names_are_the_real_ones() -> None:
     config = DEFAULT_CONFIG
     names = set(torch_models.MlpMixer(config).state_dict())
     documented = {
@@ -170,13 +171,13 @@ def test_documented_parameter_names_are_the_real_ones():
     assert names == documented
 
 
-def test_the_torch_model_says_which_images_it_takes():
+def test_the_torch_model_says_which_images_it_takes() -> None:
     model = torch_models.MlpMixer(DEFAULT_CONFIG)
     with pytest.raises(ValueError, match=r"images have shape \(2, 8, 9, 3\); this model takes \(batch, 3, 8, 9\)"):
         model(torch.randn(2, 8, 9, 3))
 
 
-def test_both_ways_to_the_erf_gelu_are_the_same_function(monkeypatch):
+def test_both_ways_to_the_erf_gelu_are_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
     """With SciPy, and without it by the standard library."""
     x = np.concatenate([np.linspace(-12, 12, 999), [-40.0, 0.0, 40.0]])
     with_scipy = operations.ACTIVATIONS["gelu"](x)

@@ -1,6 +1,7 @@
 """The nnx model is the linen one: the same tree, the same function, the same start."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,11 @@ SMALL = DEFAULT_CONFIG.replace(num_blocks=2)
 HEADLESS = SMALL.replace(num_classes=0)
 
 
-def new_model(config):
+def new_model(config: MixerConfig) -> Any:
     return nnx_models.MlpMixer(config, rngs=nnx.Rngs(0))
 
 
-def loaded(config, params):
+def loaded(config: MixerConfig, params: Any) -> Any:
     """A model with these weights, given to it as its documentation shows."""
     checkpoint = convert(Checkpoint.from_arrays(params, config=config), to="nnx")
     model = new_model(config)
@@ -48,38 +49,38 @@ def loaded(config, params):
     return model
 
 
-def tree(model):
+def tree(model: Any) -> Any:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def shapes(params):
+def shapes(params: Any) -> Any:
     return {name: leaf.shape for name, leaf in flatten(params)}
 
 
-def linen_shapes(config):
+def linen_shapes(config: MixerConfig) -> Any:
     model, images = linen_models.MlpMixer(config), jnp.zeros((1, *config.image_hw, config.in_channels))
     return shapes(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
 
 
-def run_nnx(model, images):
+def run_nnx(model: Any, images: Any) -> Any:
     with jax_full_precision():
         return {name: np.asarray(tap) for name, tap in model(jnp.asarray(images), taps=True).items()}
 
 
-def test_the_tree_is_the_linen_one():
+def test_the_tree_is_the_linen_one() -> None:
     for config in (DEFAULT_CONFIG, SQUARE, HEADLESS):
         found = shapes(tree(nnx.eval_shape(partial(new_model, config))))
         assert found == linen_shapes(config)
         assert len(found) == 12 * config.num_blocks + 4 + 2 * bool(config.num_classes)
 
 
-def test_there_is_no_state_but_the_parameters():
+def test_there_is_no_state_but_the_parameters() -> None:
     model = new_model(SMALL)
     assert shapes(nnx.to_pure_dict(nnx.state(model))) == shapes(tree(model))
 
 
 @pytest.mark.parametrize("config", [DEFAULT_CONFIG, SQUARE], ids=["all sizes different", "all sizes equal"])
-def test_nnx_and_linen_agree_on_every_tap(config):
+def test_nnx_and_linen_agree_on_every_tap(config: MixerConfig) -> None:
     params, images = random_params(config, 1), random_images(config, 2)
     expected = run_flax(config, params, images)
     taps = run_nnx(loaded(config, params), images)
@@ -91,7 +92,7 @@ def test_nnx_and_linen_agree_on_every_tap(config):
 
 @pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_nnx_and_linen_agree_under_every_convention(activation):
+def test_nnx_and_linen_agree_under_every_convention(activation: Any) -> None:
     config = SMALL.replace(activation=activation, layer_norm_eps=1e-3)
     params, images = random_params(config, 3), random_images(config, 4)
     logits = run_nnx(loaded(config, params), images)["logits"]
@@ -99,7 +100,7 @@ def test_nnx_and_linen_agree_under_every_convention(activation):
     assert residual(logits, run_flax(config.replace(layer_norm_eps=1e-5), params, images)["logits"]) > 1e-8
 
 
-def test_without_classes_the_pooled_features_are_returned():
+def test_without_classes_the_pooled_features_are_returned() -> None:
     params, images = random_params(HEADLESS, 5), random_images(HEADLESS, 6)
     model = loaded(HEADLESS, params)
     expected = run_flax(HEADLESS, params, images)["pooled"]
@@ -108,30 +109,30 @@ def test_without_classes_the_pooled_features_are_returned():
         assert residual(np.asarray(model(images)), expected) <= 1e-12
 
 
-def test_indivisible_images_are_padded_as_linen_pads_them():
+def test_indivisible_images_are_padded_as_linen_pads_them() -> None:
     params, images = random_params(SMALL, 7), np.random.default_rng(8).standard_normal((2, 7, 8, 3))
     expected = run_flax(SMALL, params, images)["logits"]
     assert residual(run_nnx(loaded(SMALL, params), images)["logits"], expected) <= 1e-12
 
 
-def test_images_of_other_numbers_of_tokens_are_refused():
+def test_images_of_other_numbers_of_tokens_are_refused() -> None:
     with pytest.raises(TypeError, match="same shape"):
         new_model(SMALL)(jnp.zeros((2, 8, 12, 3)))
 
 
-def test_logits_alone_are_returned_unless_taps_are_asked_for():
+def test_logits_alone_are_returned_unless_taps_are_asked_for() -> None:
     model, images = loaded(SMALL, random_params(SMALL, 9)), random_images(SMALL, 10).astype(np.float32)
     assert np.array_equal(model(images), model(images, taps=True)["logits"])
 
 
-def test_jit_computes_the_same():
+def test_jit_computes_the_same() -> None:
     params, images = random_params(SMALL, 11), random_images(SMALL, 12)
     with jax_full_precision():
         logits = nnx.jit(lambda model, images: model(images))(loaded(SMALL, params), images)
     assert residual(np.asarray(logits), run_flax(SMALL, params, images)["logits"]) <= 1e-12
 
 
-def test_gradients_agree():
+def test_gradients_agree() -> None:
     params, images = random_params(SMALL, 13), random_images(SMALL, 14)
     weights = np.random.default_rng(15).standard_normal((len(images), SMALL.num_classes))
     linen = linen_models.MlpMixer(SMALL)
@@ -147,7 +148,7 @@ def test_gradients_agree():
     assert max(apart.values()) <= 1e-12, apart
 
 
-def test_initialises_as_linen_does():
+def test_initialises_as_linen_does() -> None:
     config = MixerConfig.from_name("S/32", image_size=64, num_blocks=2)
     ours = dict(flatten(tree(new_model(config))))
     init = cheap_jit(linen_models.MlpMixer(config).init)
@@ -163,20 +164,20 @@ def test_initialises_as_linen_does():
             assert abs(np.abs(mine).max() / np.abs(leaf).max() - 1) < 0.2, name
 
 
-def test_blocks_do_not_start_alike():
+def test_blocks_do_not_start_alike() -> None:
     params = dict(flatten(tree(new_model(SMALL))))
     kernels = [name for name in params if name.endswith("kernel") and name.startswith("MixerBlock_0")]
     assert len(kernels) == 4
     assert all(not np.array_equal(params[name], params[name.replace("_0", "_1", 1)]) for name in kernels)
 
 
-def test_params_go_in_and_come_out_bit_exactly():
+def test_params_go_in_and_come_out_bit_exactly() -> None:
     params = {name: array.astype(np.float32) for name, array in random_params(SMALL, 16).items()}
     found = {name: np.asarray(leaf) for name, leaf in flatten(tree(loaded(SMALL, params)))}
     assert not bit_differences(found, params)
 
 
-def without(name):
+def without(name: str) -> Any:
     return lambda params: {key: array for key, array in params.items() if key != name}
 
 
@@ -191,7 +192,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("wrong", BROKEN)
-def test_params_that_do_not_fit_are_refused_as_documented(wrong):
+def test_params_that_do_not_fit_are_refused_as_documented(wrong: Any) -> None:
     with pytest.raises(ConversionError):
         loaded(SMALL, BROKEN[wrong](random_params(SMALL, 17)))
 
@@ -208,7 +209,7 @@ LAX = {
 
 
 @pytest.mark.parametrize("call", LAX)
-def test_nnx_s_own_calls_are_as_lax_as_documented(call):
+def test_nnx_s_own_calls_are_as_lax_as_documented(call: Any) -> None:
     give, expected = LAX[call]
     accepted = set()
     for wrong, broken in BROKEN.items():
@@ -220,7 +221,7 @@ def test_nnx_s_own_calls_are_as_lax_as_documented(call):
     assert accepted == expected
 
 
-def test_flat_names_are_lost_on_nnx_as_documented():
+def test_flat_names_are_lost_on_nnx_as_documented() -> None:
     model, params = new_model(SMALL), random_params(SMALL, 21)
     before = dict(flatten(tree(model)))
     nnx.update(model, params)
@@ -228,10 +229,10 @@ def test_flat_names_are_lost_on_nnx_as_documented():
     assert getattr(model, "stem/kernel") is params["stem/kernel"]
 
 
-def swapped(one, other):
+def swapped(one: Any, other: Any) -> Any:
     """The planted fault: two modules of a model change places."""
 
-    def plant(model):
+    def plant(model: Any) -> None:
         first, second = getattr(model, one), getattr(model, other)
         setattr(model, one, second)
         setattr(model, other, first)
@@ -239,11 +240,11 @@ def swapped(one, other):
     return plant
 
 
-def set_epsilon(model):
+def set_epsilon(model: Any) -> None:
     model.pre_head_layer_norm.epsilon = 1e-5
 
 
-def set_activation(model):
+def set_activation(model: Any) -> None:
     model.MixerBlock_11.token_mixing.activation = "gelu"
 
 
@@ -260,7 +261,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_seen_where_it_is(fault):
+def test_a_planted_fault_is_seen_where_it_is(fault: Any) -> None:
     """With all sizes equal, where shapes decide nothing."""
     plant, stage = FAULTS[fault]
     params, images = random_params(SQUARE, 19), random_images(SQUARE, 20)
