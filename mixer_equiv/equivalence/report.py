@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mixer_equiv.equivalence.text import Column, Entry, Line, TextTable, list_lines, table_lines, wrap
+from mixer_equiv.equivalence.text import Column, Line, Paragraph, TextTable, list_lines, table_lines, wrap
 
 Verdict = Literal["equivalent", "equivalent_under", "different", "inexpressible", "nothing_compared"]
 
@@ -242,25 +242,27 @@ def headline(report: Report) -> str:
     )
 
 
-def details(report: Report) -> list[Entry]:
+def details(report: Report) -> list[Paragraph]:
     """Reasons and causes, the limits of what was compared, and warnings."""
-    entries = [Entry("reason", reason) for reason in report.reasons]
+    paragraphs = [Paragraph("reason", reason) for reason in report.reasons]
     if report.first_divergence:
-        entries.append(Entry("first", f"over the threshold from {readable(report.first_divergence)} on"))
+        paragraphs.append(Paragraph("first", f"over the threshold from {readable(report.first_divergence)} on"))
     for cause in report.causes:
         evidence = f"; {cause.evidence}" if cause.evidence else ""
-        entries.append(Entry(cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{evidence}"))
+        paragraphs.append(
+            Paragraph(cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{evidence}")
+        )
     if report.residual_without_causes is not None:
         after = number(report.residual_without_causes)
         changed = "this" if len(report.causes) == 1 else "these"
-        entries.append(Entry("", f"with {changed} changed it is the same function: residual {after}"))
+        paragraphs.append(Paragraph("", f"with {changed} changed it is the same function: residual {after}"))
     if report.visible:
-        entries.append(Entry("inputs", shown_by_inputs(report.visible, report.threshold)))
+        paragraphs.append(Paragraph("inputs", shown_by_inputs(report.visible, report.threshold)))
     if report.unobservable:
         count, first = len(report.unobservable), report.unobservable[0]
         covered = "compared as weights alone" if report.sides[0].round_trip is not None else "not compared here"
-        entries.append(Entry("unobservable", f"{count} arrays that no output can show, {covered}: {first}, ..."))
-    return [*entries, *(Entry("warning", warning) for warning in report.warnings)]
+        paragraphs.append(Paragraph("unobservable", f"{count} arrays that no output can show, {covered}: {first}, ..."))
+    return [*paragraphs, *(Paragraph("warning", warning) for warning in report.warnings)]
 
 
 def shown_by_inputs(visible: Mapping[str, float], threshold: float) -> str:

@@ -40,7 +40,7 @@ class TextTable:
     sections: tuple[tuple[Line, ...], ...]
 
 
-class Entry(NamedTuple):
+class Paragraph(NamedTuple):
     """A labelled paragraph of a list."""
 
     label: str
@@ -59,14 +59,14 @@ def table_lines(table: TextTable, width: int = WIDTH) -> list[str]:
     return lines
 
 
-def list_lines(entries: Sequence[Entry], width: int = WIDTH) -> list[str]:
+def list_lines(paragraphs: Sequence[Paragraph], width: int = WIDTH) -> list[str]:
     """Labelled paragraphs as lines of text, the paragraphs in one column beside the labels."""
-    column = max((len(entry.label) for entry in entries), default=0)
+    column = max((len(paragraph.label) for paragraph in paragraphs), default=0)
     room = width - column - 2 * len(_INDENT)
     lines = []
-    for entry in entries:
-        for number, part in enumerate(wrap(entry.text, room)):
-            label = entry.label if number == 0 else ""
+    for paragraph in paragraphs:
+        for number, part in enumerate(wrap(paragraph.text, room)):
+            label = paragraph.label if number == 0 else ""
             lines.append(f"{_INDENT}{label:{column}}{_INDENT}{part}".rstrip())
     return lines
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixer_equiv.equivalence.report import HEADLINES, Report, details, headline, stage_table
-from mixer_equiv.equivalence.text import Entry, TextTable
+from mixer_equiv.equivalence.text import Paragraph, TextTable
 from mixer_equiv.render.colours import COLOURS
 
 
@@ -42,7 +42,7 @@ def _rich_table(table: TextTable) -> Table:
     return drawn
 
 
-def _rich_list(entries: Sequence[Entry]) -> Table:
+def _rich_list(entries: Sequence[Paragraph]) -> Table:
     drawn = Table.grid(padding=(0, 2))
     drawn.add_column(style="bold")
     drawn.add_column(overflow="fold")

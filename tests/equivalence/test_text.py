@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from mixer_equiv.equivalence.report import Cause, Report, SideReport, Stage
-from mixer_equiv.equivalence.text import Column, Entry, Line, TextTable, list_lines, table_lines, wrap
+from mixer_equiv.equivalence.text import Column, Line, Paragraph, TextTable, list_lines, table_lines, wrap
 from mixer_equiv.render.report import draw_report
 
 
@@ -74,7 +74,7 @@ def test_what_wraps_keeps_within_the_width_and_every_word(width: int) -> None:
     words = "one two three " * 9 + "x" * 150
     columns = Column(), Column("long", is_right=True, is_wrapped=True), Column(words, is_wrapped=True)
     table = TextTable(columns, ((Line(("label", words, "short")),),))
-    for lines in (table_lines(table, width), list_lines([Entry("label", words)], width), wrap(words, width)):
+    for lines in (table_lines(table, width), list_lines([Paragraph("label", words)], width), wrap(words, width)):
         assert max(map(len, lines)) <= width
         assert "".join(lines).count("three") == words.count("three") * (2 if lines[0] == "" else 1)
         assert "".join(lines).count("x") == 150 * (2 if lines[0] == "" else 1)
