@@ -234,7 +234,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     with plots.picture_style():
         figure = Figure(figsize=(7.6, 3.4), layout="constrained")
         times, memories = figure.subplots(1, 2)
-        for name, colour, marker in zip(names, plots.COLOURS, plots.MARKERS, strict=False):
+        for name, colour, marker in zip(names, plots.LINE_COLOURS, plots.MARKERS, strict=False):
             style = {"color": colour, "marker": marker, "markersize": 4, "label": name}
             megabytes = [size["bytes"] / 1e6 for size in sizes]
             low, middle, high = zip(*(size["seconds"][name] for size in sizes), strict=True)

@@ -61,7 +61,7 @@ class Timings(NamedTuple):
         return f"{', '.join(self.contestants)}: {'; '.join(', '.join(map(str, axis)) for axis in axes)}"
 
 
-class Command(NamedTuple):
+class PythonCommand(NamedTuple):
     """The arguments of Python."""
 
     arguments: tuple[str, ...]
@@ -74,13 +74,13 @@ class Job(NamedTuple):
     """A process that runs `work`, and its share of all seconds, which it may take at most."""
 
     share: float
-    work: Timings | Command
+    work: Timings | PythonCommand
 
 
 VERIFY = ("-m", "mixer_equiv", "verify", "--device", "cuda", "--json", str(result_files.RESULTS / "gpu_verify.json"))
 JOBS: Mapping[str, Job] = {
-    "tests": Job(0.2, Command(("-m", "pytest", "-q", "-m", "cuda", "tests/test_cuda.py"))),
-    "verify": Job(0.1, Command(VERIFY)),
+    "tests": Job(0.2, PythonCommand(("-m", "pytest", "-q", "-m", "cuda", "tests/test_cuda.py"))),
+    "verify": Job(0.1, PythonCommand(VERIFY)),
     "torch": Job(0.2, Timings(("timm", "torch", "timm graphed", "torch graphed"))),
     "compiled": Job(0.25, Timings(("timm compiled", "torch compiled"), dtypes=("bfloat16", "tf32"))),
     "flax": Job(0.25, Timings(("official", "flax"))),
@@ -167,13 +167,13 @@ def page(name: str, result: Mapping[str, Any]) -> str:
     return f"# On a GPU: {name}\n\nWritten by `make gpu`.\n\n{export.to_markdown(result)}"
 
 
-def run(name: str, seconds: float) -> str:
+def run_job(name: str, seconds: float) -> str:
     """Run a job in a process of its own, and say how it ended."""
     job = JOBS[name]
     limit = seconds * job.share
     # A fifth of the time is kept for the last cell, which may take longer than those before it.
-    own = Command(("-m", "benchmarks.gpu", "--job", name, "--seconds", str(0.8 * limit)))
-    command = job.work if isinstance(job.work, Command) else own
+    own = PythonCommand(("-m", "benchmarks.gpu", "--job", name, "--seconds", str(0.8 * limit)))
+    command = job.work if isinstance(job.work, PythonCommand) else own
     start = time.monotonic()
     try:
         status = subprocess.run(
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcomes = {}
     with contextlib.suppress(KeyboardInterrupt):
         for name in JOBS:
-            outcomes[name] = run(name, options.seconds)
+            outcomes[name] = run_job(name, options.seconds)
     for name, outcome in outcomes.items():
         console.print(f"{name}: {outcome}")
     return int(len(outcomes) < len(JOBS) or not all(outcome.startswith("done") for outcome in outcomes.values()))

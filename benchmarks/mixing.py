@@ -30,7 +30,7 @@ TIMED_FRAMEWORKS = ("torch", "flax")
 SLOW_FORMULATION = "depthwise_conv"  # is timed only with a batch of one
 
 # The largest relative difference allowed between two formulations in float32.
-TOLERANCE = 1e-5
+FORMULATION_TOLERANCE = 1e-5
 
 HEADINGS = ("cell", "token mixing", "torch, ms", "times the linear one", "flax, ms", "times the linear one")
 
@@ -79,7 +79,7 @@ def measure(config: MixerConfig, batch: int, rounds: int) -> list[dict[str, Any]
     calls = {(framework, tokens): call for framework, tokens, call in make_calls(config, batch)}
     for (framework, tokens), call in calls.items():
         apart = residual(np.asarray(call(), np.float64), np.asarray(calls[framework, "linear"](), np.float64))
-        assert apart <= TOLERANCE, f"{tokens} in {framework} is {apart:.1e} from the linear formulation"
+        assert apart <= FORMULATION_TOLERANCE, f"{tokens} in {framework} is {apart:.1e} from the linear formulation"
     seconds = time_in_rounds({" ".join(key): call for key, call in calls.items()}, rounds)
     rows = []
     for framework, tokens in calls:

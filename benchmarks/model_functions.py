@@ -29,7 +29,6 @@ from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 
 Arrays = Mapping[str, np.ndarray]
-Forward = Callable[[MixerConfig, Arrays, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,6 @@ from typing import Any
 
 from mixer_equiv.bench.timing import quartiles
 
-Command = Sequence[str | Path]
-
 # Starts the process from a small one, because Linux counts the memory of the starting process as the new one's own.
 MEASURE = """
 import json, os, sys, time
@@ -31,7 +29,7 @@ class ProcessRun:
     Raises `AssertionError` for an exit status other than `status`.
     """
 
-    def __init__(self, command: Command, status: int = 0) -> None:
+    def __init__(self, command: Sequence[str | Path], status: int = 0) -> None:
         measured = [sys.executable, "-S", "-c", MEASURE, *map(str, command)]
         output = subprocess.run(measured, stdout=subprocess.PIPE, check=True, env=process_environment()).stdout
         code, self.seconds, self.cpu, self.memory = json.loads(output)
@@ -49,7 +47,10 @@ def python_command(script: str, *arguments: Any) -> list[str | Path]:
 
 
 def run_in_turns(
-    commands: Mapping[str, Command], rounds: int, clean: Callable[[], None], statuses: Mapping[str, int] | None = None
+    commands: Mapping[str, Sequence[str | Path]],
+    rounds: int,
+    clean: Callable[[], None],
+    statuses: Mapping[str, int] | None = None,
 ) -> dict[str, list[ProcessRun]]:
     """Run each command `rounds` times after one run that does not count; another command begins in each round.
 

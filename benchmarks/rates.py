@@ -3,7 +3,7 @@
 A case of the tutorial is one shape: the parameter count and output shape of two fresh models. A case of ours is one
 draw of weights and images, verified deeply (`benchmarks.stack_verification`), compiling included. Both run on the same
 shapes, in turns, so that other load on the machine meets both alike. Before anything counts, faults planted into one
-draw of each shape must be found in that draw and in no other. Start reading at `compare_sides`.
+draw of each shape must be found in that draw and in no other. Start reading at `time_sides`.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ ABLATIONS: dict[str, RunOptions] = {
 
 
 @dataclasses.dataclass
-class Comparison:
+class SideBySide:
     """Seconds for each shape of each side, and the results of the verifications."""
 
     seconds: dict[str, list[float]]
     verifications: list[Verification]
 
 
-def compare_sides(configs: Sequence[MixerConfig], draws: int) -> Comparison:
+def time_sides(configs: Sequence[MixerConfig], draws: int) -> SideBySide:
     """Time the tutorial's check, `draws` draws and one draw of each shape, in turns; each goes first equally often."""
     verifications: list[Verification] = []
 
@@ -67,7 +67,7 @@ def compare_sides(configs: Sequence[MixerConfig], draws: int) -> Comparison:
         "stack": lambda config, seed: verify(config, draws, seed),
         "one": lambda config, seed: verify(config, 1, seed),
     }
-    return Comparison(time_in_turns(sides, configs), verifications)
+    return SideBySide(time_in_turns(sides, configs), verifications)
 
 
 def time_in_turns(
@@ -107,11 +107,11 @@ def warm_up() -> None:
 
 
 def summarize_run(
-    comparison: Comparison, undone: Mapping[str, Sequence[float]], draws: int, machine: Mapping[str, Any]
+    side_by_side: SideBySide, undone: Mapping[str, Sequence[float]], draws: int, machine: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Compute the numbers of a run, for JSON: ratios of sums over shapes, and quartiles of the ratios of each shape."""
     cases = {"tutorial": 1, "stack": draws, "one": 1}
-    seconds, verifications = comparison.seconds, comparison.verifications
+    seconds, verifications = side_by_side.seconds, side_by_side.verifications
     rates = {name: cases[name] * len(times) / sum(times) for name, times in seconds.items()}
     paired = {
         name: cases[name] * np.divide(seconds["tutorial"], times)
@@ -217,11 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         assert not missed, "\n".join(missed)
         warm_up()
-        comparison = compare_sides(configs, options.draws)
+        side_by_side = time_sides(configs, options.draws)
         undone = ablate(shuffled[: options.ablation], options.draws) if options.ablation else {}
-    findings = [finding for each in comparison.verifications for finding in each.findings]
+    findings = [finding for each in side_by_side.verifications for finding in each.findings]
     assert not findings, findings
-    result = result_files.rounded(summarize_run(comparison, undone, options.draws, machine.describe()))
+    result = result_files.rounded(summarize_run(side_by_side, undone, options.draws, machine.describe()))
     print(page(result))
     if options.write:
         result_files.write("rates", result, page(result))

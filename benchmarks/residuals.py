@@ -63,7 +63,7 @@ COMMON_DEVIATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Draw(NamedTuple):
+class ResidualCase(NamedTuple):
     """A config with float64 canonical weights, and images (batch, height, width, channels)."""
 
     config: MixerConfig
@@ -71,18 +71,18 @@ class Draw(NamedTuple):
     images: np.ndarray
 
 
-def make_draws(count: int) -> Iterator[Draw]:
+def make_draws(count: int) -> Iterator[ResidualCase]:
     """Yield `count` draws: every config with normal weights, then every config with heavy-tailed ones, and again."""
     for seed in range(count):
         config = DEEP_CONFIGS[seed % len(DEEP_CONFIGS)]
         params = random_params(config, seed)
         if seed // len(DEEP_CONFIGS) % 2:
             params = heavy_tailed(params, seed)
-        yield Draw(config, params, random_images(config, seed))
+        yield ResidualCase(config, params, random_images(config, seed))
 
 
 def heavy_tailed(params: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """Draw weights with the same mean and spread of each array, Student-t instead of normal."""
+    """ResidualCase weights with the same mean and spread of each array, Student-t instead of normal."""
     rng = np.random.default_rng([seed, 2])
     return {
         name: array.mean() + array.std() * rng.standard_t(2, array.shape) if array.size > 1 else array

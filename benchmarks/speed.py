@@ -27,7 +27,7 @@ from mixer_equiv.errors import ConfigError
 from mixer_equiv.render.bench import Tables
 
 README_PATH = Path(__file__).parent.parent / "README.md"
-TABLE_MARKS = re.compile(r"(<!-- python -m benchmarks\.speed -->\n).*?(<!-- end -->\n)", re.DOTALL)
+SPEED_TABLE = re.compile(r"(<!-- python -m benchmarks\.speed -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 # The contestants that need no compiler.
 UNCOMPILED = ("torch", "torch packed", "timm", "tutorial", "lucidrains", "flax", "official")
@@ -63,7 +63,7 @@ SECTIONS: Mapping[str, Section] = {
 }
 
 
-def run(section: str, device: str, threads: int | None) -> dict[str, Any]:
+def run_section(section: str, device: str, threads: int | None) -> dict[str, Any]:
     """Measure a section, and return its result as plain data."""
     axes = SECTIONS[section]
     configs = [MixerConfig.from_name(name) for name in axes.variants]
@@ -108,7 +108,7 @@ def with_speed_table(readme: str) -> str:
     names = [f"speed_{section}" for section in SECTIONS]
     names += sorted(path.stem for path in result_files.RESULTS.glob("speed_processors_*.json"))
     results = [result_files.read(name) for name in names if (result_files.RESULTS / f"{name}.json").exists()]
-    return TABLE_MARKS.sub(lambda marks: f"{marks[1]}{readme_table(results)}{marks[2]}", readme)
+    return SPEED_TABLE.sub(lambda marks: f"{marks[1]}{readme_table(results)}{marks[2]}", readme)
 
 
 def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     refusals = []
     for section in options.sections or [name for name in SECTIONS if name != "quick"]:
         try:
-            result = run(section, options.device, options.threads)
+            result = run_section(section, options.device, options.threads)
         except ConfigError as error:
             parser.error(str(error))
         Console().print(Tables(result))

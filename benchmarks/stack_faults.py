@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.stack_runs import RunOptions, run_flax, run_torch
+from benchmarks.stack_runs import RunOptions, run_stack_in_flax, run_stack_in_torch
 from benchmarks.stack_verification import Verification, compare_results
 from benchmarks.stacks import Arrays, convert_stack, draw_stack
 from mixer_equiv import MixerConfig
@@ -43,14 +43,14 @@ def _plant(
     """Yield each fault's name, the tiers that must find it, and the verification. The first is no fault at all."""
     stack = draw_stack(config, count, batch, seed)
     state = convert_stack(stack)
-    in_flax, in_torch = run_flax(stack, options), run_torch(stack, state, options)
+    in_flax, in_torch = run_stack_in_flax(stack, options), run_stack_in_torch(stack, state, options)
     yield "nothing", set(), compare_results(stack, state, in_flax, in_torch)
 
     off = _with_weight(state, planted, lambda weight: np.nextafter(weight, np.inf))
     yield "a weight off by one ulp", {"weights"}, compare_results(stack, off, in_flax, in_torch)
 
     alone, own = stack.only(planted), {name: array[planted : planted + 1] for name, array in state.items()}
-    other = run_torch(alone, _with_weight(own, 0, lambda weight: weight * (1 + 1e-6)), options)
+    other = run_stack_in_torch(alone, _with_weight(own, 0, lambda weight: weight * (1 + 1e-6)), options)
     yield (
         "a weight off by a millionth, unseen by the weights' own comparison",
         {"outputs"},
@@ -58,7 +58,7 @@ def _plant(
     )
 
     for name, changes in WRONG_CONVENTIONS.items():
-        other = run_torch(dataclasses.replace(alone, config=config.replace(**changes)), own, options)
+        other = run_stack_in_torch(dataclasses.replace(alone, config=config.replace(**changes)), own, options)
         yield name, {"outputs"}, compare_results(stack, state, in_flax, in_torch.with_draw(planted, other))
 
     gradients = {name: array.copy() for name, array in in_torch.gradients.items()}

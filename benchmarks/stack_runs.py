@@ -1,6 +1,6 @@
 """Outputs and gradients of a whole stack of draws, in Flax and in torch, each in several options.
 
-The stack's dtype is that of all computing. Start reading at `run_flax` and `run_torch`.
+The stack's dtype is that of all computing. Start reading at `run_stack_in_flax` and `run_stack_in_torch`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RunOptions:
     torch_formulation: Formulation = DEFAULT_FORMULATION
 
 
-def run_flax(stack: Stack, options: RunOptions) -> StackResults:
+def run_stack_in_flax(stack: Stack, options: RunOptions) -> StackResults:
     """Run the Flax model on every draw; every call of this function compiles it anew."""
     model = FlaxMixer(stack.config, options.flax_formulation)
 
@@ -101,7 +101,7 @@ _FLAX: dict[str, Callable[[Callable[..., Any], Mapping[str, Any]], Callable[[Any
 }
 
 
-def run_torch(stack: Stack, state: Arrays, options: RunOptions) -> StackResults:
+def run_stack_in_torch(stack: Stack, state: Arrays, options: RunOptions) -> StackResults:
     """Run the torch model on every draw, with the weights `state`, by torch's names."""
     with torch.device("meta"):
         model = TorchMixer(stack.config, options.torch_formulation).eval()

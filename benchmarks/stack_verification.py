@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.stack_runs import RunOptions, StackResults, run_flax, run_torch
+from benchmarks.stack_runs import RunOptions, StackResults, run_stack_in_flax, run_stack_in_torch
 from benchmarks.stacks import Arrays, Stack, convert_stack, draw_stack, relabel_stack
 from mixer_equiv import MixerConfig
 from mixer_equiv.checkpoints.differences import bit_differences
@@ -48,7 +48,7 @@ def verify_draws(config: MixerConfig, count: int, batch: int, seed: int, options
     """Draw, convert, run and compare: the work that is timed."""
     stack = draw_stack(config, count, batch, seed)
     state = convert_stack(stack)
-    return compare_results(stack, state, run_flax(stack, options), run_torch(stack, state, options))
+    return compare_results(stack, state, run_stack_in_flax(stack, options), run_stack_in_torch(stack, state, options))
 
 
 def compare_results(stack: Stack, state: Arrays, in_flax: StackResults, in_torch: StackResults) -> Verification:
@@ -85,7 +85,9 @@ def _compare_one(
     single, given = stack.only(draw).astype(np.float32), {}
     for name, array in state.items():
         given[name] = array[draw : draw + 1].astype(np.float32)
-    in_float32, _ = _residuals(run_torch(single, given, RunOptions()), run_flax(single, RunOptions()), 0)
+    in_float32, _ = _residuals(
+        run_stack_in_torch(single, given, RunOptions()), run_stack_in_flax(single, RunOptions()), 0
+    )
     for tier in over:
         if POLICIES[tier].rate(apart[tier], in_float32[tier]) != "rounding":
             return Finding(draw, tier, f"{where[tier]} by {apart[tier]:.1e}"), apart

@@ -9,13 +9,13 @@ from mixer_equiv.layouts import LAYOUTS
 from mixer_equiv.render.layouts import describe_layout, layouts_markdown
 
 README_PATH = Path(__file__).parent.parent / "README.md"
-TABLE_MARKS = re.compile(r"(<!-- mixer-equiv layouts --markdown -->\n).*?(<!-- end -->\n)", re.DOTALL)
+LAYOUTS_TABLE = re.compile(r"(<!-- mixer-equiv layouts --markdown -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
 def with_layouts_table(readme: str) -> str:
     """Replace the table in the README's text by that of the registry."""
     rows = layouts_markdown([describe_layout(layout) for layout in LAYOUTS.values()])
-    return TABLE_MARKS.sub(lambda marks: f"{marks[1]}{rows}{marks[2]}", readme)
+    return LAYOUTS_TABLE.sub(lambda marks: f"{marks[1]}{rows}{marks[2]}", readme)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mixer_equiv.bench.contestants import CONTESTANTS
 from mixer_equiv.errors import ConfigError
 
 PICTURE_SUFFIXES = (".svg", ".png")
-COLOURS = (
+LINE_COLOURS = (
     *("#0b5394", "#cc4125", "#38761d", "#93c47d", "#8e44ad", "#b45f06"),  # for our six contestants
     *("#17808a", "#666666", "#6fa8dc", "#a61c5a", "#000000", "#bf9000"),  # for the six of others
 )
@@ -138,7 +138,7 @@ def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
         contestant, _, formulation = name.partition(" (")
         formulations[contestant] += bool(formulation)
         styles[name] = {
-            "color": COLOURS[names.index(contestant)],
+            "color": LINE_COLOURS[names.index(contestant)],
             "marker": MARKERS[formulations[contestant] % len(MARKERS) if formulation else 0],
             "linewidth": 2.0 if ours else 1.1,
             "linestyle": "-" if ours else "--",

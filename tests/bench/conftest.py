@@ -1,4 +1,4 @@
-"""Results and provers that tests of `bench` share; every turn is a single call."""
+"""Fixtures of the tests of `bench`: a checker, a result and wrong contestants."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from mixer_equiv import Formulation, MixerConfig
 from mixer_equiv.bench import timing
 from mixer_equiv.bench.contestants import CONTESTANTS, Contestant, Entry
 from mixer_equiv.bench.correctness import Checker
-from mixer_equiv.bench.measurement import (
-    BenchResult,
-)
+from mixer_equiv.bench.measurement import BenchResult
 from mixer_equiv.equivalence.record.precision import torch_threads
 from tests.support.cells import small_bench
 
 
 @pytest.fixture(scope="package", autouse=True)
 def quick() -> Iterator[None]:
-    """One thread, and turns that are single calls."""
+    """Use one thread, and let a turn be a single call."""
     with torch_threads(1), pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "TURN_SECONDS", 0.0)
         yield
@@ -34,7 +32,7 @@ def checker() -> Checker:
 
 @pytest.fixture
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More programs: timm as it comes, and one that is right in float64 alone."""
+    """Add two wrong contestants: timm with its own conventions, and one that is right in float64 only."""
 
     def erf(config: MixerConfig, formulation: Formulation) -> Any:
         from mixer_equiv.bench.peers_torch import timm_mixer

@@ -15,13 +15,7 @@ from mixer_equiv.bench.calls import batch_order, draw_inputs, make_call
 from mixer_equiv.bench.cells import Cell
 from mixer_equiv.bench.contestants import CONTESTANTS, Contestant, Entry
 from mixer_equiv.bench.correctness import Checker, Correctness
-from mixer_equiv.bench.measurement import (
-    BASELINE_AGAIN,
-    EntryTiming,
-    Refusal,
-    fresh_compiler_for,
-    measure_cells,
-)
+from mixer_equiv.bench.measurement import BASELINE_AGAIN, EntryTiming, Refusal, fresh_compiler_for, measure_cells
 from mixer_equiv.models.flax import activations as jax_activations
 from mixer_equiv.models.torch import activations as torch_activations
 from mixer_equiv.models.torch import fused as torch_fused

@@ -16,10 +16,7 @@ from benchmarks import speed
 from mixer_equiv import ConfigError
 from mixer_equiv.bench import export, plots
 from mixer_equiv.bench.contestants import CONTESTANTS
-from mixer_equiv.bench.measurement import (
-    BenchResult,
-    MixerTiming,
-)
+from mixer_equiv.bench.measurement import BenchResult, MixerTiming
 from mixer_equiv.render.bench import NARROW, Tables
 
 
@@ -129,7 +126,7 @@ def test_the_readmes_tables_have_no_numbers_of_a_cell_without_a_baseline(result:
 
 def test_make_bench_fails_if_a_call_is_wrong(result: BenchResult, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = export.to_dict(result)
-    monkeypatch.setattr(speed, "run", lambda section, device, threads: plain)
+    monkeypatch.setattr(speed, "run_section", lambda section, device, threads: plain)
     assert speed.main(["quick"]) == 0
     plain["rows"][0] |= {"refused": "another function"}
     assert speed.main(["quick"]) == 1

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import breakdown, conversion, gpu, mixing, pages, processes, rates, result_files, stack_faults, tutorial
-from benchmarks.stack_runs import LINEAR_STEM, RunOptions, StackResults, run_flax, run_torch
+from benchmarks.stack_runs import LINEAR_STEM, RunOptions, StackResults, run_stack_in_flax, run_stack_in_torch
 from benchmarks.stack_verification import POLICIES, Finding, Verification, compare_results
 from benchmarks.stacks import Stack, convert_stack, draw_stack
 from mixer_equiv import MixerConfig, convert, load, save
@@ -40,7 +40,7 @@ def verified() -> tuple[Stack, dict[str, np.ndarray], StackResults, StackResults
     """Three draws of the smallest shape, torch's weights, and both sides' results."""
     stack = draw_stack(SMALL, 3, 4, 0)
     state = convert_stack(stack)
-    return stack, state, run_flax(stack, RunOptions()), run_torch(stack, state, RunOptions())
+    return stack, state, run_stack_in_flax(stack, RunOptions()), run_stack_in_torch(stack, state, RunOptions())
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_comparison_that_sees_nothing_misses_every_fault(monkeypatch: pytest.M
     missed = stack_faults.missed_faults(SMALL, 2, 3, 0, RunOptions())
     assert [miss.partition(" in draw")[0] for miss in missed] == [
         "a weight off by one ulp",
-        "a weight off by a millionth, unseen by the weights' own comparison",
+        "a weight off by a millionth, unseen by the weights' own side_by_side",
         "the wrong GELU",
         "the wrong eps",
         "a gradient off by a millionth",
@@ -89,7 +89,7 @@ def test_draws_differ_and_their_results_are_the_reference_s(verified: Any) -> No
 )
 def test_every_way_gives_the_same_numbers(verified: Any, options: RunOptions) -> None:
     stack, state, *_ = verified
-    seen = compare_results(stack, state, run_flax(stack, options), run_torch(stack, state, options))
+    seen = compare_results(stack, state, run_stack_in_flax(stack, options), run_stack_in_torch(stack, state, options))
     assert (seen.findings, seen.rounding) == ((), ())
     assert 0 < seen.outputs <= 1e-12
     assert 0 < seen.gradients <= 1e-12
@@ -98,7 +98,9 @@ def test_every_way_gives_the_same_numbers(verified: Any, options: RunOptions) ->
 def test_threads_are_given_back(verified: Any) -> None:
     stack, state, *_ = verified
     before = torch.get_num_threads()
-    run_torch(stack.only(0), {name: array[:1] for name, array in state.items()}, RunOptions(threads=before + 1))
+    run_stack_in_torch(
+        stack.only(0), {name: array[:1] for name, array in state.items()}, RunOptions(threads=before + 1)
+    )
     assert torch.get_num_threads() == before
 
 
@@ -108,7 +110,7 @@ def test_rounding_is_told_from_a_fault_by_float32(verified: Any) -> None:
     shifted = {**stack.params, "stem/bias": stack.params["stem/bias"] + np.array([[0.0], [0.0], [1e4]])}
     stack = dataclasses.replace(stack, params=shifted)
     state = convert_stack(stack)
-    in_flax, in_torch = run_flax(stack, RunOptions()), run_torch(stack, state, RunOptions())
+    in_flax, in_torch = run_stack_in_flax(stack, RunOptions()), run_stack_in_torch(stack, state, RunOptions())
     seen = compare_results(stack, state, in_flax, in_torch)
     assert (seen.findings, seen.rounding) == ((), (2,))
 
@@ -160,8 +162,8 @@ def run() -> dict[str, Any]:
     seen = [Verification((), (1, 4), 1e-15, 2e-14), Verification((), (), 3e-15, 1e-14)]
     with Machine() as machine:
         pass
-    comparison = rates.Comparison(seconds, seen)
-    return rates.summarize_run(comparison, undone, 10, {**machine.describe(), "cores_had": 1.0})
+    side_by_side = rates.SideBySide(seconds, seen)
+    return rates.summarize_run(side_by_side, undone, 10, {**machine.describe(), "cores_had": 1.0})
 
 
 def test_rates_are_cases_over_seconds(run: dict[str, Any]) -> None:
@@ -175,7 +177,7 @@ def test_rates_are_cases_over_seconds(run: dict[str, Any]) -> None:
 def test_a_slow_run_fails(monkeypatch: pytest.MonkeyPatch, run: dict[str, Any]) -> None:
     monkeypatch.setattr(rates, "missed_faults", lambda *arguments: [])
     monkeypatch.setattr(rates, "warm_up", lambda: None)
-    monkeypatch.setattr(rates, "compare_sides", lambda configs, draws: rates.Comparison({}, []))
+    monkeypatch.setattr(rates, "time_sides", lambda configs, draws: rates.SideBySide({}, []))
     for times, fails in ((rates.LEAST_SPEEDUP - 0.1, True), (rates.LEAST_SPEEDUP, False)):
         monkeypatch.setattr(
             rates, "summarize_run", lambda *arguments, times=times: {**run, "times_the_tutorial": times}
@@ -332,15 +334,15 @@ def test_a_program_for_a_gpu_is_built_without_one(name: str, monkeypatch: pytest
 
 def test_a_step_on_a_gpu_that_fails_or_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     sleeping, failing = (
-        gpu.Job(1.0, gpu.Command(("-c", code))) for code in ("while True: pass", "raise SystemExit(3)")
+        gpu.Job(1.0, gpu.PythonCommand(("-c", code))) for code in ("while True: pass", "raise SystemExit(3)")
     )
     monkeypatch.setattr(gpu, "JOBS", {"sleeping": sleeping, "failing": failing})
-    assert gpu.run("sleeping", 1.0) == "stopped after 1 s"
-    assert gpu.run("failing", 60.0).startswith("failed, exit status 3, ")
+    assert gpu.run_job("sleeping", 1.0) == "stopped after 1 s"
+    assert gpu.run_job("failing", 60.0).startswith("failed, exit status 3, ")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu, "run", lambda name, seconds: "failed, exit status 3, 1 s")
+    monkeypatch.setattr(gpu, "run_job", lambda name, seconds: "failed, exit status 3, 1 s")
     assert gpu.main([]) == 1
-    monkeypatch.setattr(gpu, "run", lambda name, seconds: "done, 1 s")
+    monkeypatch.setattr(gpu, "run_job", lambda name, seconds: "done, 1 s")
     assert gpu.main([]) == 0
 
 

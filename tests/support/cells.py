@@ -1,4 +1,4 @@
-"""A cell of a small Mixer, and a benchmark of it that takes no time."""
+"""A small Mixer, and a quick benchmark of it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 from mixer_equiv import MixerConfig
 from mixer_equiv.bench.cells import Cell
 from mixer_equiv.bench.contestants import Entry
-from mixer_equiv.bench.measurement import (
-    BenchResult,
-    measure_cells,
-)
+from mixer_equiv.bench.measurement import BenchResult, measure_cells
 
 SMALL = MixerConfig(
     num_classes=5,

@@ -1,41 +1,22 @@
-"""`bench` as a whole: results, settings, memory, and the machine they are of."""
+"""A benchmark as a whole: its measurements, the peak, and what cannot be timed."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
 import itertools
-import os
-import re
-import sys
 import time
-import types
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-import torch
 
 from mixer_equiv import ConfigError, Formulation
 from mixer_equiv.bench import contestants, export
 from mixer_equiv.bench.calls import make_call
 from mixer_equiv.bench.cells import Cell
 from mixer_equiv.bench.contestants import CONTESTANTS, Entry
-from mixer_equiv.bench.environment import (
-    INSTRUCTION_LIMITS,
-    describe_gpu,
-    describe_instruction_set,
-    extra_memory,
-    framework_settings,
-    pin_cores,
-)
-from mixer_equiv.bench.measurement import (
-    BASELINE_AGAIN,
-    BenchResult,
-    _affordable_product,
-    measure_cells,
-)
+from mixer_equiv.bench.measurement import BASELINE_AGAIN, BenchResult, _affordable_product, measure_cells
 from mixer_equiv.bench.timing import paired_ratio
 from mixer_equiv.models.torch import inference as torch_inference
 from mixer_equiv.models.torch import packed as torch_packed
@@ -96,15 +77,8 @@ def test_a_smaller_product_is_told_and_counted_by_its_size(
 
 
 def test_a_result_has_every_contestant_the_noise_and_a_peak_for_each_framework(result: BenchResult) -> None:
-    assert [row.name for row in result.measurements] == [
-        "torch",
-        "timm",
-        "flax",
-        BASELINE_AGAIN,
-        "GEMM jax",
-        "GEMM torch",
-    ]
     rows = {row.name: row for row in result.measurements}
+    assert list(rows) == ["torch", "timm", "flax", BASELINE_AGAIN, "GEMM jax", "GEMM torch"]
     assert rows["timm"].ratio == paired_ratio(np.ones(10), np.ones(10))
     assert rows[BASELINE_AGAIN].ratio.median != 1.0
     assert max(rows[name].timing.share_of_peak for name in ("GEMM jax", "GEMM torch")) == 1.0
@@ -125,102 +99,6 @@ def test_settings_are_those_of_the_timing(result: BenchResult) -> None:
     assert result.settings["tf32"] == {"cuda.matmul": "ieee", "cudnn.conv": "ieee"}
     assert (result.settings["jax_x64"], result.settings["jax_matmul_precision"]) == (False, "highest")
     assert result.machine["torch"] == importlib.metadata.version("torch")
-
-
-def test_a_system_that_pins_nobody_and_tells_no_load_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any) -> Any:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "sched_setaffinity", refused)
-    monkeypatch.setattr(os, "getloadavg", refused)
-    measured = small_bench([Entry("torch")])
-    assert (measured.settings["cores_pinned"], measured.settings["torch_threads"]) == ([], 1)
-    assert "not pinned" in export.condition_lines(export.to_dict(measured))[-1]
-    monkeypatch.delattr(os, "sched_setaffinity")
-    monkeypatch.delattr(os, "sched_getaffinity")
-    with pin_cores(1, ["torch"]) as cores:
-        assert cores == []
-
-
-def test_the_instruction_set_is_told_with_what_limits_it(monkeypatch: pytest.MonkeyPatch, result: BenchResult) -> None:
-    for name in INSTRUCTION_LIMITS:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False})
-    assert describe_instruction_set() == "AVX512 with avx512_bf16"
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert describe_instruction_set() == "AVX2 under ONEDNN_MAX_CPU_ISA=AVX2"
-    plain = export.to_dict(result)
-    assert f", {plain['machine']['instruction_set']}, " in export.condition_lines(plain)[-1]
-    monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr("mixer_equiv.bench.environment._cpuinfo", lambda field: "sse avx2 avx_ne_convert")
-    assert describe_instruction_set() == "AVX2 with avx_ne_convert under ONEDNN_MAX_CPU_ISA=AVX2"
-
-
-def test_threads_are_as_before_once_something_was_timed() -> None:
-    before = torch.get_num_threads()
-    with pin_cores(1, ["torch"]) as cores:
-        used = framework_settings(cores, ["torch"])
-        assert used["torch_threads"] == len(cores) == 1
-        assert not any(name.startswith("jax") for name in used)
-    assert torch.get_num_threads() == before
-
-
-def test_memory_is_what_a_call_takes_at_its_height() -> None:
-    def call() -> None:
-        np.ones(8_000_000).sum()
-
-    assert extra_memory(call) == pytest.approx(64e6, rel=0.1)
-    assert extra_memory(lambda: None) < 1e6
-
-
-@pytest.mark.usefixtures("compiled_anew")
-@pytest.mark.parametrize("mode", ["inference", "training"])
-def test_the_memory_that_xla_plans_is_what_a_call_takes(mode: str) -> None:
-    config = dataclasses.replace(SMALL, num_blocks=3, hidden_dim=200, tokens_mlp_dim=300, channels_mlp_dim=2000)
-    call = make_call(Entry("flax"), Cell(config, batch=500, mode=mode), 0)
-    call()
-    measured = call.memory()
-    assert measured > 20e6
-    assert call.planned_memory() == pytest.approx(measured, rel=0.2)
-
-
-@pytest.mark.usefixtures("compiled_anew")
-def test_in_training_ours_keep_less_than_the_official_model() -> None:
-    config = dataclasses.replace(SMALL, num_blocks=11, hidden_dim=64, tokens_mlp_dim=128, channels_mlp_dim=256)
-    kept = {
-        name: make_call(Entry(name), Cell(config, batch=100, mode="training"), 0).planned_memory()
-        for name in ("official", "flax", "nnx")
-    }
-    assert kept["flax"] == kept["nnx"] <= 0.8 * kept["official"]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["flax", "nnx"])
-@pytest.mark.usefixtures("compiled_anew")
-def test_jitted_inference_compiles_to_the_program_of_the_official_model(name: str, dtype: str) -> None:
-    config = dataclasses.replace(SMALL, num_blocks=2)
-
-    def compiled(name: str) -> str:
-        call = make_call(Entry(name), Cell(config, dtype), 0)
-        text = call.infer.lower(call.params, call.images).compile().as_text()
-        _, _, text = text.partition("\n")  # the module's name
-        return re.sub(r", metadata={[^}]*}", "", text[text.index("\n%") :])
-
-    assert compiled(name) == compiled("official")
-
-
-def test_the_machine_is_described_with_its_gpu(monkeypatch: pytest.MonkeyPatch, result: BenchResult) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(total_memory=80 << 30))
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    gpu = "Some GPU, 80 GiB, CUDA 13.0"
-    assert describe_gpu() == gpu
-    plain = export.to_dict(result)
-    plain["machine"]["gpu"] = gpu
-    assert f"{plain['machine']['date']}: {gpu}; {plain['machine']['processor']}, " in export.to_markdown(plain)
 
 
 def test_a_program_is_timed_in_the_cells_that_it_runs_in() -> None:
@@ -259,18 +137,3 @@ def test_programs_that_run_are_those_of_the_cells() -> None:
 def test_what_cannot_be_timed_is_an_error(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small_bench([Entry("torch")], **kwargs)
-
-
-@pytest.mark.parametrize(("name", "framework"), [("torch", "torch"), ("flax", "JAX")])
-def test_each_framework_says_that_it_has_no_cuda(name: str, framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = jax.devices
-
-    def of_kind(kind: str = "cpu") -> list[jax.Device]:
-        if kind == "gpu":
-            raise RuntimeError("no GPU")
-        return devices(kind)
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(jax, "devices", of_kind)
-    with pytest.raises(ConfigError, match=f"device is 'cuda', and {framework} "):
-        measure_cells([Cell(SMALL, device="cuda")], [Entry(name)])
