@@ -1,4 +1,4 @@
-"""`--device` for `pytest benchmarks/`."""
+"""The option `--device` of `pytest benchmarks/`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
-    """What `--device` says."""
+    """Read the option `--device`."""
     name: str = request.config.getoption("--device")
     return name

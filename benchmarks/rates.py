@@ -29,7 +29,7 @@ from mixer_equiv.bench.environment import Machine
 SEED = 2021
 LEAST_SPEEDUP = 10.0  # ours verifies at least this many times the tutorial's cases in a second
 
-# To measure what each choice buys, it is undone while all others stay as they are.
+# The gain by a choice is measured by undoing it, while all others stay as they are.
 ABLATIONS: dict[str, RunOptions] = {
     "Flax without jit": RunOptions(flax="eager"),
     "Flax by vmap": RunOptions(flax="vmap"),
@@ -179,7 +179,7 @@ def page(result: Mapping[str, Any]) -> str:
     ]
     if result["undone"]:
         lines += [
-            "## What each choice buys",
+            "## The gain by each choice",
             "",
             "One choice is undone, all others stay as they are: the time for a shape relative to all choices as they",
             f"are, the median over {result['undone_shapes']} shapes of {result['draws']} draws.",

@@ -51,7 +51,7 @@ class StackResults:
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How a stack is run; all options compute the same.
+    """Ways to run a stack; all of them compute the same.
 
     `flax` is "loop" (compiled once, called for each draw), "vmap", "map" (`lax.map`) or "eager"; `torch` is "vmap" or
     "loop", on `threads` threads. The formulations are those of the models.

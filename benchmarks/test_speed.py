@@ -1,6 +1,6 @@
-"""Every program timed alone, for regressions: `pytest benchmarks/ --device cpu`; `mixer-equiv bench` owns the ratios.
+"""The time of every contestant by itself, to notice regressions: `pytest benchmarks/ --device cpu`.
 
-The calls are those that `mixer-equiv bench` times, and are proven right before they are.
+The calls are those that `mixer-equiv bench` times, and are checked before. For ratios, use `mixer-equiv bench`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def checker() -> Checker:
 
 @pytest.fixture(scope="session", autouse=True)
 def cores() -> Iterator[list[int]]:
-    with pin_cores(None, ("torch", "jax")) as those:
-        yield those
+    with pin_cores(None, ("torch", "jax")) as pinned:
+        yield pinned
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CONTESTANTS)
 def test_speed(benchmark: Any, checker: Checker, device: str, name: str, mode: str) -> None:
-    """S/32 in float32, batches of 8; the median is what to compare."""
+    """Time S/32 in float32 with batches of 8; the medians are to be compared."""
     entry, cell = Entry(name), Cell(MixerConfig.from_name("S/32"), batch=BATCH, device=device, mode=mode)
     if not entry.contestant.runs_in(cell):
         pytest.skip(f"{name} does not run in {cell}")
     with fresh_compiler_for([entry]):
         call = make_call(entry, cell, checker.seed)
-        seen = checker.check(entry, cell, call)
-        assert seen.refused is None, seen.refused
-        benchmark.extra_info |= {"images": BATCH, "flops": cell.flops, "error": seen.error}
+        correctness = checker.check(entry, cell, call)
+        assert correctness.refused is None, correctness.refused
+        benchmark.extra_info |= {"images": BATCH, "flops": cell.flops, "error": correctness.error}
         benchmark.pedantic(call, rounds=ROUNDS, iterations=1, warmup_rounds=2)

@@ -19,8 +19,8 @@ from mixer_equiv.random_weights import draw_images, draw_params
 # A batch repeats this many different images, in no order that a program could use.
 DISTINCT_IMAGES = 2
 
-# How the usual draw of weights is changed: the stem and the last layer of every MLP, whose outputs add up to the
-# residual stream, are multiplied by this factor and the root of the eps.
+# Changes to the usual draw of weights. The stem and the last layer of every MLP, whose outputs add up to the residual
+# stream, are multiplied by this factor and the root of the eps.
 STREAM_SCALES = {"usual": None, "faint": 2.0}
 
 

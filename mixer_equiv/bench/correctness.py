@@ -64,7 +64,7 @@ class Correctness:
 
 
 class Checker:
-    """Checks calls on the draws of one seed; whatever serves several cells is computed once."""
+    """Checks calls on the draws of one seed; a result that several cells need is computed once."""
 
     def __init__(self, seed: int = 0):
         self.seed = seed

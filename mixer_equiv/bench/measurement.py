@@ -25,8 +25,8 @@ from mixer_equiv.errors import ConfigError, MixerEquivError
 BASELINE_AGAIN = "A/A"
 GEMM = "GEMM"
 
-# A matrix product takes this many seconds at most. From this side on, it is timed to see whether a larger one would
-# take longer.
+# The most seconds of one matrix product, and the smallest side at which a product is timed, to learn whether one of
+# twice the side would take longer.
 LONGEST_GEMM, SMALLEST_GEMM = 1.0, 256
 
 # More rounds would take days, and larger matrices gigabytes each.
@@ -112,7 +112,7 @@ class BenchResult:
 
 
 class _Protocol(NamedTuple):
-    """What all cells of a run have in common."""
+    """The arguments that are the same for all cells of a run."""
 
     baseline: str
     rounds: int

@@ -1,4 +1,4 @@
-"""Cells and contestants: every combination, the operations counted, and what cannot be."""
+"""Cells and contestants: their combinations, the operations counted, and the impossible ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mixer-equiv bench`: what it writes and shows, and what it refuses."""
+"""`mixer-equiv bench`: the files, the terminal, and the errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correctness: what is timed is right, and what is not is refused."""
+"""Correctness: right calls are timed, and wrong ones are refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_wrong_program_is_refused_and_not_timed(mode: str) -> None:
 
 
 def plant_another_gelu(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In these kernels of ours, which are then taken."""
+    """Put a slightly different GELU into these kernels of ours, and have them used."""
     by_dtype = {torch.float32: kernels, torch.bfloat16: "float32" if kernels == "blas" else kernels}
     monkeypatch.setattr(torch_inference, "way_of", lambda mixing, dtype, *_: by_dtype[dtype])
     monkeypatch.setattr(torch_packed, "kernels_for", lambda *arguments: kernels)
@@ -202,7 +202,7 @@ def test_what_is_given_twice_is_timed_once() -> None:
 
 
 class WithoutGradient(torch.autograd.Function):
-    """The GELU; in half precision its gradient is a part of what it should be."""
+    """The GELU, but in half precision only `part` of its gradient."""
 
     part = 0.0
 
@@ -220,7 +220,7 @@ class WithoutGradient(torch.autograd.Function):
 
 @jax.custom_jvp
 def without_gradient(x: jax.Array) -> jax.Array:
-    """The same in JAX."""
+    """The GELU in JAX; its derivative, defined below, has the same fault."""
     return jax.nn.gelu(x)
 
 

@@ -11,7 +11,7 @@ from mixer_equiv.bench.timing import paired_ratio, quartiles, time_in_rounds
 
 
 class Clock:
-    """Time that passes only by calls that take some."""
+    """A clock that only calls move on."""
 
     def __init__(self) -> None:
         self.now, self.log = 0.0, []

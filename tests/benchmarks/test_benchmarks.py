@@ -1,4 +1,4 @@
-"""What benchmarks time computes the right answer, and they would see a wrong one."""
+"""Benchmarks time right answers, and notice wrong ones; recorded results and their pages agree."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = tutorial.TUTORIAL_CONFIGS[0]
 
 @pytest.fixture(scope="module")
 def verified() -> tuple[Stack, dict[str, np.ndarray], StackResults, StackResults]:
-    """Three draws of the smallest shape, torch's weights, and both sides' results."""
+    """Three draws of the smallest shape, the weights by torch's names, and both frameworks' results."""
     stack = draw_stack(SMALL, 3, 4, 0)
     state = convert_stack(stack)
     return stack, state, run_stack_in_flax(stack, RunOptions()), run_stack_in_torch(stack, state, RunOptions())
@@ -55,7 +55,7 @@ def test_a_comparison_that_sees_nothing_misses_every_fault(monkeypatch: pytest.M
     missed = stack_faults.missed_faults(SMALL, 2, 3, 0, RunOptions())
     assert [miss.partition(" in draw")[0] for miss in missed] == [
         "a weight off by one ulp",
-        "a weight off by a millionth, unseen by the weights' own side_by_side",
+        "a weight off by a millionth, unseen by the weights' own comparison",
         "the wrong GELU",
         "the wrong eps",
         "a gradient off by a millionth",
@@ -156,7 +156,7 @@ def test_sides_take_turns_in_being_first(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def run() -> dict[str, Any]:
-    """What a run of two shapes of 10 draws would have recorded."""
+    """The numbers of a run of two shapes with 10 draws."""
     seconds = {"tutorial": [1.0, 3.0], "stack": [2.0, 2.0], "one": [2.0, 3.0]}
     undone = {"as it is": [1.0, 2.0], "slower": [2.0, 4.0], "faster": [0.5, 1.0]}
     seen = [Verification((), (1, 4), 1e-15, 2e-14), Verification((), (), 3e-15, 1e-14)]
@@ -273,7 +273,7 @@ def test_a_wrongly_converted_file_stops_the_benchmark(tmp_path: Any, fault: str 
             processes.ProcessRun(command)
 
 
-# Where the time of a Mixer goes
+# The parts of a Mixer's time
 
 
 def test_the_products_whose_time_is_told_are_all_that_a_model_has_but_the_heads() -> None:
@@ -306,7 +306,7 @@ def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monke
         mixing.measure(SMALL, 1, 10)
 
 
-# What waits for a GPU
+# The jobs for a GPU
 
 
 def test_the_plan_for_a_gpu_has_every_program_that_runs_there_in_less_than_six_minutes() -> None:
