@@ -110,7 +110,7 @@ def test_a_config_of_no_mixer_is_refused(field: Any, value: Any, message: str) -
 def test_a_config_is_frozen_and_hashable() -> None:
     config = MixerConfig(**FIELDS)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.num_blocks = 3
+        config.num_blocks = 3  # type: ignore[misc]
     assert hash(config) == hash(MixerConfig(**FIELDS))
 
 

@@ -14,7 +14,7 @@ class Clock:
     """A clock that only calls move on."""
 
     def __init__(self) -> None:
-        self.now, self.log = 0.0, []
+        self.now, self.log = 0.0, list[str]()
 
     def __call__(self) -> float:
         return self.now

@@ -23,6 +23,7 @@ from mixer_equiv.bench.cells import Cell
 from mixer_equiv.bench.contestants import CONTESTANTS, Entry
 from mixer_equiv.bench.environment import Machine
 from mixer_equiv.bench.measurement import measure_cells
+from mixer_equiv.bench.peers_torch import TutorialMixer
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.frameworks import run_reference
 from mixer_equiv.equivalence.sides.weights import random_params
@@ -138,7 +139,7 @@ def test_not_a_number_is_a_finding_in_outputs_and_in_gradients(verified: Any) ->
 def test_the_tutorial_s_check_sees_what_it_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(tutorial.TUTORIAL_CONFIGS)) == 128
     tutorial.check_as_tutorial(SMALL)
-    wider, real = SMALL.replace(tokens_mlp_dim=3), tutorial.TutorialMixer
+    wider, real = SMALL.replace(tokens_mlp_dim=3), TutorialMixer
     monkeypatch.setattr(tutorial, "TutorialMixer", lambda config: real(wider))
     with pytest.raises(AssertionError):
         tutorial.check_as_tutorial(SMALL)
@@ -299,7 +300,8 @@ def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monke
     )
     assert all(row["times_linear"] == [1, 1, 1] for row in rows if row["tokens"] == "linear")
     shared = torch_formulations.TOKENS["shared_conv"]
-    wrong = shared._replace(mix=lambda x, layer: 1.0001 * shared.mix(x, layer))  # one that is fused rightly has no say
+    # One that is fused rightly has no say.
+    wrong = shared._replace(mix=lambda x, layer: 1.0001 * shared.mix(x, layer))  # type: ignore[misc]
     monkeypatch.setattr(torch_inference, "way_of", lambda *_: "blas")
     monkeypatch.setitem(torch_formulations.TOKENS, "shared_conv", wrong)
     with pytest.raises(AssertionError, match=r"shared_conv in torch is .* from the linear formulation"):

@@ -152,7 +152,7 @@ def test_arrays_of_every_framework_and_nesting_convert_alike(kind: Any, dtype: A
 
 
 def test_denormals_and_float64_pass_through_jax_arrays_with_x64_off() -> None:
-    assert not jax.config.jax_enable_x64
+    assert not jax.config.jax_enable_x64  # type: ignore[attr-defined]
     params = random_params(CONFIG, 2)
     tiny = {name: np.full_like(array, 1e-40, np.float32) for name, array in params.items()}
     assert not bit_differences(flat(convert(as_jax(tiny), to="linen", config=CONFIG)), tiny)

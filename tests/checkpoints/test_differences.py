@@ -67,7 +67,9 @@ def test_arrays_of_one_side_alone_differ() -> None:
 
 def test_the_bit_comparison_sees_one_bit_a_payload_a_sign_and_a_dtype() -> None:
     quiet, payload = (np.array([bits], np.uint32).view(np.float32) for bits in (0x7FC00000, 0x7FC00001))
-    for x, y in [(quiet, payload), (np.float32([0.0]), np.float32([-0.0])), (np.float32([1]), np.float64([1]))]:
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = [(quiet, payload), (zero, -zero), (one, np.ones(1))]
+    for x, y in pairs:
         assert bit_differences({"x": x}, {"x": y}) == ["x"]
     assert bit_differences({"x": quiet}, {"x": quiet.copy()}) == []
     assert bit_differences({"x": quiet}, {}) == ["x"]

@@ -40,7 +40,8 @@ from mixer_equiv.config import fitting_patches
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.locate import import_timm
 from mixer_equiv.equivalence.sides.weights import random_params
-from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS, TIMM
+from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS
+from mixer_equiv.layouts.timm import TIMM
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
@@ -327,9 +328,9 @@ def test_without_a_final_norm_it_is_said_to_be_no_official_mixer() -> None:
         convert(arrays, to="linen", config=CONFIG)
     assert set(caught.value.missing_keys) == {"norm.weight", "norm.bias"}
     del arrays["blocks.3.norm1.bias"]  # an incomplete file is no sign of another architecture
-    with pytest.raises(ConversionError) as caught:
+    with pytest.raises(ConversionError) as incomplete:
         convert(arrays, to="linen", config=CONFIG)
-    assert not isinstance(caught.value, InexpressibleError)
+    assert not isinstance(incomplete.value, InexpressibleError)
 
 
 def test_a_norm_over_tokens_and_channels_is_said_to_be_no_official_mixer() -> None:
@@ -368,7 +369,7 @@ def test_finding_and_inspecting_read_no_array(tmp_path: Path, monkeypatch: pytes
     """Also with metadata, which are held against the arrays' names and shapes."""
     path = save(Checkpoint.from_arrays(in_layout("torch"), config=CONFIG), tmp_path / f"a{suffix}")
 
-    def read(self, dtype: Any = None, copy: Any = None) -> None:
+    def read(self: Any, dtype: Any = None, copy: Any = None) -> None:
         raise AssertionError(f"an array of {self.shape} was read")
 
     monkeypatch.setattr(StoredArray, "__array__", read)

@@ -12,7 +12,8 @@ from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.errors import MAX_LISTED
-from mixer_equiv.layouts import LINEN, TIMM, Conventions, Layout
+from mixer_equiv.layouts import LINEN, Conventions, Layout
+from mixer_equiv.layouts.timm import TIMM
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 

@@ -29,7 +29,7 @@ UNWRITABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "existing file": (lambda folder: folder / "old.npz", r"exists; pass force=True \(--force\)"),
     "directory": (lambda folder: folder / "folder.npz", "is a directory; give the name of a file"),
     # Where not even root can write.
-    **{f"/proc{s}": (lambda folder, s=s: Path(f"/proc/mixer{s}"), "cannot be written") for s in SUFFIXES},
+    **{f"/proc{s}": (lambda folder, s=s: Path(f"/proc/mixer{s}"), "cannot be written") for s in SUFFIXES},  # type: ignore[misc]
 }
 
 

@@ -166,7 +166,7 @@ def test_keys_are_put_together_up_to_a_limit() -> None:
 
 
 def test_a_stack_is_read_once_by_all_threads_together() -> None:
-    stack, read = RNG.normal(size=(40, 3)), []
+    stack, read = RNG.normal(size=(40, 3)), list[None]()
 
     def make() -> np.ndarray:
         read.append(None)
@@ -233,7 +233,7 @@ def test_every_layout_is_converted_lazily_as_eagerly(published: Path, layout: st
     assert all(array.flags.c_contiguous for array in lazy.whole.values())
 
 
-MIXED = {
+MIXED: dict[str, np.ndarray] = {
     "z": np.arange(3, dtype=np.float16),
     "a": np.arange(5, dtype=np.float32),
     "é": np.array(2.5),
@@ -604,7 +604,7 @@ def _misaligned(folder: Path) -> Path:
     with zipfile.ZipFile(folder / "x.npz") as old, zipfile.ZipFile(folder / "misaligned.npz", "w") as new:
         for info in old.infolist():
             moved = zipfile.ZipInfo(info.filename)
-            empty = -(new.fp.tell() + 30 + len(info.filename) + 4 - 1) % 8  # type: ignore[union-attr]
+            empty = -(new.fp.tell() + 30 + len(info.filename) + 4 - 1) % 8
             moved.extra = struct.pack("<HH", 0xFFFF, empty) + bytes(empty)
             new.writestr(moved, old.read(info))
         new.comment = old.comment

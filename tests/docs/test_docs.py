@@ -43,7 +43,7 @@ def published_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def test_the_python_blocks_run_one_after_another(published_file: Any) -> None:
     blocks = [text for kind, text in BLOCKS if kind == "python"]
     assert len(blocks) >= 5
-    names = {}
+    names: dict[str, Any] = {}
     exec(compile("\n".join(blocks), "README.md", "exec"), names)
     tests = [name for name in names if name.startswith("test_")]
     assert tests == ["test_my_mixer"]

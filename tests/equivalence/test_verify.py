@@ -22,7 +22,8 @@ from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides import frameworks as programs
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
-from mixer_equiv.models.flax import model as flax_models
+from mixer_equiv.models.flax import MlpMixer as FlaxMixer
+from mixer_equiv.models.flax import activations as flax_activations
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from mixer_equiv.models.torch import activations as torch_activations
 from mixer_equiv.models.torch import model as torch_models
@@ -53,7 +54,7 @@ def test_built_in_models_are_the_same_function(a: Any, b: Any) -> None:
     assert report.verdict == "equivalent"
     assert report.equivalent
     assert report.residual <= report.decision <= 1e-12
-    assert report.causes == report.warnings == report.reasons == ()
+    assert (report.causes, report.warnings, report.reasons) == ((), (), ())
     assert report.first_divergence is None
     for side, name in zip(report.sides, (a, b or "flax"), strict=True):
         assert side.rms_error is None if name == "reference" else 1e-8 < side.rms_error < 1e-6
@@ -86,7 +87,7 @@ def test_models_of_ours_are_compared_as_programs_or_with_their_weights() -> None
     torch.manual_seed(0)
     model = torch_models.MlpMixer(CONFIG)
     assert verify(model).verdict == "equivalent"
-    assert verify(flax_models.MlpMixer(CONFIG), model).verdict == "equivalent"
+    assert verify(FlaxMixer(CONFIG), model).verdict == "equivalent"
     assert verify(model, weights="given").verdict == "nothing_compared"
     torch.nn.init.normal_(model.head.weight)
     report = verify(model, weights="given")
@@ -150,7 +151,7 @@ def test_an_undeclared_deviation_is_found_at_its_stage_and_no_cause_is_claimed(
 ) -> None:
     forward = torch_models.MlpMixer.forward
 
-    def deviating(self, images: Any, *, taps: Any = False) -> Any:
+    def deviating(self: Any, images: Any, *, taps: Any = False) -> Any:
         mixer_block = self.blocks[block]
         mlp = (mixer_block.token_mixing, mixer_block.channel_mixing)[part]
         mlp.register_forward_hook(lambda module, args, out: out * (1 + 1e-9))
@@ -231,7 +232,7 @@ def test_every_port_fault_is_named(fault: Any) -> None:
 
 def test_the_reference_notices_what_both_sides_do_wrong_alike(monkeypatch: pytest.MonkeyPatch, uncached: Any) -> None:
     monkeypatch.setitem(torch_activations.ACTIVATIONS, "gelu_tanh", torch_activations.ACTIVATIONS["gelu"])
-    monkeypatch.setitem(flax_models.ACTIVATIONS, "gelu_tanh", flax_models.ACTIVATIONS["gelu"])
+    monkeypatch.setitem(flax_activations.ACTIVATIONS, "gelu_tanh", flax_activations.ACTIVATIONS["gelu"])
     report = verify("flax", "torch")
     assert report.residual <= 1e-12 < report.decision
     assert (report.verdict, report.first_divergence) == ("different", "MixerBlock_0/token_mixing")
@@ -348,7 +349,7 @@ def test_nothing_of_the_user_s_is_changed() -> None:
     torch.manual_seed(3)
     model = torch_models.MlpMixer(CONFIG).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     states = [torch.get_rng_state(), torch.get_default_dtype(), *(s.fp32_precision for s in settings)]
     numpy_state = np.random.get_state()[1].tolist()
     given = checkpoint()
@@ -358,7 +359,7 @@ def test_nothing_of_the_user_s_is_changed() -> None:
     assert torch.equal(states[0], after[0])
     assert states[1:] == after[1:]
     assert numpy_state == np.random.get_state()[1].tolist()
-    assert not jax.config.jax_enable_x64
+    assert not jax.config.jax_enable_x64  # type: ignore[attr-defined]
     assert jnp.ones(1, jnp.float32).dtype == jnp.float32
     assert model.training
     assert torch.is_grad_enabled()
@@ -368,16 +369,16 @@ def test_nothing_of_the_user_s_is_changed() -> None:
 
 
 def test_settings_come_back_when_a_model_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    def raising(self, images: Any, *, taps: Any = False) -> None:
+    def raising(self: Any, images: Any, *, taps: Any = False) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(torch_models.MlpMixer, "forward", raising)
-    precision = torch.backends.cudnn.conv.fp32_precision
+    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     with pytest.raises(ZeroDivisionError):
         verify("flax", "torch")
     assert torch.is_grad_enabled()
-    assert torch.backends.cudnn.conv.fp32_precision == precision
-    assert not jax.config.jax_enable_x64
+    assert torch.backends.cudnn.conv.fp32_precision == precision  # type: ignore[attr-defined]
+    assert not jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -595,7 +596,7 @@ def test_the_caller_s_precision_modes_do_not_reach_in() -> None:
 
 
 def test_threads_leave_the_precision_settings_as_they_were() -> None:
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
     with ThreadPoolExecutor(8) as pool:
         reports = list(pool.map(lambda seed: verify("torch", "reference", seed=seed), range(16)))

@@ -34,7 +34,7 @@ from mixer_equiv.models.flax import activations as jax_activations
 from mixer_equiv.models.flax import formulations as flax_formulations
 from mixer_equiv.models.torch import formulations as torch_formulations
 from mixer_equiv.models.torch import modules as torch_modules
-from mixer_equiv.models.torch.formulations import Mixing
+from mixer_equiv.models.torch.inference import Mixing
 from mixer_equiv.testing.strategies import FEW_CONFIGS
 from tests.support.mixers import ANY_CONFIG, COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
 

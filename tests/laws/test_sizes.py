@@ -174,7 +174,7 @@ class TwiceTheHead(TorchMixer):
         head, self.head = self.head, None
         features = super().forward(images)
         self.head = head
-        return head(torch.stack([features, features], 1)).mean(1)
+        return head(torch.stack([features, features], 1)).mean(1)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("model", [WithPositions, WithoutStemBias])

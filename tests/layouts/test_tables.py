@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import tomllib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,16 +12,17 @@ from hypothesis import strategies as st
 
 from mixer_equiv import LAYOUTS, ConfigError, Conventions, LayoutError
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.layouts import LINEN, TIMM, Binding, Layout, Row, layout_from_dict
+from mixer_equiv.layouts import LINEN, Binding, Layout, Row
 from mixer_equiv.layouts.base import NEUTRAL, axis_groups, fill, table
-from mixer_equiv.layouts.custom import layout_from_file
+from mixer_equiv.layouts.custom import layout_from_dict, layout_from_file
+from mixer_equiv.layouts.timm import TIMM
 
 SIZES = DEFAULT_CONFIG.axis_sizes
 
 
-def timm_with(*rows: str, **fields: object) -> Layout:
+def timm_with(*lines: str, **fields: Any) -> Layout:
     """timm's table, with some rows' names and patterns replaced."""
-    changed = {row.canonical: row for row in table("\n".join(rows))}
+    changed = {row.canonical: row for row in table("\n".join(lines))}
     assert changed.keys() <= {row.canonical for row in TIMM.rows}
     rows = tuple(changed.get(row.canonical, row) for row in TIMM.rows)
     return dataclasses.replace(TIMM, name="ours", rows=rows, **fields)

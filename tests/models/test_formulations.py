@@ -161,7 +161,7 @@ def test_layers_may_be_replaced_in_every_formulation(formulation: Formulation, k
         model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
         with torch.no_grad():
             outputs.append(model(torch.from_numpy(random_images(CONFIG, 1).transpose(0, 3, 1, 2).copy())))
-    assert torch.allclose(*outputs, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
@@ -179,7 +179,7 @@ def test_pruned_models_are_trained_in_every_formulation(formulation: Formulation
             model(images).square().sum().backward()
             optimiser.step()
     (official, other), outputs = made, [model.eval()(images) for model in made]
-    assert torch.allclose(*outputs, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(outputs[0], outputs[1], rtol=1e-9, atol=1e-9)
     for name, value in official.named_parameters():
         assert torch.allclose(other.get_parameter(name), value, rtol=1e-9, atol=1e-9), name
     assert (other.stem.weight == 0).flatten(1).all(dim=1).any()
@@ -310,7 +310,7 @@ def test_that_a_file_says_another_layout_than_one_is_told_is_noted(tmp_path: Pat
 
 def test_what_is_no_formulation_has_no_natural_shapes() -> None:
     with pytest.raises(ConfigError, match="formulation is 'conv1d'; it must be a Formulation"):
-        natural("conv1d")  # type: ignore[arg-type]
+        natural("conv1d")
 
 
 def test_a_repeated_filter_has_no_natural_shape() -> None:

@@ -57,11 +57,11 @@ def test_the_tutorials_grid_agrees_on_parameters_shapes_and_outputs(number: Any)
 
 def test_the_flax_model_has_the_official_tree_and_computes_the_official_logits() -> None:
     config = DEFAULT_CONFIG
-    images = jnp.zeros((1, *config.image_hw, config.in_channels))
+    blank = jnp.zeros((1, *config.image_hw, config.in_channels))
     shapes = [
         {"/".join(path): leaf.shape for path, leaf in flatten_dict(tree["params"]).items()}
         for tree in (
-            jax.eval_shape(m.init, jax.random.key(0), images)
+            jax.eval_shape(m.init, jax.random.key(0), blank)
             for m in (flax_models.MlpMixer(config), official_mixer(config))
         )
     ]

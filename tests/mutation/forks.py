@@ -64,7 +64,9 @@ class Timed:
     """Writes how many seconds of the processor each test took, however busy the machine is, and which failed."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.seconds, self.failed = path, {}, []
+        self.path = path
+        self.seconds: dict[str, float] = {}
+        self.failed: list[str] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Generator[None, Any, Any]:

@@ -122,7 +122,7 @@ def test_what_only_the_test_has_is_left_to_be_filled_in(called: Any) -> None:
     assert "other = ...  # to be filled in: model, a Thing that only the test has\n" in code
     assert called(code) == ((..., ...), {"config": CONFIG})
 
-    self = Thing()
+    self: Any = Thing()
     self.model = model
     code = code_of(self.model, lambda c: self.model)
     assert "mine = ...  # to be filled in: self.model, a Thing that only the test has\n" in code

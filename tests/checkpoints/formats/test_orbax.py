@@ -122,7 +122,8 @@ def test_an_array_called_value_among_others_keeps_its_name(tmp_path: Path) -> No
 
 
 def test_lists_and_leaves_that_are_no_arrays(tmp_path: Path) -> None:
-    tree = {"list": [np.ones(2), {"x": np.zeros(3)}, None], "tuple": (np.ones(5),), "none": None, "empty": {}}
+    leaves = [np.ones(2), {"x": np.zeros(3)}, None]
+    tree: dict[str, Any] = {"list": leaves, "tuple": (np.ones(5),), "none": None, "empty": {}}
     _pytree(tmp_path / "x", tree | {"step": 3, "name": "text"})
     found = read(tmp_path / "x")
     assert sorted(found) == ["list/0", "list/1/x", "step", "tuple/0"]

@@ -92,8 +92,8 @@ def _edit(**changes: Any) -> Callable[[Path], None]:
     return edit
 
 
-def _remove(*shards: int) -> Callable[[Path], None]:
-    return lambda folder: [(folder / list(FILES)[i - 1]).unlink() for i in shards] and None
+def _remove(*shards: int) -> Callable[[Path], Any]:
+    return lambda folder: [(folder / list(FILES)[i - 1]).unlink() for i in shards]
 
 
 def _index(content: str) -> Callable[[Path], Any]:

@@ -21,7 +21,8 @@ def matrix() -> Any:
 
 
 def test_verify_names_every_planted_fault_and_nothing_where_there_is_none(matrix: Any) -> None:
-    kinds = [CATALOGUE[planted.fault].kind for planted in (*PLANTED.values(), *PLANTED_WEIGHTS.values())]
+    every: list[PlantedCode | PlantedWeights] = [*PLANTED.values(), *PLANTED_WEIGHTS.values()]
+    kinds = [CATALOGUE[planted.fault].kind for planted in every]
     assert [outcome.fault for outcome in matrix.outcomes] == ["none", *PLANTED, *PLANTED_WEIGHTS]
     assert [outcome.kind for outcome in matrix.outcomes] == ["none", *kinds]
     assert [outcome.fault for outcome in matrix.outcomes if not outcome.named] == []
@@ -32,7 +33,7 @@ def test_verify_names_every_planted_fault_and_nothing_where_there_is_none(matrix
 
 
 def test_every_planted_fault_has_the_verdict_of_its_row_in_the_catalogue(matrix: Any) -> None:
-    planted = {**PLANTED, **PLANTED_WEIGHTS}
+    planted: dict[str, PlantedCode | PlantedWeights] = {**PLANTED, **PLANTED_WEIGHTS}
     verdicts = {outcome.fault: outcome.verdict for outcome in matrix.outcomes[1:]}
     assert verdicts == {name: CATALOGUE[fault.fault].verdict for name, fault in planted.items()}
 

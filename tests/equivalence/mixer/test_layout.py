@@ -83,7 +83,7 @@ def test_layouts_of_flax_models_are_found() -> None:
 
 
 def test_names_without_a_rule_have_a_row_for_each_block() -> None:
-    model = PortMixer(CONFIG.replace(num_blocks=3))
+    model: Any = PortMixer(CONFIG.replace(num_blocks=3))
     model.blocks = nn.ModuleDict(zip(("one", "two", "three"), model.blocks, strict=True))
 
     def forward(images: torch.Tensor) -> torch.Tensor:

@@ -43,10 +43,14 @@ def test_a_found_layout_reads_and_writes_files(tmp_path: Any) -> None:
 
 
 # What is computed from parameters, or changes their order, has no layout.
-WITHOUT_LAYOUT = ("weight norm", "two layers for a stem", "column-major tokens", "one vector", "vmap")
-
-
-WITHOUT_LAYOUT += ("convolutions of the whole grid",)  # whose tokens stand on two axes, where a table has one
+WITHOUT_LAYOUT = (
+    "weight norm",
+    "two layers for a stem",
+    "column-major tokens",
+    "one vector",
+    "vmap",
+    "convolutions of the whole grid",  # whose tokens stand on two axes, where a table has one
+)
 
 
 # Whose arrays are of unusual shapes, or several parameters in one.

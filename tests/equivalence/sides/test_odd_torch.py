@@ -254,4 +254,4 @@ def test_a_builder_that_makes_nothing_is_refused() -> None:
 
 def test_a_config_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="config is a dict; it must be a MixerConfig"):
-        verify(TorchMixer, config=CONFIG.to_dict())  # type: ignore[arg-type]
+        verify(TorchMixer, config=CONFIG.to_dict())

@@ -73,14 +73,14 @@ def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @contextlib.contextmanager
 def without_onednn() -> Iterator[None]:
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = True
+        torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
 
 
-def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, float]:
+def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, ...]:
     """Of the fused and of the plain path, relative to float64."""
     taken = made(x, axis)
     with without_onednn():
@@ -99,7 +99,7 @@ def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The activation of every MLP that takes a fast way."""
     seen: list[str] = []
-    original = torch_formulations.infer
+    original = torch_inference.infer
 
     def infer(x: Any, layers: Any, activation: str, mixing: Mixing) -> torch.Tensor | None:
         result = original(x, layers, activation, mixing)
@@ -258,7 +258,7 @@ def test_both_mlps_of_a_block_go_a_fast_way(calls: list[str]) -> None:
 def test_filters_from_the_end_would_be_seen(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, "onednn")
     convolution = torch_fused._CONVOLUTION
-    monkeypatch.setattr(torch_fused, "_CONVOLUTION", lambda x, weight, *rest: convolution(x, weight.flip(0), *rest))
+    monkeypatch.setattr(torch_fused, "_CONVOLUTION", lambda x, weight, *rest: convolution(x, weight.flip(0), *rest))  # type: ignore[misc]
     fused, plain = errors(block(mixing=MIXINGS[mixing]), images(), -1)
     assert fused > 1000 * plain
 
@@ -322,7 +322,7 @@ def _other_class(made: MlpBlock) -> Any:
 
 
 def _other_forward(made: MlpBlock) -> Any:
-    made.dense_0.forward = made.dense_0.forward
+    made.dense_0.forward = made.dense_0.forward  # type: ignore[method-assign]
 
 
 class _Mode(TorchDispatchMode):
@@ -372,7 +372,7 @@ def test_the_plain_path_is_taken_with(name: str, calls: list[str]) -> None:
 def test_layers_that_are_mixed_by_something_else_are_called(mixing: str, calls: list[str]) -> None:
     made = block(mixing=MIXINGS[mixing])
     expected, original = made(images()), made.dense_0.mix
-    made.dense_0.mix = lambda x, layer: original(2 * x, layer)
+    made.dense_0.mix = lambda x, layer: original(2 * x, layer)  # type: ignore[assignment]
     assert not torch.allclose(made(images()), expected)
     assert calls == ["gelu_tanh"]
 

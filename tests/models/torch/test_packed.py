@@ -33,7 +33,7 @@ CASES = [
 HERE = [kernels for kernels in KERNELS if kernels != "onednn" or packs(torch.float32)]
 
 
-def errors(model: MlpMixer, x: torch.Tensor, kernels: Any = None) -> tuple[float, float]:
+def errors(model: MlpMixer, x: torch.Tensor, kernels: Any = None) -> tuple[float, ...]:
     """Of the packed and of the plain model, relative to float64."""
     with torch.no_grad():
         packed, plain = model.packed(kernels)(x), model(x)

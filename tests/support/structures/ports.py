@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops.layers.torch import Rearrange
 from torch import nn
@@ -91,7 +93,7 @@ def linear_patches(config: MixerConfig, order: str, bias: bool) -> nn.Module:
 
 
 # Each departure alone, and some of them together, as arguments of `PortMixer`.
-PORTS = {
+PORTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "shared norm": {"shared_norm": True},
     "norm all": {"norm_all": True},
