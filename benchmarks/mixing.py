@@ -19,8 +19,8 @@ from mixer_equiv.bench.environment import pin_cores
 from mixer_equiv.bench.export import markdown_table
 from mixer_equiv.bench.timing import paired_ratio, quartiles, time_in_rounds
 from mixer_equiv.equivalence.policy import residual
+from mixer_equiv.formulation import TOKENS_CHOICES
 from mixer_equiv.models.flax import formulations as flax_formulations
-from mixer_equiv.models.flax import model as flax
 from mixer_equiv.models.torch import MlpBlock
 from mixer_equiv.models.torch import formulations as torch_formulations
 
@@ -42,28 +42,30 @@ def make_calls(config: MixerConfig, batch: int) -> Iterator[tuple[str, str, Call
     sizes = (config.num_tokens, config.tokens_mlp_dim)
     kernels = [rng.standard_normal(shape, np.float32) / shape[0] ** 0.5 for shape in (sizes, sizes[::-1])]
     biases = [rng.standard_normal(kernel.shape[1], np.float32) for kernel in kernels]
-    for name in torch_formulations.TOKENS:
+    for name in TOKENS_CHOICES:
         if name != SLOW_FORMULATION or batch == 1:
             yield "torch", name, _torch_call(name, x, kernels, biases)
             yield "flax", name, _flax_call(name, x, kernels, biases)
 
 
 def _torch_call(name: str, x: np.ndarray, kernels: Any, biases: Any) -> Callable[[], np.ndarray]:
-    tokens, tokens_mlp = kernels[0].shape
-    block = MlpBlock(tokens, tokens_mlp, mixing=torch_formulations.TOKENS[name]).eval().requires_grad_(False)
+    block = MlpBlock(*kernels[0].shape)
+    torch_formulations.set_mixing(block, torch_formulations.TOKEN_MIXINGS[name])
+    block.eval().requires_grad_(False)
     for layer, kernel, bias in zip((block.dense_0, block.dense_1), kernels, biases, strict=True):
         layer.load_state_dict({"weight": torch.tensor(kernel.T), "bias": torch.tensor(bias)})
     given = torch.tensor(x)
 
     def call() -> np.ndarray:
         with torch.inference_mode():
-            return block(given, -2).numpy()
+            return block(given.mT).mT.numpy()
 
     return call
 
 
 def _flax_call(name: str, x: np.ndarray, kernels: Any, biases: Any) -> Callable[[], np.ndarray]:
-    block = flax.MlpBlock(len(biases[0]), mixing=None if name == "linear" else flax_formulations.TOKENS[name])
+    mixing = flax_formulations.TOKEN_MIXINGS[name]
+    block = flax_formulations.FormulationMlp(len(biases[0]), "gelu_tanh", mixing)
     params = {f"Dense_{i}": {"kernel": kernels[i], "bias": biases[i]} for i in range(2)}
     apply = jax.jit(lambda params, x: block.apply({"params": params}, x, -2))
     held, given = jax.device_put(params), jax.device_put(x)

@@ -20,7 +20,7 @@ from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LAYOUTS, LINEN
 from mixer_equiv.models.torch import inference as torch_inference
-from mixer_equiv.models.torch.formulations import CHANNELS, TOKENS
+from mixer_equiv.models.torch.formulations import CHANNEL_MIXINGS, TOKEN_MIXINGS
 from mixer_equiv.models.torch.packed import packed_product
 
 Arrays = Mapping[str, np.ndarray]
@@ -136,16 +136,16 @@ class TorchCall:
             return str(self.run.kernels)
         dtype = getattr(torch, cell.storage)
         fast = (cell.device, cell.mode, self.execution) == ("cpu", "inference", "plain")
-        fast = fast and dtype in torch_inference.DTYPES
+        fast = fast and dtype in torch_inference.FAST_DTYPES
         if not (fast and self.entry.contestant.ours):
             return None
         formulation, config = self.entry.formulation, cell.config
         mixings = (
-            (TOKENS[formulation.tokens], config.hidden_dim * config.tokens_mlp_dim),
-            (CHANNELS[formulation.channels], config.num_tokens * config.channels_mlp_dim),
+            (TOKEN_MIXINGS[formulation.tokens], config.hidden_dim * config.tokens_mlp_dim),
+            (CHANNEL_MIXINGS[formulation.channels], config.num_tokens * config.channels_mlp_dim),
         )
         kernels = [
-            torch_inference.way_of(mixing, dtype, config.activation, cell.batch * elements) or "layers"
+            torch_inference.choose_path(mixing, dtype, config.activation, cell.batch * elements) or "layers"
             for mixing, elements in mixings
         ]
         return kernels[0] if kernels[0] == kernels[1] else f"{kernels[0]} for tokens, {kernels[1]} for channels"

@@ -91,7 +91,7 @@ def test_a_wrong_program_is_refused_and_not_timed(mode: str) -> None:
 def plant_another_gelu(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a slightly different GELU into these kernels of ours, and have them used."""
     by_dtype = {torch.float32: kernels, torch.bfloat16: "float32" if kernels == "blas" else kernels}
-    monkeypatch.setattr(torch_inference, "way_of", lambda mixing, dtype, *_: by_dtype[dtype])
+    monkeypatch.setattr(torch_inference, "choose_path", lambda mixing, dtype, *_: by_dtype[dtype])
     monkeypatch.setattr(torch_packed, "kernels_for", lambda *arguments: kernels)
     monkeypatch.setattr(torch_activations, "_CUBIC", 0.0448)
     monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
@@ -128,8 +128,8 @@ def _with_eps(norm: torch.nn.LayerNorm, dtype: Any = None) -> Any:
 def test_an_eps_that_is_wrong_by_a_fiftieth_is_noticed_where_there_is_no_float64(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_packed_onednn, "copied_norm", _with_eps)
-    monkeypatch.setattr(torch_packed_blas, "copied_norm", _with_eps)
+    monkeypatch.setattr(torch_packed_onednn, "copy_norm", _with_eps)
+    monkeypatch.setattr(torch_packed_blas, "copy_norm", _with_eps)
     refused = proven(Checker(4), Entry("torch packed"), Cell(SMALL, dtype, 3)).refused
     assert refused is not None
     assert refused.startswith("inexact: its error in float32 is")

@@ -299,11 +299,12 @@ def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monke
         itertools.product(mixing.TIMED_FRAMEWORKS, TOKENS_CHOICES)
     )
     assert all(row["times_linear"] == [1, 1, 1] for row in rows if row["tokens"] == "linear")
-    shared = torch_formulations.TOKENS["shared_conv"]
-    # One that is fused rightly has no say.
-    wrong = shared._replace(mix=lambda x, layer: 1.0001 * shared.mix(x, layer))  # type: ignore[misc]
-    monkeypatch.setattr(torch_inference, "way_of", lambda *_: "blas")
-    monkeypatch.setitem(torch_formulations.TOKENS, "shared_conv", wrong)
+    shared = torch_formulations.TOKEN_MIXINGS["shared_conv"]
+    wrong = shared._replace(
+        operation=lambda x, layer: 1.0001 * shared.operation(x, layer)
+    )  # one that is fused rightly has no say
+    monkeypatch.setattr(torch_inference, "choose_path", lambda *_: "blas")
+    monkeypatch.setitem(torch_formulations.TOKEN_MIXINGS, "shared_conv", wrong)
     with pytest.raises(AssertionError, match=r"shared_conv in torch is .* from the linear formulation"):
         mixing.measure(SMALL, 1, 10)
 

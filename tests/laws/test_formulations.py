@@ -33,8 +33,8 @@ from mixer_equiv.equivalence.policy import gradient_residuals, residual
 from mixer_equiv.models.flax import activations as jax_activations
 from mixer_equiv.models.flax import formulations as flax_formulations
 from mixer_equiv.models.torch import formulations as torch_formulations
-from mixer_equiv.models.torch import modules as torch_modules
-from mixer_equiv.models.torch.inference import Mixing
+from mixer_equiv.models.torch import layers as torch_layers
+from mixer_equiv.models.torch.layers import Mixing
 from mixer_equiv.testing.strategies import FEW_CONFIGS
 from tests.support.mixers import ANY_CONFIG, COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
 
@@ -186,39 +186,39 @@ def _derived_as_erf_jvp(primals: Any, tangents: Any) -> Any:
 Planted = tuple[Mapping[str, Any], str, Any, ModelFunction]
 FAULTS: dict[str, Planted] = {
     "a flipped filter": (
-        torch_formulations.TOKENS,
+        torch_formulations.TOKEN_MIXINGS,
         "shared_conv",
         Mixing(flipped, -1),
         ModelFunction("torch", Formulation(tokens="shared_conv")),
     ),
     "biases in another order": (
-        torch_formulations.TOKENS,
+        torch_formulations.TOKEN_MIXINGS,
         "depthwise_conv",
         Mixing(bias_by_channel, -1),
         ModelFunction("torch", Formulation(tokens="depthwise_conv")),
     ),
     "half of a gradient": (
-        torch_formulations.TOKENS,
+        torch_formulations.TOKEN_MIXINGS,
         "matmul",
         Mixing(half_detached, -2),
         ModelFunction("torch", Formulation(tokens="matmul")),
     ),
     "patches by columns": (
-        torch_modules.FLATTENED,
+        torch_layers.PATCH_PATTERNS,
         "linear",
         ("b c (h ph) (w pw) -> b (w h) (ph pw c)", "d c ph pw -> d (ph pw c)"),
         ModelFunction("torch", Formulation(patch="linear")),
     ),
     "pixels by columns": (
-        flax_formulations._FLATTENED,
+        flax_formulations.PATCH_PATTERNS,
         "linear",
-        ("b (h ph) (w pw) c -> b (h w) (pw ph c)", "ph pw c d -> (ph pw c) d"),
+        ("b (h ph) (w pw) c -> b h w (pw ph c)", "ph pw c d -> (ph pw c) d"),
         ModelFunction("flax", Formulation(patch="linear")),
     ),
     "a product in float32": (
-        flax_formulations.TOKENS,
+        flax_formulations.TOKEN_MIXINGS,
         "matmul",
-        (in_float32, -2),
+        flax_formulations.Mixing(in_float32, -2),
         ModelFunction("flax", Formulation(tokens="matmul")),
     ),
     "the derivative of another activation": (
@@ -228,9 +228,9 @@ FAULTS: dict[str, Planted] = {
         ModelFunction("flax", Formulation()),
     ),
     "a kernel without its transpose": (
-        flax_formulations.CHANNELS,
+        flax_formulations.CHANNEL_MIXINGS,
         "conv1d",
-        (reshaped, -2),
+        flax_formulations.Mixing(reshaped, -2),
         ModelFunction("flax", Formulation(channels="conv1d")),
     ),
 }

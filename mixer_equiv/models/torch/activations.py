@@ -1,4 +1,4 @@
-"""The activations of a `MixerConfig` in torch, and the same in place."""
+"""The activations of a `MixerConfig` in torch, and `activate`, which applies them in place where that is faster."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
-# Elements for each thread that stay in a second-level cache between the passes over them.
-PIECE = 2**17
+# Elements for each thread that stay in the second-level cache between two passes over them.
+CACHED_ELEMENTS = 2**17
 
 # x / (1 + exp(-2 u)) is 0.5 x (1 + tanh(u)), with u = sqrt(2 / pi) (x + 0.044715 x^3).
 _SLOPE, _CUBIC = -2 * math.sqrt(2 / math.pi), 0.044715
@@ -27,9 +27,9 @@ _MINUS_TWO_U = torch.tensor(_SLOPE, dtype=torch.float32, device="cpu")
 
 
 def activate(x: Tensor, activation: str, bias: Tensor | None = None) -> Tensor:
-    """`x` after `activation`, perhaps in its own memory: `x` must be a result of which nobody else knows.
+    """`x` after `activation`, perhaps in the memory of `x`, to which nobody else may hold a reference.
 
-    `bias` is added first: (width) for each row of a matrix `x` (rows, width), or (rows, 1).
+    `bias` is added first. For a matrix `x` (rows, width) it is (width) or (rows, 1).
     """
     if activation == "gelu_tanh" and x.dtype == torch.float32 and x.is_contiguous():
         return _gelu_tanh(x, bias)
@@ -37,9 +37,9 @@ def activate(x: Tensor, activation: str, bias: Tensor | None = None) -> Tensor:
 
 
 def _gelu_tanh(x: Tensor, bias: Tensor | None) -> Tensor:
-    """In place, piece by piece: torch's own evaluates tanh, which takes twice as long as these five passes."""
+    """The tanh GELU in place, piece by piece. torch's own evaluates tanh, and takes twice as long as these passes."""
     rows = x.view(-1, 1) if bias is None else x
-    step = max(1, PIECE * torch.get_num_threads() // rows.shape[1])
+    step = max(1, CACHED_ELEMENTS * torch.get_num_threads() // rows.shape[1])
     buffer = torch.empty_like(rows[:step])
     for start in range(0, len(rows), step):
         part = rows[start : start + step]

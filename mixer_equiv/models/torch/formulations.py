@@ -1,4 +1,8 @@
-"""The operations of each `Formulation` in torch, on the parameters that nn.Linear and nn.Conv2d hold."""
+"""The operations of each `Formulation` in torch, and the replacement of a plain model's layers by them.
+
+Every replacing layer takes and returns the shapes of the plain one, so that the model around it stays as it is; the
+transposes that this needs are views. Must not know the classes of `model.py`. Start reading at `apply_formulation`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_equiv.config import MixerConfig
+from mixer_equiv.formulation import Formulation
 from mixer_equiv.models.torch import fused as torch_fused
-from mixer_equiv.models.torch.activations import ACTIVATIONS
-from mixer_equiv.models.torch.inference import Mixing, infer
-from mixer_equiv.models.torch.modules import Dense, LayerNormChannelsFirst, LinearStem
+from mixer_equiv.models.torch.inference import LINEAR
+from mixer_equiv.models.torch.layers import ChannelsFirstLayerNorm, LinearStem, Mixing, MixingLinear
+from mixer_equiv.models.torch.parts import MixerParts, MlpParts
 
 
 def _matmul(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -24,77 +28,52 @@ def _pointwise(x: Tensor, layer: nn.Linear) -> Tensor:
 
 
 def _depthwise(x: Tensor, layer: nn.Linear) -> Tensor:
-    """(batch, channels, in) to (batch, channels, out): the same filters for every channel, written out."""
+    """(batch, channels, in) to (batch, channels, out): the same filters, repeated for every channel."""
     batch, channels, _ = x.shape
     filters, biases = layer.weight[:, None].repeat(channels, 1, 1), layer.bias.repeat(channels)
     return F.conv1d(x, filters, biases, groups=channels).reshape(batch, channels, len(layer.weight))
 
 
 def _shared(x: Tensor, layer: nn.Linear) -> Tensor:
-    """(batch, channels, in) to (batch, channels, out): a channel is a picture of one row, and all meet the filters."""
+    """(batch, channels, in) to (batch, channels, out): each channel is an image of one row, under the same filters."""
     batch, channels, width = x.shape
     rows = F.conv2d(x.reshape(-1, 1, 1, width), layer.weight[:, None, None], layer.bias)
     return rows.reshape(batch, channels, len(layer.weight))
 
 
-TOKENS: dict[str, Mixing] = {
-    "linear": Mixing(None, -1, torch_fused.linear),
+TOKEN_MIXINGS: dict[str, Mixing] = {
+    "linear": LINEAR,
     "matmul": Mixing(_matmul, -2),
     "depthwise_conv": Mixing(_depthwise, -1),
     "shared_conv": Mixing(_shared, -1, torch_fused.shared),
     "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise),
 }
-CHANNELS: dict[str, Mixing] = {
-    "linear": Mixing(None, -1, torch_fused.linear),
+CHANNEL_MIXINGS: dict[str, Mixing] = {
+    "linear": LINEAR,
     "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise),
 }
 
 
-def dense(in_features: int, out_features: int, mixing: Mixing) -> nn.Linear:
-    """The layer of this mixing: torch's own where that is what mixes."""
-    return nn.Linear(in_features, out_features) if mixing.mix is None else Dense(in_features, out_features, mixing.mix)
+def apply_formulation(model: MixerParts, formulation: Formulation) -> None:
+    """Replace the layers of a plain `model` by layers of this formulation, on the same parameters.
+
+    A channels-first stream has the shape (batch, tokens, hidden) of the plain one, and lies in memory as
+    (batch, hidden, tokens).
+    """
+    if formulation.patch != "conv":
+        model.stem = LinearStem(model.stem, formulation.patch)
+    for block in model.blocks:
+        set_mixing(block.token_mixing, TOKEN_MIXINGS[formulation.tokens])
+        set_mixing(block.channel_mixing, CHANNEL_MIXINGS[formulation.channels])
+        if formulation.channels_first:
+            block.layer_norm_0 = ChannelsFirstLayerNorm(block.layer_norm_0)
+            block.layer_norm_1 = ChannelsFirstLayerNorm(block.layer_norm_1)
+    if formulation.channels_first:
+        model.pre_head_layer_norm = ChannelsFirstLayerNorm(model.pre_head_layer_norm)
 
 
-def norm(dim: int, eps: float, *, channels_first: bool) -> nn.LayerNorm:
-    """Over the channels, the last axis or the one before."""
-    return (LayerNormChannelsFirst if channels_first else nn.LayerNorm)(dim, eps=eps)
-
-
-def stem(config: MixerConfig, patch: str) -> nn.Conv2d:
-    """The patch embedding: torch's own where that is a convolution."""
-    if patch == "conv":
-        return nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, stride=config.patch_hw)
-    return LinearStem(config.in_channels, config.hidden_dim, config.patch_hw, patch)
-
-
-def mlp(x: Tensor, axis: int, layers: tuple[nn.Linear, nn.Linear], activation: str, mixing: Mixing) -> Tensor:
-    """Two layers over this axis of `x` (batch, ., .), with transposes around them where they mix the other one."""
-    first, last = layers
-    x = x if axis == mixing.axis else x.transpose(1, 2)
-    y = infer(x, layers, activation, mixing)
-    if y is None:
-        y = _called(last, ACTIVATIONS[activation](_called(first, x, mixing)), mixing)
-    return y if axis == mixing.axis else y.transpose(1, 2)
-
-
-def _called(layer: nn.Module, x: Tensor, mixing: Mixing) -> Tensor:
-    """The layer on the axis of this mixing; one that somebody put in its place is for the last, as a Linear is."""
-    if mixing.axis == -1 or isinstance(layer, Dense):
-        return layer(x)
-    return layer(x.transpose(1, 2)).transpose(1, 2)
-
-
-def check_images(images: Tensor, config: MixerConfig) -> None:
-    """Raises `ValueError` for what is not (batch, channels, height, width) of the config's sizes."""
-    expected = (config.in_channels, *config.image_hw)
-    if images.shape[1:] != expected:
-        sizes = ", ".join(map(str, expected))
-        raise ValueError(f"images have shape {tuple(images.shape)}; this model takes (batch, {sizes})")
-
-
-def embed(images: Tensor, stem: nn.Conv2d, *, channels_first: bool) -> Tensor:
-    """(batch, channels, height, width) to (batch, tokens, hidden), or (batch, hidden, tokens)."""
-    x = stem(images)
-    if x.ndim == 4:
-        x = x.flatten(2).transpose(1, 2)
-    return x.transpose(1, 2) if channels_first else x
+def set_mixing(mlp: MlpParts, mixing: Mixing) -> None:
+    """Replace the layers of a plain MLP by layers of this mixing, on the same parameters."""
+    if mixing is not LINEAR:
+        mlp.dense_0 = MixingLinear(mlp.dense_0, mixing)
+        mlp.dense_1 = MixingLinear(mlp.dense_1, mixing)

@@ -1,6 +1,7 @@
-"""An MLP in inference on a CPU: by the kernels that are fast on this processor, where nobody could tell.
+"""Faster kernels for an MLP in inference on a CPU, used only where nobody could tell the difference.
 
-Everything else takes the plain path, which calls the layers and computes the same function.
+`infer` is called by `MlpBlock.forward` before its layers. It must not change what they compute, nor know the model
+around them. Start reading at `infer`, then `is_unobserved`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,52 +19,62 @@ from torch.nn.modules import module as modules
 
 from mixer_equiv.models.torch import fused as torch_fused
 from mixer_equiv.models.torch.activations import activate
-from mixer_equiv.models.torch.fused import NO_POST_OP, POST_OPS, Operation
-from mixer_equiv.models.torch.modules import Dense, Mix
+from mixer_equiv.models.torch.fused import NO_POST_OP, POST_OPS
+from mixer_equiv.models.torch.layers import Mixing, MixingLinear
 from mixer_equiv.models.torch.processor import preferred_kernels
 
-DTYPES = (torch.float32, torch.bfloat16)
+FAST_DTYPES = (torch.float32, torch.bfloat16)
 
-# `forward` methods known to be a product with the layer's own weight and bias; anything else may have been patched.
-PLAIN = {cls: cls.forward for cls in (nn.Linear, Dense)}
+# `forward` methods known to be a plain product with the layer's own weight and bias. Anything else may be patched.
+KNOWN_FORWARDS = {cls: cls.forward for cls in (nn.Linear, MixingLinear)}
 
 _C: Any = torch._C
 
 Layers = tuple[nn.Linear, nn.Linear]
 
-# "onednn" has the activation inside the first product, "blas" in place behind it; "float32" is that for bfloat16,
-# where oneDNN has no products in it and torch's own take several times as long.
-Way = Literal["onednn", "blas", "float32"]
+# "onednn" computes the activation inside the first product, "blas" in place after it. "float32" is "blas" for a
+# bfloat16 MLP, on a processor where oneDNN has no bfloat16 products and torch's own take several times as long.
+FastPath = Literal["onednn", "blas", "float32"]
 
-# Elements of the tensor between the two layers from which on a way is faster than to call the layers. Measured in
+# Elements of the tensor between the two layers from which on a fast path is faster than to call the layers. Measured in
 # float32 with 8,192 and 32,768 elements: 0.57 and 0.93 of their speed with AVX-512, 0.73 and 0.91 with AVX2; in
 # bfloat16 with AVX2 and 256, 2,560 and 8,192 elements: 0.83, 1.05 and 1.83.
-LEAST: dict[Way, int] = {"onednn": 2**16, "blas": 2**16, "float32": 2**11}
+MIN_ELEMENTS: dict[FastPath, int] = {"onednn": 2**16, "blas": 2**16, "float32": 2**11}
 
 
-class Mixing(NamedTuple):
-    """An operation in place of a Linear: from x and the layer to x with `in` made `out` on `axis`, one of the last two.
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
 
-    `mix` is None for a Linear itself. `fused` is the same with an activation inside, where there is such an operation.
+
+# The mixing of an nn.Linear itself.
+LINEAR = Mixing(_linear, -1, torch_fused.linear)
+
+
+def infer(x: Tensor, layers: Layers, activation: str) -> Tensor | None:
+    """The MLP of two layers over the last axis of `x`, where a fast path computes the same; None to call the layers."""
+    if not is_unobserved(x, layers):
+        return None
+    mixing = _mixing_of(layers[0])
+    path = choose_path(mixing, x.dtype, activation, x.numel() // x.shape[-1] * len(layers[0].weight))
+    if path is None:
+        return None
+    if mixing.axis == -1:
+        return _RUN[path](x, layers, activation, mixing)
+    return _RUN[path](x.transpose(1, 2), layers, activation, mixing).transpose(1, 2)
+
+
+def choose_path(mixing: Mixing, dtype: torch.dtype, activation: str, elements: int) -> FastPath | None:
+    """The fast path for such an MLP on this processor, in float32 or bfloat16; None where its layers are faster.
+
+    `elements` is the size of the tensor between the two layers.
     """
-
-    mix: Mix | None
-    axis: int
-    fused: Operation | None = None
-
-
-def way_of(mixing: Mixing, dtype: torch.dtype, activation: str, elements: int) -> Way | None:
-    """The fast way to compute an MLP of this kind on this processor, in float32 or bfloat16; None to call its layers.
-
-    `elements` are those of the tensor between its layers.
-    """
-    way = _large(mixing, dtype, activation)
-    return way if elements >= LEAST[way] else None
+    path = _path_of_large(mixing, dtype, activation)
+    return path if elements >= MIN_ELEMENTS[path] else None
 
 
 @cache
-def _large(mixing: Mixing, dtype: torch.dtype, activation: str) -> Way:
-    """The way for large tensors."""
+def _path_of_large(mixing: Mixing, dtype: torch.dtype, activation: str) -> FastPath:
+    """The fast path of a large MLP."""
     half = dtype == torch.bfloat16
     if half and not multiplies_bfloat16():
         return "float32"
@@ -78,64 +89,54 @@ def multiplies_bfloat16() -> bool:
     return torch_fused.supports(torch_fused.linear, -1, torch.bfloat16, None)
 
 
-def infer(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor | None:
-    """An MLP over the axis of `mixing`, where that is the same as to call its layers and faster, else None."""
-    if not is_unwatched(x, layers, mixing.mix):
-        return None
-    way = way_of(mixing, x.dtype, activation, x.numel() // x.shape[mixing.axis] * len(layers[0].weight))
-    return None if way is None else _WAYS[way](x, layers, activation, mixing)
-
-
-def _onednn(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor:
+def _run_onednn(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor:
     assert mixing.fused is not None
     first, last = layers
     return mixing.fused(mixing.fused(x, first, POST_OPS[activation]), last, NO_POST_OP)
 
 
-def _blas(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor:
-    mix, (first, last) = mixing.mix or _linear, layers
-    return mix(activate(mix(x, first), activation), last)
+def _run_blas(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor:
+    first, last = layers
+    return mixing.operation(activate(mixing.operation(x, first), activation), last)
 
 
-def _float32(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor:
+def _run_float32(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor:
     wide: Any = [SimpleNamespace(weight=layer.weight.float(), bias=layer.bias.float()) for layer in layers]
-    return _blas(x.float(), wide, activation, mixing).to(x.dtype)
+    return _run_blas(x.float(), wide, activation, mixing).to(x.dtype)
 
 
-_WAYS: dict[Way, Callable[[Tensor, Layers, str, Mixing], Tensor]] = {
-    "onednn": _onednn,
-    "blas": _blas,
-    "float32": _float32,
+# Each takes `x` with the numbers to be mixed on the mixing's own axis.
+_RUN: dict[FastPath, Callable[[Tensor, Layers, str, Mixing], Tensor]] = {
+    "onednn": _run_onednn,
+    "blas": _run_blas,
+    "float32": _run_float32,
 }
 
 
-def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    return F.linear(x, layer.weight, layer.bias)
+def is_unobserved(x: Tensor, layers: Layers) -> bool:
+    """Whether a fast path differs from calling the layers only in time and in the strides of the result.
 
-
-def is_unwatched(x: Tensor, layers: Layers, mix: Mix | None) -> bool:
-    """Whether nobody could tell the fast ways from calling the layers but by the time and the strides of the result.
-
-    That is in inference alone, by plain modules, mixed by `mix`, that nothing listens to, and where oneDNN is not
-    switched off (`torch.backends.mkldnn.enabled = False`). Of infinity and above 1e38 oneDNN's erf GELU is another.
+    This holds in inference alone, for plain layers of one mixing without hooks, and only while oneDNN is not switched
+    off (`torch.backends.mkldnn.enabled = False`). oneDNN's erf GELU differs at infinity and above 1e38.
     """
     return bool(
         not torch.compiler.is_compiling()
-        and x.dtype in DTYPES
+        and x.dtype in FAST_DTYPES
         and x.device.type == "cpu"
         and x.numel() > 0
         and torch.backends.mkldnn.enabled
-        and not _may_be_watched()
+        and not _may_be_observed()
         and type(x) is Tensor
-        and all(_is_plain(layer, x.dtype, mix) for layer in layers)
+        and all(_is_plain(layer, x.dtype) for layer in layers)
+        and _mixing_of(layers[0]) is _mixing_of(layers[1])
         and not (torch.is_grad_enabled() and _needs_gradients(x, layers))
     )
 
 
-def _may_be_watched() -> bool:
-    """Whether operations may do more than their kernels: modes, transforms, autocast, forward AD, tracing, hooks.
+def _may_be_observed() -> bool:
+    """Whether operations may do more than run their kernels: modes, transforms, autocast, forward AD, tracing, hooks.
 
-    True in a torch that does not tell under these private names.
+    True in a torch that does not tell, because it lacks these private names.
     """
     try:
         return bool(
@@ -152,13 +153,12 @@ def _may_be_watched() -> bool:
         return True
 
 
-def _is_plain(layer: nn.Linear, dtype: torch.dtype, mix: Mix | None) -> bool:
-    """Whether calling it is to multiply by its weight, of this dtype, as `mix` does, and to add its bias."""
-    own, weight, bias = vars(layer), layer.weight, layer.bias
+def _is_plain(layer: nn.Linear, dtype: torch.dtype) -> bool:
+    """Whether calling the layer does no more than multiply by its weight, of this dtype, and add its bias."""
+    weight, bias = layer.weight, layer.bias
     return (
-        type(layer).forward is PLAIN.get(type(layer))
-        and "forward" not in own
-        and own.get("mix") is mix
+        type(layer).forward is KNOWN_FORWARDS.get(type(layer))
+        and "forward" not in vars(layer)
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
         and all(
@@ -174,8 +174,12 @@ def _is_plain(layer: nn.Linear, dtype: torch.dtype, mix: Mix | None) -> bool:
     )
 
 
+def _mixing_of(layer: nn.Linear) -> Mixing:
+    return layer.mixing if isinstance(layer, MixingLinear) else LINEAR
+
+
 def is_transformed() -> bool:
-    """Whether torch.func transforms what is computed now, such as by vmap; also where torch does not tell."""
+    """Whether torch.func transforms the current computation, for example by vmap; True where torch does not tell."""
     try:
         return _C._functorch.maybe_current_level() is not None
     except AttributeError:

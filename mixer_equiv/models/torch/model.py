@@ -9,56 +9,46 @@ Parameter names are the official ones in torch's spelling, and are stable:
     blocks.{i}.channel_mixing.{dense_0,dense_1}.{weight,bias}
     pre_head_layer_norm.{weight,bias}
     head.{weight,bias}
+
+The three classes are the plain model. Other formulations replace its layers afterwards (`formulations.py`), and an MLP
+in inference on a CPU first tries faster kernels (`inference.py`); neither changes anything here.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.formulation import DEFAULT_FORMULATION, Formulation, as_formulation
-from mixer_equiv.models.torch.formulations import CHANNELS, TOKENS, check_images, dense, embed, mlp, norm, stem
-from mixer_equiv.models.torch.inference import Mixing
+from mixer_equiv.models.torch.activations import ACTIVATIONS
+from mixer_equiv.models.torch.formulations import apply_formulation
+from mixer_equiv.models.torch.inference import infer
+from mixer_equiv.models.torch.initializers import initialize
 from mixer_equiv.models.torch.packed import PackedMixer
+from mixer_equiv.models.torch.parts import check_images
 from mixer_equiv.models.torch.processor import Kernels
 
 
 class MlpBlock(nn.Module):
-    """Linear, activation, Linear back to the input's width, over one axis.
+    """Linear, activation, Linear back to the input's width, over the last axis. `mlp_dim` defaults to `dim`."""
 
-    `mlp_dim` defaults to `dim`. `mixing` is the operation that stands for a Linear: the layers are of class
-    nn.Linear all the same, and hooks on them run.
-    In inference on a CPU it takes the kernels that are fast there (`mixer_equiv.models.torch.inference`).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        mlp_dim: int | None = None,
-        activation: str = "gelu_tanh",
-        mixing: Mixing = TOKENS["linear"],
-    ) -> None:
+    def __init__(self, dim: int, mlp_dim: int | None = None, activation: str = "gelu_tanh") -> None:
         super().__init__()
         mlp_dim = dim if mlp_dim is None else mlp_dim
-        self.dense_0 = dense(dim, mlp_dim, mixing)
-        self.dense_1 = dense(mlp_dim, dim, mixing)
+        self.dense_0 = nn.Linear(dim, mlp_dim)
+        self.dense_1 = nn.Linear(mlp_dim, dim)
         self.activation = activation
-        self.mixing = mixing
 
-    def forward(self, x: Tensor, axis: int = -1) -> Tensor:
-        """(..., dim) to (..., dim), or another of the last two axes of three."""
-        return mlp(x, axis, (self.dense_0, self.dense_1), self.activation, self.mixing)
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        fast = infer(x, (self.dense_0, self.dense_1), self.activation)  # None wherever the layers are to be called
+        return self.dense_1(ACTIVATIONS[self.activation](self.dense_0(x))) if fast is None else fast
 
 
 class MixerBlock(nn.Module):
-    """Token mixing, then channel mixing, each behind a LayerNorm and inside a residual branch.
-
-    The stream is (batch, tokens, hidden), or (batch, hidden, tokens) where the `formulation` has it so.
-    """
+    """Token mixing, then channel mixing, each behind a LayerNorm and inside a residual branch."""
 
     def __init__(
         self,
@@ -68,21 +58,18 @@ class MixerBlock(nn.Module):
         channels_mlp_dim: int | None = None,
         activation: str = "gelu_tanh",
         layer_norm_eps: float = 1e-6,
-        formulation: Formulation = DEFAULT_FORMULATION,
     ) -> None:
         super().__init__()
-        first = formulation.channels_first
-        self.layer_norm_0 = norm(hidden_dim, layer_norm_eps, channels_first=first)
-        self.token_mixing = MlpBlock(num_tokens, tokens_mlp_dim, activation, TOKENS[formulation.tokens])
-        self.layer_norm_1 = norm(hidden_dim, layer_norm_eps, channels_first=first)
-        self.channel_mixing = MlpBlock(hidden_dim, channels_mlp_dim, activation, CHANNELS[formulation.channels])
-        self.axes = (-1, -2) if first else (-2, -1)
+        self.layer_norm_0 = nn.LayerNorm(hidden_dim, layer_norm_eps)
+        self.token_mixing = MlpBlock(num_tokens, tokens_mlp_dim, activation)
+        self.layer_norm_1 = nn.LayerNorm(hidden_dim, layer_norm_eps)
+        self.channel_mixing = MlpBlock(hidden_dim, channels_mlp_dim, activation)
 
     def forward(self, x: Tensor, *, taps: bool = False) -> Any:
-        """The stream to the same; with `taps`, the pair of streams after each branch."""
-        tokens, channels = self.axes
-        after_tokens = x + self.token_mixing(self.layer_norm_0(x), tokens)
-        after_channels = after_tokens + self.channel_mixing(self.layer_norm_1(after_tokens), channels)
+        """(batch, tokens, hidden) to the same; with `taps`, the pair of streams after each branch."""
+        y = self.layer_norm_0(x).transpose(1, 2)
+        after_tokens = x + self.token_mixing(y).transpose(1, 2)
+        after_channels = after_tokens + self.channel_mixing(self.layer_norm_1(after_tokens))
         return (after_tokens, after_channels) if taps else after_channels
 
 
@@ -95,45 +82,14 @@ class MlpMixer(nn.Module):
     def __init__(self, config: MixerConfig, formulation: Formulation = DEFAULT_FORMULATION) -> None:
         super().__init__()
         self.config, self.formulation = config, as_formulation(formulation)
-        self.stem = stem(config, self.formulation.patch)
-        self.blocks = nn.ModuleList(
-            MixerBlock(
-                config.num_tokens,
-                config.hidden_dim,
-                config.tokens_mlp_dim,
-                config.channels_mlp_dim,
-                config.activation,
-                config.layer_norm_eps,
-                self.formulation,
-            )
-            for _ in range(config.num_blocks)
-        )
-        first = self.formulation.channels_first
-        self.pre_head_layer_norm = norm(config.hidden_dim, config.layer_norm_eps, channels_first=first)
-        self.head: nn.Linear | None = None
-        if config.num_classes:
-            self.head = nn.Linear(config.hidden_dim, config.num_classes)
+        dims = (config.num_tokens, config.hidden_dim, config.tokens_mlp_dim, config.channels_mlp_dim)
+        conventions = (config.activation, config.layer_norm_eps)
+        self.stem = nn.Conv2d(config.in_channels, config.hidden_dim, config.patch_hw, stride=config.patch_hw)
+        self.blocks = nn.ModuleList(MixerBlock(*dims, *conventions) for _ in range(config.num_blocks))
+        self.pre_head_layer_norm = nn.LayerNorm(config.hidden_dim, config.layer_norm_eps)
+        self.head = nn.Linear(config.hidden_dim, config.num_classes) if config.num_classes else None
         self.reset_parameters()
-
-    def packed(self, kernels: Kernels | None = None) -> PackedMixer:
-        """For inference on a CPU, faster: a function of images on packed copies of the weights as they are now.
-
-        `kernels` are "onednn" or "blas", by default what is fast on this processor: see `PackedMixer`, also for errors.
-        """
-        return PackedMixer(self, kernels)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """The official initialisers: lecun-normal kernels, zero biases, and a head of zeros."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                _lecun_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        if self.head is not None:
-            nn.init.zeros_(self.head.weight)
+        apply_formulation(self, self.formulation)
 
     def forward(self, images: Tensor, *, taps: bool = False) -> Any:
         """(batch, channels, height, width) to logits (batch, classes), or the dict of taps.
@@ -142,34 +98,32 @@ class MlpMixer(nn.Module):
         """
         check_images(images, self.config)
         seen: dict[str, Tensor] = {}
-        first = self.formulation.channels_first
 
-        def tap(name: str, x: Tensor) -> None:
-            if taps:  # else nothing is kept, so that activations are freed as the stream goes on
-                seen[name] = x.transpose(1, 2) if first and x.ndim == 3 else x
+        def tap(name: str, x: Tensor) -> Tensor:
+            if taps:  # otherwise nothing is kept, so that activations are freed as the stream goes on
+                seen[name] = x
+            return x
 
-        x = embed(images, self.stem, channels_first=first)
-        tap("stem", x)
+        x = tap("stem", self.stem(images).flatten(2).transpose(1, 2))
         for i, block in enumerate(self.blocks):
             if taps:
-                after_tokens, x = block(x, taps=True)
-                tap(f"MixerBlock_{i}/token_mixing", after_tokens)
-                tap(f"MixerBlock_{i}/channel_mixing", x)
+                seen[f"MixerBlock_{i}/token_mixing"], x = block(x, taps=True)
+                seen[f"MixerBlock_{i}/channel_mixing"] = x
             else:
                 x = block(x)
-        x = self.pre_head_layer_norm(x)
-        tap("pre_head_layer_norm", x)
-        x = x.mean(dim=-1 if first else -2)
-        tap("pooled", x)
+        x = tap("pre_head_layer_norm", self.pre_head_layer_norm(x))
+        x = tap("pooled", x.mean(dim=1))
         if self.head is not None:
-            x = self.head(x)
-            tap("logits", x)
+            x = tap("logits", self.head(x))
         return seen if taps else x
 
+    def packed(self, kernels: Kernels | None = None) -> PackedMixer:
+        """For inference on a CPU, faster: a function of images on packed copies of the weights as they are now.
 
-def _lecun_normal_(weight: Tensor) -> None:
-    """Normal of variance 1 / fan_in, cut off at two standard deviations, as jax.nn.initializers does."""
-    fan_in = weight[0].numel()
-    cut_off_correction = 0.87962566103423978
-    std = math.sqrt(1 / fan_in) / cut_off_correction
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+        `kernels` are "onednn" or "blas", by default what is fast on this processor: see `PackedMixer`, also for errors.
+        """
+        return PackedMixer(self, kernels)
+
+    def reset_parameters(self) -> None:
+        """Draw the official initial weights: lecun-normal kernels, zero biases, and a head of zeros."""
+        initialize(self)

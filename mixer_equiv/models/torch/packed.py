@@ -1,8 +1,8 @@
-"""A Mixer for inference on a CPU, its weights in the order in which the matrix products of this processor read them.
+"""A Mixer for inference on a CPU, with its weights in the order in which this processor's matrix products read them.
 
-A weight as torch keeps it is put in that order at every call, which at small batches takes as long as a good part
-of the arithmetic. Here it is done once: by `torch_packed_onednn`, or by `torch_packed_blas`. The stem is a product over
-flattened patches.
+torch reorders a weight at every call, which at small batches takes as long as a good part of the arithmetic. Here that
+is done once, by `packed_onednn.py` or by `packed_blas.py`. This module must not know the model's class, which imports
+it. Start reading at `PackedMixer`.
 """
 
 from __future__ import annotations
@@ -16,36 +16,37 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
 from mixer_equiv.errors import ConfigError, summarize
-from mixer_equiv.models.torch.formulations import check_images
-from mixer_equiv.models.torch.inference import DTYPES
-from mixer_equiv.models.torch.modules import TorchMixer
+from mixer_equiv.models.torch.inference import FAST_DTYPES
 from mixer_equiv.models.torch.packed_blas import BlasMixer, product
 from mixer_equiv.models.torch.packed_onednn import OneDnnMixer, PackedLinear, packs
+from mixer_equiv.models.torch.parts import MixerParts, check_images
 from mixer_equiv.models.torch.processor import KERNELS, Kernels, instruction_set, preferred_kernels
 
-OWN = (f"{__package__}.model", f"{__package__}.modules")
+# Modules of this package whose classes can be packed.
+PACKABLE_MODULES = (f"{__package__}.model", f"{__package__}.layers")
 
 
 class PackedMixer:
-    """What `model` computes in inference, on copies of its weights as they are now.
+    """The function that `model` computes in inference, on copies of its weights as they are now.
 
-    `kernels` says by which products. "onednn": the weights are packed by oneDNN, in their own dtype, and the
-    activation is computed inside the products. "blas": the weights are transposed copies in float32, for torch's own
-    products into memory that is used again, and the activation is in place; a model in bfloat16 is computed in float32
-    and its logits are rounded. By default "onednn" where that is fast (`mixer_equiv.models.torch.processor`), and in
-    bfloat16 wherever oneDNN has products in it, unless it is switched off (`torch.backends.mkldnn.enabled = False`).
+    `kernels` names the matrix products. "onednn": oneDNN packs the weights in their own dtype, and computes the
+    activation inside the products. "blas": the weights are transposed copies in float32 for torch's own products, which
+    write into memory that is used again, and the activation is computed in place; a bfloat16 model is computed in
+    float32 and its logits are rounded. The default is "onednn" where that is fast
+    (`mixer_equiv.models.torch.processor`), and for bfloat16 wherever oneDNN has products in it, unless oneDNN is
+    switched off (`torch.backends.mkldnn.enabled = False`).
 
-    It has no parameters, gradients or hooks, and `model` may be deleted; it cannot be copied or saved, as oneDNN's
+    It has no parameters, gradients or hooks, and `model` may be deleted. It cannot be copied or saved, because oneDNN's
     weights cannot. It computes in the dtype of its weights, under autocast too. Raises `ConfigError` for a model that
-    is not of float32 or bfloat16 on a CPU, of which a part was replaced or has hooks (which may compute its weights, as
-    those of pruning do), and for `kernels` that are none, or that do not work on this processor.
+    is not in float32 or bfloat16 on a CPU, for a model with a replaced part or with hooks (which may compute its
+    weights, as those of pruning do), and for `kernels` that are unknown or do not work on this processor.
     """
 
     @torch.no_grad()
-    def __init__(self, model: TorchMixer, kernels: Kernels | None = None) -> None:
+    def __init__(self, model: MixerParts, kernels: Kernels | None = None) -> None:
         self.config = model.config
         kinds = sorted({f"{value.dtype} on {value.device.type}".removeprefix("torch.") for value in model.parameters()})
-        if kinds not in [[f"{dtype} on cpu".removeprefix("torch.")] for dtype in DTYPES]:
+        if kinds not in [[f"{dtype} on cpu".removeprefix("torch.")] for dtype in FAST_DTYPES]:
             raise ConfigError(f"the model is {' and '.join(kinds)}; weights are packed in float32 or bfloat16 on cpu")
         parts = [(name, part) for name, part in model.named_modules() if ".parametrizations" not in name]
         hooked = [name or "the model" for name, part in parts if part._forward_hooks or part._forward_pre_hooks]
@@ -67,7 +68,8 @@ class PackedMixer:
     def __call__(self, images: Tensor) -> Tensor:
         """(batch, channels, height, width) to logits (batch, classes), or features (batch, hidden) without a head.
 
-        Raises `ValueError` for images of another size or dtype than the weights', or that need gradients.
+        Raises `ValueError` for images of another size than the config's, of another dtype than the weights', or that
+        need gradients.
         """
         check_images(images, self.config)
         tangent = forward_ad.unpack_dual(images).tangent  # type: ignore[no-untyped-call]
@@ -90,9 +92,9 @@ _RUNS: dict[Kernels, Callable[[Any], Callable[[Tensor], Tensor]]] = {"onednn": O
 
 
 def kernels_for(dtype: torch.dtype, asked: Kernels | None = None) -> Kernels:
-    """The kernels of a packed model of this dtype: those that were asked for, else what is fast on this processor.
+    """The kernels of a packed model of this dtype: `asked`, by default those that are fast on this processor.
 
-    Raises `ConfigError` for what is none, or does not work here.
+    Raises `ConfigError` for a name that is unknown, or for kernels that do not work here.
     """
     if asked is not None and asked not in KERNELS:
         raise ConfigError(f"kernels is {asked!r}; it must be one of {', '.join(KERNELS)}, or None")
@@ -109,9 +111,9 @@ def kernels_for(dtype: torch.dtype, asked: Kernels | None = None) -> Kernels:
 
 
 def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """(rows, in) to (rows, out) by a weight (out, in), as a packed model of its dtype multiplies on this processor.
+    """A function from (rows, in) to (rows, out) that multiplies by `weight` (out, in) as a packed model of its dtype.
 
-    A result may be overwritten by the next.
+    A result may be overwritten by the next one.
     """
     return _PRODUCTS[kernels_for(weight.dtype)](weight)
 
@@ -120,15 +122,16 @@ _PRODUCTS: dict[Kernels, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {"one
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Whether what it computes is known from its weights, its class and that of what it is part of."""
+    """Whether the module's class and weights say what it computes."""
     kind = parametrize.type_before_parametrizations(module)
     if "forward" in vars(module):
         return False
     if issubclass(kind, nn.LayerNorm) and (module.weight is None or module.bias is None):
         return False
-    return kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.ModuleList) or kind.__module__ in OWN
+    return kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.ModuleList) or kind.__module__ in PACKABLE_MODULES
 
 
 def _is_of_patches(stem: nn.Conv2d, patch_hw: tuple[int, int]) -> bool:
+    """Whether the stem is a convolution of adjacent patches."""
     shapes = stem.kernel_size, stem.stride, stem.dilation, stem.padding, stem.groups
     return shapes == (patch_hw, patch_hw, (1, 1), (0, 0), 1)

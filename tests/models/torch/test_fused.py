@@ -14,7 +14,6 @@ from torch.autograd import forward_ad
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixer_equiv import Formulation
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.models.torch import MlpBlock
 from mixer_equiv.models.torch import activations as torch_activations
@@ -23,17 +22,18 @@ from mixer_equiv.models.torch import fused as torch_fused
 from mixer_equiv.models.torch import inference as torch_inference
 from mixer_equiv.models.torch import model as models
 from mixer_equiv.models.torch.activations import ACTIVATIONS as IN_TORCH
-from mixer_equiv.models.torch.inference import DTYPES, Mixing, way_of
+from mixer_equiv.models.torch.inference import FAST_DTYPES, choose_path
+from mixer_equiv.models.torch.layers import Mixing
 
 FUSED = sorted(torch_fused.POST_OPS)
-LINEAR = torch_formulations.TOKENS["linear"]
+LINEAR = torch_formulations.TOKEN_MIXINGS["linear"]
 MIXINGS = {
     "linear": LINEAR,
-    "matmul": torch_formulations.TOKENS["matmul"],
-    "depthwise_conv": torch_formulations.TOKENS["depthwise_conv"],
-    "shared_conv": torch_formulations.TOKENS["shared_conv"],
-    "conv1d of tokens": torch_formulations.TOKENS["conv1d"],
-    "conv1d of channels": torch_formulations.CHANNELS["conv1d"],
+    "matmul": torch_formulations.TOKEN_MIXINGS["matmul"],
+    "depthwise_conv": torch_formulations.TOKEN_MIXINGS["depthwise_conv"],
+    "shared_conv": torch_formulations.TOKEN_MIXINGS["shared_conv"],
+    "conv1d of tokens": torch_formulations.TOKEN_MIXINGS["conv1d"],
+    "conv1d of channels": torch_formulations.CHANNEL_MIXINGS["conv1d"],
 }
 
 WITH_FUSED = [name for name, mixing in MIXINGS.items() if mixing.fused]
@@ -51,7 +51,7 @@ def supported(mixing: str, dtype: torch.dtype = torch.float32) -> bool:
 CASES = [
     pytest.param(way, mixing, dtype, id=f"{way}, {mixing}, {dtype}")
     for mixing in MIXINGS
-    for dtype in DTYPES
+    for dtype in FAST_DTYPES
     for way in ("blas", "float32", "onednn")
     if way != "onednn" or supported(mixing, dtype)
 ]
@@ -61,7 +61,9 @@ def block(
     activation: str = "gelu_tanh", dtype: torch.dtype = torch.float32, mixing: Mixing = LINEAR, mlp_dim: int = 29
 ) -> MlpBlock:
     torch.manual_seed(7)
-    made = MlpBlock(13, mlp_dim, activation, mixing).to(dtype).eval()
+    made = MlpBlock(13, mlp_dim, activation)
+    torch_formulations.set_mixing(made, mixing)
+    made.to(dtype).eval()
     for value in made.parameters():
         nn.init.normal_(value, std=0.4)
     return made.requires_grad_(False)
@@ -80,42 +82,47 @@ def without_onednn() -> Iterator[None]:
         torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
 
 
+def along(made: MlpBlock, x: torch.Tensor, axis: int) -> torch.Tensor:
+    """The MLP over one of the last two axes, as a Mixer calls it."""
+    return made(x) if axis == -1 else made(x.mT).mT
+
+
 def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, ...]:
     """Of the fused and of the plain path, relative to float64."""
-    taken = made(x, axis)
+    taken = along(made, x, axis)
     with without_onednn():
-        plain = made(x, axis)
-    truth = copy.deepcopy(made).double()(x.double(), axis)
+        plain = along(made, x, axis)
+    truth = along(copy.deepcopy(made).double(), x.double(), axis)
     return tuple(float((y.double() - truth).norm() / truth.norm()) for y in (taken, plain))
 
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that MLPs of a few numbers go the fast ways."""
-    monkeypatch.setattr(torch_inference, "LEAST", dict.fromkeys(torch_inference.LEAST, 1))
+    monkeypatch.setattr(torch_inference, "MIN_ELEMENTS", dict.fromkeys(torch_inference.MIN_ELEMENTS, 1))
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The activation of every MLP that takes a fast way."""
     seen: list[str] = []
-    original = torch_inference.infer
+    original = models.infer
 
-    def infer(x: Any, layers: Any, activation: str, mixing: Mixing) -> torch.Tensor | None:
-        result = original(x, layers, activation, mixing)
+    def infer(x: Any, layers: Any, activation: str) -> torch.Tensor | None:
+        result = original(x, layers, activation)
         seen.extend([] if result is None else [activation])
         return result
 
-    monkeypatch.setattr(torch_formulations, "infer", infer)
+    monkeypatch.setattr(models, "infer", infer)
     return seen
 
 
 def force(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    monkeypatch.setattr(torch_inference, "way_of", lambda *_: way)
+    monkeypatch.setattr(torch_inference, "choose_path", lambda *_: way)
 
 
 def test_every_mixing_is_tested() -> None:
-    tables = torch_formulations.TOKENS, torch_formulations.CHANNELS
+    tables = torch_formulations.TOKEN_MIXINGS, torch_formulations.CHANNEL_MIXINGS
     assert {mixing for table in tables for mixing in table.values()} == set(MIXINGS.values())
 
 
@@ -148,7 +155,7 @@ def test_every_way_is_as_exact_as_the_layers(
 def test_pieces_of_an_activation_in_place_join(monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, "blas")
     for piece in (1, 30, 64, 2**17):
-        monkeypatch.setattr(torch_activations, "PIECE", piece)
+        monkeypatch.setattr(torch_activations, "CACHED_ELEMENTS", piece)
         taken, plain = errors(block(), images(), -1)
         assert 0 < taken <= 4 * plain
 
@@ -234,7 +241,9 @@ def test_another_gelu_in_place_would_be_seen(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_not_fused_goes_by_plain_products() -> None:
     assert set(ACTIVATIONS) - set(FUSED) == {"quick_gelu", "relu"}
     assert (
-        way_of(LINEAR, torch.float32, "quick_gelu", 9) == way_of(MIXINGS["matmul"], torch.float32, "gelu", 9) == "blas"
+        choose_path(LINEAR, torch.float32, "quick_gelu", 9)
+        == choose_path(MIXINGS["matmul"], torch.float32, "gelu", 9)
+        == "blas"
     )
 
 
@@ -242,14 +251,15 @@ def test_the_layers_of_small_mlps_are_called(calls: list[str], monkeypatch: pyte
     made, x = block(), images()
     elements = x.numel() // x.shape[-1] * len(made.dense_0.weight)
     for least, fast in ((elements, True), (elements + 1, False)):
-        monkeypatch.setattr(torch_inference, "LEAST", dict.fromkeys(torch_inference.LEAST, least))
+        monkeypatch.setattr(torch_inference, "MIN_ELEMENTS", dict.fromkeys(torch_inference.MIN_ELEMENTS, least))
         made(x)
         assert bool(calls) == fast
         calls.clear()
 
 
 def test_both_mlps_of_a_block_go_a_fast_way(calls: list[str]) -> None:
-    made = models.MixerBlock(5, 13, 7, 29, formulation=Formulation(tokens="matmul")).eval().requires_grad_(False)
+    made = models.MixerBlock(5, 13, 7, 29).eval().requires_grad_(False)
+    torch_formulations.set_mixing(made.token_mixing, MIXINGS["matmul"])
     made(images())
     assert calls == ["gelu_tanh", "gelu_tanh"]
 
@@ -257,8 +267,10 @@ def test_both_mlps_of_a_block_go_a_fast_way(calls: list[str]) -> None:
 @pytest.mark.parametrize("mixing", WITH_FUSED_CONVOLUTION)
 def test_filters_from_the_end_would_be_seen(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, "onednn")
-    convolution = torch_fused._CONVOLUTION
-    monkeypatch.setattr(torch_fused, "_CONVOLUTION", lambda x, weight, *rest: convolution(x, weight.flip(0), *rest))  # type: ignore[misc]
+    convolution = torch_fused._CONVOLUTION_POINTWISE
+    monkeypatch.setattr(
+        torch_fused, "_CONVOLUTION_POINTWISE", lambda x, weight, *rest: convolution(x, weight.flip(0), *rest)
+    )
     fused, plain = errors(block(mixing=MIXINGS[mixing]), images(), -1)
     assert fused > 1000 * plain
 
@@ -371,8 +383,8 @@ def test_the_plain_path_is_taken_with(name: str, calls: list[str]) -> None:
 @pytest.mark.parametrize("mixing", sorted(set(MIXINGS) - {"linear"}))
 def test_layers_that_are_mixed_by_something_else_are_called(mixing: str, calls: list[str]) -> None:
     made = block(mixing=MIXINGS[mixing])
-    expected, original = made(images()), made.dense_0.mix
-    made.dense_0.mix = lambda x, layer: original(2 * x, layer)  # type: ignore[assignment]
+    expected, original = made(images()), MIXINGS[mixing]
+    made.dense_0.mixing = original._replace(operation=lambda x, layer: original.operation(2 * x, layer))
     assert not torch.allclose(made(images()), expected)
     assert calls == ["gelu_tanh"]
 
@@ -418,8 +430,8 @@ def test_tangents_of_forward_mode_are_those_of_the_plain_path(grad: bool) -> Non
     made, x = block(), images()
     with torch.set_grad_enabled(grad), forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
-        taken = forward_ad.unpack_dual(made(dual, -1)).tangent
+        taken = forward_ad.unpack_dual(made(dual)).tangent
         with without_onednn():
-            plain = forward_ad.unpack_dual(made(dual, -1)).tangent
+            plain = forward_ad.unpack_dual(made(dual)).tangent
     assert taken is not None
     assert torch.equal(taken, plain)

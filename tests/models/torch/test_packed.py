@@ -19,7 +19,7 @@ from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.config import ACTIVATIONS
 from mixer_equiv.models.torch import MlpMixer
 from mixer_equiv.models.torch import fused as torch_fused
-from mixer_equiv.models.torch.inference import DTYPES
+from mixer_equiv.models.torch.inference import FAST_DTYPES
 from mixer_equiv.models.torch.packed_onednn import packs
 from mixer_equiv.models.torch.processor import KERNELS
 from tests.support.small_torch import CONFIG, EPSILON, LARGE, images, mixer
@@ -27,7 +27,7 @@ from tests.support.small_torch import CONFIG, EPSILON, LARGE, images, mixer
 CASES = [
     pytest.param(kernels, dtype, id=f"{kernels}, {dtype}")
     for kernels in KERNELS
-    for dtype in DTYPES
+    for dtype in FAST_DTYPES
     if kernels != "onednn" or packs(dtype)
 ]
 HERE = [kernels for kernels in KERNELS if kernels != "onednn" or packs(torch.float32)]

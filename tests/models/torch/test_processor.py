@@ -23,27 +23,27 @@ from mixer_equiv.models.torch import packed as torch_packed
 from mixer_equiv.models.torch import packed_onednn as torch_packed_onednn
 from mixer_equiv.models.torch import processor as torch_processor
 from mixer_equiv.models.torch.activations import ACTIVATIONS
-from mixer_equiv.models.torch.formulations import TOKENS
-from mixer_equiv.models.torch.inference import DTYPES, multiplies_bfloat16, way_of
+from mixer_equiv.models.torch.formulations import TOKEN_MIXINGS
+from mixer_equiv.models.torch.inference import FAST_DTYPES, choose_path, multiplies_bfloat16
 from mixer_equiv.models.torch.packed import kernels_for
 from mixer_equiv.models.torch.processor import agrees, instruction_set, preferred_kernels
 from tests.support.small_torch import EPSILON, SHALLOW, error
 from tests.support.small_torch import shallow_images as images
 from tests.support.small_torch import shallow_mixer as mixer
 
-LINEAR = TOKENS["linear"]
+LINEAR = TOKEN_MIXINGS["linear"]
 
 
 def forget() -> None:
     """What was tried on this processor is tried again."""
-    for tried in (torch_fused.supports, torch_packed_onednn.packs, torch_inference._large):
+    for tried in (torch_fused.supports, torch_packed_onednn.packs, torch_inference._path_of_large):
         tried.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that MLPs of a few numbers go the fast ways."""
-    monkeypatch.setattr(torch_inference, "LEAST", dict.fromkeys(torch_inference.LEAST, 1))
+    monkeypatch.setattr(torch_inference, "MIN_ELEMENTS", dict.fromkeys(torch_inference.MIN_ELEMENTS, 1))
 
 
 @pytest.fixture
@@ -78,7 +78,10 @@ BROKEN = {
 @pytest.fixture(params=BROKEN)
 def no_onednn(request: pytest.FixtureRequest, anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No operation of oneDNN that this package calls by its name works."""
-    for module, names in ((torch_fused, ("_LINEAR", "_CONVOLUTION")), (torch_packed_onednn, ("_LINEAR", "_REORDER"))):
+    for module, names in (
+        (torch_fused, ("_LINEAR_POINTWISE", "_CONVOLUTION_POINTWISE")),
+        (torch_packed_onednn, ("_LINEAR_POINTWISE", "_REORDER_LINEAR_WEIGHT")),
+    ):
         for name in names:
             monkeypatch.setattr(module, name, BROKEN[request.param](getattr(module, name)))
 
@@ -87,17 +90,17 @@ def no_onednn(request: pytest.FixtureRequest, anew: None, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("no_onednn")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
 @pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
 def test_every_formulation_computes_without_onednn(formulation: Formulation, dtype: torch.dtype) -> None:
     model, x = mixer(dtype, formulation), images(dtype)
     assert error(model(x), model, x) < EPSILON[dtype]
     assert not multiplies_bfloat16()
-    assert way_of(LINEAR, dtype, "gelu_tanh", 9) == {torch.float32: "blas", torch.bfloat16: "float32"}[dtype]
+    assert choose_path(LINEAR, dtype, "gelu_tanh", 9) == {torch.float32: "blas", torch.bfloat16: "float32"}[dtype]
 
 
 @pytest.mark.usefixtures("no_onednn")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
 def test_weights_are_packed_without_onednn(dtype: torch.dtype) -> None:
     model, x = mixer(dtype), images(dtype)
     packed = model.packed()
@@ -111,11 +114,11 @@ def test_weights_are_packed_without_onednn(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("anew")
 def test_weights_are_packed_without_onednn_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    assert [kernels_for(dtype) for dtype in DTYPES] == ["blas", "blas"]
+    assert [kernels_for(dtype) for dtype in FAST_DTYPES] == ["blas", "blas"]
 
 
 @pytest.mark.usefixtures("no_onednn")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
 def test_compiled_models_compute_without_onednn(dtype: torch.dtype) -> None:
     model, x = mixer(dtype), images(dtype)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -127,8 +130,10 @@ def test_where_torch_does_not_tell_who_watches_the_layers_are_called(
     owner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, seen = mixer(torch.float32), images(torch.float32), []
-    way_of = torch_inference.way_of
-    monkeypatch.setattr(torch_inference, "way_of", lambda *arguments: seen.append("fast") or way_of(*arguments))
+    choose_path = torch_inference.choose_path
+    monkeypatch.setattr(
+        torch_inference, "choose_path", lambda *arguments: seen.append("fast") or choose_path(*arguments)
+    )
     expected = model(x)
     assert len(seen) == 2 * SHALLOW.num_blocks
     monkeypatch.setattr(torch_inference, owner, SimpleNamespace())
@@ -142,7 +147,7 @@ def test_the_kernels_are_those_that_are_fast_with_these_instructions(
     kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_processor, "PREFERRED", {instruction_set(): kernels})
-    assert way_of(LINEAR, torch.float32, "gelu_tanh", 9) == kernels_for(torch.float32) == kernels
+    assert choose_path(LINEAR, torch.float32, "gelu_tanh", 9) == kernels_for(torch.float32) == kernels
     in_half = "onednn" if multiplies_bfloat16() else "blas"
     assert kernels_for(torch.bfloat16) == in_half
 
@@ -150,7 +155,7 @@ def test_the_kernels_are_those_that_are_fast_with_these_instructions(
 # What is tried
 
 
-X, LAYER = torch_fused.few_numbers()
+X, LAYER = torch_fused.trial_numbers()
 EXPECTED = F.linear(X, LAYER.weight, LAYER.bias)
 
 
@@ -178,11 +183,11 @@ def test_another_activation_inside_does_not_agree(activation: str, monkeypatch: 
 def test_trying_changes_nothing_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    for dtype in DTYPES:
+    for dtype in FAST_DTYPES:
         torch_packed_onednn.packs(dtype)
-        for mixing in TOKENS.values():
+        for mixing in TOKEN_MIXINGS.values():
             for activation in ACTIVATIONS:
-                way_of(mixing, dtype, activation, 9)
+                choose_path(mixing, dtype, activation, 9)
     assert torch.equal(torch.get_rng_state(), before)
     assert capfd.readouterr() == ("", "")
 
@@ -192,10 +197,10 @@ def test_something_is_tried_once(anew: None, monkeypatch: pytest.MonkeyPatch) ->
     for module in (torch_fused, torch_packed_onednn):
         monkeypatch.setattr(module, "agrees", lambda *arguments: bool(tried.append(arguments)) or True)
     for _ in range(2):
-        way_of(LINEAR, torch.bfloat16, "gelu_tanh", 9)
+        choose_path(LINEAR, torch.bfloat16, "gelu_tanh", 9)
         torch_packed.kernels_for(torch.bfloat16)
         count = len(tried)
-    way_of(LINEAR, torch.bfloat16, "gelu_tanh", 9)
+    choose_path(LINEAR, torch.bfloat16, "gelu_tanh", 9)
     assert len(tried) == count > 0
 
 
@@ -240,7 +245,7 @@ from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.models.torch import inference as torch_inference
 from tests.support.small_torch import EPSILON, error, shallow_images as images, shallow_mixer as mixer
 
-found, torch_inference.LEAST = {}, dict.fromkeys(torch_inference.LEAST, 1)
+found, torch_inference.MIN_ELEMENTS = {}, dict.fromkeys(torch_inference.MIN_ELEMENTS, 1)
 for dtype in (torch.float32, torch.bfloat16):
     for formulation in FORMULATIONS:
         model, x = mixer(dtype, formulation), images(dtype)
