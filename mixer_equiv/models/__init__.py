@@ -1,8 +1,8 @@
-"""The official MLP-Mixer: `flax` (linen), `nnx`, `torch`, and `numpy`, the reference in float64.
+"""The official MLP-Mixer four times: `flax` (linen), `nnx`, `torch`, and `numpy`, the reference in float64.
 
-Each module has an `MlpMixer(config)`; that of `nnx` takes `rngs` as well. Called with `taps=True` it
-returns every stage of the residual stream instead of the logits alone, a dict in order of
-computation (`jax.jit` sorts it by name):
+Each module has an `MlpMixer(config)`; that of `nnx` also takes `rngs`. Called with `taps=True`, a model returns
+every stage of the residual stream instead of the logits alone: a dict in the order of computation, which
+`jax.jit` sorts by name:
 
     stem                            (batch, tokens, hidden)
     MixerBlock_{i}/token_mixing     (batch, tokens, hidden)   the stream after that branch was added

@@ -1,4 +1,4 @@
-"""The official MLP-Mixer in flax.nnx: parameter tree and mathematics of `mixer_equiv.models.flax`.
+"""The official MLP-Mixer in flax.nnx, with the parameter tree and mathematics of `mixer_equiv.models.flax`.
 
 The state is the official tree under the official names, so that official params go in as they are:
 
@@ -7,10 +7,10 @@ The state is the official tree under the official names, so that official params
     nnx.update(model, checkpoint.params)
 
 and come out again with `nnx.to_pure_dict(nnx.state(model, nnx.Param))`. Check them as the first line
-does, and hand them over nested, because no call of nnx is strict: `nnx.update` keeps what is missing,
-and adds to the model what is unknown, flat names too; `nnx.replace_by_pure_dict` keeps what is
-missing; `nnx.merge` only counts the arrays, and goes by their order and not by their names. None of
-them compares shapes.
+does, and hand them over nested, because no call of nnx is strict: `nnx.update` leaves parameters that
+are missing as they were, and adds unknown names to the model, flat names too; `nnx.replace_by_pure_dict`
+leaves missing ones as they were; `nnx.merge` only counts the arrays, and goes by their order and not by
+their names. None of them compares shapes.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class MixerBlock(nnx.Module):
 class MlpMixer(nnx.Module):
     """The whole network (Tolstikhin et al. 2021, figure 1), initialised as the official one.
 
-    Of `config.image_size` only the number of tokens counts. Images that the patch size does not
-    divide are padded as the official stem pads them. `use_fast_variance` is as in `mixer_equiv.models.flax`.
+    The model depends on `config.image_size` only by the number of tokens. Images that the patch size does
+    not divide are padded as the official stem pads them. `use_fast_variance` is as in `mixer_equiv.models.flax`.
     """
 
     def __init__(self, config: MixerConfig, *, use_fast_variance: bool = True, rngs: nnx.Rngs) -> None:
@@ -101,8 +101,8 @@ class MlpMixer(nnx.Module):
     def __call__(self, images: jax.Array, *, taps: bool = False) -> Any:
         """(batch, height, width, channels) to logits (batch, classes), or the dict of taps.
 
-        Without classes the pooled features (batch, hidden) are returned. Raises `TypeError`, from
-        JAX, for images of another number of tokens than the config's.
+        Without classes the pooled features (batch, hidden) are returned. JAX raises `TypeError` for images
+        whose number of tokens is not the config's.
         """
         if taps:
             return dict(self._stages(images))

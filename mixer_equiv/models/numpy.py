@@ -1,8 +1,9 @@
-"""The MLP-Mixer in NumPy float64: the oracle that shares nothing with the framework models.
+"""The MLP-Mixer in NumPy float64: the reference, which shares no code with the framework models.
 
-Written from the paper (Tolstikhin et al. 2021, section 2) in other expressions than theirs: the
-stem is one product over cut-out patches, the variance is taken in two passes, the tanh GELU is
-x * sigmoid(2u), and the erf GELU is computed from SciPy's or the standard library's `erfc` (`operations`).
+It is written from the paper (Tolstikhin et al. 2021, section 2) in other expressions than theirs: the stem is one
+product over cut-out patches, the variance is taken in two passes, the tanh GELU is x * sigmoid(2u), and the erf GELU is
+computed from SciPy's or the standard library's `erfc` (`operations`). It must not import a framework. Start reading at
+`MlpMixer.run`.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ class MlpMixer:
 
         Returns (batch, classes), or with `taps` the dict of stages.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the result
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that are not finite show in the result
             weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
             stages = self.run(operations, weights, np.asarray(images, np.float64))
         return stages if taps else list(stages.values())[-1]
 
     def program(self, parameters: Mapping[str, Parameter]) -> Program:
-        """The steps that the model takes, whatever the sizes; its conventions and depth are the config's."""
+        """The steps of the model as a program for any sizes, with the conventions and the depth of the config."""
         return Recorder("stem").program(self.run, parameters)
 
     def run(self, ops: Any, weights: Mapping[str, Any], images: Any) -> dict[str, Any]:
-        """Every stage, by the operations `ops`."""
+        """Compute every stage by the operations `ops`, which is `operations` or a `Recorder`."""
         eps, activation = self.config.layer_norm_eps, self.config.activation
 
         def layer_norm(x: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The activations in JAX, for linen and nnx alike."""
+"""The activations of a `MixerConfig` in JAX, shared by the linen and the nnx model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ROOT, CUBIC = math.sqrt(2 / math.pi), 0.044715
 
 @jax.custom_jvp
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """The same as `jax.nn.gelu(x)`, whose derivative keeps `x` alone until the backward pass.
+    """The values of `jax.nn.gelu(x)`, with a derivative that keeps only `x` until the backward pass.
 
-    The derivative is written with a sigmoid. XLA would find tanh and the polynomial of the forward pass in its own
-    derivative again, and keep both rather than compute them twice: two arrays more for each activation.
+    The derivative is written with a sigmoid. Its default form contains the tanh and the polynomial of the forward pass,
+    which XLA would keep rather than compute twice: two more arrays for each activation.
     """
     return jax.nn.gelu(x, approximate=True)
 
