@@ -300,9 +300,7 @@ def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monke
     )
     assert all(row["times_linear"] == [1, 1, 1] for row in rows if row["tokens"] == "linear")
     shared = torch_formulations.TOKEN_MIXINGS["shared_conv"]
-    wrong = shared._replace(
-        operation=lambda x, layer: 1.0001 * shared.operation(x, layer)
-    )  # one that is fused rightly has no say
+    wrong = shared._replace(operation=lambda x, layer: 1.0001 * shared.operation(x, layer))  # the fused one is right
     monkeypatch.setattr(torch_inference, "choose_path", lambda *_: "blas")
     monkeypatch.setitem(torch_formulations.TOKEN_MIXINGS, "shared_conv", wrong)
     with pytest.raises(AssertionError, match=r"shared_conv in torch is .* from the linear formulation"):
