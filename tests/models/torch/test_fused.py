@@ -23,7 +23,7 @@ from mixer_equiv.models.torch import inference as torch_inference
 from mixer_equiv.models.torch import model as models
 from mixer_equiv.models.torch.activations import ACTIVATIONS as IN_TORCH
 from mixer_equiv.models.torch.inference import FAST_DTYPES, choose_path
-from mixer_equiv.models.torch.layers import Mixing
+from mixer_equiv.models.torch.layers import Mixing, MixingLinear
 
 FUSED = sorted(torch_fused.POST_OPS)
 LINEAR = torch_formulations.TOKEN_MIXINGS["linear"]
@@ -106,7 +106,7 @@ def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The activation of every MLP that takes a fast way."""
     seen: list[str] = []
-    original = models.infer
+    original = torch_inference.infer
 
     def infer(x: Any, layers: Any, activation: str) -> torch.Tensor | None:
         result = original(x, layers, activation)
@@ -267,7 +267,7 @@ def test_both_mlps_of_a_block_go_a_fast_way(calls: list[str]) -> None:
 @pytest.mark.parametrize("mixing", WITH_FUSED_CONVOLUTION)
 def test_filters_from_the_end_would_be_seen(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, "onednn")
-    convolution = torch_fused._CONVOLUTION_POINTWISE
+    convolution: Any = torch_fused._CONVOLUTION_POINTWISE
     monkeypatch.setattr(
         torch_fused, "_CONVOLUTION_POINTWISE", lambda x, weight, *rest: convolution(x, weight.flip(0), *rest)
     )
@@ -384,6 +384,7 @@ def test_the_plain_path_is_taken_with(name: str, calls: list[str]) -> None:
 def test_layers_that_are_mixed_by_something_else_are_called(mixing: str, calls: list[str]) -> None:
     made = block(mixing=MIXINGS[mixing])
     expected, original = made(images()), MIXINGS[mixing]
+    assert isinstance(made.dense_0, MixingLinear)
     made.dense_0.mixing = original._replace(operation=lambda x, layer: original.operation(2 * x, layer))
     assert not torch.allclose(made(images()), expected)
     assert calls == ["gelu_tanh"]
