@@ -1,4 +1,7 @@
-"""`Checkpoint`: a Mixer's weights with their layout and config. Knows no files: those are for `io`."""
+"""`Checkpoint`: a Mixer's weights with their layout and config.
+
+Knows no file: `io` loads and saves.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,31 @@ from mixer_equiv.arrays.interop import DTYPES, to_torch, unflatten
 from mixer_equiv.arrays.lazy import Spec, materialize, specs_of
 from mixer_equiv.arrays.stacking import join_stacks
 from mixer_equiv.checkpoints import validate
-from mixer_equiv.checkpoints.infer import Statements, find
+from mixer_equiv.checkpoints.infer import Statements, infer
 from mixer_equiv.checkpoints.metadata import Metadata
 from mixer_equiv.config import MixerConfig, Size
 from mixer_equiv.errors import ConversionError
-from mixer_equiv.layouts import Binding, Conventions, Layout, get_layout
+from mixer_equiv.layouts import Conventions, Layout, get_layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint(Mapping[str, Any]):
     """Weights of one Mixer, by the names of their layout.
 
-    `arrays` holds them flat, in NumPy; `load(lazy=True)` reads each only when it is used, and
-    `specs` tells shapes and dtypes without reading. What is made of a lazy checkpoint is lazy too: it
-    is read, converted and rounded array by array, when it is used or saved. Where the layout stacks
-    parameters in one array, each has its own name there, such as "kernels[3]", and `whole` has the
-    stacks. Read as a mapping it gives the latter by the same flat names, as tensors for a torch layout, so that
-    `load_state_dict(checkpoint)` works; they share memory. `params` is all of it at once: a dict of
+    `arrays` has the weights in NumPy by flat names. `load(lazy=True)` reads each only when it is used, and
+    `specs` tells shapes and dtypes without reading. Results made of a lazy checkpoint are lazy too:
+    arrays are read, converted and rounded one by one, when they are used or saved. Where the layout
+    stacks parameters in one array, `arrays` has each under a name such as "kernels[3]", and `whole` has
+    the stacks.
+
+    As a mapping, a checkpoint has the names of `whole`; for a torch layout its values are tensors that
+    share memory, so that `load_state_dict(checkpoint)` works. `params` is everything at once: a dict of
     tensors, or for Flax the nested dict that `apply({"params": ...})` takes.
-    `config` carries the conventions under which the weights are evaluated: `trained_with` if that is
-    known, else what the layout's code computes.
-    `config_is_stated` tells a config that was given, or stood in the file, from one inferred, and
-    `image_size_is_assumed` whether it had to be guessed from the number of tokens.
-    `notes` say what was stripped, left out or assumed on the way.
+
+    `config` has the conventions under which the weights are evaluated: `trained_with` if that is
+    known, else those that the layout's code computes. `config_is_stated` tells a config that was given,
+    or stood in the file, from an inferred one. `image_size_is_assumed` tells an image size that was
+    guessed from the number of tokens. `notes` say what was stripped, left out or assumed on the way.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -68,7 +73,7 @@ class Checkpoint(Mapping[str, Any]):
 
     @cached_property
     def whole(self) -> Mapping[str, np.ndarray]:
-        """The arrays as files and modules hold them: those of one stack as one array."""
+        """The arrays as files and modules hold them, with each stack as one array."""
         return join_stacks(self.arrays) if self.layout.stacks else self.arrays
 
     @property
@@ -78,24 +83,24 @@ class Checkpoint(Mapping[str, Any]):
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all arrays together."""
+        """Number of elements of all arrays together."""
         return sum(spec.size for spec in self.specs.values())
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """Names of the dtypes that occur."""
+        """Names of the arrays' dtypes."""
         return tuple(sorted({str(spec.dtype) for spec in self.specs.values()}))
 
     @property
     def specs(self) -> Mapping[str, Spec]:
-        """Shape and dtype of each array, none of them read."""
+        """Shape and dtype of each array; reads none."""
         return specs_of(self.arrays)
 
     def astype(self, dtype: Any) -> Checkpoint:
-        """The same weights rounded to float16, bfloat16, float32 or float64, by name or NumPy dtype.
+        """Round the weights to float16, bfloat16, float32 or float64, given by name or NumPy dtype.
 
-        Raises `ConversionError` for another dtype, or if a finite value would become infinite: of a lazy
-        checkpoint, when it is used.
+        Raises `ConversionError` for another dtype, and if a finite value would become infinite; of a lazy
+        checkpoint that shows when the array is used.
         """
         name = dtype
         if not isinstance(dtype, str | None):
@@ -122,35 +127,43 @@ class Checkpoint(Mapping[str, Any]):
     ) -> Checkpoint:
         """Find the layout, config and conventions of flat or nested arrays of any framework.
 
-        A prefix such as "module." or "params/" is stripped, and what lies beside a nested prefix
-        is left out; `notes` says both. Where several sets of weights are there, `prefix` says which,
-        such as "ema". An optimizer's moments are never taken for weights. `called` are names from
-        which the layout may know the `trained_with` conventions. Nothing is checked for completeness here.
+        A prefix such as "module." or "params/" is stripped, and arrays beside a nested prefix are left
+        out; `notes` says both. `prefix`, such as "ema", tells which of several sets of weights is meant.
+        An optimizer's moments are never taken for weights. `metadata` are the fields of a file that
+        `save` wrote. `called` are names from which the layout may know the `trained_with` conventions.
+        Completeness is not checked here: `check` does.
 
         Raises `LayoutError` if no layout or several fit, `ConversionError` for leaves that are no
-        arrays of numbers, `ConfigError` for sizes that contradict each other.
+        arrays of numbers, and `ConfigError` for sizes that contradict each other.
         """
-        said = Statements(Metadata(metadata or {}, source), layout, config, image_size, trained_with, prefix, called)
-        found = find(arrays, said, source)
+        said = Statements(
+            source=source,
+            metadata=Metadata(metadata or {}, source),
+            layout=layout,
+            config=config,
+            image_size=image_size,
+            trained_with=trained_with,
+            prefix=prefix,
+            called=called,
+        )
+        inferred = infer(arrays, said)
         return cls(
-            found.arrays if lazy else materialize(found.arrays),
-            found.layout,
-            found.config,
-            found.trained_with,
-            found.config_is_stated,
-            source,
-            found.notes,
-            found.image_size_is_assumed,
+            arrays=inferred.arrays if lazy else materialize(inferred.arrays),
+            layout=inferred.layout,
+            config=inferred.config,
+            trained_with=inferred.trained_with,
+            config_is_stated=inferred.config_is_stated,
+            source=source,
+            notes=inferred.notes,
+            image_size_is_assumed=inferred.image_size_is_assumed,
         )
 
-    def check(
-        self, *, target: Layout | None = None, allow_missing: Collection[str] = ()
-    ) -> tuple[dict[str, Binding], list[str]]:
-        """The parameters present, by canonical name, once they are known to fill the layout exactly.
+    def check(self, *, target: Layout | None = None, allow_missing: Collection[str] = ()) -> validate.Filled:
+        """Check that the arrays fill the layout exactly, and return the parameters that are present.
 
-        `allow_missing` are globs over canonical or own names: what they match may be absent or of
-        another shape, and is then left out; the second result says so. `target` is the layout
-        whose names the messages give as well. Raises one `ConversionError` with all that is wrong.
+        `allow_missing` are globs over canonical or own names: a parameter that they match may be absent or
+        of another shape, and is then left out, with a note. Messages also give the names of the layout
+        `target`. Raises one `ConversionError` with all that is wrong.
         """
         expected = validate.Expected(self.layout, self.config, self.config_is_stated)
         return validate.check(self.specs, expected, source=self.source, target=target, allow_missing=allow_missing)
@@ -159,7 +172,7 @@ class Checkpoint(Mapping[str, Any]):
 def as_checkpoint(
     params: Mapping[str, Any], *, layout: str | Layout | None = None, config: MixerConfig | None = None
 ) -> Checkpoint:
-    """`params` as a `Checkpoint`; one that is a `Checkpoint` already is reread only if told otherwise."""
+    """`params` as a `Checkpoint`: itself, if it is one already of the given `layout` and `config`."""
     if not isinstance(params, Mapping):
         raise ConversionError(
             f"found a {type(params).__name__}; expected arrays by name, such as model.state_dict() or Flax params"

@@ -1,4 +1,7 @@
-"""Weights from any layout to any other, strictly and bit-exactly."""
+"""Convert weights from any layout to any other, strictly and bit for bit.
+
+Knows no file. Start at `convert`; `relabel` is the part that moves arrays.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, materia
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.conventions import convention_warnings
 from mixer_equiv.checkpoints.differences import same_bits
+from mixer_equiv.checkpoints.validate import check_writable
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConventionWarning, InexpressibleError
 from mixer_equiv.layouts import NEUTRAL, Binding, Layout, get_layout
@@ -56,22 +60,22 @@ def convert(
     """Convert a Mixer's weights to the layout `to`, every bit kept.
 
     `params` are a `Checkpoint`, or arrays of NumPy, torch or JAX by name, flat or nested. Their
-    layout is detected unless `from_` names it, and the config inferred unless given; one that is
-    given also says, by its activation and eps, what the weights were trained with. Every
-    source array is used once and every target filled once; `allow_missing` lists globs, such as
-    "head/*", of parameters that may be absent or of another shape, and are then left out.
-    Without `copy`, arrays whose axes merely change places share the memory of `params`; of a
-    checkpoint that is lazy, each is converted when it is used, and nothing is shared.
+    layout is detected unless `from_` names it. The config is inferred unless it is given; a given one
+    also says, by its activation and eps, what the weights were trained with. Every source array is
+    used once and every target filled once. `allow_missing` lists globs, such as "head/*", of
+    parameters that may be absent or of another shape, and are then left out. Without `copy`, arrays
+    whose axes merely change places share the memory of `params`. Arrays of a lazy checkpoint are
+    converted when they are used, and share nothing.
 
-    Returns what the target's users expect. For a Flax layout, the nested dict that
-    `module.apply({"params": ...})` takes, of NumPy arrays, since JAX would truncate float64 where
-    x64 is off. For a torch layout, a `Checkpoint`: a mapping that `load_state_dict` takes, whose
-    tensors are made when read, so that torch is not imported before. A `Checkpoint` always gives
-    a `Checkpoint`.
+    Returns a `Checkpoint` for a `Checkpoint`, and else the form that the target's users expect. For a
+    Flax layout that is the nested dict that `module.apply({"params": ...})` takes, of NumPy arrays,
+    since JAX would truncate float64 where x64 is off. For a torch layout it is a `Checkpoint`: a
+    mapping that `load_state_dict` takes, whose tensors are made when they are read, so that torch is
+    not imported before.
 
-    Raises `ConversionError` with everything missing, unexpected or mis-shaped, `LayoutError` for
-    an unknown layout. Warns (`ConventionWarning`) where the target's code computes something else
-    than what the weights were trained with, and says what to set.
+    Raises `ConversionError` with everything missing, unexpected or mis-shaped, and `LayoutError` for
+    an unknown layout. Warns (`ConventionWarning`) if the target's code computes something else than
+    the weights were trained with, and says what to set.
     """
     target = get_layout(to)
     source = as_checkpoint(params, layout=from_, config=config)
@@ -85,31 +89,28 @@ def convert(
 def flax_to_torch(
     params: Mapping[str, Any], *, config: MixerConfig | None = None, allow_missing: Collection[str] = ()
 ) -> dict[str, torch.Tensor]:
-    """Official Flax params, nested or flat, as the state_dict of `mixer_equiv.models.torch.MlpMixer`."""
+    """Convert official Flax params, nested or flat, to the state_dict of `mixer_equiv.models.torch.MlpMixer`."""
     return convert(as_checkpoint(params, config=config), to="torch", allow_missing=allow_missing).params
 
 
 def torch_to_flax(
     state_dict: Mapping[str, Any], *, config: MixerConfig | None = None, allow_missing: Collection[str] = ()
 ) -> dict[str, Any]:
-    """A torch state_dict in any known layout as the nested params of the official Flax model."""
+    """Convert a torch state_dict in any known layout to the nested params of the official Flax model."""
     return convert(as_checkpoint(state_dict, config=config), to="linen", allow_missing=allow_missing).params
 
 
 def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str], copy: bool) -> Checkpoint:
-    if target.read_only:
-        raise InexpressibleError(
-            f"nothing is written in the layout {target.name}: {target.read_only}", reasons=[target.read_only]
-        )
+    check_writable(target)
     present, notes = source.check(target=target, allow_missing=allow_missing)
     config = source.config
-    theirs = target.bindings(config.num_blocks)
-    homeless = [name for name in present if name not in theirs and not present[name].is_absent]
-    if any(not any(fnmatch.fnmatchcase(name, glob) for glob in allow_missing) for name in homeless):
-        reasons = [f"it has no {name}" for name in homeless]
+    wanted = target.bindings(config.num_blocks)
+    unwanted = [name for name in present if name not in wanted and not present[name].is_absent]
+    if any(not any(fnmatch.fnmatchcase(name, glob) for glob in allow_missing) for name in unwanted):
+        reasons = [f"it has no {name}" for name in unwanted]
         advice = "leave the head out with drop_head, --drop-head or allow_missing=['head/*']"
         raise _inexpressible(target, reasons, advice)
-    notes += [f"left out: {present.pop(name).foreign}, which {target.name} does not have" for name in homeless]
+    notes += [f"left out: {present.pop(name).foreign}, which {target.name} does not have" for name in unwanted]
     if not any(binding.row.in_head for binding in present.values()):
         config = config.replace(num_classes=0)
     lazy = relabel_lazily(as_lazy(source.arrays), source.layout, target, config, only=present)
@@ -129,12 +130,13 @@ def relabel(
     *,
     only: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The same numbers under the target's names, axes in its order, as new contiguous arrays.
+    """Bring arrays to the names and axes of `target`, as new contiguous arrays of the same numbers.
 
-    `arrays` are by the source's names and have its shapes. What they lack is left out, and if `only`
-    is given, all that is not among its canonical names. What the source has once for several
-    parameters is repeated, and what its code does not have is filled in. Raises
-    `InexpressibleError` where the target has one array for several that differ, or none.
+    `arrays` have the names and shapes of `source`. A parameter that they lack is left out, and so is,
+    if `only` is given, one that is not among its canonical names. An array that the source has for
+    several parameters is repeated; a parameter that its code does not have gets the neutral value,
+    zeros or ones. Raises `InexpressibleError` where the target has one array, or none, for parameters
+    that would have to coincide and do not.
     """
     lazy = relabel_lazily(as_lazy(arrays), source, target, config, only=only)
     return dict(materialize(lazy, copy=True))
@@ -148,17 +150,18 @@ def relabel_lazily(
     *,
     only: Collection[str] | None = None,
 ) -> LazyArrays:
-    """What `relabel` gives, each array made when it is used, of the one it is made of by strides where these do.
+    """Do what `relabel` does, array by array at each use, with strides in place of copies where these suffice.
 
-    Arrays are read here only where the target has one for several, or none, which must coincide.
+    Arrays are read here only if the target has one array, or none, for several parameters, which must coincide.
     """
-    theirs = source.bindings(config.num_blocks)
+    given = source.bindings(config.num_blocks)
     result: dict[str, Deferred] = {}
-    holders: dict[str, str] = {}
+    first_use: dict[str, str] = {}
     reasons = []
     for canonical, wanted in target.bindings(config.num_blocks).items():
-        given = canonical in theirs and (only is None or canonical in only)
-        array = _in_axes_of(wanted, theirs[canonical], theirs, arrays, config) if given else None
+        if canonical not in given or (only is not None and canonical not in only):
+            continue
+        array = _in_axes_of(wanted, given[canonical], given, arrays, config)
         if array is None:
             continue
         if wanted.is_absent:
@@ -166,9 +169,9 @@ def relabel_lazily(
             if not same_bits(np.asarray(array), np.full(array.shape, neutral, array.dtype)):
                 reasons.append(f"it has no {canonical}, which is not all {('zeros', 'ones')[neutral]}")
         elif wanted.foreign not in result:
-            result[wanted.foreign], holders[wanted.foreign] = array, canonical
+            result[wanted.foreign], first_use[wanted.foreign] = array, canonical
         elif not same_bits(np.asarray(array), np.asarray(result[wanted.foreign])):
-            reasons.append(f"{wanted.foreign} is both {holders[wanted.foreign]} and {canonical}, which differ")
+            reasons.append(f"{wanted.foreign} is both {first_use[wanted.foreign]} and {canonical}, which differ")
     if target.num_blocks not in (None, config.num_blocks) and target.is_tied:
         reasons.append(f"it is of {target.num_blocks} blocks, these are weights of {config.num_blocks}")
     if reasons:
@@ -179,41 +182,41 @@ def relabel_lazily(
 def _in_axes_of(
     wanted: Binding,
     found: Binding,
-    theirs: Mapping[str, Binding],
+    given: Mapping[str, Binding],
     arrays: LazyArrays,
     config: MixerConfig,
 ) -> Deferred | None:
-    """One parameter with its axes in the wanted order, in strides; None if it is left out."""
+    """One parameter with its axes in the wanted order, by strides; None if it is left out."""
     shape = wanted.shape(config.axis_sizes)
     if found.is_absent:
-        dtype = _dtype_beside(found.canonical, theirs, arrays.specs)
+        dtype = _dtype_beside(found.canonical, given, arrays.specs)
         value = NEUTRAL[found.canonical.rpartition("/")[2]]
         return None if dtype is None else Deferred(shape, dtype, partial(np.full, shape, value, dtype))
     if found.foreign not in arrays:
         return None
     pattern = f"{found.row.foreign_axes} -> {wanted.row.foreign_axes}"
     sizes = {axis: size for axis, size in config.axis_sizes.items() if axis in found.row.axes}
-    made = partial(_rearranged, arrays, found.foreign, pattern, sizes)
-    return Deferred(shape, arrays.specs[found.foreign].dtype, made)
+    make = partial(_rearrange, arrays, found.foreign, pattern, sizes)
+    return Deferred(shape, arrays.specs[found.foreign].dtype, make)
 
 
-def _rearranged(arrays: LazyArrays, name: str, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
+def _rearrange(arrays: LazyArrays, name: str, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
     return rearrange(arrays.strided(name), pattern, **sizes)
 
 
-def _dtype_beside(canonical: str, theirs: Mapping[str, Binding], found: Mapping[str, Spec]) -> np.dtype | None:
+def _dtype_beside(canonical: str, given: Mapping[str, Binding], found: Mapping[str, Spec]) -> np.dtype | None:
     """The dtype of the same module's other parameters; None if they are left out, as a head may be."""
     module = canonical.rpartition("/")[0]
-    beside = [b.foreign for b in theirs.values() if b.canonical.startswith(f"{module}/") and not b.is_absent]
+    beside = [b.foreign for b in given.values() if b.canonical.startswith(f"{module}/") and not b.is_absent]
     candidates = beside or list(found)
     return next((found[name].dtype for name in candidates if name in found), None)
 
 
 def _inexpressible(target: Layout, reasons: list[str], advice: str = "") -> InexpressibleError:
-    shown = [f"  {reason}" for reason in reasons[:MAX_LISTED]]
-    if len(reasons) > len(shown):
-        shown.append(f"  and {len(reasons) - len(shown)} more")
-    shown += [advice] if advice else []
+    listed = [f"  {reason}" for reason in reasons[:MAX_LISTED]]
+    if len(reasons) > len(listed):
+        listed.append(f"  and {len(reasons) - len(listed)} more")
+    listed += [advice] if advice else []
     return InexpressibleError(
-        "\n".join([f"no weights of the layout {target.name} are the same function:", *shown]), reasons=reasons
+        "\n".join([f"no weights of the layout {target.name} are the same function:", *listed]), reasons=reasons
     )

@@ -1,4 +1,7 @@
-"""What arrays by name are: which layout, behind which prefix, of which sizes and conventions."""
+"""Infer the layout, sizes and conventions of arrays by name, and the prefix behind which they stand.
+
+Reads no array, and knows no file. Start at `infer`.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,13 @@ from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, detec
 
 @dataclasses.dataclass(frozen=True)
 class Statements:
-    """What is said about arrays by whoever passes them on, and by the metadata of the file they are from.
+    """What the caller says about arrays, and what the metadata of their file says.
 
-    `prefix` says which set of weights is meant, `called` are names of files, folders and releases.
+    `source` is how messages call the arrays. `prefix` tells which of several sets of weights is meant. `called`
+    are names of files, folders and releases. None where the caller says nothing.
     """
 
+    source: str
     metadata: Metadata
     layout: str | Layout | None = None
     config: MixerConfig | None = None
@@ -36,8 +41,8 @@ class Statements:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What `Checkpoint` says of the same names."""
+class Inferred:
+    """The fields of `Checkpoint` of the same names."""
 
     arrays: LazyArrays
     layout: Layout
@@ -48,58 +53,70 @@ class Found:
     image_size_is_assumed: bool
 
 
-def find(arrays: Mapping[str, Any], said: Statements, source: str) -> Found:
-    """The work of `Checkpoint.from_arrays`; none of the arrays is read."""
+def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
+    """Find everything that a `Checkpoint` knows of its arrays. What is said outranks what they show."""
     leaves = dict(flatten(arrays))
-    chosen = names.below(leaves, said.prefix, source)
-    shapes = {name: tuple(leaf.shape) for name, leaf in chosen.items() if is_array(leaf)}
-    match = _detect(shapes, said.layout, source, said.metadata.layout)
+    chosen = names.below(leaves, said.prefix, said.source)
+    match = _match_layout(_shapes(chosen), said)
     own, notes = names.strip_prefix(chosen, match.prefix, [name for name in leaves if name not in chosen])
     written = said.metadata.layout
     if said.layout is not None and written not in (None, match.layout.name):
         notes.append(f"it says of itself that its layout is {written}; it was read as {match.layout.name}, as told")
     tidied = _tidy(match, split_stacks(own, match.layout.depth_of_stack), notes)
-    stated, trained_with = _conventions(said, match.layout, notes)
-    computed = trained_with or match.layout.computes
-    if stated is not None and said.config is None:
-        stated, said, computed = _unless_outgrown(stated, said, computed, match, tidied, notes)
-    config, assumed = _config(match, tidied, stated, said, computed, source, notes)
-    return Found(tidied, match.layout, config, trained_with, stated is not None, tuple(notes), assumed)
+    stated = _stated_config(said)
+    trained_with = _trained_with(said, match.layout, notes)
+    found = _resolve_config(stated, trained_with or match.layout.computes, _Arrays(match, tidied), said, notes)
+    return Inferred(
+        tidied,
+        match.layout,
+        found.config,
+        trained_with,
+        found.is_stated,
+        tuple(notes),
+        found.image_size_is_assumed,
+    )
 
 
-def _detect(
-    shapes: Mapping[str, tuple[int, ...]], layout: str | Layout | None, source: str, written: str | None
-) -> LayoutMatch:
-    """The layout found, or the given one if it is there, as `detect` tells.
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
 
-    `written` is the layout's name in the file's metadata; it settles what names leave open.
-    """
-    known = list(LAYOUTS.values())
-    own = find_layout(written)
-    if layout is None and own is not None:
+
+def _match_layout(shapes: Mapping[str, tuple[int, ...]], said: Statements) -> LayoutMatch:
+    """Find the layout that the caller names, else the one that the metadata name, else the one that fits best."""
+    if said.layout is not None:
+        return _match_given_layout(shapes, get_layout(said.layout), said.source)
+    written, known = said.metadata.layout, find_layout(said.metadata.layout)
+    if known is not None:
         with contextlib.suppress(LayoutError):
-            return detect(shapes, [own], shapes)
+            return detect(shapes, [known], shapes)
     try:
-        match = detect(shapes, known if layout is None else [get_layout(layout)], shapes)
-        if layout is not None or written is None or own is not None or not match.absent:
+        match = detect(shapes, LAYOUTS.values(), shapes)
+        if written is None or known is not None or not match.absent:
             return match
-        message = f"not all of its names are of {match.layout.name}, the nearest known layout"
+        problem = f"not all of its names are of {match.layout.name}, the nearest known layout"
     except LayoutError as error:
-        message = str(error)
-    if layout is None and written is not None and own is None:
-        message += f"; it was written in the layout {written!r}: register that first (--layout FILE)"
-    if layout is not None:
-        with contextlib.suppress(LayoutError):
-            likely = detect(shapes, known, shapes).layout.name
-            message = f"the arrays are not of the layout {get_layout(layout).name}, but by their names of {likely}"
-    raise LayoutError(f"{source}: {message}")
+        problem = str(error)
+    if written is not None and known is None:
+        problem += f"; it was written in the layout {written!r}: register that first (--layout FILE)"
+    raise LayoutError(f"{said.source}: {problem}")
+
+
+def _match_given_layout(shapes: Mapping[str, tuple[int, ...]], layout: Layout, source: str) -> LayoutMatch:
+    try:
+        return detect(shapes, [layout], shapes)
+    except LayoutError as error:
+        problem = str(error)
+    with contextlib.suppress(LayoutError):
+        likely = detect(shapes, LAYOUTS.values(), shapes).layout.name
+        problem = f"the arrays are not of the layout {layout.name}, but by their names of {likely}"
+    raise LayoutError(f"{source}: {problem}")
 
 
 def _tidy(match: LayoutMatch, leaves: Mapping[str, Any], notes: list[str]) -> LazyArrays:
-    """The arrays under the names and in the shapes of the layout's table, where it knows older ones."""
+    """Bring arrays of old files to the names and shapes of the layout's table, if the layout knows how."""
     if match.layout.tidy is None:
         return LazyArrays(leaves)
-    shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
+    shapes = _shapes(leaves)
     changes = match.layout.tidy(match.layout, match.num_blocks, shapes)
     changed = [name for name, change in changes.items() if change != (name, shapes[name])]
     if changed:
@@ -112,26 +129,22 @@ def _tidy(match: LayoutMatch, leaves: Mapping[str, Any], notes: list[str]) -> La
     return LazyArrays(renamed, dict(changes.values()))
 
 
-def _conventions(said: Statements, layout: Layout, notes: list[str]) -> tuple[MixerConfig | None, Conventions | None]:
-    """The config, and what the weights were trained with, as far as somebody says so.
+# Conventions
 
-    A config that is given states both; else the metadata speak, else the name, else the layout.
-    """
+
+def _trained_with(said: Statements, layout: Layout, notes: list[str]) -> Conventions | None:
+    """The conventions of training, by the caller, else by the metadata, the names of files and releases, the layout."""
     if said.config is not None:
-        return said.config, Conventions(said.config.activation, said.config.layer_norm_eps, layout.computes.padding)
-    stated, trained_with = said.metadata.config, said.metadata.trained_with
+        return Conventions(said.config.activation, said.config.layer_norm_eps, layout.computes.padding)
+    written = said.metadata.trained_with
     if said.trained_with is not None:
-        trained_with = said.trained_with
-        stated = stated and stated.replace(
-            activation=trained_with.activation, layer_norm_eps=trained_with.layer_norm_eps
-        )
-    elif not said.metadata.states_trained_with:
-        trained_with = _by_name(said.called, layout, notes)
-    return stated, trained_with
+        return said.trained_with
+    if said.metadata.states_trained_with:
+        return written
+    return _trained_with_by_name(said.called, layout, notes)
 
 
-def _by_name(called: Collection[str], layout: Layout, notes: list[str]) -> Conventions | None:
-    """What weights of this name were trained with, if the layout knows, else what its weights are."""
+def _trained_with_by_name(called: Collection[str], layout: Layout, notes: list[str]) -> Conventions | None:
     for name in called:
         for glob, conventions in layout.provenance.items():
             if fnmatch.fnmatchcase(name, glob):
@@ -143,75 +156,127 @@ def _by_name(called: Collection[str], layout: Layout, notes: list[str]) -> Conve
     return layout.trained_with
 
 
-def _unless_outgrown(
-    stated: MixerConfig,
-    said: Statements,
-    computed: Conventions,
-    match: LayoutMatch,
-    arrays: LazyArrays,
-    notes: list[str],
-) -> tuple[MixerConfig | None, Statements, Conventions]:
-    """The metadata's config, or None where the sizes that the arrays show fit more of them.
-
-    Whoever puts a new head on in torch, and saves again, keeps the metadata of what was loaded.
-    Their conventions still hold then, and image size and patch where they fit. Where arrays are
-    missing, it is the metadata that tell so.
-    """
-    if not validate.parameter_shapes(match.layout, stated).keys() <= arrays.keys():
-        return stated, said, computed
-    sizes = match.layout.axis_sizes(match.num_blocks, {name: spec.shape for name, spec in arrays.specs.items()})
-    old = stated.axis_sizes
-    if patch_columns(sizes) == math.prod(old[axis] for axis in PATCH_AXES):
-        sizes.update({axis: old[axis] for axis in PATCH_AXES})
-    told = dataclasses.replace(said, metadata=Metadata({}, said.metadata.source))
-    try:
-        if said.image_size is None and not said.metadata.image_size_is_assumed:
-            fits = stated.image_hw in fitting_image_sizes(sizes["tokens"], (sizes["ph"], sizes["pw"]))
-            told = dataclasses.replace(told, image_size=stated.image_hw if fits else None)
-        seen = config_from_axes(sizes, match.num_blocks, image_size=told.image_size)
-    except (ConfigError, KeyError):
-        return stated, said, computed
-    if validate.misfits(match.layout, seen, arrays.specs) >= validate.misfits(match.layout, stated, arrays.specs):
-        return stated, said, computed
-    was, now = ({"num_blocks": config.num_blocks, **config.axis_sizes} for config in (stated, seen))
-    changed = [f"{name} {was[name]}, now {now[name]}" for name in was if was[name] != now[name]]
-    notes.append(f"the sizes in the file's metadata are not those of its arrays, which are taken: {'; '.join(changed)}")
-    return None, told, Conventions(stated.activation, stated.layer_norm_eps)
+# Config
 
 
-def _config(
-    match: LayoutMatch,
-    arrays: LazyArrays,
-    stated: MixerConfig | None,
-    said: Statements,
-    computed: Conventions,
-    source: str,
-    notes: list[str],
-) -> tuple[MixerConfig, bool]:
-    """The config stated or read off the shapes, and whether its image size had to be assumed."""
-    sizes = match.layout.axis_sizes(match.num_blocks, {name: spec.shape for name, spec in arrays.specs.items()})
-    columns = None if sizes.keys() >= set(PATCH_AXES) else patch_columns(sizes)
-    shown = {*sizes, *(PATCH_AXES if columns else ())}
-    if stated is None and not shown >= set(AXES) - {"classes"}:
-        raise validate.without_sizes(source, match.layout, match.num_blocks, arrays.specs, sizes)
-    written = said.metadata.image_size_is_assumed
-    assumed = said.config is None and said.image_size is None and (stated is None if written is None else written)
+@dataclasses.dataclass(frozen=True)
+class _Arrays:
+    """The arrays of a layout, and the sizes that they show."""
+
+    match: LayoutMatch
+    arrays: LazyArrays
+
+    @property
+    def layout(self) -> Layout:
+        return self.match.layout
+
+    @property
+    def depth(self) -> int:
+        return self.match.num_blocks
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes by axis, where the arrays show them."""
+        return self.layout.axis_sizes(self.depth, {name: spec.shape for name, spec in self.arrays.specs.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class _FoundConfig:
+    config: MixerConfig
+    is_stated: bool
+    image_size_is_assumed: bool
+
+
+def _stated_config(said: Statements) -> MixerConfig | None:
+    """The config that is given, else that of the metadata, with the conventions that the caller names."""
+    if said.config is not None:
+        return said.config
+    written = said.metadata.config
+    if written is None or said.trained_with is None:
+        return written
+    return written.replace(activation=said.trained_with.activation, layer_norm_eps=said.trained_with.layer_norm_eps)
+
+
+def _resolve_config(
+    stated: MixerConfig | None, computed: Conventions, arrays: _Arrays, said: Statements, notes: list[str]
+) -> _FoundConfig:
+    """Take the stated config, unless it is of the metadata and the arrays have outgrown it; else read it off them."""
     try:
         if stated is None:
-            config = config_from_axes(
-                sizes,
-                match.num_blocks,
-                image_size=said.image_size,
-                activation=computed.activation,
-                layer_norm_eps=computed.layer_norm_eps,
-            )
+            found = _config_of_shapes(computed, arrays, said, notes)
         else:
-            config = stated if said.image_size is None else stated.resized(said.image_size)
+            outgrown = None if said.config is not None else _outgrown(stated, arrays, said, notes)
+            found = outgrown or _as_stated(stated, said)
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
-    grid, image, patch = ("x".join(map(str, pair)) for pair in (config.grid_hw, config.image_hw, config.patch_hw))
-    if stated is None and columns:
-        notes.append(f"the stem's {columns} columns are taken as patches of {patch} with {config.in_channels} channels")
-    if assumed:
-        notes.append(f"{config.num_tokens} tokens are taken as {grid}, an image of {image}")
-    return config, assumed
+        raise ConfigError(f"{said.source}: {error}") from None
+    if found.image_size_is_assumed:
+        grid, image = ("x".join(map(str, pair)) for pair in (found.config.grid_hw, found.config.image_hw))
+        notes.append(f"{found.config.num_tokens} tokens are taken as {grid}, an image of {image}")
+    return found
+
+
+def _as_stated(stated: MixerConfig, said: Statements) -> _FoundConfig:
+    if said.image_size is not None:
+        return _FoundConfig(stated.resized(said.image_size), True, False)
+    return _FoundConfig(stated, True, said.config is None and bool(said.metadata.image_size_is_assumed))
+
+
+def _config_of_shapes(computed: Conventions, arrays: _Arrays, said: Statements, notes: list[str]) -> _FoundConfig:
+    """Read the config off the shapes. A stem of columns is split into the likeliest patch."""
+    sizes = arrays.sizes
+    shown = {*sizes, *(PATCH_AXES if patch_columns(sizes) else ())}
+    if not shown >= set(AXES) - {"classes"}:
+        raise validate.unknown_sizes_error(said.source, arrays.layout, arrays.depth, arrays.arrays.specs, sizes)
+    config = config_from_axes(
+        sizes,
+        arrays.depth,
+        image_size=said.image_size,
+        activation=computed.activation,
+        layer_norm_eps=computed.layer_norm_eps,
+    )
+    notes += _notes_on_patch(sizes, config)
+    written = said.metadata.image_size_is_assumed
+    return _FoundConfig(config, False, said.image_size is None and written is not False)
+
+
+def _outgrown(stated: MixerConfig, arrays: _Arrays, said: Statements, notes: list[str]) -> _FoundConfig | None:
+    """The config that the arrays show, if more of them fit it than fit the metadata's; else None.
+
+    Whoever puts a new head on in torch, and saves again, keeps the metadata of what was loaded. Its conventions still
+    hold then, and so do image size and patch where they fit. Where arrays are missing, the metadata tell so, and stand.
+    """
+    if not validate.parameter_shapes(arrays.layout, stated).keys() <= arrays.arrays.keys():
+        return None
+    sizes, old = arrays.sizes, stated.axis_sizes
+    if patch_columns(sizes) == math.prod(old[axis] for axis in PATCH_AXES):
+        sizes.update({axis: old[axis] for axis in PATCH_AXES})
+    image_size = said.image_size
+    try:
+        if image_size is None and not said.metadata.image_size_is_assumed:
+            fits = stated.image_hw in fitting_image_sizes(sizes["tokens"], (sizes["ph"], sizes["pw"]))
+            image_size = stated.image_hw if fits else None
+        config = config_from_axes(
+            sizes,
+            arrays.depth,
+            image_size=image_size,
+            activation=stated.activation,
+            layer_norm_eps=stated.layer_norm_eps,
+        )
+    except (ConfigError, KeyError):
+        return None
+    specs = arrays.arrays.specs
+    if validate.count_misfits(arrays.layout, config, specs) >= validate.count_misfits(arrays.layout, stated, specs):
+        return None
+    was, now = ({"num_blocks": one.num_blocks, **one.axis_sizes} for one in (stated, config))
+    changed = [f"{name} {was[name]}, now {now[name]}" for name in was if was[name] != now[name]]
+    notes.append(f"the sizes in the file's metadata are not those of its arrays, which are taken: {'; '.join(changed)}")
+    notes += _notes_on_patch(sizes, config)
+    return _FoundConfig(config, False, image_size is None)
+
+
+def _notes_on_patch(sizes: Mapping[str, int], config: MixerConfig) -> list[str]:
+    """Say how a stem was split of which the arrays show the columns alone."""
+    if sizes.keys() >= set(PATCH_AXES):
+        return []
+    columns, patch = patch_columns(sizes), "x".join(map(str, config.patch_hw))
+    return [f"the stem's {columns} columns are taken as patches of {patch} with {config.in_channels} channels"]

@@ -1,4 +1,7 @@
-"""`load` and `save`: checkpoints in files of every format. Start at `formats` to see what a format is."""
+"""`load` and `save`: checkpoints in files of every format.
+
+Knows no single format: `formats` finds the one of a path. Start at `load`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ from mixer_equiv.checkpoints import formats, metadata
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.formats.atomic import replacement
 from mixer_equiv.checkpoints.names import rename_prefixes
+from mixer_equiv.checkpoints.validate import check_writable
 from mixer_equiv.config import MixerConfig, Size
-from mixer_equiv.errors import CheckpointError, InexpressibleError
+from mixer_equiv.errors import CheckpointError
 from mixer_equiv.layouts import Conventions, Layout
 
 
@@ -35,16 +39,17 @@ def load(
 
     The layout is detected unless given. `image_size`, in pixels, is what shapes cannot tell;
     without it the squarest grid is assumed and noted. `trained_with` are the conventions that the
-    weights need, where nothing in the file or its name says them. Of several sets of weights in
-    one file, `prefix` says which, such as "ema". With `lazy` an array is read whenever it is used,
-    and `specs`, `config` and all else without reading any. Without `verify`, the CRCs of an npz are not checked.
+    weights need, where nothing in the file or its name says them. `prefix`, such as "ema", tells
+    which of several sets of weights in one file is meant. With `lazy` an array is read whenever it is
+    used, and `specs`, `config` and all else without reading any. Without `verify`, the CRCs of an npz
+    are not checked.
 
-    With `mmap` the arrays are parts of the mapped file, of which only what is used is ever read, and what is
-    written to is private memory: the file stays as it is, and must not be changed meanwhile. CRCs
-    are not checked then. What cannot be mapped (compressed npz, Orbax, big-endian numbers) is read.
+    With `mmap` the arrays are parts of the mapped file. Pages are read when they are used, and are private
+    memory once they are written to: the file stays as it is, and must not be changed meanwhile. CRCs
+    are not checked. Arrays that cannot be mapped (compressed npz, Orbax, big-endian numbers) are read.
 
-    Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays
-    of no known layout, `ConfigError` for an image size of another number of tokens.
+    Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays of no known
+    layout, and `ConfigError` for an image size of another number of tokens.
     """
     contents = formats.read(Path(path), mmap=mmap, verify=verify)
     return Checkpoint.from_arrays(
@@ -62,7 +67,7 @@ def load(
 
 
 def _names_of(path: Path) -> list[str]:
-    """What a file may be known by: a release named in the hub's config.json, its own name, its folders'."""
+    """Names by which weights may be known: the release in the hub's config.json, the file's name, its folders'."""
     path = path.absolute()
     folder = path if path.is_dir() else path.parent
     release = []
@@ -83,31 +88,27 @@ def save(
 ) -> Path:
     """Write a checkpoint, in the format that the suffix names, with its layout and config as metadata.
 
-    A mapping that is no `Checkpoint` is taken as one by `Checkpoint.from_arrays`, and must fill its
-    layout; what lies beside a nested prefix in it is not written. The file is written beside the
-    target and renamed, so that the target is never half written; one that exists is kept unless
-    `force`; a symbolic link is followed. safetensors of more than `max_shard_size` bytes ("5GB") are
-    split into shards with an index, as Hugging Face does; so are those whose path is an index.
-    `rename_prefix` changes how names begin on their way into the file: {"": "backbone."} puts a
-    prefix before all of them, {"head.": "fc."} renames one module. With `fsync` the disk has the
-    file before the target gives way to it.
+    A mapping that is no `Checkpoint` is made one by `Checkpoint.from_arrays`, and must fill its
+    layout; arrays beside a nested prefix in it are not written. The file is written beside the
+    target and renamed, so that the target is never half written. An existing target is kept unless
+    `force`, and passes its permissions on; a symbolic link is followed. safetensors of more than
+    `max_shard_size` bytes ("5GB") are split into shards with an index, as Hugging Face does; so are those
+    whose path is an index. `rename_prefix` changes how names begin on their way into the file:
+    {"": "backbone."} puts a prefix before all of them, {"head.": "fc."} renames one module. With `fsync`
+    the disk has the file before the target gives way to it.
 
-    npz, safetensors and shards are written array by array, msgpack too with a few copies of one, so that of a
-    lazy checkpoint no more than three arrays are in memory, and what those are cast from; .pt and Orbax need
-    all of them at once. What replaces a file has its permissions.
+    npz, safetensors and shards are written array by array, and msgpack too, with a few copies of one. Of a
+    lazy checkpoint no more than three arrays are then in memory, and the arrays from which these are cast.
+    .pt and Orbax need all arrays at once.
 
-    Returns the path to read it by. Raises `CheckpointError` if it cannot be written.
+    Returns the path by which to read it. Raises `CheckpointError` if it cannot be written.
     """
     given, path = Path(path), Path(os.path.realpath(path))
     file_format = check_target(path, force=force, max_shard_size=max_shard_size)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = as_checkpoint(checkpoint)
         checkpoint.check()
-    if checkpoint.layout.read_only:
-        raise InexpressibleError(
-            f"nothing is written in the layout {checkpoint.layout.name}: {checkpoint.layout.read_only}",
-            reasons=[checkpoint.layout.read_only],
-        )
+    check_writable(checkpoint.layout)
     arrays = as_lazy(checkpoint.whole).rename(rename_prefixes(checkpoint.whole, rename_prefix or {}))
     written = arrays, _metadata_of(checkpoint), checkpoint.layout.framework
     if file_format.several_files or max_shard_size is not None:
@@ -120,14 +121,14 @@ def save(
 
 
 def path_to_read(checkpoint: Checkpoint, path: Path, max_shard_size: int | str | None = None) -> Path:
-    """The path that `save` would return: of the index where there would be shards."""
+    """The path that `save` would return: that of the index if there would be shards."""
     if not formats.format_by_suffix(path).several_files and max_shard_size is None:
         return path
     return path.with_name(formats.sharded_path(path, checkpoint.whole, formats.parse_size(max_shard_size)).name)
 
 
 def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = None) -> formats.FileFormat:
-    """The format to write `path` in, once nothing that can be known beforehand stands in the way."""
+    """The format in which `save` writes `path`. Raises `CheckpointError` for whatever would make it fail."""
     file_format = formats.format_by_suffix(path)
     if max_shard_size is not None:
         formats.parse_size(max_shard_size)

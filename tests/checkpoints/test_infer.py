@@ -470,13 +470,16 @@ def test_one_array_of_another_shape_is_not_believed_over_the_metadata(tmp_path: 
         convert(load(resaved(tmp_path, ".pt", change)), to="linen")
 
 
-def test_a_flattened_stem_keeps_the_patch_of_the_metadata(tmp_path: Path) -> None:
-    arrays = in_layout("lucidrains", CONFIG)
-    save(Checkpoint.from_arrays(arrays, config=CONFIG), tmp_path / "old.pt")
+@pytest.mark.parametrize("patch", [(2, 3), (1, 6)], ids=["the likeliest", "another"])
+def test_a_flattened_stem_keeps_the_patch_of_the_metadata(tmp_path: Path, patch: tuple[int, int]) -> None:
+    config = CONFIG.replace(patch_size=patch, image_size=(patch[0] * 4, patch[1] * 3))
+    arrays = in_layout("lucidrains", config)
+    save(Checkpoint.from_arrays(arrays, config=config), tmp_path / "old.pt")
     state = torch.load(tmp_path / "old.pt", weights_only=True)
     state["16.weight"], state["16.bias"] = torch.randn(5, CONFIG.hidden_dim), torch.randn(5)
     torch.save(state, tmp_path / "new.pt")
-    assert load(tmp_path / "new.pt").config == CONFIG.replace(num_classes=5)
+    assert load(tmp_path / "new.pt").config == config.replace(num_classes=5)
+    assert not any("columns are taken" in note for note in load(tmp_path / "new.pt").notes)
 
 
 @pytest.mark.parametrize("metadata", ["{", "[1", '"half'])
