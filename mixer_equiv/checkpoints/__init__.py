@@ -1,1 +1,1 @@
-"""Checkpoints: read, recognised, validated, converted and written. Internal; what is public is in `mixer_equiv`."""
+"""Internal. Checkpoints: loading, inferring, checking, converting, changing, inspecting and saving. Start at `io`."""

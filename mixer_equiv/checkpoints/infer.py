@@ -56,7 +56,7 @@ class Inferred:
 def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
     """Find everything that a `Checkpoint` knows of its arrays. What is said outranks what they show."""
     leaves = dict(flatten(arrays))
-    chosen = names.below(leaves, said.prefix, said.source)
+    chosen = names.select_below(leaves, said.prefix, said.source)
     match = _match_layout(_shapes(chosen), said)
     own, notes = names.strip_prefix(chosen, match.prefix, [name for name in leaves if name not in chosen])
     written = said.metadata.layout

@@ -1,4 +1,4 @@
-"""What a checkpoint file says about its weights: one JSON object, its writer and its reader together.
+"""The metadata of a checkpoint file: one JSON object about its weights, with its writer and its reader.
 
 Knows no file format. A format keeps the text wherever it has room (`formats.base.METADATA_KEY`).
 """
@@ -14,14 +14,14 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import CheckpointError, ConfigError
 from mixer_equiv.layouts import Conventions
 
-# Raise it when a reader of the version before would misread what is written.
+# To be raised when readers of the version before would misunderstand the fields.
 FORMAT_VERSION = 1
 
 _TO_UPGRADE = "pip install --upgrade mixer_equiv"
 
 
 def to_json(layout: str, config: MixerConfig, trained_with: Conventions | None, *, image_size_is_assumed: bool) -> str:
-    """The metadata of weights in `layout`, as text for a file."""
+    """Write the metadata of weights in `layout` as text for a file."""
     return json.dumps(
         {
             "format_version": FORMAT_VERSION,
@@ -34,7 +34,7 @@ def to_json(layout: str, config: MixerConfig, trained_with: Conventions | None, 
 
 
 def from_json(text: Any, source: str) -> dict[str, Any]:
-    """The fields in a file's metadata; none if the file has no metadata, or a JSON value that is no object.
+    """Read the fields of a file's metadata; none if the file has no metadata, or a JSON value that is no object.
 
     `text` is whatever stood in the file. Raises `CheckpointError`, which calls the file `source`, for
     text that is not JSON.

@@ -22,14 +22,14 @@ BOXES = ("value",)
 
 
 class Stripped(NamedTuple):
-    """Leaves by their names behind a prefix, and notes on what was stripped and left out."""
+    """Leaves by their names behind a prefix, and notes on names that were stripped or left out."""
 
     leaves: dict[str, Any]
     notes: list[str]
 
 
-def unboxed(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays by their names without the keys of `BOXES` that are alone around one."""
+def unbox(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from names the keys of `BOXES` that are alone around an array."""
     inside = Counter(str(parent) for name in arrays for parent in PurePosixPath(name).parents)
     return {
         parent if key in BOXES and inside[parent] == 1 else name: array
@@ -38,8 +38,8 @@ def unboxed(arrays: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> Mapping[str, Any]:
-    """The leaves under `prefix`, given with or without the separator at its end; all of them for None.
+def select_below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> Mapping[str, Any]:
+    """Select the leaves under `prefix`, with or without the separator at its end; all of them for None.
 
     Raises `LayoutError`, which calls the checkpoint `source`, if there are none.
     """
@@ -54,7 +54,7 @@ def below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> Mapping
 
 
 def strip_prefix(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> Stripped:
-    """The leaves behind `prefix`, by names without it.
+    """Take a prefix from the names behind which it stands, and leave other leaves out.
 
     `beside` are names already left out. Leaves beside the prefix's nesting are left out too, and so are
     single numbers beside a dotted prefix, such as the count of averages beside "module.": no parameter is
@@ -80,7 +80,7 @@ def strip_prefix(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> S
 
 
 def rename_prefixes(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, str]:
-    """The new name of each of `names`: the longest of `prefixes` that it begins with is replaced, once.
+    """Give each of `names` a new one, with the longest of `prefixes` that it begins with replaced, once.
 
     Raises `ConversionError` for a prefix that no name has, and for two names that become one.
     """

@@ -1,4 +1,7 @@
-"""Changes to weights that porting asks for: another head, or none, and images of another size."""
+"""Change weights for another use: another head, none, or images of another size.
+
+All changes are made to canonical weights and brought back to the checkpoint's layout.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ from mixer_equiv.layouts import LINEN
 
 
 def drop_head(checkpoint: Mapping[str, Any]) -> Checkpoint:
-    """The same weights without `head/kernel` and `head/bias`: the model gives the pooled features.
+    """Leave `head/kernel` and `head/bias` out, so that the model gives the pooled features.
 
-    `checkpoint` is a `Checkpoint` or arrays by name, as for the others here.
+    `checkpoint` is a `Checkpoint` or arrays by name.
     """
     checkpoint = as_checkpoint(checkpoint)
     weights = {name: array for name, array in _canonical(checkpoint).items() if not name.startswith("head/")}
@@ -31,9 +34,10 @@ def drop_head(checkpoint: Mapping[str, Any]) -> Checkpoint:
 
 
 def new_head(checkpoint: Mapping[str, Any], num_classes: int) -> Checkpoint:
-    """The same weights with the head of a fresh official model: zeros, of shapes (hidden, classes) and (classes).
+    """Put the head of a new official model on: zeros, of shapes (hidden, classes) and (classes).
 
-    Its dtype is that of the LayerNorm before it. Raises `ConfigError` for less than one class.
+    `checkpoint` is a `Checkpoint` or arrays by name. The head's dtype is that of the LayerNorm before it.
+    Raises `ConfigError` for less than one class.
     """
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; a head has at least 1 (drop_head, --drop-head, takes it off)")
@@ -48,17 +52,19 @@ def new_head(checkpoint: Mapping[str, Any], num_classes: int) -> Checkpoint:
 
 
 def enlarge(checkpoint: Mapping[str, Any], image_size: Size) -> Checkpoint:
-    """The same weights for images K times as high and wide, by the rule of Tolstikhin et al. 2021, appendix C.
+    """Widen weights for images K times as high and wide, by the rule of Tolstikhin et al. 2021, appendix C.
 
     The image is seen as K by K sub-images of the size so far. There are K^2 times as many tokens,
     and the token-mixing MLP is K^2 times as wide and block-diagonal: each sub-image is mixed by
     itself, until training connects them. Until then the logits for an image are the mean of
     the logits that the weights gave for its sub-images. Tokens stay in row-major order over the
-    whole image. `image_size` is in pixels; raises `ConfigError` unless it is an integer K times
-    the size that the weights have, the same K both ways.
+    whole image.
+
+    `checkpoint` is a `Checkpoint` or arrays by name, `image_size` is in pixels. Raises `ConfigError` unless
+    that is an integer K times the size that the weights have, with the same K both ways.
     """
     checkpoint = as_checkpoint(checkpoint)
-    factor = factor_to(checkpoint, image_size)
+    factor = enlargement_factor(checkpoint, image_size)
     height, width = as_pair("image_size", image_size)
     small = checkpoint.config.resized((height // factor, width // factor))
     large = small.replace(image_size=image_size, tokens_mlp_dim=small.tokens_mlp_dim * factor**2)
@@ -67,7 +73,7 @@ def enlarge(checkpoint: Mapping[str, Any], image_size: Size) -> Checkpoint:
     for name, binding in LINEN.bindings(large.num_blocks).items():
         _, _, parameter = name.partition("/token_mixing/")
         if parameter:
-            make = partial(_widened, weights[name], parameter, small.grid_hw, factor)
+            make = partial(_widen, weights[name], parameter, small.grid_hw, factor)
             weights[name] = Deferred(binding.shape(large.axis_sizes), weights[name].dtype, make)
     sizes = ["x".join(map(str, config.image_hw)) for config in (small, large)]
     note = f"widened from images of {sizes[0]} to {sizes[1]}, seen as {factor}x{factor} sub-images"
@@ -76,17 +82,17 @@ def enlarge(checkpoint: Mapping[str, Any], image_size: Size) -> Checkpoint:
 
 def _check_memory(config: MixerConfig) -> None:
     """Refuse weights that this machine cannot hold, before the attempt brings it down."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
-    needed = 2 * config.num_parameters  # in the smallest dtype there is
-    if needed > pages:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    needed = 2 * config.num_parameters  # in the smallest dtype of a parameter
+    if needed > memory:
         raise ConfigError(
             f"the result would have {config.num_parameters:,} parameters, of {needed / 1e9:,.0f} GB at least; "
-            f"this machine has {pages / 1e9:,.0f} GB of memory"
+            f"this machine has {memory / 1e9:,.0f} GB of memory"
         )
 
 
-def factor_to(checkpoint: Checkpoint, image_size: Size) -> int:
-    """K, how many times as high and wide as now images of `image_size` are. Raises `ConfigError` if it is none."""
+def enlargement_factor(checkpoint: Checkpoint, image_size: Size) -> int:
+    """The integer K by which images of `image_size` are higher and wider. Raises `ConfigError` if there is none."""
     config = checkpoint.config
     height, width = as_pair("image_size", image_size)
     tokens = (height // config.patch_hw[0]) * (width // config.patch_hw[1])
@@ -100,12 +106,12 @@ def factor_to(checkpoint: Checkpoint, image_size: Size) -> int:
     raise ConfigError(f"weights are widened to a whole number of times {sizes}, and {height}x{width} is not")
 
 
-# Tokens of the large image, by rows: rows of sub-images (a), rows of tokens in one (h), columns of
-# sub-images (b), columns of tokens in one (w). Hidden units: one set (m) for each sub-image (a b).
+# Axes of the large image's tokens, in row-major order: rows of sub-images (a), rows of tokens in a sub-image (h),
+# columns of sub-images (b), columns of tokens in a sub-image (w). Hidden units: m for each sub-image (a b).
 
 
 def _widen_in(kernel: np.ndarray, grid: tuple[int, int], factor: int) -> np.ndarray:
-    """(tokens, tokens_mlp) block-diagonally to (K^2 tokens, K^2 tokens_mlp)."""
+    """Widen (tokens, tokens_mlp) block-diagonally to (K^2 tokens, K^2 tokens_mlp)."""
     h, w = grid
     blocks = rearrange(kernel, "(h w) m -> h w m", h=h, w=w)
     large = np.zeros((factor, h, factor, w, factor, factor, kernel.shape[1]), kernel.dtype)
@@ -116,7 +122,7 @@ def _widen_in(kernel: np.ndarray, grid: tuple[int, int], factor: int) -> np.ndar
 
 
 def _widen_out(kernel: np.ndarray, grid: tuple[int, int], factor: int) -> np.ndarray:
-    """(tokens_mlp, tokens) block-diagonally to (K^2 tokens_mlp, K^2 tokens)."""
+    """Widen (tokens_mlp, tokens) block-diagonally to (K^2 tokens_mlp, K^2 tokens)."""
     return np.ascontiguousarray(_widen_in(kernel.T, grid, factor).T)
 
 
@@ -128,7 +134,7 @@ def _widen_token_bias(bias: np.ndarray, grid: tuple[int, int], factor: int) -> n
     return repeat(bias, "(h w) -> (a h b w)", h=grid[0], w=grid[1], a=factor, b=factor)
 
 
-_WIDENED = {
+_WIDEN = {
     "Dense_0/kernel": _widen_in,
     "Dense_0/bias": _widen_hidden_bias,
     "Dense_1/kernel": _widen_out,
@@ -136,12 +142,12 @@ _WIDENED = {
 }
 
 
-def _widened(array: Any, parameter: str, grid: tuple[int, int], factor: int) -> np.ndarray:
-    return _WIDENED[parameter](np.asarray(array), grid, factor)
+def _widen(array: Any, parameter: str, grid: tuple[int, int], factor: int) -> np.ndarray:
+    return _WIDEN[parameter](np.asarray(array), grid, factor)
 
 
 def _canonical(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The weights by canonical names, made when they are used."""
+    """The weights by canonical names, computed when they are used."""
     present, _ = checkpoint.check(allow_missing=_HEAD)
     lazy = as_lazy(checkpoint.arrays)
     return relabel_lazily(lazy, checkpoint.layout, LINEN, checkpoint.config, only=present).leaves

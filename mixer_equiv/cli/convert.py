@@ -176,7 +176,7 @@ def _load_resized(
     except ConfigError as error:
         checkpoint = load(source, **reading)
         try:
-            factor = surgery.factor_to(checkpoint, image_size)
+            factor = surgery.enlargement_factor(checkpoint, image_size)
         except ConfigError:
             advice = "to widen the weights by the paper's rule, give a whole number of times one of these"
             raise ConfigError(f"{error}; {advice}") from None

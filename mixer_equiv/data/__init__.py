@@ -1,1 +1,1 @@
-"""A Mixer trained on handwritten digits, and what loads it. Internal."""
+"""Internal. A Mixer trained on handwritten digits, and the digits that were held out. Start at `digits`."""

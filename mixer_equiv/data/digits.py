@@ -1,4 +1,4 @@
-"""A Mixer trained on real handwritten digits, and the digits held out from its training.
+"""A Mixer trained on real handwritten digits, and the digits that were held out from its training.
 
 Source of the images: scikit-learn's `load_digits`, the test part of the UCI "Optical Recognition
 of Handwritten Digits" set (E. Alpaydin, C. Kaynak; CC BY 4.0). `examples/train_digits.py` made
@@ -31,11 +31,11 @@ CONFIG = MixerConfig(
 
 
 def held_out() -> tuple[np.ndarray, np.ndarray]:
-    """Images (batch, 8, 8, 1), float32 in [-1, 1], and labels (batch,), never seen in training."""
+    """Load images (batch, 8, 8, 1), float32 in [-1, 1], and labels (batch,), that training never saw."""
     with np.load(HELD_OUT, allow_pickle=False) as data:
         return preprocess(data["images"]), data["labels"].astype(np.int64)
 
 
 def preprocess(images: np.ndarray) -> np.ndarray:
-    """Grey levels 0 to 16, (batch, 8, 8), as the model takes them."""
+    """Bring grey levels 0 to 16, (batch, 8, 8), to the model's inputs, (batch, 8, 8, 1) in [-1, 1]."""
     return (images.astype(np.float32) / 8 - 1)[..., np.newaxis]

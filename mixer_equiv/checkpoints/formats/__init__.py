@@ -1,7 +1,7 @@
-"""File formats, each a reader and a writer of named arrays, found by contents or by suffix.
+"""Internal. File formats: a reader and a writer of named arrays each, found by contents or by suffix.
 
 A checkpoint is a file, a directory of Orbax, or files with an index and the folder that holds them.
-Nothing is ever unpickled by free rules.
+Nothing is ever unpickled by free rules. Knows no layout. Start at `read`, and at `base.FileFormat` for a new format.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ __all__ = [
 
 
 def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
-    """The contents of `path`, by what the file holds, whatever its suffix.
+    """Read the contents of `path`. Its bytes tell the format; the suffix counts only where they do not.
 
-    With `mmap` arrays that can be are parts of the mapped file; without `verify` CRCs are not checked.
+    With `mmap`, arrays are parts of the mapped file where they can be; without `verify`, CRCs are not checked.
     Raises `CheckpointError` for a file that is missing, truncated, junk or of no known format,
     and `MissingDependencyError` for .pt without torch and .orbax without Orbax.
     """
@@ -59,16 +59,16 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
     with refuse_damage(path, file_format.damage):
         arrays, metadata = file_format.read(path)
         if mmap or not verify:
-            arrays = _changed(arrays, _mapped if mmap else _unverified)
+            arrays = _map_stored(arrays, _mapped if mmap else _unverified)
         return Contents(arrays, metadata)
 
 
-def _changed(tree: Mapping[str, Any], change: Callable[[StoredArray], Any]) -> dict[str, Any]:
-    """The tree with its lazy arrays changed, and all else as it is."""
+def _map_stored(tree: Mapping[str, Any], change: Callable[[StoredArray], Any]) -> dict[str, Any]:
+    """Apply `change` to the stored arrays of a tree; all other leaves stay as they are."""
     result = dict(tree)
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            result[key] = _changed(value, change)
+            result[key] = _map_stored(value, change)
         elif isinstance(value, StoredArray):
             result[key] = change(value)
     return result
@@ -92,7 +92,7 @@ def format_by_suffix(path: Path) -> FileFormat:
 
 
 def is_replaceable(path: Path, file_format: FileFormat) -> bool:
-    """Whether a checkpoint of `file_format` may take the place of `path`: of a file, or of a tree that Orbax saved."""
+    """Whether a checkpoint of `file_format` may replace `path`: a file, or for Orbax a tree that Orbax saved."""
     return is_item(path) if file_format.is_directory else path.is_file()
 
 

@@ -1,4 +1,7 @@
-"""msgpack as Flax writes it (`flax.serialization.to_bytes`), read without Flax, JAX or msgpack."""
+"""msgpack as Flax writes it (`flax.serialization.to_bytes`), read without Flax, JAX or msgpack.
+
+Bytes of arrays are stepped over, and read when they are used. Start at `_Walker`.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents, FileFor
 from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError
 
-# Flax's own: the types of extensions, the mark of an array in chunks, and the bytes of the largest chunk.
+# Flax's codes of extension types, its mark of an array in chunks, and the bytes of its largest chunk.
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
 MAX_CHUNK_SIZE = 2**30
 
 _DEEPEST = 100
-_LONGEST_KEY = 1000  # of the first one, to be recognised by
+_LONGEST_KEY = 1000  # for a first key by which the format is recognised
 
 _NUMBERS = (">f", ">d", ">B", ">H", ">I", ">Q", ">b", ">h", ">i", ">q")
 
-# What the first byte of a value says: its kind, and the value or length itself or how that is packed.
+# By the first byte of a value: its kind, and its value or length, or the `struct` format in which that follows.
 _HEADS: dict[int, tuple[str, Any]] = {
     **{number % 256: ("value", number) for number in range(-32, 128)},
     **{0x80 + length: ("map", length) for length in range(16)},
@@ -46,7 +49,7 @@ _HEADS: dict[int, tuple[str, Any]] = {
 
 
 class _Walker:
-    """Reads values one after another and steps over the bytes of arrays; lists become dicts with "0", "1", ..."""
+    """Reads value after value, and steps over the bytes of arrays. Lists become dicts with the keys "0", "1", ..."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path = path
@@ -56,18 +59,19 @@ class _Walker:
         self.metadata: str | None = None
 
     def left(self) -> int:
-        """Bytes up to the end of the file."""
+        """Number of bytes up to the end of the file."""
         return self.size - self.stream.tell()
 
     def head(self) -> tuple[str, Any]:
-        """The kind of the next value, and the value itself or its length."""
-        first = self.unpacked(">B")
+        """Read the kind of the next value, and the value itself or its length."""
+        first = self.unpack(">B")
         if first not in _HEADS:
             raise ValueError(f"no value begins with the byte {first:#x}")
         kind, value = _HEADS[first]
-        return kind, self.unpacked(value) if isinstance(value, str) else value
+        return kind, self.unpack(value) if isinstance(value, str) else value
 
     def value(self, depth: int = 0) -> Any:
+        """Read the next value, by the method that is called as its kind."""
         kind, value = self.head()
         if kind == "value":
             return value
@@ -77,7 +81,7 @@ class _Walker:
             raise ValueError(f"a {kind} of length {value} is declared where the file has {self.left()} bytes left")
         return getattr(self, kind)(value, depth + 1)
 
-    def unpacked(self, form: str) -> Any:
+    def unpack(self, form: str) -> Any:
         packed = self.stream.read(struct.calcsize(form))
         if len(packed) < struct.calcsize(form):
             raise EOFError("it ends within a value")
@@ -87,7 +91,7 @@ class _Walker:
         return self.stream.read(length).decode()
 
     def bytes(self, length: int, depth: int) -> range:
-        """Where they stand in the file."""
+        """Step over bytes, and return their range in the file."""
         start = self.stream.tell()
         self.stream.seek(start + length)
         return range(start, start + length)
@@ -104,10 +108,10 @@ class _Walker:
             if str(key) in node:
                 raise ValueError(f"the key {key!r} is there twice")
             node[str(key)] = self.value(depth)
-        return self.joined(node) if _CHUNKED in node else node
+        return self.join(node) if _CHUNKED in node else node
 
     def extension(self, length: int, depth: int) -> Any:
-        code, end = self.unpacked(">b"), self.stream.tell() + length
+        code, end = self.unpack(">b"), self.stream.tell() + length
         if code not in (_ARRAY, _COMPLEX, _SCALAR):
             raise ValueError(f"an extension of type {code}, which Flax does not write")
         parts = self.value(depth)
@@ -129,8 +133,8 @@ class _Walker:
             raise ValueError(f"an array declares {shape} of {name} and holds {len(span)} bytes")
         return self.file.array(shape, dtype, span.start)
 
-    def joined(self, node: dict[str, Any]) -> StoredArray:
-        """The array that Flax cut into chunks, the first of which may carry our metadata beside it."""
+    def join(self, node: dict[str, Any]) -> StoredArray:
+        """Join an array that Flax cut into chunks. Our metadata may stand beside the chunks."""
         self.metadata = node.get(METADATA_KEY, self.metadata)
         sides, parts = node.get("shape"), node.get("chunks")
         if not isinstance(sides, dict) or not isinstance(parts, dict):
@@ -142,8 +146,8 @@ class _Walker:
         held = sum(math.prod(chunk.shape) for chunk in chunks)
         if math.prod(shape) != held or len({chunk.dtype for chunk in chunks}) != 1:
             raise ValueError(f"an array declares {shape} and has {held} numbers in {len(chunks)} chunks")
-        mapped = partial(_mapped, chunks[0], shape) if len(chunks) == 1 else None
-        return StoredArray(shape, chunks[0].dtype, partial(_joined, chunks, shape), self.path, mapped=mapped)
+        mapped = partial(_map, chunks[0], shape) if len(chunks) == 1 else None
+        return StoredArray(shape, chunks[0].dtype, partial(_concatenate, chunks, shape), self.path, mapped=mapped)
 
 
 def _is_shape(sides: tuple[Any, ...]) -> bool:
@@ -159,16 +163,16 @@ def _dtype_called(name: str) -> np.dtype:
         raise ValueError(f"an array is of {name!r}, which is no dtype") from error
 
 
-def _mapped(chunk: StoredArray, shape: tuple[int, ...]) -> np.ndarray:
+def _map(chunk: StoredArray, shape: tuple[int, ...]) -> np.ndarray:
     return (chunk.mapped or chunk.make)().reshape(shape)
 
 
-def _joined(chunks: list[StoredArray], shape: tuple[int, ...]) -> np.ndarray:
+def _concatenate(chunks: list[StoredArray], shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([chunk.make() for chunk in chunks]).reshape(shape)
 
 
 def _recognise(path: Path) -> bool:
-    """Whether it begins with a map whose first key is text: no zip, pickle, JSON or safetensors does."""
+    """Whether a file begins with a map whose first key is text, as no zip, pickle, JSON or safetensors does."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:
@@ -196,11 +200,11 @@ def _read(path: Path) -> Contents:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
-    """What `msgpack_restore` reads as just these arrays, nested.
+    """Write what `msgpack_restore` reads as just these arrays, nested.
 
-    A leaf for metadata would break `from_bytes`, and Flax takes no bytes after the end. But of an
-    array in chunks it reads the shape and the chunks only: so the first array is written in chunks,
-    be they one, with the metadata beside them.
+    A leaf for metadata would break `from_bytes`, and Flax refuses bytes after the end. But of an array
+    in chunks it reads the shape and the chunks alone. So the first array is written in chunks, or in a
+    single one, with the metadata beside them.
     """
     msgpack = require("msgpack", "flax", "writing a .msgpack file")
     packer, extension = msgpack.Packer(), partial(msgpack.ExtType, _ARRAY)
@@ -212,7 +216,7 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
 
 
 def _leaf(arrays: Mapping[str, np.ndarray], name: str, notes: dict[str, str]) -> Any:
-    """An array as Flax packs it: itself, or a dict of chunks."""
+    """An array as Flax packs it: whole, or as a dict of chunks."""
     array = np.ascontiguousarray(arrays[name]).reshape(arrays[name].shape)
     if array.nbytes <= MAX_CHUNK_SIZE and not notes:
         return array

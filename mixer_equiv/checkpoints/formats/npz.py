@@ -1,4 +1,4 @@
-"""npz: the published checkpoints. Object arrays, which are pickles, are refused."""
+"""npz, the format of the published checkpoints. Arrays of Python objects, which are pickles, are refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
 def _inflate(file: File, name: str) -> np.ndarray:
     """Read a compressed member to its end, where zipfile checks the CRC."""
     with (
-        file.opened() as stream,
+        file.open() as stream,
         refuse_damage(file.path, ANY_DAMAGE),
         zipfile.ZipFile(stream) as archive,
         archive.open(name) as member,
@@ -113,9 +113,9 @@ def _header(path: Path, name: str, member: Any, end: int) -> _Header:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
-    """What `np.savez` writes, array by array.
+    """Write what `np.savez` writes, array by array.
 
-    An extra array would break strict readers of the published layout; a zip comment breaks none.
+    The metadata are the archive's comment: an extra array would break strict readers of the published layout.
     """
     with path.open("xb") as stream, zipfile.ZipFile(stream, "w") as archive:
         for name, array in prefetch_arrays(arrays):

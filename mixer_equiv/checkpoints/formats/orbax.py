@@ -1,4 +1,4 @@
-"""Orbax checkpoints: directories, of one tree, of a step with several items, or of all steps of a training."""
+"""Orbax checkpoints: directories of one tree, of a step with several items, or of all steps of a training."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from mixer_equiv.checkpoints.formats.base import (
     StoredArray,
     refuse_damage,
 )
-from mixer_equiv.checkpoints.names import unboxed
+from mixer_equiv.checkpoints.names import unbox
 from mixer_equiv.errors import CheckpointError
 
-# Orbax restores many arrays as fast as one, so neighbours of about so many bytes are restored at once.
+# Orbax restores many arrays as fast as one, so neighbours of about this many bytes are restored together.
 RESTORED_AT_ONCE = 2**28
 
 
-# Directories of steps: "100", "checkpoint_100"; one that is being written has more to its name.
+# Directories of steps: "100", "checkpoint_100". The name of one that is being written goes on after the number.
 _STEP = re.compile(r"(.*_)?(\d+)")
 
 
 def is_item(path: Path) -> bool:
-    """Whether a directory is what Orbax saved of one tree."""
+    """Whether Orbax saved one tree in this directory."""
     return "tree_metadata" in _json(path / "_METADATA")
 
 
 def _items(path: Path) -> dict[str, Path]:
-    """The trees of a checkpoint by their names in it, "" for one that is a tree itself; of several steps, the last."""
+    """Find the trees of a checkpoint by name: "" for a tree itself, else those of the step, or of the last step."""
     if is_item(path):
         return {"": path}
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
@@ -61,12 +61,12 @@ def _items(path: Path) -> dict[str, Path]:
 
 
 def _is_committed(step: Path) -> bool:
-    """A step whose writing was interrupted has no time of its end, where its name does not tell."""
+    """Whether a step was written to its end. Where its name does not tell, the time of its end is missing."""
     return _json(step / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs", 0) is not None
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """What a file holds, nothing where there is none or it is damaged."""
+    """Read a JSON object; empty if there is no such file, or no object in it."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -89,11 +89,11 @@ def _read(path: Path) -> Contents:
 
 
 def _tree(orbax: Any, path: Path) -> Contents:
-    """The contents of one item. Leaves that are no arrays, such as empty optimizer states, are left out."""
+    """Read one item. Leaves that are no arrays, such as empty optimizer states, are left out."""
     from jax import tree_util
 
-    # The handler, because a checkpointer warns of items that belong to a step.
-    with refuse_damage(path, ANY_DAMAGE), _failing_quietly():
+    # A checkpointer in place of the handler would warn of items that belong to a step.
+    with refuse_damage(path, ANY_DAMAGE), _only_raising():
         tree = orbax.PyTreeCheckpointHandler().metadata(path).tree
     leaves, structure = tree_util.tree_flatten_with_path(tree)
     names = [tree_util.keystr(key, simple=True, separator="/") for key, _ in leaves]
@@ -106,7 +106,7 @@ def _tree(orbax: Any, path: Path) -> Contents:
             arrays[names[i]] = StoredArray(tuple(specs[i].shape), np.dtype(specs[i].dtype), read, path)
     custom = _json(path / "_CHECKPOINT_METADATA").get("custom_metadata")
     metadata = custom.get(METADATA_KEY) if isinstance(custom, dict) else None
-    return Contents(unflatten(unboxed(arrays)), metadata if isinstance(metadata, str) else None)
+    return Contents(unflatten(unbox(arrays)), metadata if isinstance(metadata, str) else None)
 
 
 def _size(spec: Any) -> int:
@@ -114,27 +114,27 @@ def _size(spec: Any) -> int:
 
 
 def _restore(orbax: Any, path: Path, structure: Any, wanted: frozenset[int]) -> list[Any]:
-    """The leaves of the tree, `wanted` ones as NumPy arrays whatever device they were on, and no others."""
+    """Restore the `wanted` leaves alone, as NumPy arrays whatever device they were on."""
     import jax
 
     item = structure.unflatten([0 if i in wanted else ... for i in range(structure.num_leaves)])
     as_numpy = jax.tree.map(lambda _: orbax.RestoreArgs(restore_type=np.ndarray), item)
     restore_args = orbax.args.PyTreeRestore(item=item, restore_args=as_numpy)
-    with refuse_damage(path, ANY_DAMAGE), _failing_quietly():
+    with refuse_damage(path, ANY_DAMAGE), _only_raising():
         return jax.tree.leaves(orbax.PyTreeCheckpointer().restore(path, args=restore_args))
 
 
 def _one(restore: Callable[[frozenset[int]], list[Any]], batch: frozenset[int], i: int) -> np.ndarray:
-    return np.array(restore(batch)[i])  # a copy: the restored ones are kept for their neighbours
+    return np.array(restore(batch)[i])  # a copy, since the restored arrays are kept for their neighbours
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
     orbax = require("orbax.checkpoint", "flax", "an Orbax checkpoint")
     tree = unflatten({name: arrays[name] for name in arrays})
     try:
-        with _failing_quietly():
+        with _only_raising():
             orbax.PyTreeCheckpointer().save(path.absolute(), tree, custom_metadata={METADATA_KEY: metadata})
-    except ValueError as error:  # what tensorstore makes of a full disk
+    except ValueError as error:  # tensorstore raises it for a full disk
         raise OSError(str(error).partition("\n")[0]) from error
     finally:
         for left in path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*"):
@@ -142,28 +142,27 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
 
 
 @contextlib.contextmanager
-def _failing_quietly() -> Iterator[None]:
-    """What fails is raised, and not also logged, nor told by all the other arrays.
+def _only_raising() -> Iterator[None]:
+    """Raise a failure of Orbax, and keep it from also being logged and printed.
 
-    Orbax closes its event loop at the first failure; each array still on its way tells
-    `sys.unraisablehook` soon after that it found the loop closed, or asyncio that nobody asked what
-    became of it.
+    Orbax closes its event loop at the first failure. Soon after, each array that was still on its way
+    tells `sys.unraisablehook` that the loop is closed, or asyncio that nobody asked for its result.
     """
     loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
     levels = [logger.level for logger in loggers]
 
-    def but_late_arrivals(unraisable: Any) -> None:
+    def ignore_closed_loop(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = but_late_arrivals
+    sys.unraisablehook = ignore_closed_loop
     try:
         yield
     except Exception as error:
         time.sleep(0.1)
-        with warnings.catch_warnings():  # of coroutines that nobody awaits any more
+        with warnings.catch_warnings():  # that coroutines were never awaited
             warnings.simplefilter("ignore", RuntimeWarning)
             traceback.clear_frames(error.__traceback__)
             gc.collect()

@@ -1,4 +1,7 @@
-"""Arrays whose numbers stand in a file as they do in memory: read in pieces with their CRC, or mapped."""
+"""Arrays whose bytes stand in a file as they do in memory: read in chunks with their CRC, or mapped.
+
+Knows no file format. Start at `File.array`.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ from mixer_equiv.errors import CheckpointError
 try:
     from zlib_ng.zlib_ng import crc32  # over ten times as fast
 
-    if crc32(b"123456789") != 0xCBF43926:  # the check value that the catalogue of CRCs has for this one
+    if crc32(b"123456789") != 0xCBF43926:  # the check value of this CRC in the catalogue of CRCs
         from zlib import crc32
-except Exception:  # it has no wheels for some processors, and a broken one is as none
+except Exception:  # no wheel for this processor, or a broken one
     from zlib import crc32
 
 __all__ = ["Checksum", "File", "crc32"]
@@ -28,7 +31,7 @@ __all__ = ["Checksum", "File", "crc32"]
 
 @dataclasses.dataclass(frozen=True)
 class Checksum:
-    """The CRC-32 of a zip archive's member: `begun` over what comes before the numbers, `whole` at the end of them."""
+    """The CRC-32 of a zip archive's member: `begun` up to the first byte of the array, `whole` at its end."""
 
     member: str
     begun: int
@@ -37,7 +40,7 @@ class Checksum:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class File:
-    """A file of which several arrays are parts, all of which must be of the file that stood there at first."""
+    """A file of which several arrays are parts. All must come from the file that stood at `path` at first."""
 
     path: Path
     identity: tuple[int, ...]
@@ -49,12 +52,12 @@ class File:
 
     @cached_property
     def mapping(self) -> np.ndarray:
-        """Its bytes, mapped: pages are read when they are used, and private to this process once written to."""
-        with self.opened() as stream:
+        """Its mapped bytes. Pages are read when they are used, and are private to this process once written to."""
+        with self.open() as stream:
             return np.asarray(np.memmap(stream, np.uint8, "c"))
 
-    def opened(self) -> io.FileIO:
-        """The file, unbuffered. Raises `CheckpointError` if it was replaced or written to, by its inode, size, time."""
+    def open(self) -> io.FileIO:
+        """Open the file, unbuffered. Raises `CheckpointError` if inode, size or time show that it has changed."""
         stream = io.FileIO(self.path)
         if _identity(os.fstat(stream.fileno())) != self.identity:
             stream.close()
@@ -71,13 +74,15 @@ class File:
         checksum: Checksum | None = None,
     ) -> StoredArray:
         """The array whose numbers begin at byte `start`."""
-        stored = _Stored(self, shape, dtype, start, fortran_order, checksum)
-        unverified = dataclasses.replace(stored, checksum=None).read if checksum else None
-        return StoredArray(shape, dtype, stored.read, self.path, ZIP_DAMAGE, stored.mapped, unverified)
+        place = _Place(self, shape, dtype, start, fortran_order, checksum)
+        unverified = dataclasses.replace(place, checksum=None).read if checksum else None
+        return StoredArray(shape, dtype, place.read, self.path, ZIP_DAMAGE, place.map, unverified)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Stored:
+class _Place:
+    """Where an array stands in a file, and how."""
+
     file: File
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -86,28 +91,28 @@ class _Stored:
     checksum: Checksum | None
 
     def read(self) -> np.ndarray:
-        """The array, new; the CRC is computed piece by piece, while they are in the cache."""
+        """Read a new array. The CRC is computed chunk by chunk, while each is in the cache."""
         flat = np.empty(self._size, np.uint8)
         crc = self.checksum.begun if self.checksum else 0
-        with self.file.opened() as stream:
+        with self.file.open() as stream:
             stream.seek(self.start)
             for at in range(0, self._size, CHUNK_BYTES):
-                piece = flat.data[at : at + CHUNK_BYTES]
-                _read_into(stream, piece)
-                crc = crc32(piece, crc) if self.checksum else 0
+                chunk = flat.data[at : at + CHUNK_BYTES]
+                _read_into(stream, chunk)
+                crc = crc32(chunk, crc) if self.checksum else 0
         if self.checksum and crc != self.checksum.whole:
             raise zipfile.BadZipFile(f"Bad CRC-32 for file {self.checksum.member!r}")
-        return self._formed(flat)
+        return self._reshape(flat)
 
-    def mapped(self) -> np.ndarray:
-        """The array as a part of the mapped file, perhaps not aligned."""
-        return self._formed(self.file.mapping[self.start : self.start + self._size])
+    def map(self) -> np.ndarray:
+        """The array as a part of the mapped file; it may not be aligned."""
+        return self._reshape(self.file.mapping[self.start : self.start + self._size])
 
     @property
     def _size(self) -> int:
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
-    def _formed(self, flat: np.ndarray) -> np.ndarray:
+    def _reshape(self, flat: np.ndarray) -> np.ndarray:
         return flat.view(self.dtype).reshape(self.shape, order="F" if self.fortran_order else "C")
 
 
@@ -115,9 +120,9 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _read_into(stream: io.FileIO, piece: memoryview) -> None:
-    while piece:
-        count = stream.readinto(piece)
+def _read_into(stream: io.FileIO, chunk: memoryview) -> None:
+    while chunk:
+        count = stream.readinto(chunk)
         if not count:
-            raise EOFError(f"it ends {len(piece)} bytes before an array does")
-        piece = piece[count:]
+            raise EOFError(f"it ends {len(chunk)} bytes before an array does")
+        chunk = chunk[count:]

@@ -1,4 +1,4 @@
-"""safetensors, one file."""
+"""safetensors, one file. For several with an index see `sharded`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mixer_equiv.checkpoints.formats.base import DAMAGE, METADATA_KEY, Contents,
 from mixer_equiv.checkpoints.formats.raw_arrays import File
 from mixer_equiv.errors import CheckpointError
 
-# The format's own names of dtypes, in the order in which the library sorts arrays by them, the last first.
+# The format's own names of dtypes. The library sorts arrays by dtype, the last of these first.
 _DTYPES = {
     "BOOL": np.bool_,
     "U8": np.uint8,
@@ -36,10 +36,10 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _RANKS = {name: -place for place, name in enumerate(_DTYPES)}
 
-# What the library's readers call whose tensors they are.
+# How the library's metadata name a framework.
 _FORMATS = {"torch": "pt", "flax": "flax"}
 
-# safetensors reads no longer ones; other formats that chance to have a "{" there declare far more.
+# The library reads no longer headers. A file of another format that happens to have a "{" there declares a longer one.
 _LONGEST_HEADER = 100_000_000
 
 
@@ -52,12 +52,12 @@ def _recognise(path: Path) -> bool:
 
 
 def read(path: Path) -> Contents:
-    """Arrays by name, read when used, and our metadata."""
+    """Read the header; arrays are read when they are used."""
     file, arrays = File.at(path), {}
     with safe_open(path, framework="np") as tensors:  # which checks the header, offsets included
         names = list(tensors.keys())
         metadata = (tensors.metadata() or {}).get(METADATA_KEY)
-    with file.opened() as stream:
+    with file.open() as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     for name in names:
@@ -69,9 +69,9 @@ def read(path: Path) -> Contents:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
-    """What `safetensors.numpy.save_file` writes, and in its order: by dtype, then by name.
+    """Write what `safetensors.numpy.save_file` writes, and in its order: by dtype, then by name.
 
-    Where each array goes is known before any is made, so that several are made and written at a time.
+    The place of each array is known before any is computed, so that several are computed and written at a time.
     """
     lazy = as_lazy(arrays)
     found = lazy.specs

@@ -1,4 +1,7 @@
-"""safetensors in several files with an index, as Hugging Face writes them, and the folders they come in."""
+"""safetensors in several files with an index, as Hugging Face writes them, and the folders they come in.
+
+Reads and writes each file with `safetensors`. Start at `write_sharded` for the names of files.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +38,7 @@ DEFAULT_SHARD_SIZE = 5 * _UNITS["GB"]
 
 
 def parse_size(size: str | int | None) -> int:
-    """Bytes that "5GB", "100 MB", "2GiB" or a number stand for; 5GB for None. Raises `CheckpointError` for others."""
+    """Parse "5GB", "100 MB", "2GiB" or a number to bytes; None is 5GB. Raises `CheckpointError` for anything else."""
     if size is None:
         return DEFAULT_SHARD_SIZE
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(size).strip())
@@ -60,7 +64,8 @@ def _read(path: Path) -> Contents:
         if not path.name.endswith(".json"):
             return safetensors.read(path)
     weight_map, metadata = _index(path)
-    shards = {shard: safetensors.read(path.parent / shard).arrays for shard in _present(path, set(weight_map.values()))}
+    names = _check_shards(path, set(weight_map.values()))
+    shards = {shard: safetensors.read(path.parent / shard).arrays for shard in names}
     absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
     if absent:
         raise CheckpointError(f"{path} names arrays that their shards do not hold: {summarize(absent)}; {_AGAIN}")
@@ -74,7 +79,7 @@ _AGAIN = "the index is of other files, so get all of them again"
 
 
 def _only_checkpoint(folder: Path) -> Path:
-    """The one checkpoint in a folder: an index, or a safetensors file that is no shard."""
+    """Find the one checkpoint in a folder: an index, or a safetensors file that is no shard."""
     files = sorted(folder.glob("*.safetensors"))
     shards = [file for file in files if _SHARD.search(file.name)]
     found = [*sorted(folder.glob(f"*{SUFFIX}")), *(file for file in files if file not in shards)]
@@ -92,8 +97,14 @@ def _only_checkpoint(folder: Path) -> Path:
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
-def _index(path: Path) -> tuple[dict[str, str], str | None]:
+class _Index(NamedTuple):
     """The shard of each array, and our metadata."""
+
+    weight_map: dict[str, str]
+    metadata: str | None
+
+
+def _index(path: Path) -> _Index:
     expected = 'expected {"metadata": {...}, "weight_map": {"name": "shard.safetensors", ...}}'
     try:
         index = json.loads(path.read_bytes())
@@ -106,12 +117,12 @@ def _index(path: Path) -> tuple[dict[str, str], str | None]:
         raise CheckpointError(f"{path} has an empty weight_map, so it names no arrays; {expected}")
     metadata = index.get("metadata")
     ours = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
-    return weight_map, ours if isinstance(ours, str) else None
+    return _Index(weight_map, ours if isinstance(ours, str) else None)
 
 
-def _present(index: Path, shards: set[str]) -> list[str]:
-    """The shards' names, once all are safetensors files beside the index."""
-    outside = sorted(shard for shard in shards if not _is_plain(shard))
+def _check_shards(index: Path, shards: set[str]) -> list[str]:
+    """Check that all are safetensors files beside the index, and sort their names."""
+    outside = sorted(shard for shard in shards if not _is_file_name(shard))
     if outside:
         raise CheckpointError(
             f"{index} names files outside its folder: {summarize(outside)}; shards must stand beside it"
@@ -126,7 +137,7 @@ def _present(index: Path, shards: set[str]) -> list[str]:
     return sorted(shards)
 
 
-def _is_plain(name: str) -> bool:
+def _is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
 
 
@@ -140,12 +151,12 @@ def write_sharded(
     force: bool = False,
     fsync: bool = False,
 ) -> Path:
-    """Write safetensors of at most `max_shard_size` bytes of arrays each, and return the path to read them by.
+    """Write safetensors of at most `max_shard_size` bytes of arrays each, and return the path by which to read them.
 
-    An array that is larger has a shard of its own. `path` names the index, or the single file
-    `*.safetensors`, which is written instead of shards where one would do. All is written beside it
-    and then moved into place, the index last. Raises `CheckpointError` if a file of a checkpoint of
-    this name exists, unless `force`, which removes them, and if anything cannot be written.
+    A larger array has a shard of its own. `path` names the index, or the single file `*.safetensors`,
+    which is written instead of shards if one would do. All files are written beside it and then moved
+    into place, the index last. Raises `CheckpointError` if a file of a checkpoint of this name
+    exists, unless `force`, which removes it, and if a file cannot be written.
     """
     target = _Target.of(path)
     sizes = _sizes(arrays)
@@ -163,7 +174,7 @@ def write_sharded(
 
 
 def sharded_path(path: Path, arrays: Mapping[str, np.ndarray], max_shard_size: int) -> Path:
-    """The path that `write_sharded` would return; nothing is written."""
+    """The path that `write_sharded` would return."""
     target = _Target.of(path)
     return path if path.name in target.files(_sizes(arrays), max_shard_size) else target.index
 
@@ -175,7 +186,7 @@ def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """The files of a checkpoint to write: the index or the single file, and shards that begin with the stem."""
+    """The files that a checkpoint may have: the index or the single file, and shards that begin with the stem."""
 
     stem: str
     index: Path
@@ -184,7 +195,7 @@ class _Target:
 
     @classmethod
     def of(cls, path: Path) -> _Target:
-        """From the path of either, which keeps the case of its suffix."""
+        """Name all files after the path of the index or the single file. Its suffix keeps its case."""
         for suffix in (SUFFIX, ".safetensors"):
             if path.name.lower().endswith(suffix):
                 stem = path.name[: -len(suffix)]
@@ -193,16 +204,16 @@ class _Target:
         raise CheckpointError(f"{path} cannot be sharded; give a name that ends with .safetensors or {SUFFIX}")
 
     def files(self, sizes: Mapping[str, int], max_shard_size: int) -> dict[str, list[str]]:
-        """The arrays' names by the file they go into: the one asked for if one will do, else shards."""
+        """Distribute arrays over files: the single one if it was asked for and will do, else shards."""
         shards = group_by_size(sizes, max_shard_size)
         if len(shards) < 2 and self.path == self.single:
             return {self.path.name: list(sizes)}
         return {f"{self.stem}-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
     def old_files(self, new: list[str], force: bool) -> list[Path]:
-        """What has to give way: index, single file, shards of this name in the old index, what `new` overwrites.
+        """Find the files that have to give way: index, single file, shards of its name in the old index, `new` ones.
 
-        Nobody knows what shards are that no index names, and what else an index may name is not its own: they stay.
+        Shards that no index names, and files of other names in an index, may belong to another checkpoint, and stay.
         """
         ours = {self.index, self.single, *(self.index.with_name(name) for name in new)}
         alike = self.index.parent.glob(f"{glob.escape(self.stem)}-*-of-*.safetensors")

@@ -1,4 +1,4 @@
-"""torch's .pt, read with `weights_only=True` by a torch new enough for that to hold."""
+"""torch's .pt, read with `weights_only=True` by a torch that is new enough for this to be safe."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _recognise(path: Path) -> bool:
         return False
     if any(name.endswith("data.pkl") for name in zip_names(path)):
         return True
-    # Before zip files, torch.save began with this pickled long, its magic number.
+    # Before it wrote zip files, torch.save began with this pickled integer, its magic number.
     with path.open("rb") as stream:
         return stream.read(14).endswith(bytes.fromhex("6cfc9c46f9206aa85019"))
 
@@ -59,7 +59,7 @@ def _read(path: Path) -> Contents:
     tree = as_mapping(loaded)
     if tree is None:
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a state_dict")
-    arrays = _copied_when_used(file if mapped else None, path, tree)
+    arrays = _stored_tree(file if mapped else None, path, tree)
     return Contents(arrays, getattr(loaded, METADATA_KEY, None))
 
 
@@ -82,17 +82,17 @@ def _load(torch: Any, path: Path, mapped: bool) -> Any:
             ) from error
 
 
-def _copied_when_used(file: File | None, path: Path, tree: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The tree with its tensors read when they are used, those of a mapped file into memory of their own."""
+def _stored_tree(file: File | None, path: Path, tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The tree with tensors as arrays that are copied at each use, so that no user holds a part of the mapped file."""
     nodes = {key: as_mapping(leaf) for key, leaf in tree.items()}
     return {
-        key: _lazy(file, path, str(key), tree[key]) if node is None else _copied_when_used(file, path, node)
+        key: _stored_leaf(file, path, str(key), tree[key]) if node is None else _stored_tree(file, path, node)
         for key, node in nodes.items()
     }
 
 
-def _lazy(file: File | None, path: Path, name: str, leaf: Any) -> Any:
-    """A leaf that has no counterpart in NumPy stays as it is; nobody may want it."""
+def _stored_leaf(file: File | None, path: Path, name: str, leaf: Any) -> Any:
+    """A leaf as an array of the file. One that has no counterpart in NumPy stays as it is; it may not be needed."""
     with contextlib.suppress(ConversionError):
         if is_array(leaf):
             read, share = partial(_copy, file, name, leaf), partial(to_numpy, name, leaf)
@@ -103,33 +103,34 @@ def _lazy(file: File | None, path: Path, name: str, leaf: Any) -> Any:
 def _copy(file: File | None, name: str, tensor: Any) -> np.ndarray:
     if file is None:
         return to_numpy(name, tensor).copy()
-    file.opened().close()  # to touch a mapping beyond the end of a file that was cut kills the process
+    file.open().close()  # checks the file: touching a mapping beyond the end of one that was cut kills the process
     copied = to_numpy(name, tensor).copy()
-    _give_back(tensor.untyped_storage())
+    _release_pages(tensor.untyped_storage())
     return copied
 
 
-def _give_back(storage: Any) -> None:
-    """Pages of the mapped file that were read count as this process's memory no more, where the system has a way.
+def _release_pages(storage: Any) -> None:
+    """Let the system take back pages of the mapped file that were read, so that they do not count as memory in use.
 
-    They are read again if they are used again. Pages that other tensors may have a part of stay.
+    They are read again at the next use. Pages that may hold parts of other tensors stay. Does nothing on systems
+    without `madvise`.
     """
     page = mmap.PAGESIZE
     start, end = -(-storage.data_ptr() // page) * page, (storage.data_ptr() + storage.nbytes()) // page * page
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows has no library without a name
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows opens no library without a name
         if end > start:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
-    # An attribute of an OrderedDict is pickled with it, weights_only loads it, and nobody trips on it.
+    # An attribute of an OrderedDict is pickled with it, `weights_only` loads it, and `load_state_dict` ignores it.
     torch = _safe_torch()
     state = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
     setattr(state, METADATA_KEY, metadata)
     try:
         with path.open("xb") as stream:
             torch.save(state, stream)
-    except RuntimeError as error:  # what torch makes of a full disk, and of Ctrl-C, while it closes the archive
+    except RuntimeError as error:  # torch raises it for a full disk, and for Ctrl-C, while it closes the archive
         cause = error.__context__
         if cause is not None and not isinstance(cause, RuntimeError):
             raise cause from None

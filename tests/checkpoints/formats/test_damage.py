@@ -123,7 +123,7 @@ BUGS = [AttributeError("'dict' object has no attribute 'shape'"), TypeError("a b
 
 # A function of ours that every format calls while it reads.
 CALLED: dict[str, tuple[Any, str]] = dict.fromkeys(WRITERS, (raw_arrays.File, "at")) | {
-    "orbax": (orbax, "unboxed"),
+    "orbax": (orbax, "unbox"),
     "deflated npz": (npz, "_header"),
 }
 
@@ -145,7 +145,7 @@ USED: dict[str, tuple[Any, str]] = dict.fromkeys(WRITERS, (raw_arrays, "_read_in
     "orbax": (orbax, "_restore"),
     "torch": (torch_zip, "_copy"),
     "torch before zip files": (torch_zip, "_copy"),
-    "deflated npz": (raw_arrays.File, "opened"),
+    "deflated npz": (raw_arrays.File, "open"),
 }
 
 
