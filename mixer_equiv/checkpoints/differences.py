@@ -1,4 +1,4 @@
-"""How two sets of weights differ, bit by bit, and what a port did to them that makes them so.
+"""Compare two sets of weights bit by bit, and explain their differences by the known faults of ports.
 
 Weights are arrays by canonical names. Faults are named by their ids in the catalogue of faults, which has the words.
 Start at `bit_differences` for the arrays that differ, and at `port_faults` for why.

@@ -24,10 +24,10 @@ from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, detec
 
 @dataclasses.dataclass(frozen=True)
 class Statements:
-    """What the caller says about arrays, and what the metadata of their file says.
+    """Statements of the caller about arrays, and the metadata of their file.
 
-    `source` is how messages call the arrays. `prefix` tells which of several sets of weights is meant. `called`
-    are names of files, folders and releases. None where the caller says nothing.
+    Messages call the arrays `source`. `prefix` tells which of several sets of weights is meant. `called` are names
+    of files, folders and releases. A field is None where the caller says nothing.
     """
 
     source: str

@@ -91,7 +91,7 @@ class Inspection:
 
     @property
     def findings(self) -> list[Finding]:
-        """What the values of the arrays show; nothing if they were not read."""
+        """Findings in the arrays' values; none if they were not read."""
         head = [array for array in self.arrays if array.canonical == "head/kernel"]
         kernels = [a for a in self.arrays if a.canonical.endswith("kernel") and not a.canonical.startswith("head")]
         odd: dict[FindingKind, list[ArrayInspection]] = {

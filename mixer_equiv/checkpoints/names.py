@@ -7,7 +7,7 @@ Knows no layout. `layouts.detect` finds the prefix behind which a layout's names
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -97,15 +97,16 @@ def rename_prefixes(names: Collection[str], prefixes: Mapping[str, str]) -> dict
     empty = [name for name, new in result.items() if "" in new.split(NESTING)]
     if empty:
         raise ConversionError(f"rename_prefix leaves an empty name of {', '.join(empty[:MAX_LISTED])}")
-    shadowed = _below_another(set(result.values()))
-    if shadowed:
-        listed = ", ".join(shadowed[:MAX_LISTED])
+    below = names_below_another(result.values())
+    if below:
+        listed = ", ".join(below[:MAX_LISTED])
         raise ConversionError(f"rename_prefix puts arrays below another, where no nested file can have both: {listed}")
     return result
 
 
-def _below_another(names: set[str]) -> list[str]:
-    """Names of which another is a parent, as "a/b" is of "a/b/c"."""
+def names_below_another(names: Iterable[str]) -> list[str]:
+    """Find names of which another is a parent, as "a/b" is of "a/b/c": no nested dict has both."""
+    names = set(names)
     return sorted(name for name in names if any(parent in names for parent in _parents(name)))
 
 

@@ -132,7 +132,7 @@ def check_writable(layout: Layout) -> None:
 
 
 def count_misfits(layout: Layout, config: MixerConfig, specs: Mapping[str, Spec]) -> int:
-    """How many arrays and parameters a model of `config` would leave unused, unfilled or of another shape."""
+    """Count arrays and parameters that a model of `config` would leave unused, unfilled or of another shape."""
     own = parameter_shapes(layout, config)
     unused = sum(name not in own for name in specs)
     return unused + sum(name not in specs or specs[name].shape != shape for name, shape in own.items())

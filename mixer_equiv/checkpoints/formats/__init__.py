@@ -23,8 +23,8 @@ from mixer_equiv.checkpoints.formats.torch_zip import TORCH
 from mixer_equiv.errors import CheckpointError
 
 FORMATS = (NPZ, SAFETENSORS, TORCH, MSGPACK, ORBAX, SHARDED)
-_ANY_FORMATS_DAMAGE = tuple({error for known in FORMATS for error in known.damage})
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
+_ANY_FORMATS_DAMAGE = tuple({error for file_format in FORMATS for error in file_format.damage})
 
 __all__ = [
     "FORMATS",

@@ -21,7 +21,7 @@ from mixer_equiv.errors import CheckpointError, MixerEquivError
 
 Framework = Literal["flax", "torch"]
 
-# The key in a file's own metadata below which ours stand, as text.
+# The key of our metadata, which are text, in a file's own.
 METADATA_KEY = "mixer_equiv"
 
 Damage = tuple[type[Exception], ...]
@@ -46,7 +46,7 @@ ANY_DAMAGE: Damage = (Exception,)
 
 
 class Contents(NamedTuple):
-    """What a file holds: arrays by name, possibly nested, and our metadata as text, None if it has none."""
+    """Arrays of a file by name, possibly nested, and our metadata as text, None if it has none."""
 
     arrays: Mapping[str, Any]
     metadata: str | None

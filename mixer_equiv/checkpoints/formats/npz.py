@@ -86,7 +86,7 @@ def _inflate(file: File, name: str) -> np.ndarray:
 
 
 class _Header(NamedTuple):
-    """What stands before an array's numbers."""
+    """The header of an npy file."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -97,7 +97,7 @@ def _header(path: Path, name: str, member: Any, end: int) -> _Header:
     """Read a header; refuse pickles, and sizes that the file does not have, before anything is allocated."""
     what = f"{name} in {path}"
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    # NumPy evaluates the header as a literal of Python, and warns of names of dtypes that it once had.
+    # NumPy evaluates the header as a Python literal, and warns of deprecated names of dtypes.
     with refuse_damage(path, ANY_DAMAGE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         version = np.lib.format.read_magic(member)
@@ -122,8 +122,8 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
             header = {"descr": dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
-                for piece in byte_chunks(array):
-                    member.write(piece)
+                for chunk in byte_chunks(array):
+                    member.write(chunk)
         archive.comment = metadata.encode()
 
 

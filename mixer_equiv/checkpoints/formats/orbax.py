@@ -7,7 +7,6 @@ import gc
 import glob
 import json
 import logging
-import math
 import re
 import sys
 import time
@@ -22,6 +21,7 @@ import numpy as np
 
 from mixer_equiv.arrays.chunks import group_by_size
 from mixer_equiv.arrays.interop import is_array, require, unflatten
+from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.checkpoints.formats.atomic import remove
 from mixer_equiv.checkpoints.formats.base import (
     ANY_DAMAGE,
@@ -32,12 +32,11 @@ from mixer_equiv.checkpoints.formats.base import (
     StoredArray,
     refuse_damage,
 )
-from mixer_equiv.checkpoints.names import unbox
-from mixer_equiv.errors import CheckpointError
+from mixer_equiv.checkpoints.names import names_below_another, unbox
+from mixer_equiv.errors import CheckpointError, summarize
 
 # Orbax restores many arrays as fast as one, so neighbours of about this many bytes are restored together.
 RESTORED_AT_ONCE = 2**28
-
 
 # Directories of steps: "100", "checkpoint_100". The name of one that is being written goes on after the number.
 _STEP = re.compile(r"(.*_)?(\d+)")
@@ -69,7 +68,7 @@ def _json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty if there is no such file, or no object in it."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -93,24 +92,24 @@ def _tree(orbax: Any, path: Path) -> Contents:
     from jax import tree_util
 
     # A checkpointer in place of the handler would warn of items that belong to a step.
-    with refuse_damage(path, ANY_DAMAGE), _only_raising():
+    with refuse_damage(path, ANY_DAMAGE), _quiet_failures():
         tree = orbax.PyTreeCheckpointHandler().metadata(path).tree
-    leaves, structure = tree_util.tree_flatten_with_path(tree)
-    names = [tree_util.keystr(key, simple=True, separator="/") for key, _ in leaves]
-    specs = {i: leaf for i, (_, leaf) in enumerate(leaves) if is_array(leaf)}
+        leaves, structure = tree_util.tree_flatten_with_path(tree)
+        names = [tree_util.keystr(key, simple=True, separator="/") for key, _ in leaves]
+        arrays = {i: leaf for i, (_, leaf) in enumerate(leaves) if is_array(leaf)}
+        specs = {i: Spec(tuple(leaf.shape), np.dtype(leaf.dtype)) for i, leaf in arrays.items()}
     restore = lru_cache(maxsize=1)(partial(_restore, orbax, path, structure))
-    arrays = {}
-    for batch in group_by_size({i: _size(spec) for i, spec in specs.items()}, RESTORED_AT_ONCE):
+    stored = {}
+    for batch in group_by_size({i: spec.nbytes for i, spec in specs.items()}, RESTORED_AT_ONCE):
         for i in batch:
             read = partial(_one, restore, frozenset(batch), i)
-            arrays[names[i]] = StoredArray(tuple(specs[i].shape), np.dtype(specs[i].dtype), read, path)
+            stored[names[i]] = StoredArray(specs[i].shape, specs[i].dtype, read, path)
+    flat = unbox(stored)
+    if below := names_below_another(flat):
+        raise CheckpointError(f"{path} holds arrays below another, which no nested names can tell: {summarize(below)}")
     custom = _json(path / "_CHECKPOINT_METADATA").get("custom_metadata")
     metadata = custom.get(METADATA_KEY) if isinstance(custom, dict) else None
-    return Contents(unflatten(unbox(arrays)), metadata if isinstance(metadata, str) else None)
-
-
-def _size(spec: Any) -> int:
-    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+    return Contents(unflatten(flat), metadata if isinstance(metadata, str) else None)
 
 
 def _restore(orbax: Any, path: Path, structure: Any, wanted: frozenset[int]) -> list[Any]:
@@ -120,7 +119,7 @@ def _restore(orbax: Any, path: Path, structure: Any, wanted: frozenset[int]) -> 
     item = structure.unflatten([0 if i in wanted else ... for i in range(structure.num_leaves)])
     as_numpy = jax.tree.map(lambda _: orbax.RestoreArgs(restore_type=np.ndarray), item)
     restore_args = orbax.args.PyTreeRestore(item=item, restore_args=as_numpy)
-    with refuse_damage(path, ANY_DAMAGE), _only_raising():
+    with refuse_damage(path, ANY_DAMAGE), _quiet_failures():
         return jax.tree.leaves(orbax.PyTreeCheckpointer().restore(path, args=restore_args))
 
 
@@ -132,7 +131,7 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
     orbax = require("orbax.checkpoint", "flax", "an Orbax checkpoint")
     tree = unflatten({name: arrays[name] for name in arrays})
     try:
-        with _only_raising():
+        with _quiet_failures():
             orbax.PyTreeCheckpointer().save(path.absolute(), tree, custom_metadata={METADATA_KEY: metadata})
     except ValueError as error:  # tensorstore raises it for a full disk
         raise OSError(str(error).partition("\n")[0]) from error
@@ -142,7 +141,7 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
 
 
 @contextlib.contextmanager
-def _only_raising() -> Iterator[None]:
+def _quiet_failures() -> Iterator[None]:
     """Raise a failure of Orbax, and keep it from also being logged and printed.
 
     Orbax closes its event loop at the first failure. Soon after, each array that was still on its way

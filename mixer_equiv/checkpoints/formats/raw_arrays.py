@@ -81,7 +81,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Place:
-    """Where an array stands in a file, and how."""
+    """The place of an array's bytes in a file, and their order and checksum."""
 
     file: File
     shape: tuple[int, ...]

@@ -97,7 +97,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework
     map_in_threads(group_by_size({name: found[name].nbytes for name in names}, CHUNK_BYTES), put)
 
 
-# The library raises its own error for a header that is no header, or whose offsets do not fit.
+# The library raises its own error for a header that cannot be parsed, or whose offsets do not fit.
 SAFETENSORS_DAMAGE = (*DAMAGE, SafetensorError)
 
 SAFETENSORS = FileFormat("safetensors", (".safetensors",), _recognise, read, write, damage=SAFETENSORS_DAMAGE)

@@ -137,5 +137,5 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
         raise OSError(str(error).partition("\n")[0]) from error
 
 
-# RuntimeError, one of these, is what torch raises for whatever a tensor cannot do.
+# Among these is RuntimeError, which torch raises for anything that a tensor cannot do.
 TORCH = FileFormat("torch", (".pt", ".pth", ".bin"), _recognise, _read, _write, damage=ZIP_DAMAGE)

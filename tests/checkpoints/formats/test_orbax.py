@@ -274,3 +274,9 @@ def test_only_a_tree_of_orbax_is_a_directory_that_may_be_replaced(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir() if is_replaceable(path, format_by_suffix(Path("x.npz")))] == [
         "file"
     ]
+
+
+def test_names_that_no_nested_dict_can_have_are_refused_in_words(tmp_path: Path) -> None:
+    _pytree(tmp_path / "x", {"a": np.ones(3), "a/b": np.ones(2)})
+    with pytest.raises(CheckpointError, match=r"x holds arrays below another, which no nested names can tell: a/b"):
+        formats.read(tmp_path / "x")
