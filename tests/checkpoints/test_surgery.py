@@ -122,15 +122,15 @@ def _column_major_sub_images(kernel: Any, grid: Any, factor: Any) -> Any:
 @pytest.mark.parametrize("wrong", [_transposed_grid, _tiled, _contiguous_tokens, _column_major_sub_images])
 def test_a_wrong_rule_breaks_the_law(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
     """The planted fault."""
-    monkeypatch.setitem(surgery._WIDENED, "Dense_0/kernel", wrong)
+    monkeypatch.setitem(surgery._WIDEN, "Dense_0/kernel", wrong)
     assert law_residual(CONFIG, 2) > 1e-3
 
 
 def test_a_rule_that_is_wrong_throughout_breaks_the_law_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks for runs of tokens, as if a sub-image's tokens were beside each other in the order of the large image."""
-    monkeypatch.setitem(surgery._WIDENED, "Dense_0/kernel", _contiguous_tokens)
-    monkeypatch.setitem(surgery._WIDENED, "Dense_1/kernel", _contiguous_tokens)
-    monkeypatch.setitem(surgery._WIDENED, "Dense_1/bias", lambda bias, grid, factor: np.tile(bias, factor**2))
+    monkeypatch.setitem(surgery._WIDEN, "Dense_0/kernel", _contiguous_tokens)
+    monkeypatch.setitem(surgery._WIDEN, "Dense_1/kernel", _contiguous_tokens)
+    monkeypatch.setitem(surgery._WIDEN, "Dense_1/bias", lambda bias, grid, factor: np.tile(bias, factor**2))
     assert law_residual(CONFIG, 2) > 1e-3
 
 
