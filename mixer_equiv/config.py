@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from mixer_equiv.errors import ConfigError
 
 # Names as timm's `create_act` spells them: "gelu" is the exact form, with erf.
-ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu", "quick_gelu")
+ACTIVATION_NAMES = ("gelu_tanh", "gelu", "relu", "silu", "quick_gelu")
 
 # Fields that the shapes of arrays do not show: two Mixers of one shape may differ in them.
 CONVENTIONS = ("activation", "layer_norm_eps")
@@ -167,8 +167,8 @@ class MixerConfig:
 
 def check_conventions(activation: Any, layer_norm_eps: Any) -> None:
     """Raise `ConfigError` for an activation or a LayerNorm eps that no model here computes."""
-    if activation not in ACTIVATIONS:
-        raise ConfigError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
+    if activation not in ACTIVATION_NAMES:
+        raise ConfigError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATION_NAMES)}")
     is_number = isinstance(layer_norm_eps, numbers.Real) and not isinstance(layer_norm_eps, bool)
     if not is_number or not 0 <= layer_norm_eps < 1:
         raise ConfigError(f"layer_norm_eps is {layer_norm_eps!r}; it must be a number in [0, 1), such as 1e-6")

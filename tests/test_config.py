@@ -7,7 +7,7 @@ import pytest
 
 from mixer_equiv import ConfigError, MixerConfig
 from mixer_equiv.config import (
-    ACTIVATIONS,
+    ACTIVATION_NAMES,
     AXES,
     PATCH_AXES,
     VARIANTS,
@@ -200,7 +200,7 @@ def test_defaults_are_the_official_model_on_photographs() -> None:
     assert (config.activation, config.layer_norm_eps) == ("gelu_tanh", 1e-6)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 @pytest.mark.parametrize("eps", [0, 0.0, 1e-12, 0.999, np.float32(1e-5)])
 def test_conventions_that_a_model_computes_are_taken(activation: Any, eps: Any) -> None:
     check_conventions(activation, eps)

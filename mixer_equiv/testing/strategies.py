@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from mixer_equiv.config import ACTIVATIONS, MixerConfig, as_count
+from mixer_equiv.config import ACTIVATION_NAMES, MixerConfig, as_count
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.formulation import CHANNELS_CHOICES, PATCH_CHOICES, TOKENS_CHOICES, Formulation
 from mixer_equiv.layouts import LAYOUTS, Layout, get_layout
@@ -116,7 +116,7 @@ def _configs(
         "hidden_dim": draw(st.integers(*hidden)),
         "tokens_mlp_dim": draw(dim),
         "channels_mlp_dim": draw(dim),
-        "activation": draw(st.sampled_from(ACTIVATIONS)),
+        "activation": draw(st.sampled_from(ACTIVATION_NAMES)),
         "layer_norm_eps": draw(st.sampled_from([1e-6, 1e-5, 1e-3])),
     }
     return MixerConfig(**{**drawn, **fields})

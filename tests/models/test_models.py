@@ -15,7 +15,7 @@ from benchmarks.tutorial import GRID, TUTORIAL_CONFIGS
 from benchmarks.xla_options import cheap_jit
 from mixer_equiv import MixerConfig, convert, operations, verify
 from mixer_equiv.arrays.interop import unflatten
-from mixer_equiv.config import ACTIVATIONS
+from mixer_equiv.config import ACTIVATION_NAMES
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.frameworks import run_flax, run_reference, run_torch, stage_names
@@ -81,7 +81,7 @@ def test_the_flax_model_pads_indivisible_images_as_the_official_one() -> None:
     assert residual(np.asarray(ours), np.asarray(theirs)) <= 1e-15
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 def test_three_frameworks_agree_on_every_stage_under_every_convention(activation: Any) -> None:
     config = DEFAULT_CONFIG.replace(activation=activation, layer_norm_eps=1e-3)
     params, images = random_params(config, 5), random_images(config, 6)

@@ -13,7 +13,7 @@ from benchmarks.xla_options import cheap_jit
 from mixer_equiv import Checkpoint, ConversionError, MixerConfig, convert
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoints.differences import bit_differences
-from mixer_equiv.config import ACTIVATIONS
+from mixer_equiv.config import ACTIVATION_NAMES
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
@@ -91,7 +91,7 @@ def test_nnx_and_linen_agree_on_every_tap(config: MixerConfig) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 def test_nnx_and_linen_agree_under_every_convention(activation: Any) -> None:
     config = SMALL.replace(activation=activation, layer_norm_eps=1e-3)
     params, images = random_params(config, 3), random_images(config, 4)

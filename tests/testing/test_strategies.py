@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mixer_equiv import LAYOUTS, ConfigError, Formulation, MixerConfig, convert
 from mixer_equiv.checkpoints.differences import bit_differences
-from mixer_equiv.config import ACTIVATIONS
+from mixer_equiv.config import ACTIVATION_NAMES
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.random_weights import STYLES, draw_images, draw_params
 from mixer_equiv.testing.strategies import (
@@ -119,7 +119,7 @@ def test_every_kind_of_config_is_drawn() -> None:
         lambda c: c.image_hw[0] != c.image_hw[1] and c.patch_hw[0] != c.patch_hw[1],
         lambda c: c.in_channels == 5,
         lambda c: c.num_blocks >= 11,
-        *((lambda c, activation=activation: c.activation == activation) for activation in ACTIVATIONS),
+        *((lambda c, activation=activation: c.activation == activation) for activation in ACTIVATION_NAMES),
     ):
         assert any(map(kind, seen))
 
@@ -132,7 +132,7 @@ def test_the_few_configs_have_no_two_sizes_alike() -> None:
         assert len(set(sizes)) == len(sizes), config
         assert config.image_hw[0] != config.image_hw[1]
     assert {config.in_channels for config in FEW_CONFIGS} == {1, 2, 3, 4, 5}
-    assert {config.activation for config in FEW_CONFIGS} == set(ACTIVATIONS)
+    assert {config.activation for config in FEW_CONFIGS} == set(ACTIVATION_NAMES)
     assert min(config.num_classes for config in FEW_CONFIGS) == 0
 
 

@@ -14,14 +14,14 @@ from torch.autograd import forward_ad
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixer_equiv.config import ACTIVATIONS
+from mixer_equiv.config import ACTIVATION_NAMES
 from mixer_equiv.models.torch import MlpBlock
 from mixer_equiv.models.torch import activations as torch_activations
 from mixer_equiv.models.torch import formulations as torch_formulations
 from mixer_equiv.models.torch import fused as torch_fused
 from mixer_equiv.models.torch import inference as torch_inference
 from mixer_equiv.models.torch import model as models
-from mixer_equiv.models.torch.activations import ACTIVATIONS as IN_TORCH
+from mixer_equiv.models.torch.activations import ACTIVATIONS
 from mixer_equiv.models.torch.inference import FAST_DTYPES, choose_path
 from mixer_equiv.models.torch.layers import Mixing, MixingLinear
 
@@ -127,7 +127,7 @@ def test_every_mixing_is_tested() -> None:
 
 
 @pytest.mark.parametrize("axis", [-1, -2])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 @pytest.mark.parametrize(("way", "mixing", "dtype"), CASES)
 @pytest.mark.parametrize("mlp_dim", [29, 13], ids=["oblong", "square"])
 def test_every_way_is_as_exact_as_the_layers(
@@ -162,12 +162,12 @@ def test_pieces_of_an_activation_in_place_join(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_gelu_in_place_is_exact_everywhere() -> None:
     x = torch.cat([torch.linspace(-40, 40, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e5, -1e5, 3e38, -3e38])])
-    expected = IN_TORCH["gelu_tanh"](x.double())
+    expected = ACTIVATIONS["gelu_tanh"](x.double())
     found = torch_activations.activate(x.clone(), "gelu_tanh")
     assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-12)
     odd = torch.tensor([torch.inf, -torch.inf, torch.nan])
     found = torch_activations.activate(odd.clone(), "gelu_tanh")
-    assert torch.allclose(found, IN_TORCH["gelu_tanh"](odd), equal_nan=True)
+    assert torch.allclose(found, ACTIVATIONS["gelu_tanh"](odd), equal_nan=True)
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)
@@ -178,13 +178,13 @@ def test_each_value_in_bfloat16_is_that_of_this_activation(activation: str, mixi
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
     x = torch.linspace(-4, 4, 3 * 5 * 13).to(torch.bfloat16).view(3, 5, 13)
-    expected = IN_TORCH[activation](x.double())
+    expected = ACTIVATIONS[activation](x.double())
     assert torch.allclose(made(x).double(), expected, rtol=2**-7, atol=0)
     assert calls == [activation]
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 def test_nan_stays_nan(activation: str, mixing: str) -> None:
     made, x = block(activation, mixing=MIXINGS[mixing]), images()
     x[1, 2, 3] = torch.nan
@@ -239,7 +239,7 @@ def test_another_gelu_in_place_would_be_seen(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_is_not_fused_goes_by_plain_products() -> None:
-    assert set(ACTIVATIONS) - set(FUSED) == {"quick_gelu", "relu"}
+    assert set(ACTIVATION_NAMES) - set(FUSED) == {"quick_gelu", "relu"}
     assert (
         choose_path(LINEAR, torch.float32, "quick_gelu", 9)
         == choose_path(MIXINGS["matmul"], torch.float32, "gelu", 9)

@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from mixer_equiv import ConfigError, Formulation, MixerConfig
-from mixer_equiv.config import ACTIVATIONS
+from mixer_equiv.config import ACTIVATION_NAMES
 from mixer_equiv.models.torch import MlpMixer
 from mixer_equiv.models.torch import fused as torch_fused
 from mixer_equiv.models.torch.inference import FAST_DTYPES
@@ -44,7 +44,7 @@ def errors(model: MlpMixer, x: torch.Tensor, kernels: Any = None) -> tuple[float
 
 @pytest.mark.parametrize("num_classes", [0, 5])
 @pytest.mark.parametrize(("kernels", "dtype"), CASES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 def test_packed_is_as_exact_as_the_model(activation: str, kernels: str, dtype: torch.dtype, num_classes: int) -> None:
     config = CONFIG.replace(activation=activation, num_classes=num_classes)
     packed, plain = errors(mixer(config, dtype), images(config, dtype), kernels)
@@ -59,7 +59,7 @@ def test_the_eps_of_the_model_is_that_of_the_packed_one(kernels: str) -> None:
 
 
 @pytest.mark.parametrize("kernels", HERE)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 def test_nan_is_not_lost(activation: str, kernels: str) -> None:
     model = mixer(CONFIG.replace(activation=activation))
     model.blocks[3].channel_mixing.dense_0.bias.data[0] = torch.nan
