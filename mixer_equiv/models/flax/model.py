@@ -50,7 +50,8 @@ class MixerBlock(nn.Module):
         y = MlpBlock(self.tokens_mlp_dim, self.activation, name="token_mixing")(y)
         after_tokens = x + jnp.swapaxes(y, 1, 2)
         y = norm()(after_tokens)
-        after_channels = after_tokens + MlpBlock(self.channels_mlp_dim, self.activation, name="channel_mixing")(y)
+        y = MlpBlock(self.channels_mlp_dim, self.activation, name="channel_mixing")(y)
+        after_channels = after_tokens + y
         return (after_tokens, after_channels) if taps else after_channels
 
 

@@ -68,8 +68,10 @@ class MixerBlock(nn.Module):
     def forward(self, x: Tensor, *, taps: bool = False) -> Any:
         """(batch, tokens, hidden) to the same; with `taps`, the pair of streams after each branch."""
         y = self.layer_norm_0(x).transpose(1, 2)
-        after_tokens = x + self.token_mixing(y).transpose(1, 2)
-        after_channels = after_tokens + self.channel_mixing(self.layer_norm_1(after_tokens))
+        y = self.token_mixing(y).transpose(1, 2)
+        after_tokens = x + y
+        y = self.layer_norm_1(after_tokens)
+        after_channels = after_tokens + self.channel_mixing(y)
         return (after_tokens, after_channels) if taps else after_channels
 
 
