@@ -88,7 +88,7 @@ def test_formulations_are_one_function_whatever_the_sizes(mixer: Mixer, others: 
 
 
 def assert_gradients_of_the_reference(mixer: Mixer) -> None:
-    """Along a random direction of each parameter, relative to what `gradient_residuals` takes."""
+    """Compared along a random direction of each parameter, on the scale of `gradient_residuals`."""
     config, params, images = mixer.config, mixer.params, mixer.images
     cotangent = random_cotangent(config, len(images), mixer.seed)
     _, gradients = mixer.program.gradients(config, params, images, cotangent)
@@ -146,7 +146,7 @@ def test_on_large_means_a_variance_in_two_passes_agrees(mixer: Mixer) -> None:
 
 
 def flipped(x: Any, layer: Any) -> Any:
-    """A convolution as mathematics has it, its filters from the end."""
+    """A true convolution, with flipped filters, in place of a cross-correlation."""
     return F.conv2d(x[:, None], layer.weight.flip(1)[:, None, None], layer.bias).squeeze(-1).transpose(1, 2)
 
 
@@ -240,7 +240,9 @@ FAULTS: dict[str, Planted] = {
 def test_a_formulation_with_a_fault_is_another_function(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table, key, value, program = FAULTS[fault]
     monkeypatch.setitem(table, key, value)
-    unlike_others = FEW_CONFIGS[0].replace(layer_norm_eps=2e-6)  # so that no compiled program is taken for it, or kept
+    unlike_others = FEW_CONFIGS[0].replace(
+        layer_norm_eps=2e-6
+    )  # an eps of its own, so that no compiled program is reused
     with pytest.raises(AssertionError):
         assert_one_function((TORCH_FUNCTIONS[0], program), Mixer(None, unlike_others, 0))
 

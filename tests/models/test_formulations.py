@@ -142,7 +142,7 @@ def test_hooks_on_layers_run_in_every_formulation(formulation: Formulation) -> N
 
 
 class Doubled(torch.nn.Linear):
-    """What stands in the place of a Linear, such as an adapter."""
+    """A layer put in the place of a Linear, such as an adapter."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x)
@@ -192,7 +192,7 @@ def test_what_is_no_formulation_is_refused(model: Any, value: Any) -> None:
         model(CONFIG, value)
 
 
-@pytest.mark.filterwarnings(r"ignore:var_mean\(\)")  # torch's, of a variance over no numbers
+@pytest.mark.filterwarnings(r"ignore:var_mean\(\)")  # torch warns of a variance over no numbers
 @pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
 def test_no_images_give_no_logits(formulation: Formulation) -> None:
     images = torch.zeros(0, CONFIG.in_channels, *CONFIG.image_hw)
@@ -218,7 +218,7 @@ def test_unknown_names_are_refused(field: str) -> None:
 
 
 def modules(config: MixerConfig, formulation: Formulation) -> dict[str, torch.nn.Module]:
-    """The modules that somebody would write: those of the stem, and of the two MLPs of block 1."""
+    """The modules that users would write for the stem and for the two MLPs of block 1."""
     tokens, hidden = config.num_tokens, config.hidden_dim
     (ph, pw), channels = config.patch_hw, config.in_channels
     make: dict[str, Any] = {
@@ -253,7 +253,7 @@ def test_modules_take_their_weights_in_natural_shapes_and_give_them_back(formula
 
 
 def test_natural_shapes_give_the_official_values() -> None:
-    """A stem as a Linear over patches that einops flattens, a token MLP as Conv1d: as their users would run them."""
+    """Run a stem written as a Linear over einops-flattened patches, and a token MLP written as Conv1d."""
     params, images = random_params(CONFIG, 0), random_images(CONFIG, 0)[:2]
     reference = run_reference(CONFIG, params, images)
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())

@@ -115,7 +115,7 @@ def test_without_classes_the_pooled_features_are_returned(run: Any) -> None:
 def test_torch_and_the_reference_are_the_same_function_for_any_config(config: MixerConfig, seed: int) -> None:
     report = verify("torch", "reference", kwargs=config.to_dict(), seed=seed)
     assert report.verdict in ("equivalent", "nothing_compared"), report
-    # One channel is always its own mean, and of two a LayerNorm leaves the sign: images may not get past it.
+    # A single channel is always its own mean, and a LayerNorm of two keeps only a sign: images may not get past it.
     assert report.verdict == "equivalent" or config.hidden_dim <= 2, report
 
 
@@ -178,7 +178,7 @@ def test_the_torch_model_says_which_images_it_takes() -> None:
 
 
 def test_both_ways_to_the_erf_gelu_are_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With SciPy, and without it by the standard library."""
+    """By SciPy, and without it by the standard library."""
     x = np.concatenate([np.linspace(-12, 12, 999), [-40.0, 0.0, 40.0]])
     with_scipy = operations.ACTIVATIONS["gelu"](x)
     operations._erfc.cache_clear()

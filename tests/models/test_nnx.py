@@ -42,7 +42,7 @@ def new_model(config: MixerConfig) -> Any:
 
 
 def loaded(config: MixerConfig, params: Any) -> Any:
-    """A model with these weights, given to it as its documentation shows."""
+    """A model that was given these weights in the documented way."""
     checkpoint = convert(Checkpoint.from_arrays(params, config=config), to="nnx")
     model = new_model(config)
     nnx.update(model, checkpoint.params)
@@ -197,7 +197,7 @@ def test_params_that_do_not_fit_are_refused_as_documented(wrong: Any) -> None:
         loaded(SMALL, BROKEN[wrong](random_params(SMALL, 17)))
 
 
-# What nnx itself lets through, as the module's documentation says; when this fails, it may say less.
+# Wrong parameters that calls of nnx accept, as documented in the module. Where this fails, shorten that warning.
 LAX = {
     "update": (nnx.update, {"missing", "a block is missing", "unknown", "mis-shaped", "transposed", "renamed"}),
     "replace_by_pure_dict": (
@@ -230,7 +230,7 @@ def test_flat_names_are_lost_on_nnx_as_documented() -> None:
 
 
 def swapped(one: Any, other: Any) -> Any:
-    """The planted fault: two modules of a model change places."""
+    """A fault to plant: two modules of a model change places."""
 
     def plant(model: Any) -> None:
         first, second = getattr(model, one), getattr(model, other)

@@ -1,1 +1,1 @@
-"""The tests of what is taken from a processor or a system, where both have less: `python -m tests.plain`."""
+"""The tests that depend on the processor or the system, run with less of both: `python -m tests.plain`."""

@@ -1,4 +1,4 @@
-"""Runs the tests of what is taken from a processor or a system with less than this one has: `make test-plain`.
+"""Run the tests that depend on the processor or the system with less than this one has: `make test-plain`.
 
 torch and oneDNN use fewer instructions than there are; one core; no zlib-ng; no bytecode is written; the locale is C;
 SIGHUP is ignored, as under nohup. At the lowest level only the models' own tests run.
@@ -18,14 +18,14 @@ ROOT = Path(__file__).parent.parent.parent
 MODELS = ("tests/models/torch",)
 ALL = (*MODELS, "tests/bench", "tests/benchmarks", "tests/checkpoints/test_streaming.py", "tests/cli")
 
-# What torch's own kernels and oneDNN may use, and the tests that run so.
+# By the instructions that torch's own kernels may use: those that oneDNN may use, and the tests to run.
 LEVELS = {"avx2": ("AVX2", ALL), "default": ("SSE41", MODELS)}
 
 ENVIRONMENT = {"LANG": "C", "LC_ALL": "C", "PYTHONDONTWRITEBYTECODE": "1", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 def run(level: str) -> int:
-    """The exit status of pytest."""
+    """Run the tests of this level, and return the exit status of pytest."""
     limit, files = LEVELS[level]
     hidden = str(Path(__file__).parent / "hidden")
     environment = {

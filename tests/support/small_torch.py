@@ -1,4 +1,4 @@
-"""A small Mixer in torch with every number drawn, and images for it: what tests of its kernels share."""
+"""A small torch Mixer with random weights, and images for it, for tests of its kernels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def shallow_images(dtype: torch.dtype) -> torch.Tensor:
 
 
 def error(found: torch.Tensor, model: MlpMixer, x: torch.Tensor) -> float:
-    """Relative to float64."""
+    """The error of `found` relative to float64."""
     assert found.dtype == x.dtype
     truth = shallow_mixer(torch.float64)
     truth.load_state_dict(model.state_dict())

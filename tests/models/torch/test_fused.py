@@ -1,4 +1,4 @@
-"""The fast ways to compute an MLP give what its layers do, and are taken only where nobody could tell."""
+"""The fast paths of an MLP compute the same as its layers, and are taken only where nobody could tell."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def along(made: MlpBlock, x: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, ...]:
-    """Of the fused and of the plain path, relative to float64."""
+    """Errors of the fused and of the plain path, relative to float64."""
     taken = along(made, x, axis)
     with without_onednn():
         plain = along(made, x, axis)
@@ -98,13 +98,13 @@ def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, ...]:
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that MLPs of a few numbers go the fast ways."""
+    """Let small MLPs take the fast paths."""
     monkeypatch.setattr(torch_inference, "MIN_ELEMENTS", dict.fromkeys(torch_inference.MIN_ELEMENTS, 1))
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The activation of every MLP that takes a fast way."""
+    """Record the activation of every MLP that takes a fast path."""
     seen: list[str] = []
     original = torch_inference.infer
 
@@ -281,7 +281,7 @@ def test_a_batch_of_no_images_is_one(calls: list[str]) -> None:
     assert calls == []
 
 
-# Where it is not taken
+# Where the fast paths are not taken
 
 Change = Callable[[MlpBlock], Any]
 
@@ -374,7 +374,7 @@ def test_the_plain_path_is_taken_with(name: str, calls: list[str]) -> None:
         if hasattr(context, "remove"):
             context.remove()
     assert calls == ["gelu_tanh"]
-    if name == "autocast":  # which rounds to bfloat16, of 8 bits, on the way
+    if name == "autocast":  # it rounds to bfloat16, which has 8 bits
         assert torch.linalg.norm(output.float() - expected) <= 2**-7 * torch.linalg.norm(expected)
     else:
         assert torch.allclose(output.float(), expected, rtol=0, atol=1e-5)

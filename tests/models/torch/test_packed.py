@@ -1,4 +1,4 @@
-"""The packed Mixer computes what the model does, on weights of its own, and says what it cannot take."""
+"""The packed Mixer computes the same as the model, on its own copy of the weights, and names what it cannot take."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HERE = [kernels for kernels in KERNELS if kernels != "onednn" or packs(torch.flo
 
 
 def errors(model: MlpMixer, x: torch.Tensor, kernels: Any = None) -> tuple[float, ...]:
-    """Of the packed and of the plain model, relative to float64."""
+    """Errors of the packed and of the plain model, relative to float64."""
     with torch.no_grad():
         packed, plain = model.packed(kernels)(x), model(x)
         truth = model.double()(x.double())

@@ -1,4 +1,4 @@
-"""Nothing is assumed of a processor: what does not work on this one is computed another way, and said."""
+"""Nothing is assumed of a processor: operations that do not work on this one are replaced, and the user is told."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ LINEAR = TOKEN_MIXINGS["linear"]
 
 
 def forget() -> None:
-    """What was tried on this processor is tried again."""
+    """Forget which operations work on this processor, so that they are tried again."""
     for tried in (torch_fused.supports, torch_packed_onednn.packs, torch_inference._path_of_large):
         tried.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that MLPs of a few numbers go the fast ways."""
+    """Let small MLPs take the fast paths."""
     monkeypatch.setattr(torch_inference, "MIN_ELEMENTS", dict.fromkeys(torch_inference.MIN_ELEMENTS, 1))
 
 
 @pytest.fixture
 def anew() -> Iterator[None]:
-    """Nothing is known of the processor before the test, and nothing that it pretended afterwards."""
+    """Nothing is known of the processor before the test, and nothing learnt in it is kept."""
     forget()
     yield
     forget()
@@ -77,7 +77,7 @@ BROKEN = {
 
 @pytest.fixture(params=BROKEN)
 def no_onednn(request: pytest.FixtureRequest, anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No operation of oneDNN that this package calls by its name works."""
+    """Break every operation of oneDNN that this package calls by name."""
     for module, names in (
         (torch_fused, ("_LINEAR_POINTWISE", "_CONVOLUTION_POINTWISE")),
         (torch_packed_onednn, ("_LINEAR_POINTWISE", "_REORDER_LINEAR_WEIGHT")),
@@ -152,7 +152,7 @@ def test_the_kernels_are_those_that_are_fast_with_these_instructions(
     assert kernels_for(torch.bfloat16) == in_half
 
 
-# What is tried
+# Trying an operation
 
 
 X, LAYER = torch_fused.trial_numbers()
@@ -233,7 +233,7 @@ def test_the_instruction_set_is_what_the_environment_leaves(
     assert preferred_kernels() == ("onednn" if expected == "AVX512" else "blas")
 
 
-# The real thing: processes in which torch and oneDNN may use less than the processor has
+# Processes in which torch and oneDNN may use fewer instructions than the processor has
 
 LESS = {"avx2": "AVX2", "default": "SSE41"}
 
