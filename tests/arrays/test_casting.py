@@ -41,7 +41,7 @@ def test_float64_is_rounded_to_bfloat16_to_nearest_and_once(beside: int, sign: f
 
 
 def test_casts_of_any_shape_and_order_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mixer_equiv.arrays.casting.PIECE", 64)
+    monkeypatch.setattr("mixer_equiv.arrays.casting.CHUNK_BYTES", 64)
     rng = np.random.default_rng(0)
     whole = rng.normal(size=(37, 11))
     given = {"rows": whole, "columns": np.asfortranarray(whole), "transposed": whole.T[::2], "one": np.array(0.1)}
