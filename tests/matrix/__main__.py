@@ -82,8 +82,9 @@ def _built(folder: Path) -> Path:
 
 
 def _tests_alone(folder: Path) -> None:
-    """Copy the tests to where no source tree is beside them."""
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    """Copy the tests, and the benchmarks that they use, to where the package is not beside them."""
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
 
