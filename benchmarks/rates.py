@@ -91,7 +91,7 @@ def ablate(configs: Sequence[MixerConfig], draws: int) -> dict[str, list[float]]
 
     def verified_with(options: RunOptions) -> Callable[[MixerConfig, int], None]:
         def run(config: MixerConfig, seed: int) -> None:
-            assert not verify_draws(config, draws, IMAGES_PER_CASE, seed, options).findings
+            assert not verify_draws(config, draws, IMAGES_PER_CASE, seed, options).mismatches
 
         return run
 
@@ -219,8 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warm_up()
         side_by_side = time_sides(configs, options.draws)
         undone = ablate(shuffled[: options.ablation], options.draws) if options.ablation else {}
-    findings = [finding for each in side_by_side.verifications for finding in each.findings]
-    assert not findings, findings
+    mismatches = [mismatch for each in side_by_side.verifications for mismatch in each.mismatches]
+    assert not mismatches, mismatches
     result = result_files.rounded(summarize_run(side_by_side, undone, options.draws, machine.describe()))
     print(page(result))
     if options.write:

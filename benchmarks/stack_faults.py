@@ -31,9 +31,9 @@ def missed_faults(config: MixerConfig, count: int, batch: int, seed: int, option
     planted = int(np.random.default_rng([seed, 2]).integers(count))
     result = []
     for name, tiers, seen in _plant(config, count, batch, seed, options, planted):
-        found = {(finding.draw, finding.tier) for finding in seen.findings}
+        found = {(mismatch.draw, mismatch.tier) for mismatch in seen.mismatches}
         if found != {(planted, tier) for tier in tiers}:
-            result.append(f"{name} in draw {planted} of {config}: {seen.findings or 'nothing was found'}")
+            result.append(f"{name} in draw {planted} of {config}: {seen.mismatches or 'nothing was found'}")
     return result
 
 

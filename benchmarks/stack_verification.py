@@ -23,7 +23,7 @@ POLICIES = {"outputs": Policy(), "gradients": dataclasses.replace(Policy(), resi
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Mismatch:
     """A fault of a draw. `tier` is "weights", "outputs" or "gradients"; `message` says where, or how far off."""
 
     draw: int
@@ -35,10 +35,10 @@ class Finding:
 class Verification:
     """The result of a stack. `rounding` lists the draws that only float32 showed to be right.
 
-    `outputs` and `gradients` are the largest residuals of the draws that are neither rounding nor findings.
+    `outputs` and `gradients` are the largest residuals of the draws that are neither rounding nor mismatches.
     """
 
-    findings: tuple[Finding, ...]
+    mismatches: tuple[Mismatch, ...]
     rounding: tuple[int, ...]
     outputs: float
     gradients: float
@@ -56,28 +56,28 @@ def compare_results(stack: Stack, state: Arrays, in_flax: StackResults, in_torch
 
     `state` has the weights that torch was given, by its names.
     """
-    findings = list(find_lost_bits(stack, state))
+    mismatches = list(find_lost_bits(stack, state))
     rounding, largest = [], {"outputs": 0.0, "gradients": 0.0}
     for i in range(len(stack)):
         found, apart = _compare_one(stack, state, in_flax, in_torch, i)
-        if isinstance(found, Finding):
-            findings.append(found)
+        if isinstance(found, Mismatch):
+            mismatches.append(found)
         elif found == "rounding":
             rounding.append(i)
         else:
             largest = {tier: max(largest[tier], apart[tier]) for tier in largest}
-    return Verification(tuple(findings), tuple(rounding), **largest)
+    return Verification(tuple(mismatches), tuple(rounding), **largest)
 
 
 def _compare_one(
     stack: Stack, state: Arrays, in_flax: StackResults, in_torch: StackResults, draw: int
-) -> tuple[Finding | Rating, dict[str, float]]:
+) -> tuple[Mismatch | Rating, dict[str, float]]:
     """Find a draw's fault, else say "same" or "rounding"; return the residuals of its outputs and gradients, too.
 
     Float32 is run only for a draw that is over a threshold in float64.
     """
     if not residual(in_flax.outputs[draw, 0], in_flax.outputs[draw, 1]) > POLICIES["outputs"].variation:
-        return Finding(draw, "outputs", "they hardly move with the image"), {}
+        return Mismatch(draw, "outputs", "they hardly move with the image"), {}
     apart, where = _residuals(in_torch, in_flax, draw)
     over = [tier for tier, policy in POLICIES.items() if not apart[tier] <= policy.residual]
     if not over:
@@ -90,7 +90,7 @@ def _compare_one(
     )
     for tier in over:
         if POLICIES[tier].rate(apart[tier], in_float32[tier]) != "rounding":
-            return Finding(draw, tier, f"{where[tier]} by {apart[tier]:.1e}"), apart
+            return Mismatch(draw, tier, f"{where[tier]} by {apart[tier]:.1e}"), apart
     return "rounding", apart
 
 
@@ -102,13 +102,13 @@ def _residuals(actual: StackResults, expected: StackResults, draw: int) -> tuple
     return {"outputs": apart, "gradients": gradients[worst]}, {"outputs": "all", "gradients": worst}
 
 
-def find_lost_bits(stack: Stack, state: Arrays) -> list[Finding]:
+def find_lost_bits(stack: Stack, state: Arrays) -> list[Mismatch]:
     """Find the draws whose weights, converted back from torch's names, differ from the drawn ones in any bit."""
     back = relabel_stack(state, TORCH, LINEN, stack.config)
     if not bit_differences(back, stack.params):
         return []
     return [
-        Finding(i, "weights", ", ".join(names))
+        Mismatch(i, "weights", ", ".join(names))
         for i in range(len(stack))
         if (names := bit_differences(_select(back, i), _select(stack.params, i)))
     ]

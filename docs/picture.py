@@ -14,7 +14,7 @@ from mixer_equiv.equivalence.faults.kill_matrix import mutate
 from mixer_equiv.render.kill_matrix import draw_matrix
 from mixer_equiv.render.report import draw_report
 
-FOLDER = Path(__file__).parent
+DOCS_FOLDER = Path(__file__).parent
 MODEL_KWARGS = {"image_size": 12, "patch_size": 4, "hidden": 20, "depth": 4}
 
 
@@ -23,7 +23,7 @@ def draw_terminal(name: str, command: str, output: RenderableType, width: int) -
     console = Console(record=True, file=io.StringIO(), width=width, highlight=False)
     console.print(f"$ {command}", style="bold")
     console.print(output)
-    console.save_svg(str(FOLDER / name), title="mixer-equiv")
+    console.save_svg(str(DOCS_FOLDER / name), title="mixer-equiv")
 
 
 if __name__ == "__main__":
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     draw_terminal(
         "verify.svg", "mixer-equiv verify", draw_report(verify(digits.CHECKPOINT, images=images, labels=labels)), 104
     )
-    module = FOLDER / "their_mixer.py"
+    module = DOCS_FOLDER / "their_mixer.py"
     report = verify(f"{module}:MLPMixer", kwargs=MODEL_KWARGS, image=(3, 12, 12))
     command = f"mixer-equiv verify their_mixer.py:MLPMixer --kwargs '{json.dumps(MODEL_KWARGS)}' --image 3x12x12"
     draw_terminal("their.svg", command, draw_report(report), 112)

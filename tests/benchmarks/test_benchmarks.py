@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import breakdown, conversion, gpu, mixing, pages, processes, rates, result_files, stack_faults, tutorial
 from benchmarks.stack_runs import LINEAR_STEM, RunOptions, StackResults, run_stack_in_flax, run_stack_in_torch
-from benchmarks.stack_verification import POLICIES, Finding, Verification, compare_results
+from benchmarks.stack_verification import POLICIES, Mismatch, Verification, compare_results
 from benchmarks.stacks import Stack, convert_stack, draw_stack
 from mixer_equiv import MixerConfig, convert, load, save
 from mixer_equiv.bench import export
@@ -64,7 +64,7 @@ def test_a_comparison_that_sees_nothing_misses_every_fault(monkeypatch: pytest.M
 
 
 def test_a_false_alarm_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
-    alarm = Verification((Finding(0, "outputs", "alarm"), Finding(1, "outputs", "alarm")), (), 0.0, 0.0)
+    alarm = Verification((Mismatch(0, "outputs", "alarm"), Mismatch(1, "outputs", "alarm")), (), 0.0, 0.0)
     monkeypatch.setattr(stack_faults, "compare_results", lambda *arguments: alarm)
     assert stack_faults.missed_faults(SMALL, 2, 3, 0, RunOptions())[0].startswith("nothing in draw")
 
@@ -91,7 +91,7 @@ def test_draws_differ_and_their_results_are_the_reference_s(verified: Any) -> No
 def test_every_way_gives_the_same_numbers(verified: Any, options: RunOptions) -> None:
     stack, state, *_ = verified
     seen = compare_results(stack, state, run_stack_in_flax(stack, options), run_stack_in_torch(stack, state, options))
-    assert (seen.findings, seen.rounding) == ((), ())
+    assert (seen.mismatches, seen.rounding) == ((), ())
     assert 0 < seen.outputs <= 1e-12
     assert 0 < seen.gradients <= 1e-12
 
@@ -113,7 +113,7 @@ def test_rounding_is_told_from_a_fault_by_float32(verified: Any) -> None:
     state = convert_stack(stack)
     in_flax, in_torch = run_stack_in_flax(stack, RunOptions()), run_stack_in_torch(stack, state, RunOptions())
     seen = compare_results(stack, state, in_flax, in_torch)
-    assert (seen.findings, seen.rounding) == ((), (2,))
+    assert (seen.mismatches, seen.rounding) == ((), (2,))
 
 
 def test_outputs_that_no_image_moves_are_a_finding(verified: Any) -> None:
@@ -122,7 +122,7 @@ def test_outputs_that_no_image_moves_are_a_finding(verified: Any) -> None:
     seen = compare_results(
         stack, state, dataclasses.replace(in_flax, outputs=still), dataclasses.replace(in_torch, outputs=still)
     )
-    assert {(finding.draw, finding.message) for finding in seen.findings} == {
+    assert {(mismatch.draw, mismatch.message) for mismatch in seen.mismatches} == {
         (i, "they hardly move with the image") for i in range(3)
     }
 
@@ -132,8 +132,8 @@ def test_not_a_number_is_a_finding_in_outputs_and_in_gradients(verified: Any) ->
     outputs, kernel = in_torch.outputs.copy(), in_torch.gradients[stack_faults.CANONICAL_NAME].copy()
     outputs[1, 2, 3] = kernel[2, 0, 0] = np.nan
     broken = StackResults(outputs, {**in_torch.gradients, stack_faults.CANONICAL_NAME: kernel})
-    found = compare_results(stack, state, in_flax, broken).findings
-    assert {(finding.draw, finding.tier) for finding in found} == {(1, "outputs"), (2, "gradients")}
+    found = compare_results(stack, state, in_flax, broken).mismatches
+    assert {(mismatch.draw, mismatch.tier) for mismatch in found} == {(1, "outputs"), (2, "gradients")}
 
 
 def test_the_tutorial_s_check_sees_what_it_compares(monkeypatch: pytest.MonkeyPatch) -> None:
