@@ -114,11 +114,7 @@ class FormulationBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, taps: bool = False) -> Any:
         """(batch, tokens, hidden) to the same; with `taps`, the pair of streams after each branch."""
-        token_mixing, channel_mixing = (
-            TOKEN_MIXINGS[self.formulation.tokens],
-            CHANNEL_MIXINGS[self.formulation.channels],
-        )
-        first = self.formulation.channels_first
+        formulation, first = self.formulation, self.formulation.channels_first
         tokens, channels = (-1, -2) if first else (-2, -1)
         norm = partial(
             nn.LayerNorm,
@@ -128,10 +124,12 @@ class FormulationBlock(nn.Module):
             use_fast_variance=self.use_fast_variance,
         )
         x = jnp.swapaxes(x, 1, 2) if first else x
-        y = FormulationMlp(self.tokens_mlp_dim, self.activation, token_mixing, name="token_mixing")(norm()(x), tokens)
+        mixing = TOKEN_MIXINGS[formulation.tokens]
+        y = FormulationMlp(self.tokens_mlp_dim, self.activation, mixing, name="token_mixing")(norm()(x), tokens)
         after_tokens = x + y
+        mixing = CHANNEL_MIXINGS[formulation.channels]
         y = norm()(after_tokens)
-        y = FormulationMlp(self.channels_mlp_dim, self.activation, channel_mixing, name="channel_mixing")(y, channels)
+        y = FormulationMlp(self.channels_mlp_dim, self.activation, mixing, name="channel_mixing")(y, channels)
         after_channels = after_tokens + y
         if first:
             after_tokens, after_channels = (jnp.swapaxes(x, 1, 2) for x in (after_tokens, after_channels))
