@@ -26,7 +26,7 @@ def text_of(document: str) -> str:
 def code_in(text: str) -> list[str]:
     """The pieces of code in the prose of a document, without those that stand for any name."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    return [code for code in re.findall(r"`([^`\n]+)`", prose) if "NAME" not in code]
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose) if "NAME" not in code]
 
 
 @cache
