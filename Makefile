@@ -6,7 +6,12 @@ BIN := .venv/bin
 GPU_PYTHON ?= $(BIN)/python
 INSTALLED := .venv/.installed
 
-.PHONY: help verify test test-plain nightly bench bench-full gpu rates mutation matrix check format train picture layouts clean
+# One verification of each kind, the laws of imports, layouts and conversion.
+QUICK := tests/test_imports.py tests/test_config.py tests/arrays tests/layouts/test_tables.py tests/layouts/test_custom.py \
+	tests/checkpoints/test_conversion.py tests/checkpoints/test_relabel.py tests/checkpoints/test_differences.py \
+	tests/equivalence/match tests/equivalence/test_policy.py tests/equivalence/test_text.py tests/equivalence/test_verdicts.py
+
+.PHONY: help verify quick test test-plain nightly bench bench-full gpu rates mutation matrix check format train picture layouts clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -20,6 +25,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 verify: $(INSTALLED)  ## the main job: a Mixer trained in Flax, its PyTorch port, and the proof
 	@$(BIN)/mixer-equiv verify
+
+quick: $(INSTALLED)  ## what to run at every save (a minute and a half on 2 cores)
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses=4 -k 'not two_foreign_models and not torchs_compiler' $(QUICK)
 
 test: $(INSTALLED)  ## the whole suite
 	@$(BIN)/python -m pytest -n auto --maxprocesses=4
