@@ -197,7 +197,7 @@ class ParameterSearch:
         return [
             (value, _vector(operands[i], columns))
             for value in self.trace.by_size[core.size]
-            for i in np.flatnonzero(_near(totals, squares, value.fingerprint))
+            for i in np.flatnonzero(is_near(totals, squares, value.fingerprint))
             if Fingerprint(core + vectors[i]).matches(value.fingerprint)
         ]
 
@@ -219,8 +219,9 @@ class ParameterSearch:
         totals = (scales @ core.sum(axis=0))[:, None] + rows * vectors.sum(axis=1)
         squares = (np.square(scales) @ np.square(core).sum(axis=0))[:, None]
         squares = squares + 2 * (scales * core.sum(axis=0)) @ vectors.T + rows * np.square(vectors).sum(axis=1)
+        candidates = SortedFingerprints(totals, squares)
         for value in self.trace.by_size[core.size]:
-            for i, j in zip(*np.nonzero(_near(totals, squares, value.fingerprint)), strict=True):
+            for i, j in candidates.near(value.fingerprint):
                 array = core * scales[i] + vectors[j]
                 if Fingerprint(array).matches(value.fingerprint):
                     weight, bias = (_vector(operands[k], columns) for k in (i, j))
@@ -255,6 +256,23 @@ def _vector(operand: Value | None, length: int) -> KnownAssignment:
     return AbsentParameter((length,)) if operand is None else AssignedOperand(operand, (length,))
 
 
-def _near(totals: Array, squares: Array, wanted: Fingerprint) -> Array:
+class SortedFingerprints:
+    """The totals and sums of squares of many arrays, sorted by the latter, so that few are compared with a value."""
+
+    def __init__(self, totals: Array, squares: Array) -> None:
+        self.shape, self.totals, self.squares = squares.shape, totals.reshape(-1), squares.reshape(-1)
+        self.order = np.argsort(self.squares)
+        self.ascending = self.squares[self.order]
+
+    def near(self, wanted: Fingerprint) -> Iterator[tuple[int, ...]]:
+        """The indices, in order, of the arrays that may be the value with this fingerprint."""
+        first = np.searchsorted(self.ascending, wanted.squares * (1 - 2 * TOLERANCE), "left")
+        last = np.searchsorted(self.ascending, wanted.squares * (1 + 2 * TOLERANCE), "right")
+        places = np.sort(self.order[first:last])
+        places = places[is_near(self.totals[places], self.squares[places], wanted)]
+        return zip(*(axis.tolist() for axis in np.unravel_index(places, self.shape)), strict=True)
+
+
+def is_near(totals: Array, squares: Array, wanted: Fingerprint) -> Array:
     near: Array = np.abs(squares - wanted.squares) <= TOLERANCE * wanted.squares
     return near & (np.abs(totals - wanted.total) <= TOLERANCE * np.sqrt(wanted.size * wanted.squares))

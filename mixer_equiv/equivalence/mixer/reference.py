@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from mixer_equiv.config import MixerConfig
@@ -22,22 +22,26 @@ _ANY_SIZE: dict[str, Any] = {
 }
 
 
-@lru_cache(maxsize=4)
 def official_programs(deepest: int) -> tuple[Program, ...]:
     """The official program of every depth, with a head and without; common steps are the same objects."""
-    known: dict[Step, Step] = {}
-    programs = []
-    for depth in range(1, deepest + 1):
-        parameters = {
-            name: Parameter(name, tuple(binding.row.canonical_axes.split()))
-            for name, binding in LINEN.bindings(depth).items()
-        }
-        for classes in (1, 0):
-            config = MixerConfig(num_classes=classes, num_blocks=depth, **_ANY_SIZE)
-            program = MlpMixer(config).program(parameters)
-            steps = tuple(known.setdefault(step, step) for step in program.steps)
-            programs.append(Program(steps, program.stages))
-    return tuple(programs)
+    return tuple(_official_program(depth, classes) for depth in range(1, deepest + 1) for classes in (1, 0))
+
+
+@cache
+def _official_program(depth: int, classes: int) -> Program:
+    parameters = {
+        name: Parameter(name, tuple(binding.row.canonical_axes.split()))
+        for name, binding in LINEN.bindings(depth).items()
+    }
+    config = MixerConfig(num_classes=classes, num_blocks=depth, **_ANY_SIZE)
+    program = MlpMixer(config).program(parameters)
+    return Program(tuple(map(_shared, program.steps)), program.stages)
+
+
+@cache
+def _shared(step: Step) -> Step:
+    """The first of all steps that are equal to this one."""
+    return step
 
 
 def deviations_of(config: MixerConfig) -> list[Deviation]:
@@ -53,4 +57,4 @@ def deviations_of(config: MixerConfig) -> list[Deviation]:
 
 def official_steps(num_blocks: int) -> tuple[Step, ...]:
     """The steps of the official model with a head."""
-    return official_programs(num_blocks)[-2].steps
+    return _official_program(num_blocks, 1).steps

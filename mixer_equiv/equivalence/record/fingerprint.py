@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +26,7 @@ class Fingerprint:
 
     def matches(self, other: Fingerprint) -> bool:
         """Whether the elements are the same but for rounding, in some order."""
-        if self.size != other.size or not np.isfinite([self.squares, other.squares]).all():
+        if self.size != other.size or not (math.isfinite(self.squares) and math.isfinite(other.squares)):
             return False
         spread = (self.size * self.squares) ** 0.5
         return (
