@@ -18,6 +18,7 @@ from mixer_equiv.equivalence.judge.causes import departures
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound
 from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.sides.adapters import foreign_model_of
+from mixer_equiv.equivalence.sides.base import Image
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
 from mixer_equiv.equivalence.sides.search import search
@@ -31,8 +32,6 @@ from mixer_equiv.errors import (
     summarize,
 )
 from mixer_equiv.layouts import Layout
-
-Image = tuple[int, int, int]
 
 
 def layout_of(model: Any, image: Image, *, seed: int = 0) -> Layout:

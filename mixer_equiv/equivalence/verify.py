@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import to_numpy
-from mixer_equiv.checkpoints.differences import bit_differences
+from mixer_equiv.checkpoints.differences import port_faults
 from mixer_equiv.config import MixerConfig, as_image, size_differences
 from mixer_equiv.equivalence.judge.adequacy import visible
 from mixer_equiv.equivalence.judge.causes import round_trip_causes, weight_causes
@@ -143,7 +143,8 @@ def _compared(
     a: WeightedSide, b: WeightedSide, origin: str, images: Any, labels: Any, notes: list[Notice], asked: _Asked
 ) -> Report:
     """Compare two sides of one size, whose weights are from `origin`."""
-    weights = weight_causes(a, b) if origin == "given" else []
+    faults = list(port_faults(a.weights, b.weights, a.config)) if origin == "given" else []
+    weights = weight_causes(faults, a, b)
     if weights and asked.fail_fast:
         return of_other_weights(weights, asked.policy)
     searched = a.side.is_foreign or b.side.is_foreign
@@ -165,8 +166,8 @@ def _compared(
     judgement = trained_apart(with_gradients(judgement, compared, asked.policy), training)
     asked.on_step("what these inputs could show")
     shown = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
-    if weights:
-        shown = f"{len(bit_differences(a.weights, b.weights))} of {len(a.weights)} arrays differ"
+    if faults:
+        shown = f"{sum(len(fault.arrays) for fault in faults)} of {len(a.weights)} arrays differ"
     return report_of(
         evidence,
         judgement,

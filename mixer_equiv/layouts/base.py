@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property
 from typing import Literal, get_args
 
-import tomli_w
-
 from mixer_equiv.config import check_conventions, joint_axis
 from mixer_equiv.errors import ConfigError, LayoutError
 
@@ -206,6 +204,8 @@ class Layout:
         Raises `LayoutError` for text that no such file can hold: half of a surrogate pair, or braces in a
         name that enclose no number of a block.
         """
+        import tomli_w
+
         for row in self.rows:
             if re.search(r"[{}]", INDEX.sub("", row.foreign)):
                 raise LayoutError(

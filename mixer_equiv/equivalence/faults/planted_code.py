@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.faults.planted_weights import initial
+from mixer_equiv.equivalence.mixer.reference import program_of
 from mixer_equiv.layouts import LINEN
-from mixer_equiv.models.numpy import MlpMixer as Reference
-from mixer_equiv.operations import Parameter, Step
+from mixer_equiv.operations import Step
 
 # From the model, a step, its inputs and its parameters to the value of the step.
 Doing = Callable[["PlantedMixer", Step, list[Tensor], Sequence[Tensor]], Tensor]
@@ -300,8 +300,7 @@ class PlantedMixer(nn.Module):
         self.planted = planted = planted or PlantedCode("")
         self.doing = {**STEPS, **planted.doing}
         bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
-        parameters = {name: Parameter(name, tuple(b.row.canonical_axes.split())) for name, b in bindings.items()}
-        self.steps = Reference(config).program(parameters).steps
+        self.steps = program_of(config).steps
         sizes = config.axis_sizes
         shapes = {name: binding.shape(sizes) for name, binding in bindings.items()}
         shapes |= {name: tuple(sizes[axis] for axis in axes) for name, axes in planted.extra.items()}

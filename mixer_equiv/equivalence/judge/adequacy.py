@@ -15,10 +15,9 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import fault_of
 from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPABLE, Variant, layer_norm_variants, variants
+from mixer_equiv.equivalence.mixer.reference import program_of
 from mixer_equiv.equivalence.policy import residual
-from mixer_equiv.layouts import LINEN
-from mixer_equiv.models.numpy import MlpMixer
-from mixer_equiv.operations import Array, Parameter, Step
+from mixer_equiv.operations import Array, Step
 
 Arrays = Mapping[str, Array]
 
@@ -28,9 +27,7 @@ def visible(config: MixerConfig, params: Arrays, images: np.ndarray) -> dict[str
 
     `params` are canonical; `images` are (batch, height, width, channels).
     """
-    bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
-    parameters = {name: Parameter(name, tuple(b.row.canonical_axes.split())) for name, b in bindings.items()}
-    steps = MlpMixer(config).program(parameters).steps
+    steps = program_of(config).steps
     weights = {name: np.asarray(array, np.float64) for name, array in params.items()}
     found: dict[str, float] = {}
     with np.errstate(all="ignore"):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from mixer_equiv.checkpoints.differences import port_faults
+from mixer_equiv.checkpoints.differences import PortFault
 from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE, fault_of
@@ -24,10 +24,10 @@ from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import CONSTRAINTS, OFFICIAL_CONVENTIONS, Constraint
 
 
-def weight_causes(a: WeightedSide, b: WeightedSide) -> list[Cause]:
-    """Name what was done to the weights on the way, if any array of the two differs in any bit."""
+def weight_causes(faults: Iterable[PortFault], a: WeightedSide, b: WeightedSide) -> list[Cause]:
+    """Name what was done to the weights on the way from `a` to `b`."""
     causes = []
-    for fault, arrays, detail in port_faults(a.weights, b.weights, a.config):
+    for fault, arrays, detail in faults:
         found = f"{CATALOGUE[fault].words.format(detail)} in {b.name}"
         count = f"{len(arrays)} of {len(a.weights)} arrays"
         evidence = f"the first is {arrays[0]}, {_difference(a.weights[arrays[0]], b.weights[arrays[0]])}"

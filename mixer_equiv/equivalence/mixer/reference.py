@@ -29,13 +29,15 @@ def official_programs(deepest: int) -> tuple[Program, ...]:
 
 @cache
 def _official_program(depth: int, classes: int) -> Program:
-    parameters = {
-        name: Parameter(name, tuple(binding.row.canonical_axes.split()))
-        for name, binding in LINEN.bindings(depth).items()
-    }
-    config = MixerConfig(num_classes=classes, num_blocks=depth, **_ANY_SIZE)
-    program = MlpMixer(config).program(parameters)
+    program = program_of(MixerConfig(num_classes=classes, num_blocks=depth, **_ANY_SIZE))
     return Program(tuple(map(_shared, program.steps)), program.stages)
+
+
+def program_of(config: MixerConfig) -> Program:
+    """The program of the NumPy reference, with the conventions of `config` and canonical parameters."""
+    bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
+    parameters = {name: Parameter(name, tuple(b.row.canonical_axes.split())) for name, b in bindings.items()}
+    return MlpMixer(config).program(parameters)
 
 
 @cache

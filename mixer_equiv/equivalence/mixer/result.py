@@ -5,8 +5,10 @@ A search for the correspondence of any two models would end in a third class bes
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +85,7 @@ class Unnamed:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Searched:
+class Searched(abc.ABC):
     """The observations of a search, whatever it ended in.
 
     `deviations` are the steps that differ from the official model's; `known` are the steps with parameters that were
@@ -109,8 +111,12 @@ class Searched:
         return self.reached_output and all(deviation.kind != "unknown" for deviation in self.deviations)
 
     @property
+    @abc.abstractmethod
     def reached_output(self) -> bool:
-        raise NotImplementedError
+        """Whether the official program was followed to the output."""
+
+    def _observations(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Searched)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -144,21 +150,7 @@ class FoundMixer(Searched):
 
     def refused(self, reason: str) -> NothingFound:
         """Turn the result into `NothingFound`, for this reason."""
-        return NothingFound(
-            deviations=self.deviations,
-            known=self.known,
-            knows_layer_norm=self.knows_layer_norm,
-            depth=self.depth,
-            constraints=self.constraints,
-            notices=self.notices,
-            output=self.output,
-            batch=self.batch,
-            draws=self.draws,
-            reasons=(reason,),
-            residual=None,
-            missing=None,
-            is_blind=False,
-        )
+        return NothingFound(**self._observations(), reasons=(reason,), residual=None, missing=None, is_blind=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

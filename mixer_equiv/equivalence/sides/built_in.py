@@ -13,6 +13,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.mixer.reference import deviations_of
 from mixer_equiv.equivalence.notice import Notice
+from mixer_equiv.equivalence.sides.base import MixerSide
 from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Stages, gradients_of, run_module
 from mixer_equiv.layouts import LINEN, NNX, TORCH, Constraint, Layout
 
@@ -20,7 +21,10 @@ LAYOUT_OF = {"flax": LINEN, "nnx": NNX, "torch": TORCH, "reference": LINEN}
 
 
 class RunByUs:
-    """The common part of models of ours and checkpoints: they are run by `RUNNERS`, and nothing is searched for."""
+    """The common part of models of ours and checkpoints: they are run by `RUNNERS`, and nothing is searched for.
+
+    A class that takes it in is a `MixerSide`, with a name, a runner, a config and a layout.
+    """
 
     is_foreign = False
     is_named = True
@@ -31,21 +35,13 @@ class RunByUs:
     config: MixerConfig
 
     @property
-    def runner(self) -> str:
-        raise NotImplementedError
-
-    @property
-    def layout(self) -> Layout:
-        raise NotImplementedError
-
-    @property
     def deviations(self) -> tuple[Deviation, ...]:
         return tuple(deviations_of(self.config))
 
-    def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Stages:
+    def run(self: MixerSide, weights: Arrays, images: np.ndarray, dtype: Any) -> Stages:
         return RUNNERS[self.runner](self.config, weights, images.astype(dtype))
 
-    def gradients(self, weights: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
+    def gradients(self: MixerSide, weights: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
         canonical = gradients_of(self.runner, self.config, weights, images, cotangent)
         return relabel(canonical, LINEN, self.layout, self.config)
 
@@ -54,23 +50,19 @@ class RunByUs:
 class BuiltInSide(RunByUs):
     """A model of ours, of any sizes and conventions.
 
-    `kind` is its key in `RUNNERS`. Where the caller gave a torch module, that `module` is run, hooks and changes
+    `runner` is its key in `RUNNERS`. Where the caller gave a torch module, that `module` is run, hooks and changes
     included, and not one made of the config.
     """
 
     name: str
-    kind: str
+    runner: str
     config: MixerConfig
     own_weights: Checkpoint | None = None
     module: Any = None
 
     @property
-    def runner(self) -> str:
-        return self.kind
-
-    @property
     def layout(self) -> Layout:
-        return LAYOUT_OF[self.kind]
+        return LAYOUT_OF[self.runner]
 
     def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Stages:
         if self.module is None:
@@ -78,4 +70,4 @@ class BuiltInSide(RunByUs):
         return run_module(self.module, self.config, weights, images.astype(dtype))
 
     def following(self, config: MixerConfig) -> BuiltInSide:
-        return BuiltInSide(self.name, self.kind, config)
+        return BuiltInSide(self.name, self.runner, config)

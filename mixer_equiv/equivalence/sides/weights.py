@@ -109,7 +109,7 @@ def donor_of(weights: Any) -> Donor | None:
     if is_said(weights):
         return None
     try:
-        return _donor(weights, repr(weights))
+        return _donor(weights, weights)
     except LayoutError:
         return None
 
@@ -117,13 +117,14 @@ def donor_of(weights: Any) -> Donor | None:
 def donor_by(weights: Any, sides: Sequence[Side]) -> Donor:
     """Read the weights that both sides are to take, which are by the names of a model in which a layout was found."""
     found = [side.found for side in sides if isinstance(side, ForeignSide) and side.is_named]
-    return _donor(checkpoint_of(weights, *found[:1]), repr(weights))
+    return _donor(checkpoint_of(weights, *found[:1]), weights)
 
 
-def _donor(source: Any, given: str) -> Donor:
+def _donor(source: Any, given: Any) -> Donor:
+    """The donor that `source` is, called `given` in the error."""
     side, _ = resolve(source, "reference")
     if isinstance(side, NotAMixer) or side.own_weights is None:
-        raise MixerEquivError(f"weights is {given}; it must be 'given', 'random' or a checkpoint")
+        raise MixerEquivError(f"weights is {given!r}; it must be 'given', 'random' or a checkpoint")
     return Donor(side.name, side.config, side.own_weights)
 
 
