@@ -6,8 +6,8 @@
     print(verify(params, state))
 
 Public are this package and `layouts`, `models`, `testing` and `render`; everything else is internal.
-Importing it needs NumPy and einops; torch, JAX and Flax are imported when they are used, and so is everything
-that compares programs.
+Importing it needs NumPy, ml_dtypes, einops and safetensors; torch, JAX and Flax are imported when they are used, and
+so is everything that compares programs.
 """
 
 import importlib

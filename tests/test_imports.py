@@ -259,6 +259,29 @@ def test_modules_need_no_framework_when_imported_but_those_that_are_about_one() 
     assert tuple(printed(EVERY_MODULE)) == OF_A_FRAMEWORK
 
 
+ALL_OTHERS = """
+import importlib, json, pkgutil, sys
+import mixer_equiv
+
+left_out = tuple(json.loads(sys.argv[1]))
+
+def walk(path, prefix):
+    for module in pkgutil.iter_modules(path, prefix):
+        if module.name in left_out or module.name.endswith("__main__"):
+            continue
+        imported = importlib.import_module(module.name)
+        if module.ispkg:
+            walk(imported.__path__, module.name + ".")
+
+walk(mixer_equiv.__path__, "mixer_equiv.")
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def test_the_others_load_no_framework_where_there_is_one() -> None:
+    assert not FRAMEWORKS & set(printed(ALL_OTHERS, json.dumps(OF_A_FRAMEWORK)))
+
+
 # An import for each of the contracts in pyproject.toml that breaks it, and where it is planted.
 VIOLATIONS = {
     "Imports run downward": ("errors", "if TYPE_CHECKING:\n    from mixer_equiv.config import MixerConfig"),
@@ -279,6 +302,9 @@ VIOLATIONS = {
         "models.torch.model",
         "def f():\n    from mixer_equiv.models import nnx",
     ),
+    "The torch model knows no JAX": ("models.torch.layers", "def f():\n    import jax"),
+    "The Flax models know no torch": ("models.nnx", "def f():\n    import torch"),
+    "The NumPy model knows no framework": ("models.numpy", "def f():\n    from flax import linen"),
     "The matcher knows no Mixer": ("equivalence.match.parameters", "from mixer_equiv.config import MixerConfig"),
     "Diagnosis does not know the faults that are planted": (
         "equivalence.judge.causes",
@@ -349,7 +375,10 @@ def mixer_words(source: str) -> list[str]:
     return [step for step in STEPS if step in source]
 
 
-MATCHER = sorted((ROOT / "mixer_equiv/equivalence/match").glob("*.py"))
+MATCHER = [
+    *sorted((ROOT / "mixer_equiv/equivalence/match").glob("*.py")),
+    ROOT / "mixer_equiv/equivalence/record/trace.py",
+]
 
 
 @pytest.mark.parametrize("path", MATCHER, ids=lambda path: path.stem)

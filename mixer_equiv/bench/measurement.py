@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,8 +76,11 @@ class MixerTiming(Measurement):
     """A Mixer that was timed: by itself, the baseline once more. `ratio` is None where the baseline was refused."""
 
     timing: Timing
-    images_per_second: float
     ratio: Ratio | None
+
+    @property
+    def images_per_second(self) -> float:
+        return 1e3 * self.cell.batch / self.timing.ms.median
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,7 +305,6 @@ class _Clock:
             self.cell,
             name,
             self._timing(name, self.cell.flops),
-            self._images_per_second(name),
             self._ratio(name),
             ours=ready.entry.contestant.ours,
             correctness=ready.correctness,
@@ -313,20 +316,21 @@ class _Clock:
     def baseline_again(self) -> MixerTiming:
         name = BASELINE_AGAIN
         timing = self._timing(name, self.cell.flops)
-        return MixerTiming(self.cell, name, timing, self._images_per_second(name), self._ratio(name))
+        return MixerTiming(self.cell, name, timing, self._ratio(name))
 
     def product_timing(self, name: str) -> ProductTiming:
         product = self.products[name]
         return ProductTiming(self.cell, name, self._timing(name, product.flops), product.size)
 
+    @cached_property
+    def _peak(self) -> float:
+        """The rate of the fastest product, in operations a second."""
+        return max(float(product.flops / np.median(self.seconds[name])) for name, product in self.products.items())
+
     def _timing(self, name: str, flops: int) -> Timing:
         low, median, high = quartiles(self.seconds[name])
-        peak = max(product.flops / np.median(self.seconds[each]) for each, product in self.products.items())
         ms = Quartiles(1e3 * low, 1e3 * median, 1e3 * high)
-        return Timing(ms, flops / median / 1e9, float(flops / median / peak))
-
-    def _images_per_second(self, name: str) -> float:
-        return self.cell.batch / quartiles(self.seconds[name]).median
+        return Timing(ms, flops / median / 1e9, float(flops / median / self._peak))
 
     def _ratio(self, name: str) -> Ratio | None:
         baseline = self.seconds.get(self.protocol.baseline)

@@ -138,9 +138,10 @@ def inspect(checkpoint: Checkpoint, *, values: bool = False, allow_missing: Coll
     """
     present, notes = checkpoint.check(allow_missing=allow_missing)
     bindings = {binding.foreign: binding for binding in reversed(present.values()) if not binding.is_absent}
+    specs = checkpoint.specs
     arrays = []
     for name, binding in reversed(bindings.items()):
-        spec = checkpoint.specs[name]
+        spec = specs[name]
         statistics = _statistics(checkpoint.arrays[name]) if values else None
         arrays.append(
             ArrayInspection(name, binding.canonical, binding.row.foreign, spec.shape, str(spec.dtype), statistics)

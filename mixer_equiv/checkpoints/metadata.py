@@ -108,8 +108,8 @@ class Metadata:
     @property
     def image_size_is_assumed(self) -> bool | None:
         """Whether the image size in `config` is a guess from the number of tokens."""
-        assumed = self.fields.get("image_size_is_assumed", _UNSAID)
-        return None if assumed is _UNSAID else bool(assumed)
+        name = "image_size_is_assumed"
+        return bool(self.fields[name]) if name in self.fields else None
 
     def _object(self, name: str) -> dict[str, Any] | None:
         """The JSON object in a field; None for a field that is absent or empty."""
@@ -122,6 +122,3 @@ class Metadata:
 
     def _error(self, problem: object) -> CheckpointError:
         return CheckpointError(f"{self.source} has metadata of mixer_equiv that cannot be understood: {problem}")
-
-
-_UNSAID = object()

@@ -16,8 +16,7 @@ from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.config import AXES, MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConversionError, InexpressibleError
 from mixer_equiv.layouts import LINEN, Binding, Layout
-
-Shape = tuple[int, ...]
+from mixer_equiv.layouts.base import Shape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from mixer_equiv.arrays import interop
 from mixer_equiv.config import ACTIVATION_NAMES, MixerConfig, as_count
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.formulation import CHANNELS_CHOICES, PATCH_CHOICES, TOKENS_CHOICES, Formulation
@@ -41,7 +42,7 @@ __all__ = [
 
 _SEEDS = st.integers(0, 2**32 - 1)
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+DTYPES = tuple(interop.DTYPES)
 
 _FIELDS = ("patch_size", "image_size", "in_channels", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "num_classes")
 _FEW: tuple[tuple[Any, ...], ...] = (

@@ -36,11 +36,11 @@ from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from mixer_equiv.testing import strategies
 from mixer_equiv.testing.strategies import DTYPES, configs
+from tests.support.checkpoints import WRITABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 
 CONFIG = DEFAULT_CONFIG
-WRITABLE = [name for name, layout in LAYOUTS.items() if not layout.read_only]
 PAIRS = list(itertools.product(LAYOUTS, WRITABLE))
 SQUARE = MixerConfig(
     num_classes=9,

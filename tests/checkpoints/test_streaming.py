@@ -43,13 +43,13 @@ from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LAYOUTS
 from mixer_equiv.models.torch import MlpMixer
+from tests.support.checkpoints import WRITABLE
 from tests.support.files import changed, snapshot
 from tests.support.scripts import printed
 
 CONFIG = DEFAULT_CONFIG
 PARAMS = random_params(CONFIG, 0)
 RNG = np.random.default_rng(7)
-WRITABLE = [name for name, layout in LAYOUTS.items() if not layout.read_only]
 
 
 @pytest.fixture

@@ -36,12 +36,12 @@ from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from mixer_equiv.testing import strategies
 from mixer_equiv.testing.strategies import DTYPES, configs
+from tests.support.checkpoints import WRITABLE
 from tests.support.structures import LucidrainsMixer, as_official, run_official, run_torch, timm_mixer
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 
 CONFIG = DEFAULT_CONFIG
-WRITABLE = [name for name, layout in LAYOUTS.items() if not layout.read_only]
 
 
 def checkpoint(layout: Any = "linen", config: MixerConfig = CONFIG, dtype: Any = "float64", stated: Any = True) -> Any:

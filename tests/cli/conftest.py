@@ -11,7 +11,8 @@ import pytest
 
 from mixer_equiv import ConventionWarning, convert, load, save
 from mixer_equiv.layouts import LAYOUTS
-from tests.support.command_line import CONFIG, WRITABLE, params
+from tests.support.checkpoints import WRITABLE
+from tests.support.command_line import CONFIG, params
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 import mixer_equiv
 from mixer_equiv import save
 from mixer_equiv.checkpoints.formats import SUFFIXES
-from tests.support.command_line import JUNK, assert_one_message, params, run
+from tests.support.checkpoints import JUNK
+from tests.support.command_line import assert_one_message, params, run
 from tests.support.files import snapshot
 
 

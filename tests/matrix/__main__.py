@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.matrix.environments import ROOT, InstallationError, Run, clean_environment, make, pinned_torch
 from tests.matrix.interpreters import VERSIONS, MissingInterpreterError, find
+from tests.support.wheel import build_wheel
 
 BASE = (
     "tests/matrix/test_base_install.py",
@@ -69,18 +70,6 @@ def _pytest(python: Path, run: Run) -> list[str]:
     return [str(python), "-m", "pytest", *options, *run.tests]
 
 
-def _built(folder: Path) -> Path:
-    """Build the wheel from a copy, because setuptools also packs what an earlier build left in `build/`."""
-    source = folder / "source"
-    shutil.copytree(ROOT / "mixer_equiv", source / "mixer_equiv", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "mixer_equiv_pytest.py"):
-        shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
 def _tests_alone(folder: Path) -> None:
     """Copy the tests, and the benchmarks that they use, to where the package is not beside them."""
     for name in ("tests", "benchmarks"):
@@ -105,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         built, source = Path(folder) / "built", Path(folder) / "tests"
         built.mkdir()
         source.mkdir()
-        wheel = _built(built)
+        wheel = build_wheel(built)
         _tests_alone(source)
         results = {run.name: tested(run, interpreters[run.python], wheel, source, options.torch) for run in chosen}
     print()

@@ -19,7 +19,6 @@ from mixer_equiv.layouts import LAYOUTS, LINEN
 
 # No layout's own conventions, so that they can come from the metadata only.
 CONFIG = DEFAULT_CONFIG.replace(activation="quick_gelu", layer_norm_eps=1e-3)
-NAMES = tuple(LINEN.bindings(CONFIG.num_blocks))
 WRITABLE = [name for name, layout in LAYOUTS.items() if not layout.read_only]
 JUNK = np.random.default_rng(5).bytes(500)
 

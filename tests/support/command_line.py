@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,10 @@ import numpy as np
 from typer.testing import CliRunner
 
 from mixer_equiv.cli import app
-from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
-from mixer_equiv.layouts import LAYOUTS
+from tests.support.sizes import SMALL
 
-CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
-WRITABLE = [name for name, layout in LAYOUTS.items() if not layout.read_only]
-JUNK = np.random.default_rng(5).bytes(500)
+CONFIG = SMALL
 Arrays = dict[str, np.ndarray]
 
 
@@ -44,11 +40,6 @@ def strict_json(text: str) -> Any:
         raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
-
-
-def same_bits(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
-    x, y = ({name: (v.dtype, v.shape, v.tobytes()) for name, v in arrays.items()} for arrays in (a, b))
-    return x == y
 
 
 def bytes_in(folder: Path, *others: Path) -> int:

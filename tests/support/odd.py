@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
+from tests.support.sizes import SMALL
 from tests.support.structures import PortMixer
 
-CONFIG = DEFAULT_CONFIG.replace(num_blocks=2)
+CONFIG = SMALL
 IMAGE = CONFIG.in_channels, *CONFIG.image_hw
 Forward = Callable[[Tensor], Any]
 

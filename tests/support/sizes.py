@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv import (
-    MixerConfig,
-)
+from mixer_equiv import MixerConfig
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
 
 CONFIG = DEFAULT_CONFIG
+SMALL = CONFIG.replace(num_blocks=2)
 IMAGE = CONFIG.in_channels, *CONFIG.image_hw
 EQUAL = MixerConfig(
     num_classes=16,
@@ -33,6 +32,3 @@ def in_float32(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
 
 def names_and_axes(layout: Any, depth: int) -> dict[str, tuple[str, str]]:
     return {name: (b.foreign, b.row.foreign_axes) for name, b in layout.bindings(depth).items()}
-
-
-SMALL = CONFIG.replace(num_blocks=2)

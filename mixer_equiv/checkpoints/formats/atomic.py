@@ -46,9 +46,7 @@ def replacement(path: Path, *, force: bool = True, fsync: bool = False) -> Itera
     except BaseException as error:
         if os.path.lexists(old) and not os.path.lexists(path):
             os.replace(old, path)
-        # A `CheckpointError` is an OSError as well, and may come from reading the arrays that are written.
-        if isinstance(error, OSError) and not isinstance(error, MixerEquivError):
-            raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise_if_unwritable(path, error)
         raise
     finally:
         remove(temporary)
@@ -88,12 +86,20 @@ def replacements(path: Path, old: list[Path], fsync: bool) -> Iterator[Path]:
                 os.replace(target, source)
             elif os.path.exists(target) and os.path.samefile(source, target):  # linked, but not yet unlinked
                 target.unlink()
-        if isinstance(error, OSError) and not isinstance(error, MixerEquivError):
-            raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise_if_unwritable(path, error)
         raise
     finally:
         if done or not any(aside.glob("*")):  # old files that could not be put back have their only copy there
             remove(temporary)
+
+
+def raise_if_unwritable(path: Path, error: BaseException) -> None:
+    """Raise a `CheckpointError` for an error of the system.
+
+    A `CheckpointError` is an OSError as well, and may come from reading the arrays that are written.
+    """
+    if isinstance(error, OSError) and not isinstance(error, MixerEquivError):
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def move(source: Path, target: Path, *, force: bool) -> None:

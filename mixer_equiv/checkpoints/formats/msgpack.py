@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import ml_dtypes  # noqa: F401  # so that NumPy knows bfloat16 by its name
 import numpy as np
 
+from mixer_equiv.arrays.chunks import as_contiguous
 from mixer_equiv.arrays.interop import require, unflatten
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents, FileFormat, Framework, StoredArray
 from mixer_equiv.checkpoints.formats.raw_arrays import File
@@ -217,7 +218,7 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
 
 def _leaf(arrays: Mapping[str, np.ndarray], name: str, notes: dict[str, str]) -> Any:
     """An array as Flax packs it: whole, or as a dict of chunks."""
-    array = np.ascontiguousarray(arrays[name]).reshape(arrays[name].shape)
+    array = as_contiguous(arrays[name])
     if array.nbytes <= MAX_CHUNK_SIZE and not notes:
         return array
     flat, step = array.reshape(-1), max(1, MAX_CHUNK_SIZE // array.itemsize)

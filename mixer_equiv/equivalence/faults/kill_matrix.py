@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -184,11 +185,16 @@ def _in_weights(faults: Mapping[str, PlantedWeights], seed: int, on_step: Callab
     def outputs(weights: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
         return run_torch(config, weights, images)["logits"], sum(array.size for array in weights.values())
 
+    @cache
+    def official_in(dtype: Any) -> tuple[dict[bool, Any], dict[bool, Any]]:
+        weights = {e: initial(config, seed, everything=e, dtype=dtype) for e in (False, True)}
+        return weights, {e: outputs(arrays) for e, arrays in weights.items()}
+
     for name, planted in faults.items():
         on_step(name)
-        official = {e: initial(config, seed, everything=e, dtype=planted.dtype) for e in (False, True)}
+        official, expected = official_in(planted.dtype)
         handed = {everything: planted.hand_over(weights, config) for everything, weights in official.items()}
-        fresh, random = (_noticed(outputs(handed[e]), outputs(official[e])) for e in (False, True))
+        fresh, random = (_noticed(outputs(handed[e]), expected[e]) for e in (False, True))
         sides = [Checkpoint.from_arrays(arrays, config=config) for arrays in (official[True], handed[True])]
         report = verify(*sides, seed=seed)
         causes = tuple(cause.name for cause in report.causes)

@@ -24,7 +24,7 @@ KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 #             oneDNN: eager        packed        BLAS: eager       packed
 #   AVX512           1.09, 1.19    1.35, 1.31         1.10, 1.13   1.34, 1.25
 #   AVX2             1.03, 0.98    1.17, 1.04         1.13, 1.15   1.37, 1.21
-# On an AMD EPYC with AVX-512 oneDNN multiplies a sixth faster than the BLAS (benchmarks/results/limits.md).
+# On an AMD EPYC with AVX-512 oneDNN multiplied a sixth faster than the BLAS (not in the recorded tables).
 PREFERRED: dict[str, Kernels] = {"AVX512": "onednn"}
 
 # Instruction sets of x86 in ascending order, and oneDNN's names of the limits below AVX-512 that can be set on its use.

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,14 @@ def test_large_arrays_are_not_read_before_they_are_used(tmp_path: Path, name: st
 
 def test_arrays_are_asked_for_one_at_a_time_when_they_are_written(tmp_path: Path) -> None:
     class Counting(Mapping[str, np.ndarray]):
-        """Arrays that are made when asked for, as many as are alive counted."""
+        """Arrays that are made when asked for, and how often each was."""
 
         def __init__(self) -> None:
             self.names = [f"block/{i}" for i in range(20)]
+            self.asked = Counter[str]()
 
         def __getitem__(self, name: str) -> np.ndarray:
+            self.asked[name] += 1
             return np.full(2**17, self.names.index(name), np.float64)
 
         def __iter__(self) -> Any:
@@ -77,12 +80,14 @@ def test_arrays_are_asked_for_one_at_a_time_when_they_are_written(tmp_path: Path
         def __len__(self) -> int:
             return len(self.names)
 
+    arrays = Counting()
     tracemalloc.start()
-    format_by_suffix(Path("x.msgpack")).write(tmp_path / "x.msgpack", Counting(), METADATA, "flax")
+    format_by_suffix(Path("x.msgpack")).write(tmp_path / "x.msgpack", arrays, METADATA, "flax")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 2**20
     assert len(read(tmp_path / "x.msgpack")) == 20
+    assert set(arrays.asked.values()) == {1}
 
 
 READ_BLOCKED = (

@@ -17,25 +17,16 @@ from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
 from mixer_equiv.equivalence.report import Report
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.layouts import CONSTRAINTS
+from tests.support import sizes
+from tests.support.small_verify import IMAGE, SMALL
 from tests.support.structures import FAULTS, STRANGE, OwnMixer
 from tests.support.structures.foreign import DEVIATIONS, FOREIGN
 
-SMALL = DEFAULT_CONFIG.replace(num_blocks=3)
-EQUAL = MixerConfig(
-    num_classes=16,
-    num_blocks=2,
-    patch_size=4,
-    image_size=16,
-    in_channels=4,
-    hidden_dim=16,
-    tokens_mlp_dim=16,
-    channels_mlp_dim=16,
-)
+EQUAL = sizes.EQUAL.replace(num_blocks=2)
 ONE_BLOCK = SMALL.replace(num_blocks=1)
 EIGHT = EQUAL.replace(
     num_classes=8, patch_size=2, image_size=(4, 8), in_channels=3, hidden_dim=8, tokens_mlp_dim=8, channels_mlp_dim=8
 )
-IMAGE = SMALL.in_channels, *SMALL.image_hw
 WIDE = MixerConfig.from_name("B/16", num_blocks=2)
 SIZES = {"tiny": DEFAULT_CONFIG, "digits": load(digits.CHECKPOINT).config, "B/16 width": WIDE, "all equal": EQUAL}
 
@@ -108,6 +99,7 @@ def test_without_a_fault_it_is_equivalent() -> None:
 
 def test_the_catalogue_has_every_cause_and_its_verdict() -> None:
     for verdict, name, _, _ in FAULTS.values():
+        assert CATALOGUE[name].kind in ("code", "constraint")
         assert verdict_of(name) == verdict
 
 

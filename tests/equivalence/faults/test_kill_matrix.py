@@ -40,9 +40,15 @@ def test_every_planted_fault_has_the_verdict_of_its_row_in_the_catalogue(matrix:
 
 def test_a_fresh_model_hides_nearly_every_fault_from_other_checks(matrix: Any) -> None:
     """The head of zeros gives zeros, whatever comes before; only what comes after, or counts, shows."""
-    added = sum(bool(planted.extra) for planted in PLANTED.values())
+    kinds = {name: CATALOGUE[planted.fault].kind for name, planted in PLANTED.items()}
+    of_other_parameters = {name for name, planted in PLANTED.items() if planted.extra or kinds[name] == "constraint"}
     for check, (fresh, _) in matrix.killed.items():
-        assert fresh <= (added + 3 if check == "count" else 2)
+        noticed = {outcome.fault for outcome in matrix.faults if outcome.fresh[check]}
+        if check == "count":
+            assert noticed == of_other_parameters
+        else:
+            assert noticed <= {"softmax output", "one weight NaN"}
+        assert fresh <= (1 if check in ("cosine", "PCC") else len(noticed))
 
 
 def test_tolerances_miss_the_faults_that_every_port_has(matrix: Any) -> None:
@@ -54,11 +60,14 @@ def test_tolerances_miss_the_faults_that_every_port_has(matrix: Any) -> None:
 
 
 def test_a_fault_that_is_not_named_is_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = "mixer_equiv.equivalence.faults"
     monkeypatch.setattr(kill_matrix, "verify", lambda *args, **kwargs: _Nothing())
+    monkeypatch.setattr(f"{tables}.planted_code.PLANTED", {"eps 1e-5": PLANTED["eps 1e-5"]})
+    monkeypatch.setattr(f"{tables}.planted_weights.PLANTED_WEIGHTS", {})
     result = CliRunner().invoke(app, ["mutate", "--json", "-"], catch_exceptions=False)
     assert result.exit_code == 1
     rows = json.loads(result.stdout)["rows"]
-    assert [row["fault"] for row in rows if row["named"]] == ["none"]
+    assert [(row["fault"], row["named"]) for row in rows] == [("none", True), ("eps 1e-5", False)]
     assert PlantedMixer(kill_matrix.CONFIG).weights["head/kernel"].shape == (20, 7)
 
 

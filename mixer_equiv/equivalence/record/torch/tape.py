@@ -132,11 +132,9 @@ class Tape:
         older = [value.number for value in self._by_storage.get(storage, ())]
         inputs = tuple(dict.fromkeys([*sources, *older]))
         is_data, leaves = self._origin(inputs)
-        sharing = {id(known): known for known, _ in self._known.values() if _storage(known) == storage}
-        for shared in sharing.values():
+        sharing = [known for known, _ in self._known.values() if _storage(known) == storage]
+        for shared in sharing:
             self._add(shared, operation, inputs, is_data=is_data).leaves = leaves
-        for value in self._by_storage[storage]:
-            self.values[value.number] = value
 
     def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedTensor:
         value = RecordedTensor(len(self.values), tensor, operation, inputs, is_data)
