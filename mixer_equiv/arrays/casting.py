@@ -13,33 +13,36 @@ from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, materialize
 from mixer_equiv.errors import MAX_LISTED, ConversionError
 
 
-def cast(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> Mapping[str, np.ndarray]:
-    """`arrays` as `dtype`, lazy if they are.
+def cast(
+    arrays: Mapping[str, np.ndarray], dtype: np.dtype, *, chunk_bytes: int = CHUNK_BYTES
+) -> Mapping[str, np.ndarray]:
+    """`arrays` as `dtype`, lazy if they are. Each is rounded in chunks of about `chunk_bytes`.
 
     Raises `ConversionError`, at the first array in which a finite value would become infinite, with the
     names of all such arrays.
     """
     lazy = as_lazy(arrays)
     rounded = {
-        name: Deferred(spec.shape, dtype, partial(_cast, lazy, name, dtype)) for name, spec in lazy.specs.items()
+        name: Deferred(spec.shape, dtype, partial(_cast, lazy, name, dtype, chunk_bytes))
+        for name, spec in lazy.specs.items()
     }
     return materialize(LazyArrays(rounded), like=arrays)
 
 
-def _cast(arrays: LazyArrays, name: str, dtype: np.dtype) -> np.ndarray:
-    result, fits = _round(arrays.strided(name), dtype)
+def _cast(arrays: LazyArrays, name: str, dtype: np.dtype, chunk_bytes: int) -> np.ndarray:
+    result, fits = _round(arrays.strided(name), dtype, chunk_bytes)
     if not fits:
-        lost = [name for name in arrays if not _round(arrays.strided(name), dtype)[1]]
+        lost = [name for name in arrays if not _round(arrays.strided(name), dtype, chunk_bytes)[1]]
         names = ", ".join(lost[:MAX_LISTED])
         raise ConversionError(f"{dtype} cannot hold values of {names}: they would become infinite")
     return result
 
 
-def _round(array: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
+def _round(array: np.ndarray, dtype: np.dtype, chunk_bytes: int) -> tuple[np.ndarray, bool]:
     """Round to nearest, ties to even; also tell whether every finite element is still finite."""
     result, fits = np.empty_like(array, dtype), True
     whole, out = np.atleast_1d(array, result)
-    rows = max(1, CHUNK_BYTES * len(whole) // max(1, whole.nbytes))
+    rows = max(1, chunk_bytes * len(whole) // max(1, whole.nbytes))
     to_odd_first = array.dtype == np.float64 and dtype == BFLOAT16
     with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs turn quiet
         for start in range(0, len(whole), rows):  # in chunks, which keeps the intermediate arrays small
