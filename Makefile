@@ -5,13 +5,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 GPU_PYTHON ?= $(BIN)/python
 INSTALLED := .venv/.installed
+# Each worker begins with its share of the tests in their order, and takes from the others when it is done.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal
 
 # One verification of each kind, the laws of imports, layouts and conversion.
 QUICK := tests/test_imports.py tests/test_config.py tests/arrays tests/layouts/test_tables.py tests/layouts/test_custom.py \
 	tests/checkpoints/test_conversion.py tests/checkpoints/test_relabel.py tests/checkpoints/test_differences.py \
 	tests/equivalence/match tests/equivalence/test_policy.py tests/equivalence/test_text.py tests/equivalence/test_verdicts.py
 
-.PHONY: help verify quick test test-plain nightly bench bench-full gpu rates mutation matrix check format train picture layouts clean
+.PHONY: help verify quick test test-plain soundness fuzz bench bench-full gpu rates mutation matrix check format train picture layouts clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -27,16 +29,19 @@ verify: $(INSTALLED)  ## the main job: a Mixer trained in Flax, its PyTorch port
 	@$(BIN)/mixer-equiv verify
 
 quick: $(INSTALLED)  ## what to run at every save (a minute and a half on 2 cores)
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses=4 -k 'not two_foreign_models and not torchs_compiler' $(QUICK)
+	@$(PYTEST) -q -k 'not two_foreign_models and not torchs_compiler' $(QUICK)
 
 test: $(INSTALLED)  ## the whole suite
-	@$(BIN)/python -m pytest -n auto --maxprocesses=4
+	@$(PYTEST)
 
 test-plain: $(INSTALLED)  ## what a processor or system may lack, with less than this one has (about four minutes)
 	@$(BIN)/python -m tests.plain
 
-nightly: $(INSTALLED)  ## the suite with 2000 examples a property, and what is too slow for every run
-	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n auto --maxprocesses=4 -m 'nightly or not nightly'
+soundness: $(INSTALLED)  ## verdicts at every size and seed, on thousands of draws, and training anew (at most 45 minutes)
+	@$(PYTEST) -m soundness
+
+fuzz: $(INSTALLED)  ## all properties with 500 examples each (at most 45 minutes)
+	@HYPOTHESIS_PROFILE=fuzz $(PYTEST) -m '(hypothesis or fuzz) and not soundness and not cuda'
 
 bench: $(INSTALLED)  ## Mixers timed side by side, each proven right first: a quick table (under ten minutes)
 	@$(BIN)/python -m benchmarks.speed quick

@@ -24,7 +24,7 @@ _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "p
 _FAILURES = DirectoryBasedExampleDatabase(Path(__file__).parent / ".hypothesis" / "examples")
 settings.register_profile("dev", max_examples=20, **_COMMON)
 settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
-settings.register_profile("nightly", max_examples=2000, database=_FAILURES, **_COMMON)
+settings.register_profile("fuzz", max_examples=500, database=_FAILURES, **_COMMON)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
 settings.load_profile(PROFILE)
 
@@ -72,9 +72,9 @@ def compiled_anew() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Nightly tests run only where they are asked for with `-m`, those marked `cuda` also where there is a device."""
+    """Leave out tests marked `soundness` or `fuzz`, and without a device those marked `cuda`, unless `-m` chooses."""
     if not config.getoption("markexpr"):
-        left_out = {"nightly"} | (set() if _has_cuda(items) else {"cuda"})
+        left_out = {"soundness", "fuzz"} | (set() if _has_cuda(items) else {"cuda"})
         kept = [item for item in items if not left_out.intersection(item.keywords)]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept

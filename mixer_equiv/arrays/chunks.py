@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 Key = TypeVar("Key")
-Value = TypeVar("Value")
+Result = TypeVar("Result")
 
 # Size of a chunk: it stays in a processor's cache between one use and the next.
 CHUNK_BYTES = 2**20
@@ -52,14 +52,14 @@ def as_contiguous(array: np.ndarray) -> np.ndarray:
     return array if array.flags.c_contiguous else contiguous_copy(array)
 
 
-def prefetch(keys: Iterable[Key], make: Callable[[Key], Value]) -> Iterator[tuple[Key, Value]]:
+def prefetch(keys: Iterable[Key], make: Callable[[Key], Result]) -> Iterator[tuple[Key, Result]]:
     """Each key and `make(key)`, computed in a thread that is one key ahead of the caller.
 
     NumPy's copies, checksums and file access release the interpreter's lock, so the caller may write one
     array while the next is read. Two values are alive, the caller's and the next, and three while the caller
     takes the next. An exception of `make` is raised when its value is taken.
     """
-    waiting: deque[tuple[Key, Future[Value]]] = deque()
+    waiting: deque[tuple[Key, Future[Result]]] = deque()
     with ThreadPoolExecutor(1) as pool:
         for key in keys:
             waiting.append((key, pool.submit(make, key)))
@@ -82,7 +82,7 @@ def group_by_size(sizes: Mapping[Key, int], limit: int) -> list[list[Key]]:
     return groups
 
 
-def map_in_threads(keys: Sequence[Key], work: Callable[[Key], Value]) -> list[Value]:
+def map_in_threads(keys: Sequence[Key], work: Callable[[Key], Result]) -> list[Result]:
     """`work(key)` for each key, in order, computed by `THREADS` threads.
 
     The exception of the first key that fails is raised, and no further work is begun.
@@ -93,7 +93,7 @@ def map_in_threads(keys: Sequence[Key], work: Callable[[Key], Value]) -> list[Va
         return list(pool.map(work, keys))
 
 
-def _take_first(waiting: deque[tuple[Key, Future[Value]]]) -> tuple[Key, Value]:
+def _take_first(waiting: deque[tuple[Key, Future[Result]]]) -> tuple[Key, Result]:
     key, value = waiting.popleft()
     return key, value.result()
 

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-WIDTH = 110
+REPORT_WIDTH = 110
 
 _GAP = "   "
 _MARGIN = " "
@@ -47,7 +47,7 @@ class Paragraph(NamedTuple):
     text: str
 
 
-def table_lines(table: TextTable, width: int = WIDTH) -> list[str]:
+def table_lines(table: TextTable, width: int = REPORT_WIDTH) -> list[str]:
     """A table as lines of text: headings, a rule, and sections with a blank line after each."""
     headings = tuple(column.heading for column in table.columns)
     widths = _widths(table, width - 2 * len(_MARGIN))
@@ -59,7 +59,7 @@ def table_lines(table: TextTable, width: int = WIDTH) -> list[str]:
     return lines
 
 
-def list_lines(paragraphs: Sequence[Paragraph], width: int = WIDTH) -> list[str]:
+def list_lines(paragraphs: Sequence[Paragraph], width: int = REPORT_WIDTH) -> list[str]:
     """Labelled paragraphs as lines of text, the paragraphs in one column beside the labels."""
     column = max((len(paragraph.label) for paragraph in paragraphs), default=0)
     room = width - column - 2 * len(_INDENT)
@@ -71,7 +71,7 @@ def list_lines(paragraphs: Sequence[Paragraph], width: int = WIDTH) -> list[str]
     return lines
 
 
-def wrap(text: str, width: int = WIDTH) -> list[str]:
+def wrap(text: str, width: int = REPORT_WIDTH) -> list[str]:
     """Break a paragraph into lines of at most `width` characters, at spaces where that is possible."""
     lines: list[str] = []
     for part in text.split("\n"):

@@ -23,7 +23,7 @@ import numpy as np
 
 from mixer_equiv.testing import origin
 
-WIDTH = 100
+LINE_LENGTH = 100
 MAX_ELEMENTS = 600  # of an array that is written out
 FILL_IN = "to be filled in:"  # in the code, before the description of a value that has none
 SIDES = {"a": "mine", "b": "other"}  # positional arguments, and the variables that hold them if they need one
@@ -84,7 +84,7 @@ class _Script:
             draft = self._copy()
             draft.lines.append(f"{name} = ...  # {FILL_IN} {error}")
             text = name
-        if len(text) > WIDTH // 2 and name not in draft.bound:
+        if len(text) > LINE_LENGTH // 2 and name not in draft.bound:
             text = draft.bind(name, value, text)
         self._accept(draft)
         return text
@@ -247,9 +247,9 @@ _WRITERS: tuple[tuple[Callable[[Any], bool], Callable[[_Script, Any, str], str]]
 def _join(left: str, items: list[str], right: str) -> str:
     """Items between brackets, in one line if they fit, else one a line, or numbers as many as fit."""
     line = left + ", ".join(items) + right
-    if len(line) <= WIDTH and "\n" not in line:
+    if len(line) <= LINE_LENGTH and "\n" not in line:
         return line
     numbers = all(re.fullmatch(r"[-+.\w]+", item) for item in items)
-    lines = textwrap.wrap(", ".join(items) + ",", WIDTH - 4) if numbers else [f"{item}," for item in items]
+    lines = textwrap.wrap(", ".join(items) + ",", LINE_LENGTH - 4) if numbers else [f"{item}," for item in items]
     inner = textwrap.indent("\n".join(lines), "    ")
     return f"{left}\n{inner}\n{right.lstrip(',')}"

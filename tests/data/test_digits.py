@@ -98,7 +98,7 @@ def test_the_log_states_the_accuracy_of_the_committed_checkpoint(held_out: Any) 
     assert report.sides[0].accuracy == pytest.approx(logged_accuracy(digits.CHECKPOINT.parent), abs=5e-5)
 
 
-@pytest.mark.nightly
+@pytest.mark.soundness
 def test_training_again_reproduces_the_accuracy_to_half_a_point(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.train_digits", "--output-dir", str(tmp_path)]
     subprocess.run(command, check=True, cwd=ROOT)

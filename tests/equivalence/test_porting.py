@@ -26,7 +26,7 @@ from mixer_equiv.data import digits
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
-from tests.support.sizes import CONFIG, IMAGE, in_float32
+from tests.support.sizes import CONFIG, IMAGE, SMALL, in_float32
 from tests.support.structures import (
     PortMixer,
     run_torch,
@@ -114,19 +114,19 @@ class WithoutHead(PortMixer):
 
 
 def test_a_model_without_a_head_takes_weights_whose_head_is_left_out() -> None:
-    params = in_float32(CONFIG, 0)
-    layout = layout_of(WithoutHead(CONFIG), image=IMAGE)
+    params = in_float32(SMALL, 0)
+    layout = layout_of(WithoutHead(SMALL), image=IMAGE)
     features = {name: array for name, array in params.items() if not name.startswith("head/")}
     for weights in (params, features):
-        model = WithoutHead(CONFIG)
+        model = WithoutHead(SMALL)
         before = model.classifier.weight.clone()
         with pytest.warns(ConventionWarning, match=r"stay as they were: classifier.weight, classifier.bias$"):
             port(weights, model, image=IMAGE, allow_missing=["head/*"])
         assert torch.equal(model.classifier.weight, before)
         assert verify(model, image=IMAGE).verdict == "equivalent"
-    state = convert(Checkpoint.from_arrays(params, config=CONFIG), to=layout, allow_missing=["head/*"])
+    state = convert(Checkpoint.from_arrays(params, config=SMALL), to=layout, allow_missing=["head/*"])
     assert any("head/kernel, which" in note for note in state.notes)
     again = convert(state, to="linen")
     assert not any(name.startswith("head") for name in again.arrays)
     with pytest.raises(InexpressibleError, match=r"it has no head/kernel(.|\n)*leave the head out with drop_head"):
-        port(params, WithoutHead(CONFIG), image=IMAGE)
+        port(params, WithoutHead(SMALL), image=IMAGE)

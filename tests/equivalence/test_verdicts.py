@@ -14,7 +14,7 @@ from mixer_equiv import (
 )
 from mixer_equiv.equivalence.sides.locate import import_timm
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
-from tests.support.sizes import CONFIG, IMAGE
+from tests.support.sizes import CONFIG, IMAGE, SMALL
 from tests.support.structures import (
     PORTS,
     JeonsworldMixer,
@@ -44,9 +44,9 @@ def test_a_tutorial_s_model_is_the_same_function_under_two_conventions() -> None
 def test_two_foreign_models_are_held_against_each_other() -> None:
     report = verify(TutorialMixer(CONFIG), MmpretrainMixer(CONFIG), image=IMAGE)
     assert report.verdict == "equivalent"
-    report = verify(timm_mixer(CONFIG), JeonsworldMixer(CONFIG), image=IMAGE)
+    report = verify(timm_mixer(SMALL), JeonsworldMixer(SMALL), image=IMAGE)
     assert report.verdict == "equivalent"
-    report = verify(TutorialMixer(CONFIG), timm_mixer(CONFIG), image=IMAGE)
+    report = verify(TutorialMixer(SMALL), timm_mixer(SMALL), image=IMAGE)
     assert [(cause.name, cause.found, cause.expected) for cause in report.causes] == [
         ("layer_norm_eps", "1e-05", "1e-06")
     ]
@@ -99,22 +99,22 @@ class Detached(PortMixer):
 
 
 def test_the_same_outputs_with_other_gradients_are_not_equivalent() -> None:
-    report = verify(Detached(CONFIG), image=IMAGE)
+    report = verify(Detached(SMALL), image=IMAGE)
     assert report.verdict == "different"
     assert report.residual is not None
     assert report.residual <= 1e-12
     assert report.gradients is not None
     assert report.gradients.worst in ("stem/kernel", "stem/bias")
     assert "the gradients differ by" in report.reasons[0]
-    assert verify(Detached(CONFIG), image=IMAGE, gradients=False).verdict == "equivalent"
+    assert verify(Detached(SMALL), image=IMAGE, gradients=False).verdict == "equivalent"
 
 
 @pytest.mark.parametrize("name", ["tied blocks, shared norm", "linear stem without bias"])
 def test_gradients_of_what_is_in_common_are_summed(name: str) -> None:
-    report = verify(PortMixer(CONFIG, **PORTS[name]), image=IMAGE)
+    report = verify(PortMixer(SMALL, **PORTS[name]), image=IMAGE)
     assert report.gradients is not None
     assert report.gradients.residual <= report.gradients.threshold
-    assert report.gradients.count == len(list(PortMixer(CONFIG, **PORTS[name]).parameters()))
+    assert report.gradients.count == len(list(PortMixer(SMALL, **PORTS[name]).parameters()))
 
 
 def test_gradients_of_our_models_agree() -> None:
@@ -132,7 +132,7 @@ def test_what_is_no_mixer_is_said_to_be_none(model: nn.Module) -> None:
         layout_of(model, (3, 5, 5))
 
 
-@pytest.mark.nightly
+@pytest.mark.soundness
 @pytest.mark.parametrize("name", ["gmixer_12_224", "resmlp_12_224", "vit_tiny_patch16_224", "resnet10t"])
 def test_timm_s_other_models_are_no_mixers(name: str) -> None:
     report = verify(import_timm().create_model(name))
@@ -140,7 +140,7 @@ def test_timm_s_other_models_are_no_mixers(name: str) -> None:
     assert report.reasons
 
 
-@pytest.mark.nightly
+@pytest.mark.soundness
 def test_the_real_b_16_of_timm_differs_in_its_activation_alone() -> None:
     report = verify(import_timm().create_model("mixer_b16_224"))
     assert report.verdict == "equivalent_under"

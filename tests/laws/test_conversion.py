@@ -31,7 +31,7 @@ from mixer_equiv.layouts import LAYOUTS, LINEN, TORCH, Layout
 from mixer_equiv.layouts.natural import natural
 from mixer_equiv.random_weights import draw_images, draw_params
 from mixer_equiv.testing.strategies import DTYPES, FEW_CONFIGS, configs, layouts, params
-from tests.support.mixers import COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX
+from tests.support.mixers import COMPILED, FUZZ, POLICY, SEEDS, SOME_FLAX
 from tests.support.structures import (
     JeonsworldMixer,
     LucidrainsMixer,
@@ -124,7 +124,7 @@ STRUCTURES: dict[str, Callable[[MixerConfig], torch.nn.Module]] = {
 }
 OFFICIAL = tuple(
     config.replace(activation="gelu_tanh")
-    for config in (FEW_CONFIGS if NIGHTLY else FEW_CONFIGS[:1])
+    for config in (FEW_CONFIGS if FUZZ else FEW_CONFIGS[:1])
     if config.num_classes
 )
 
@@ -197,7 +197,7 @@ def test_conversion_commutes_with_gradients(layout: str, config: MixerConfig, se
 @given(
     optimiser=st.sampled_from(OPTIMISERS),
     torch_program=st.sampled_from(TORCH_FUNCTIONS),
-    flax_program=st.sampled_from(FLAX_FUNCTIONS if NIGHTLY else SOME_FLAX),
+    flax_program=st.sampled_from(FLAX_FUNCTIONS if FUZZ else SOME_FLAX),
     config=st.sampled_from(COMPILED),
     seed=SEEDS,
 )

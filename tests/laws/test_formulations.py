@@ -37,7 +37,7 @@ from mixer_equiv.models.torch import formulations as torch_formulations
 from mixer_equiv.models.torch import layers as torch_layers
 from mixer_equiv.models.torch.layers import Mixing
 from mixer_equiv.testing.strategies import FEW_CONFIGS
-from tests.support.mixers import ANY_CONFIG, COMPILED, NIGHTLY, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
+from tests.support.mixers import ANY_CONFIG, COMPILED, FUZZ, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
 
 pytestmark = pytest.mark.usefixtures("full_precision")
 
@@ -134,7 +134,7 @@ def assert_apart_by_rounding_alone(mixer: Mixer) -> None:
 
 
 def large_means(fast: bool) -> st.SearchStrategy[Mixer]:
-    programs = [dataclasses.replace(program, fast=fast) for program in (FLAX_FUNCTIONS if NIGHTLY else SOME_FLAX[:2])]
+    programs = [dataclasses.replace(program, fast=fast) for program in (FLAX_FUNCTIONS if FUZZ else SOME_FLAX[:2])]
     nnx = dataclasses.replace(NNX_FUNCTION, fast=fast)
     return st.builds(Mixer, st.sampled_from([*programs, nnx]), st.sampled_from(COMPILED), SEEDS, st.just("large_mean"))
 

@@ -14,10 +14,10 @@ from benchmarks.residuals import DEEP_CONFIGS, make_draws
 from mixer_equiv import Checkpoint, MixerConfig, save, verify
 from mixer_equiv.cli import app
 from mixer_equiv.testing.strategies import configs
-from tests.support.mixers import NIGHTLY
+from tests.support.mixers import FUZZ
 from tests.support.structures import OwnMixer, PortMixer
 
-COUNTS = [pytest.param(2, id="few"), pytest.param(2000, id="2000", marks=pytest.mark.nightly)]
+COUNTS = [pytest.param(2, id="few"), pytest.param(2000, id="2000", marks=pytest.mark.soundness)]
 
 
 def test_the_configs_are_eight_of_twelve_blocks() -> None:
@@ -36,7 +36,7 @@ def test_right_programs_are_never_called_different(count: int) -> None:
     assert alarms == []
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, id="few"), pytest.param(160, id="160", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("count", [pytest.param(1, id="few"), pytest.param(160, id="160", marks=pytest.mark.soundness)])
 def test_a_right_model_of_somebody_else_is_never_called_different(count: int) -> None:
     alarms = []
     for seed, (config, params, images) in enumerate(make_draws(count)):
@@ -76,7 +76,7 @@ def test_right_models_of_one_unit_are_found(seed: int) -> None:
     assert is_found(SATURATED[seed], seed)
 
 
-@settings(max_examples=200 if NIGHTLY else 10)
+@settings(max_examples=200 if FUZZ else 10)
 @given(
     configs(min_dim=2, max_blocks=3, min_hidden_dim=3, activation="gelu_tanh", layer_norm_eps=1e-6), st.integers(0, 99)
 )
@@ -84,7 +84,7 @@ def test_right_models_of_any_small_size_are_found(config: MixerConfig, seed: int
     assert is_found(config.replace(num_classes=config.num_classes or 2), seed)
 
 
-@pytest.mark.parametrize("config", [DEEP_CONFIGS[0], pytest.param(DEEP_CONFIGS[3], marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("config", [DEEP_CONFIGS[0], pytest.param(DEEP_CONFIGS[3], marks=pytest.mark.soundness)])
 def test_the_command_line_says_the_same(tmp_path: Path, config: MixerConfig) -> None:
     for seed, (drawn, params, _) in enumerate(make_draws(16)):
         if drawn == config:

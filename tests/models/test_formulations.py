@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,18 @@ def in_flax(
 FRAMEWORKS = {"torch": in_torch, "flax": in_flax}
 
 
+@cache
+def reference_taps_and_official_gradients() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    params, images = random_params(CONFIG, 0), random_images(CONFIG, 0)[:2]
+    return run_reference(CONFIG, params, images), in_torch(CONFIG, Formulation(), params, images)[1]
+
+
+@cache
+def initial_weights(formulation: Formulation) -> Any:
+    images = np.zeros((1, *CONFIG.image_hw, CONFIG.in_channels), np.float32)
+    return FlaxMixer(CONFIG, formulation).init(jax.random.key(0), images)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
 def test_every_formulation_is_the_reference_with_the_gradients_of_the_official_one(
@@ -80,9 +93,8 @@ def test_every_formulation_is_the_reference_with_the_gradients_of_the_official_o
 ) -> None:
     params, images = random_params(CONFIG, 0), random_images(CONFIG, 0)[:2]
     taps, gradients = FRAMEWORKS[framework](CONFIG, formulation, params, images)
-    reference = run_reference(CONFIG, params, images)
+    reference, official = reference_taps_and_official_gradients()
     assert max(residual(taps[name], tap) for name, tap in reference.items()) <= 1e-14
-    _, official = in_torch(CONFIG, Formulation(), params, images)
     assert max(gradient_residuals(gradients, official).values()) <= 1e-12
 
 
@@ -95,9 +107,7 @@ def test_there_are_all_combinations() -> None:
 
 @pytest.mark.parametrize("formulation", FORMULATIONS, ids=str)
 def test_flax_models_start_from_the_same_weights_in_every_formulation(formulation: Formulation) -> None:
-    images = np.zeros((1, *CONFIG.image_hw, CONFIG.in_channels), np.float32)
-    key = jax.random.key(0)
-    official, other = (FlaxMixer(CONFIG, f).init(key, images) for f in (Formulation(), formulation))
+    official, other = initial_weights(Formulation()), initial_weights(formulation)
     assert jax.tree.structure(official) == jax.tree.structure(other)
     assert jax.tree.all(jax.tree.map(np.array_equal, official, other))
 

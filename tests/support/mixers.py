@@ -18,10 +18,10 @@ from mixer_equiv.random_weights import draw_images, draw_params
 from mixer_equiv.testing.strategies import FEW_CONFIGS, configs
 
 POLICY = Policy()
-NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+FUZZ = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"
 
-# What JAX compiles for: all of it nightly.
-COMPILED = FEW_CONFIGS if NIGHTLY else FEW_CONFIGS[:1]
+# The configs for which JAX compiles: all of them in `make fuzz`.
+COMPILED = FEW_CONFIGS if FUZZ else FEW_CONFIGS[:1]
 SOME_FLAX = tuple(
     ModelFunction("flax", formulation)
     for formulation in (Formulation(), CONVOLUTIONAL, Formulation("linear", "depthwise_conv", "linear"))
@@ -68,9 +68,7 @@ def mixers(programs: tuple[ModelFunction, ...], of: st.SearchStrategy[MixerConfi
 MIXERS = {
     "reference": mixers((REFERENCE,), ANY_CONFIG),
     "torch": mixers(TORCH_FUNCTIONS, ANY_CONFIG),
-    "flax": mixers(
-        (*FLAX_FUNCTIONS, NNX_FUNCTION) if NIGHTLY else (*SOME_FLAX, NNX_FUNCTION), st.sampled_from(COMPILED)
-    ),
+    "flax": mixers((*FLAX_FUNCTIONS, NNX_FUNCTION) if FUZZ else (*SOME_FLAX, NNX_FUNCTION), st.sampled_from(COMPILED)),
 }
 
 

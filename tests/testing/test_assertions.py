@@ -13,7 +13,7 @@ from mixer_equiv import (
     assert_equivalent,
     compare,
 )
-from tests.support.sizes import CONFIG, IMAGE
+from tests.support.sizes import IMAGE, SMALL
 from tests.support.structures import (
     PortMixer,
     TutorialMixer,
@@ -22,15 +22,15 @@ from tests.support.structures import (
 
 
 def test_assert_equivalent_returns_the_report_or_fails_with_it() -> None:
-    assert assert_equivalent(PortMixer(CONFIG), image=IMAGE, gradients=False).equivalent
-    model = timm_mixer(CONFIG)
+    assert assert_equivalent(PortMixer(SMALL), image=IMAGE, gradients=False).equivalent
+    model = timm_mixer(SMALL)
     with pytest.raises(AssertionError, match=r"not equivalent\n") as caught:
         assert_equivalent(model, image=IMAGE, gradients=False)
     assert "activation" in str(caught.value)
-    assert "24 of 24 MLPs" in str(caught.value)
+    assert "4 of 4 MLPs" in str(caught.value)
     assert_equivalent(model, image=IMAGE, gradients=False, under=["activation"])
     with pytest.raises(AssertionError, match=r"not equivalent under activation\n"):
-        assert_equivalent(TutorialMixer(CONFIG), image=IMAGE, gradients=False, under=["activation"])
+        assert_equivalent(TutorialMixer(SMALL), image=IMAGE, gradients=False, under=["activation"])
 
 
 finite = st.floats(-1e3, 1e3, allow_nan=False)

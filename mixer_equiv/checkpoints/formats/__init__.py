@@ -19,10 +19,10 @@ from mixer_equiv.checkpoints.formats.npz import NPZ
 from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
 from mixer_equiv.checkpoints.formats.safetensors import SAFETENSORS
 from mixer_equiv.checkpoints.formats.sharded import SHARDED, parse_size, sharded_path, write_sharded
-from mixer_equiv.checkpoints.formats.torch_zip import TORCH
+from mixer_equiv.checkpoints.formats.torch_zip import TORCH_ZIP
 from mixer_equiv.errors import CheckpointError
 
-FORMATS = (NPZ, SAFETENSORS, TORCH, MSGPACK, ORBAX, SHARDED)
+FORMATS = (NPZ, SAFETENSORS, TORCH_ZIP, MSGPACK, ORBAX, SHARDED)
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 _ANY_FORMATS_DAMAGE = tuple({error for file_format in FORMATS for error in file_format.damage})
 

@@ -138,4 +138,4 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framewor
 
 
 # Among these is RuntimeError, which torch raises for anything that a tensor cannot do.
-TORCH = FileFormat("torch", (".pt", ".pth", ".bin"), _recognise, _read, _write, damage=ZIP_DAMAGE)
+TORCH_ZIP = FileFormat("torch", (".pt", ".pth", ".bin"), _recognise, _read, _write, damage=ZIP_DAMAGE)

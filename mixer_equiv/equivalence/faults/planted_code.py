@@ -166,10 +166,10 @@ def _pool(function: Callable[[Tensor], Tensor]) -> PlantedCode:
     return PlantedCode("pooling", {"mean": _elementwise(function)})
 
 
-Change = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+StreamChange = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
-def _before(name: str, change: Change) -> dict[str, Doing]:
+def _before(name: str, change: StreamChange) -> dict[str, Doing]:
     """Insert an operation, which is given the model's weights, before the linear step of this name."""
 
     def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
@@ -178,7 +178,7 @@ def _before(name: str, change: Change) -> dict[str, Doing]:
     return _only(name, "linear", doing)
 
 
-def _on_branch(name: str, change: Change) -> dict[str, Doing]:
+def _on_branch(name: str, change: StreamChange) -> dict[str, Doing]:
     """Insert an operation on the branch that the step of this name adds to the stream."""
 
     def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:

@@ -62,9 +62,9 @@ def find_mixer(
         config=config,
         layout=layout,
         sources={
-            name: ParameterPlace.of(use, tokens)
-            for name, use in match.assignments.items()
-            if not isinstance(use, UnknownParameter)
+            name: ParameterPlace.of(assigned, tokens)
+            for name, assigned in match.assignments.items()
+            if not isinstance(assigned, UnknownParameter)
         },
         residual=match.residual,
         stages=dict(_stages(match, tokens)),
@@ -182,10 +182,14 @@ _OPERATIONS = {
 def _sizes(found: ProgramMatch) -> tuple[dict[str, int], list[str]]:
     """The size of every axis, and a sentence for each on which parameters disagree."""
     holders: dict[str, dict[int, list[str]]] = {}
-    for parameter, use in _used(found):
-        sizes = use.sizes if use.second_layer is None else (*use.sizes[:-1], use.second_layer[0].sizes[-1])
+    for parameter, assigned in _assigned_operands(found):
+        sizes = (
+            assigned.sizes
+            if assigned.second_layer is None
+            else (*assigned.sizes[:-1], assigned.second_layer[0].sizes[-1])
+        )
         for axis, size in zip(parameter.axes, sizes, strict=False):
-            if len(parameter.axes) == len(use.sizes):
+            if len(parameter.axes) == len(assigned.sizes):
                 holders.setdefault(axis, {}).setdefault(size, []).append(parameter.name)
     conflicts = [
         f"{axis} is {' and '.join(f'{size} in {names[0]}' for size, names in by_size.items())}, and should be one"
@@ -195,7 +199,7 @@ def _sizes(found: ProgramMatch) -> tuple[dict[str, int], list[str]]:
     return {axis: max(by_size, key=lambda size: len(by_size[size])) for axis, by_size in holders.items()}, conflicts
 
 
-def _used(found: ProgramMatch) -> Iterator[tuple[Parameter, AssignedOperand]]:
+def _assigned_operands(found: ProgramMatch) -> Iterator[tuple[Parameter, AssignedOperand]]:
     for step in found.program.steps:
         for parameter in step.parameters:
             assignment = found.assignments.get(parameter.name)

@@ -33,16 +33,16 @@ def layout_found(found: ProgramMatch, trace: Trace, config: MixerConfig, name: s
     names: dict[str, tuple[str, str]] = {}
     computed = []
     for canonical, binding in LINEN.bindings(config.num_blocks, head=config.num_classes > 0).items():
-        use, axes = found.assignments[canonical], binding.row.canonical_axes
-        if isinstance(use, AbsentParameter):
+        assigned, axes = found.assignments[canonical], binding.row.canonical_axes
+        if isinstance(assigned, AbsentParameter):
             names[canonical] = ABSENT, axes
-        if not isinstance(use, AssignedOperand):
+        if not isinstance(assigned, AssignedOperand):
             continue
-        own = None if use.second_layer is not None else _name_of(use.operand, trace)
+        own = None if assigned.second_layer is not None else _name_of(assigned.operand, trace)
         if own is not None:
-            names[canonical] = own, _pattern(axes, use, own, trace)
+            names[canonical] = own, _pattern(axes, assigned, own, trace)
         else:
-            computed.append(f"{canonical} is computed from {', '.join(sorted(use.operand.leaves))}")
+            computed.append(f"{canonical} is computed from {', '.join(sorted(assigned.operand.leaves))}")
     used = {foreign.partition("[")[0] for foreign, _ in names.values()}
     hidden = [own for own in trace.hidden if own in used]
     untold = f"not in the state_dict, so that loading leaves them as they are: {summarize(hidden, 2, '; ')}"
@@ -89,13 +89,15 @@ def _place_in(whole: np.ndarray, part: np.ndarray) -> str | None:
     return next((f"[{i}]{place}" for i, place in places if place is not None), None)
 
 
-def _pattern(canonical_axes: str, use: AssignedOperand, own: str, trace: Trace) -> str:
+def _pattern(canonical_axes: str, assigned: AssignedOperand, own: str, trace: Trace) -> str:
     """The einops pattern from the canonical axes to those of the parameter in its own shape."""
     axes = canonical_axes.split()
     whole, *indices = own.split("[")
-    shape = list(trace.parameters.get(whole, use.operand.array.shape)[len(indices) :])
+    shape = list(trace.parameters.get(whole, assigned.operand.array.shape)[len(indices) :])
     ordered = (
-        [(axes[i], use.sizes[i]) for i in use.order] if len(use.sizes) == len(axes) else [(axes[0], use.operand.size)]
+        [(axes[i], assigned.sizes[i]) for i in assigned.order]
+        if len(assigned.sizes) == len(axes)
+        else [(axes[0], assigned.operand.size)]
     )
     groups = []
     for size in shape:

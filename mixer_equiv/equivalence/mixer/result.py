@@ -53,11 +53,15 @@ class ParameterPlace:
     tokens: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, use: KnownAssignment, tokens: tuple[int, ...] | None = None) -> ParameterPlace:
-        then = None if use.second_layer is None else (cls.of(use.second_layer[0]), cls.of(use.second_layer[1]))
-        if isinstance(use, AssignedOperand):
-            return cls(use.operand.number, use.order, use.sizes, then, tokens)
-        return cls(None, (0,), use.sizes, then, tokens)
+    def of(cls, assigned: KnownAssignment, tokens: tuple[int, ...] | None = None) -> ParameterPlace:
+        then = (
+            None
+            if assigned.second_layer is None
+            else (cls.of(assigned.second_layer[0]), cls.of(assigned.second_layer[1]))
+        )
+        if isinstance(assigned, AssignedOperand):
+            return cls(assigned.operand.number, assigned.order, assigned.sizes, then, tokens)
+        return cls(None, (0,), assigned.sizes, then, tokens)
 
     def array(self, trace: Trace, axes: tuple[str, ...], neutral: float) -> np.ndarray:
         """The parameter in the official order of its `axes`."""

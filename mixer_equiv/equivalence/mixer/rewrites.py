@@ -16,7 +16,7 @@ from mixer_equiv.operations import Step
 
 def relocated(found: ProgramMatch, deviations: tuple[Deviation, ...], trace: Trace) -> dict[str, Assignment]:
     """Assignments by parameter, where those of a LayerNorm that stands elsewhere are put into its own place."""
-    uses = dict(found.assignments)
+    assignments = dict(found.assignments)
     moved = [d for d in deviations if d.what in ("post_norm", "norm_after_pool")]
     norms = [step for step in found.program.steps if step.operation == "layer_norm"]
     for deviation in moved:
@@ -26,10 +26,10 @@ def relocated(found: ProgramMatch, deviations: tuple[Deviation, ...], trace: Tra
         ]
         if len(extra) == 2:
             places = norms if deviation.what == "post_norm" else norms[-1:]
-            held = [[uses[parameter.name] for parameter in step.parameters] for step in places[1:]] + [extra]
+            held = [[assignments[parameter.name] for parameter in step.parameters] for step in places[1:]] + [extra]
             for step, own in zip(places, held, strict=True):
-                uses.update(zip((parameter.name for parameter in step.parameters), own, strict=True))
-    return uses
+                assignments.update(zip((parameter.name for parameter in step.parameters), own, strict=True))
+    return assignments
 
 
 def folded(
@@ -63,18 +63,18 @@ def _second_layer(found: WholeMatch, deviation: Insertion) -> tuple[WholeMatch, 
     before = _before(found, deviation)
     if deviation.what != "linear" or before is None or before.operation != "linear":
         return None
-    uses = dict(found.assignments)
+    assignments = dict(found.assignments)
     for parameter in before.parameters:
         kernel, bias = deviation.assignments
-        use = uses[parameter.name]
-        if not isinstance(use, UnknownParameter):
-            uses[parameter.name] = dataclasses.replace(use, second_layer=(kernel, bias))
+        assigned = assignments[parameter.name]
+        if not isinstance(assigned, UnknownParameter):
+            assignments[parameter.name] = dataclasses.replace(assigned, second_layer=(kernel, bias))
     place = found.program.steps.index(before) + 1
     found = dataclasses.replace(
         found, before_insertion={p: pair for p, pair in found.before_insertion.items() if p != place}
     )
     notice = f"two affine layers in a row are taken as one: {before.name}, and {deviation.parameters[0]}"
-    return dataclasses.replace(found, assignments=uses), notice
+    return dataclasses.replace(found, assignments=assignments), notice
 
 
 def _affine_after_mean(found: WholeMatch, deviation: Insertion) -> tuple[WholeMatch, str] | None:
@@ -85,9 +85,9 @@ def _affine_after_mean(found: WholeMatch, deviation: Insertion) -> tuple[WholeMa
     names = [parameter.name for parameter in norm.parameters]
     if norm.operation != "layer_norm" or any(isinstance(found.assignments[name], AssignedOperand) for name in names):
         return None
-    uses = {**found.assignments, **dict(zip(names, deviation.assignments, strict=True))}
+    assignments = {**found.assignments, **dict(zip(names, deviation.assignments, strict=True))}
     notice = "the scale and bias of the last LayerNorm stand behind the mean"
-    return dataclasses.replace(found, assignments=uses), notice
+    return dataclasses.replace(found, assignments=assignments), notice
 
 
 def _head_before_mean(found: WholeMatch, deviation: Insertion) -> tuple[WholeMatch, str] | None:
@@ -99,10 +99,12 @@ def _head_before_mean(found: WholeMatch, deviation: Insertion) -> tuple[WholeMat
         for program in official_programs(DEEPEST)
         if len(program.steps) == len(found.program.steps) + 1 and program.steps[:-1] == found.program.steps
     )
-    uses = dict(zip((parameter.name for parameter in program.steps[-1].parameters), deviation.assignments, strict=True))
+    assignments = dict(
+        zip((parameter.name for parameter in program.steps[-1].parameters), deviation.assignments, strict=True)
+    )
     seen = (*found.seen[:-2], None, None, found.seen[-1])
     values = (*found.values, found.values[-1])
     changed = dataclasses.replace(
-        found, program=program, assignments={**found.assignments, **uses}, values=values, seen=seen
+        found, program=program, assignments={**found.assignments, **assignments}, values=values, seen=seen
     )
     return changed, "the head stands before the mean"

@@ -51,14 +51,14 @@ def assert_explained(report: Report, fault: str, config: MixerConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [SMALL, pytest.param(EQUAL, marks=pytest.mark.nightly)], ids=["all different", "all equal"]
+    "config", [SMALL, pytest.param(EQUAL, marks=pytest.mark.soundness)], ids=["all different", "all equal"]
 )
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_has_its_verdict_and_is_named(fault: str, config: MixerConfig) -> None:
     assert_explained(verified(config, (fault,)), fault, config)
 
 
-@pytest.mark.nightly
+@pytest.mark.soundness
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fault", FAULTS)
@@ -167,7 +167,7 @@ def test_strange_writings_of_the_official_function_are_seen_to_be_it(name: str) 
 
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(size, marks=pytest.mark.nightly) for size in (EIGHT, ONE_BLOCK)],
+    [pytest.param(size, marks=pytest.mark.soundness) for size in (EIGHT, ONE_BLOCK)],
     ids=["all sizes 8", "one block"],
 )
 @pytest.mark.parametrize("name", [name for name in FOREIGN if name != "vmap"])
@@ -228,7 +228,7 @@ DEVIANT_SIZES = {"tiny": SMALL, **{name: SIZES[name] for name in ("digits", "B/1
 
 
 @pytest.mark.parametrize(
-    "size", [pytest.param(size, marks=[pytest.mark.nightly] * (size != "tiny")) for size in DEVIANT_SIZES]
+    "size", [pytest.param(size, marks=[pytest.mark.soundness] * (size != "tiny")) for size in DEVIANT_SIZES]
 )
 @pytest.mark.parametrize("name", DEVIATIONS)
 def test_what_nobody_listed_is_different_and_no_wrong_cause_is_named(name: str, size: str) -> None:

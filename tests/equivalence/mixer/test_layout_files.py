@@ -60,7 +60,7 @@ UNUSUAL = ("Conv1d of kernel 1", "stacked", "stacked, unbind", "parameters in a 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in UNUSUAL else pytest.mark.nightly)
+        pytest.param(name, marks=() if name in UNUSUAL else pytest.mark.soundness)
         for name in FOREIGN
         if name not in WITHOUT_LAYOUT
     ],

@@ -24,7 +24,7 @@ SOURCE = """
     from mixer_equiv import MixerConfig
 
     class Mixer(PortMixer):
-        def __init__(self, image_size, depth=12):
+        def __init__(self, image_size, depth=2):
             super().__init__(MixerConfig(
                 num_classes=7, num_blocks=depth, patch_size=4, image_size=image_size, hidden_dim=20,
                 tokens_mlp_dim=11, channels_mlp_dim=26, in_channels=3,

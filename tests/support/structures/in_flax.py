@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import flax.linen as linen
@@ -44,8 +45,13 @@ def run_scenic(config: MixerConfig, params: dict[str, np.ndarray], images: np.nd
 
 def _run(model: linen.Module, params: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     with jax.enable_x64(True):
-        apply = cheap_jit(lambda params, images: model.apply({"params": params}, images))
-        return np.asarray(apply(unflatten({name: a.astype(np.float64) for name, a in params.items()}), images))
+        return np.asarray(_jitted(model)(unflatten({name: a.astype(np.float64) for name, a in params.items()}), images))
+
+
+@lru_cache(maxsize=64)
+def _jitted(model: linen.Module) -> Any:
+    """The model compiled, and kept for other weights and images."""
+    return cheap_jit(lambda params, images: model.apply({"params": params}, images))
 
 
 # How a block's two LayerNorms may be numbered, where string order and numeric order may differ.
