@@ -50,7 +50,7 @@ def _read(path: Path) -> Contents:
                 if info.compress_type != zipfile.ZIP_STORED:
                     header = _header(path, name, member, info.file_size)
                     read = partial(_inflate, file, info.filename)
-                    arrays[name] = StoredArray(header.shape, header.dtype, read, path, ANY_DAMAGE)
+                    arrays[name] = StoredArray(header.shape, header.dtype, read, path)
                     continue
             start = _start(stream, info)
             header = _header(path, name, stream, start + info.file_size)
@@ -76,7 +76,12 @@ def _start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
 
 def _inflate(file: File, name: str) -> np.ndarray:
     """Read a compressed member to its end, where zipfile checks the CRC."""
-    with file.open() as stream, zipfile.ZipFile(stream) as archive, archive.open(name) as member:
+    with (
+        file.open() as stream,
+        refuse_damage(file.path, ANY_DAMAGE),
+        zipfile.ZipFile(stream) as archive,
+        archive.open(name) as member,
+    ):
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
