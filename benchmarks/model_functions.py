@@ -20,7 +20,7 @@ from benchmarks.xla_options import cheap_jit
 from mixer_equiv import Formulation, MixerConfig, operations
 from mixer_equiv.arrays.interop import flatten, unflatten
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.equivalence.sides.frameworks import stage_names
+from mixer_equiv.equivalence.sides.runners import stage_names
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.layouts import LINEN, TORCH
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer

@@ -302,10 +302,10 @@ VIOLATIONS = {
         "models.torch.model",
         "def f():\n    from mixer_equiv.models import nnx",
     ),
-    "The torch model knows no JAX": ("models.torch.layers", "def f():\n    import jax"),
+    "The torch model knows no JAX": ("models.torch.replacement_layers", "def f():\n    import jax"),
     "The Flax models know no torch": ("models.nnx", "def f():\n    import torch"),
     "The NumPy model knows no framework": ("models.numpy", "def f():\n    from flax import linen"),
-    "The matcher knows no Mixer": ("equivalence.match.parameters", "from mixer_equiv.config import MixerConfig"),
+    "The matcher knows no Mixer": ("equivalence.match.parameter_search", "from mixer_equiv.config import MixerConfig"),
     "Diagnosis does not know the faults that are planted": (
         "equivalence.judge.causes",
         "def f():\n    from mixer_equiv.equivalence.faults import planted_code",

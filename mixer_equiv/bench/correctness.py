@@ -23,7 +23,7 @@ from mixer_equiv.bench.cells import Cell
 from mixer_equiv.bench.contestants import Entry
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.policy import Policy, gradient_residuals, residual
-from mixer_equiv.equivalence.sides.frameworks import run_reference
+from mixer_equiv.equivalence.sides.runners import run_reference
 
 THRESHOLDS = Policy()
 

@@ -105,7 +105,7 @@ def describe_instruction_set() -> str:
     """
     torch = sys.modules.get("torch")
     if torch:
-        from mixer_equiv.models.torch.processor import instruction_set
+        from mixer_equiv.models.torch.kernel_choice import instruction_set
 
         vectors = instruction_set()
         has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

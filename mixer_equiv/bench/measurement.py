@@ -89,7 +89,7 @@ class EntryTiming(MixerTiming):
 
     `memory` is the most bytes that a call takes beyond weights and inputs, None where the system cannot tell.
     `compile_seconds` is the time by which the first call was longer than the others. `kernels` names the kernels of
-    ours by which it ran on this processor (`mixer_equiv.models.torch.inference`), None where there is no choice.
+    ours by which it ran on this processor (`mixer_equiv.models.torch.fast_mlp`), None where there is no choice.
     """
 
     ours: bool

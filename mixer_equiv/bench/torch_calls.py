@@ -19,7 +19,7 @@ from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.record.precision import no_tf32
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LAYOUTS, LINEN
-from mixer_equiv.models.torch import inference as torch_inference
+from mixer_equiv.models.torch import fast_mlp
 from mixer_equiv.models.torch.formulations import CHANNEL_MIXINGS, TOKEN_MIXINGS
 from mixer_equiv.models.torch.packed import packed_product
 
@@ -136,7 +136,7 @@ class TorchCall:
             return str(self.run.kernels)
         dtype = getattr(torch, cell.storage)
         fast = (cell.device, cell.mode, self.execution) == ("cpu", "inference", "plain")
-        fast = fast and dtype in torch_inference.FAST_DTYPES
+        fast = fast and dtype in fast_mlp.FAST_DTYPES
         if not (fast and self.entry.contestant.ours):
             return None
         formulation, config = self.entry.formulation, cell.config
@@ -145,7 +145,7 @@ class TorchCall:
             (CHANNEL_MIXINGS[formulation.channels], config.num_tokens * config.channels_mlp_dim),
         )
         kernels = [
-            torch_inference.choose_path(mixing, dtype, config.activation, cell.batch * elements) or "layers"
+            fast_mlp.choose_path(mixing, dtype, config.activation, cell.batch * elements) or "layers"
             for mixing, elements in mixings
         ]
         return kernels[0] if kernels[0] == kernels[1] else f"{kernels[0]} for tokens, {kernels[1]} for channels"

@@ -21,7 +21,7 @@ from mixer_equiv.equivalence.sides.adapters import foreign_model_of
 from mixer_equiv.equivalence.sides.base import Image
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
-from mixer_equiv.equivalence.sides.search import search
+from mixer_equiv.equivalence.sides.mixer_search import search
 from mixer_equiv.equivalence.sides.weights import checkpoint_of
 from mixer_equiv.errors import (
     ConfigError,

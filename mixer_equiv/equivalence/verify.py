@@ -16,13 +16,19 @@ import numpy as np
 from mixer_equiv.arrays.interop import to_numpy
 from mixer_equiv.checkpoints.differences import port_faults
 from mixer_equiv.config import MixerConfig, as_image, size_differences
-from mixer_equiv.equivalence.judge.adequacy import visible
 from mixer_equiv.equivalence.judge.causes import round_trip_causes, weight_causes
 from mixer_equiv.equivalence.judge.decide import explained, judge, trained_apart, with_gradients
 from mixer_equiv.equivalence.judge.evidence import Evidence, gather
 from mixer_equiv.equivalence.judge.gradients import common_space, compare_gradients
-from mixer_equiv.equivalence.judge.summary import not_found, of_other_sizes, of_other_weights, report_of, sides_of
+from mixer_equiv.equivalence.judge.report_assembly import (
+    not_found,
+    of_other_sizes,
+    of_other_weights,
+    report_of,
+    sides_of,
+)
 from mixer_equiv.equivalence.judge.training import compare_training
+from mixer_equiv.equivalence.judge.visible_faults import visible
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import on_device

@@ -18,13 +18,12 @@ from mixer_equiv.bench.correctness import Checker, Correctness
 from mixer_equiv.bench.measurement import BASELINE_AGAIN, EntryTiming, Refusal, fresh_compiler_for, measure_cells
 from mixer_equiv.models.flax import activations as jax_activations
 from mixer_equiv.models.torch import activations as torch_activations
-from mixer_equiv.models.torch import fused as torch_fused
-from mixer_equiv.models.torch import inference as torch_inference
+from mixer_equiv.models.torch import fast_mlp, fused_onednn
 from mixer_equiv.models.torch import packed as torch_packed
 from mixer_equiv.models.torch import packed_blas as torch_packed_blas
 from mixer_equiv.models.torch import packed_onednn as torch_packed_onednn
-from mixer_equiv.models.torch.inference import multiplies_bfloat16
-from mixer_equiv.models.torch.processor import KERNELS
+from mixer_equiv.models.torch.fast_mlp import multiplies_bfloat16
+from mixer_equiv.models.torch.kernel_choice import KERNELS
 from tests.support.cells import EAGER, JITTED, SMALL, small_bench
 
 
@@ -91,10 +90,10 @@ def test_a_wrong_program_is_refused_and_not_timed(mode: str) -> None:
 def plant_another_gelu(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a slightly different GELU into these kernels of ours, and have them used."""
     by_dtype = {torch.float32: kernels, torch.bfloat16: "float32" if kernels == "blas" else kernels}
-    monkeypatch.setattr(torch_inference, "choose_path", lambda mixing, dtype, *_: by_dtype[dtype])
+    monkeypatch.setattr(fast_mlp, "choose_path", lambda mixing, dtype, *_: by_dtype[dtype])
     monkeypatch.setattr(torch_packed, "kernels_for", lambda *arguments: kernels)
     monkeypatch.setattr(torch_activations, "_CUBIC", 0.0448)
-    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+    monkeypatch.setitem(fused_onednn.POST_OPS, "gelu_tanh", fused_onednn.POST_OPS["gelu"])
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -18,14 +18,14 @@ from mixer_equiv.bench.cells import Cell
 from mixer_equiv.bench.contestants import CONTESTANTS, Entry
 from mixer_equiv.bench.measurement import BASELINE_AGAIN, BenchResult, _affordable_product, measure_cells
 from mixer_equiv.bench.timing import paired_ratio
-from mixer_equiv.models.torch import inference as torch_inference
+from mixer_equiv.models.torch import fast_mlp
 from mixer_equiv.models.torch import packed as torch_packed
-from mixer_equiv.models.torch.processor import preferred_kernels
+from mixer_equiv.models.torch.kernel_choice import preferred_kernels
 from tests.support.cells import SMALL, small_bench
 
 
 def test_the_kernels_of_a_row_are_told_where_they_are_not_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_inference, "choose_path", lambda *_: "blas")
+    monkeypatch.setattr(fast_mlp, "choose_path", lambda *_: "blas")
     monkeypatch.setattr(torch_packed, "kernels_for", lambda *arguments: "blas")
     names = "torch", "torch packed", "timm", "flax"
     plain = export.to_dict(small_bench([Entry(name) for name in names]))
@@ -38,7 +38,7 @@ def test_the_kernels_of_a_row_are_told_where_they_are_not_onednns(monkeypatch: p
     ]
     assert export.note_lines(plain) == noted
     assert all(note in export.to_markdown(plain) for note in noted)
-    monkeypatch.setattr(torch_inference, "choose_path", lambda mixing, *_: "onednn" if mixing.axis == -1 else "blas")
+    monkeypatch.setattr(fast_mlp, "choose_path", lambda mixing, *_: "onednn" if mixing.axis == -1 else "blas")
     call = make_call(Entry("torch", Formulation(tokens="conv1d")), Cell(SMALL), 0)
     assert call.kernels() == "blas for tokens, onednn for channels"
     monkeypatch.undo()

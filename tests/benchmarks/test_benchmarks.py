@@ -25,13 +25,12 @@ from mixer_equiv.bench.environment import Machine
 from mixer_equiv.bench.measurement import measure_cells
 from mixer_equiv.bench.peers_torch import TutorialMixer
 from mixer_equiv.equivalence.policy import residual
-from mixer_equiv.equivalence.sides.frameworks import run_reference
+from mixer_equiv.equivalence.sides.runners import run_reference
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.formulation import TOKENS_CHOICES
 from mixer_equiv.models.torch import activations as torch_activations
+from mixer_equiv.models.torch import fast_mlp, fused_onednn
 from mixer_equiv.models.torch import formulations as torch_formulations
-from mixer_equiv.models.torch import fused as torch_fused
-from mixer_equiv.models.torch import inference as torch_inference
 
 SMALL = tutorial.TUTORIAL_CONFIGS[0]
 
@@ -287,7 +286,7 @@ def test_parts_of_a_models_time_are_measured_and_a_wrong_model_is_not(monkeypatc
     measured = breakdown.measure(Cell(SMALL, batch=2), 10)
     assert set(measured["ms"]) == set(breakdown.PARTS)
     assert all(0 < low <= median <= high for low, median, high in measured["ms"].values())
-    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+    monkeypatch.setitem(fused_onednn.POST_OPS, "gelu_tanh", fused_onednn.POST_OPS["gelu"])
     monkeypatch.setattr(torch_activations, "_CUBIC", 0.0448)
     with pytest.raises(AssertionError, match="inexact: its error in float32"):
         breakdown.make_calls(Cell(SMALL, batch=2))
@@ -301,7 +300,7 @@ def test_token_mixing_is_timed_in_every_formulation_that_computes_the_same(monke
     assert all(row["times_linear"] == [1, 1, 1] for row in rows if row["tokens"] == "linear")
     shared = torch_formulations.TOKEN_MIXINGS["shared_conv"]
     wrong = shared._replace(operation=lambda x, layer: 1.0001 * shared.operation(x, layer))  # the fused one is right
-    monkeypatch.setattr(torch_inference, "choose_path", lambda *_: "blas")
+    monkeypatch.setattr(fast_mlp, "choose_path", lambda *_: "blas")
     monkeypatch.setitem(torch_formulations.TOKEN_MIXINGS, "shared_conv", wrong)
     with pytest.raises(AssertionError, match=r"shared_conv in torch is .* from the linear formulation"):
         mixing.measure(SMALL, 1, 10)

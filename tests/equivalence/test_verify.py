@@ -19,7 +19,7 @@ from mixer_equiv import Checkpoint, ConfigError, MixerConfig, MixerEquivError, c
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
-from mixer_equiv.equivalence.sides import frameworks as programs
+from mixer_equiv.equivalence.sides import runners
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
@@ -166,9 +166,9 @@ def test_an_undeclared_deviation_is_found_at_its_stage_and_no_cause_is_claimed(
 @pytest.fixture
 def uncached() -> Iterator[Any]:
     """Programs compiled for this test alone, because it changes what they compute."""
-    programs._jitted_child.cache_clear()
+    runners._jitted_child.cache_clear()
     yield
-    programs._jitted_child.cache_clear()
+    runners._jitted_child.cache_clear()
 
 
 SQUARE = DEFAULT_CONFIG.replace(
@@ -458,7 +458,7 @@ def test_not_a_number_makes_no_float32_warning() -> None:
 
 
 def test_a_conversion_that_does_not_come_back_is_never_equivalent(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("mixer_equiv.equivalence.judge.summary")
+    module = importlib.import_module("mixer_equiv.equivalence.judge.report_assembly")
     relabelled = module.convert
 
     def losing(source: Any, to: Any) -> Any:

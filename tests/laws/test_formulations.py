@@ -34,8 +34,8 @@ from mixer_equiv.equivalence.sides.base import UNOBSERVABLE
 from mixer_equiv.models.flax import activations as jax_activations
 from mixer_equiv.models.flax import formulations as flax_formulations
 from mixer_equiv.models.torch import formulations as torch_formulations
-from mixer_equiv.models.torch import layers as torch_layers
-from mixer_equiv.models.torch.layers import Mixing
+from mixer_equiv.models.torch import replacement_layers
+from mixer_equiv.models.torch.replacement_layers import Mixing
 from mixer_equiv.testing.strategies import FEW_CONFIGS
 from tests.support.mixers import ANY_CONFIG, COMPILED, FUZZ, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
 
@@ -212,7 +212,7 @@ FAULTS: dict[str, Planted] = {
         ModelFunction("torch", Formulation(tokens="matmul")),
     ),
     "patches by columns": (
-        torch_layers.PATCH_PATTERNS,
+        replacement_layers.PATCH_PATTERNS,
         "linear",
         ("b c (h ph) (w pw) -> b (w h) (ph pw c)", "d c ph pw -> d (ph pw c)"),
         ModelFunction("torch", Formulation(patch="linear")),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from benchmarks.model_functions import REFERENCE, Arrays
 from mixer_equiv import MixerConfig, operations
-from mixer_equiv.equivalence.sides.frameworks import stage_names
+from mixer_equiv.equivalence.sides.runners import stage_names
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
 from mixer_equiv.testing.strategies import FEW_CONFIGS

@@ -24,7 +24,7 @@ from mixer_equiv.equivalence.policy import gradient_residuals, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.torch import record
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.frameworks import run_reference
+from mixer_equiv.equivalence.sides.runners import run_reference
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.formulation import CHANNELS_CHOICES, CONVOLUTIONAL, FORMULATIONS, PATCH_CHOICES, TOKENS_CHOICES
 from mixer_equiv.layouts import LINEN, TORCH, get_layout

@@ -3,7 +3,7 @@
 The id is the name of the cause in reports and JSON. Other modules register against it what they do for a fault, and a
 test holds that each has all that apply:
 
-- `RECOGNISED_BY`, below, and `mixer/patterns.py` say by which deviations a fault of code is recognised;
+- `RECOGNISED_BY`, below, and `mixer/deviation_patterns.py` say by which deviations a fault of code is recognised;
 - `layouts.Constraint` has the kinds of constraints, `checkpoints/differences.py` the faults of ports;
 - `planted_code.py` and `planted_weights.py` plant faults for the kill matrix;
 - `judge/causes.py` makes the words of a report of the row.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.faults.planted_weights import initial
-from mixer_equiv.equivalence.mixer.reference import program_of
+from mixer_equiv.equivalence.mixer.official_program import program_of
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.operations import Step
 

@@ -15,11 +15,11 @@ from mixer_equiv.checkpoints.differences import PortFault
 from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE, fault_of
-from mixer_equiv.equivalence.mixer.reference import deviations_of, official_steps
+from mixer_equiv.equivalence.mixer.official_program import deviations_of, official_steps
 from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.report import Cause, SideReport
 from mixer_equiv.equivalence.sides.base import MixerSide, NotAMixer, WeightedSide
-from mixer_equiv.equivalence.sides.frameworks import Stages
+from mixer_equiv.equivalence.sides.runners import Stages
 from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import CONSTRAINTS, OFFICIAL_CONVENTIONS, Constraint
 

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.match.moves import COST_OF, MoveGenerator
-from mixer_equiv.equivalence.match.parameters import Assignment, operand_names
-from mixer_equiv.equivalence.match.replay import Insertion, Replay
+from mixer_equiv.equivalence.match.move_generator import COST_OF, MoveGenerator
+from mixer_equiv.equivalence.match.parameter_search import Assignment, operand_names
+from mixer_equiv.equivalence.match.search_state import Insertion, SearchState
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Program, Step
 
@@ -85,14 +85,14 @@ def find_program(
 
 
 class _Node(NamedTuple):
-    """A replay, and the programs of which it can be the beginning."""
+    """A state, and the programs of which it can be the beginning."""
 
     programs: tuple[Program, ...]
-    replay: Replay
+    state: SearchState
 
     def branches(self) -> dict[Step, tuple[Program, ...]]:
         """The possible next steps, and the programs that have each."""
-        place = len(self.replay.steps)
+        place = len(self.state.steps)
         result: dict[Step, list[Program]] = {}
         for program in self.programs:
             if len(program.steps) > place:
@@ -106,8 +106,8 @@ class _ProgramSearch:
         self.generator = MoveGenerator(trace, programs)
 
     def run(self, thorough: bool) -> WholeMatch | PartialMatch:
-        replay = Replay((), (self.entry,), (self.trace.values[self.trace.input],), {}, ())
-        passed = [_Node(self.programs, replay)]
+        state = SearchState((), (self.entry,), (self.trace.values[self.trace.input],), {}, ())
+        passed = [_Node(self.programs, state)]
         while True:
             reached = self._advance(passed[-1], 1) or (self._backtrack(passed) if thorough else None)
             if reached is None:
@@ -118,15 +118,15 @@ class _ProgramSearch:
                 _Node(tuple(p for p in self.programs if p.steps[: len(reached.steps)] == reached.steps), reached)
             )
 
-    def _advance(self, node: _Node, needed: int) -> Replay | WholeMatch | None:
-        """The replay after so many sure steps, at the least cost, or a match that ends before."""
+    def _advance(self, node: _Node, needed: int) -> SearchState | WholeMatch | None:
+        """The state after so many sure steps, at the least cost, or a match that ends before."""
         for budget in range(LARGEST_COST + 1):
             reached = self._search(node, budget, needed)
             if reached is not None:
                 return reached
         return None
 
-    def _backtrack(self, passed: list[_Node]) -> Replay | WholeMatch | None:
+    def _backtrack(self, passed: list[_Node]) -> SearchState | WholeMatch | None:
         """Another way from one or two sure steps back, whose values were in the trace for another reason."""
         for back in (1, 2):
             if len(passed) > back:
@@ -135,14 +135,14 @@ class _ProgramSearch:
                     return reached
         return None
 
-    def _search(self, node: _Node, budget: int, needed: int) -> Replay | WholeMatch | None:
-        """The replay after so many sure steps at no more than the cost, or a match that ends before."""
+    def _search(self, node: _Node, budget: int, needed: int) -> SearchState | WholeMatch | None:
+        """The state after so many sure steps at no more than the cost, or a match that ends before."""
         branches = node.branches()
         # More steps decide where programs part, since their first ones are often alike.
         needed = max(needed, 2) if len(branches) > 1 else needed
         for step, programs in branches.items():
-            for move in self.generator.moves(step, node.replay, budget):
-                after = node.replay.advance(step, move)
+            for move in self.generator.moves(step, node.state, budget):
+                after = node.state.advance(step, move)
                 # A deviation is confirmed by the step after it: a value may be there for another reason.
                 left = needed - move.sure + (move.cost > 0)
                 if left <= 0:
@@ -152,15 +152,15 @@ class _ProgramSearch:
                     return found
         # Last, since a model may return the features that its head takes as well.
         for program in node.programs:
-            if len(program.steps) == len(node.replay.steps) and (done := self._whole(program, node.replay, budget)):
+            if len(program.steps) == len(node.state.steps) and (done := self._whole(program, node.state, budget)):
                 return done
         return None
 
     # Where a program ends
 
-    def _whole(self, program: Program, replay: Replay, budget: int) -> WholeMatch | None:
+    def _whole(self, program: Program, state: SearchState, budget: int) -> WholeMatch | None:
         """The match, if the program's result is an output of the trace, element for element."""
-        for result, more in self._results(program, replay.values[-1], replay.position, budget):
+        for result, more in self._results(program, state.values[-1], state.position, budget):
             for path, number in self.trace.outputs.items():
                 output = self.trace.values[number].array
                 if output.squeeze().shape == result.squeeze().shape:
@@ -168,11 +168,11 @@ class _ProgramSearch:
                     if residual <= OUTPUT_TOLERANCE:
                         return WholeMatch(
                             program=program,
-                            values=replay.values,
-                            seen=replay.seen,
-                            assignments=replay.assignments,
-                            deviations=(*replay.deviations, *more),
-                            before_insertion=replay.before_insertion,
+                            values=state.values,
+                            seen=state.seen,
+                            assignments=state.assignments,
+                            deviations=(*state.deviations, *more),
+                            before_insertion=state.before_insertion,
                             output=path,
                             residual=residual,
                         )
@@ -192,22 +192,22 @@ class _ProgramSearch:
 
     def _partial(self, node: _Node) -> PartialMatch:
         """The beginning of the program that has parameters for as many as are left of the trace's."""
-        replay = node.replay
-        used = {name for assignment in replay.assignments.values() for name in operand_names(assignment)}
+        state = node.state
+        used = {name for assignment in state.assignments.values() for name in operand_names(assignment)}
         left = len({name for leaves in self.trace.uses for name in leaves} - used)
-        place = len(replay.steps)
+        place = len(state.steps)
         program = min(node.programs, key=lambda p: abs(left - sum(len(step.parameters) for step in p.steps[place:])))
         for step in program.steps[place : place + 1]:  # a single step is not enough to tell it from other programs
-            move = next(self.generator.moves(step, replay, 0), None)
+            move = next(self.generator.moves(step, state, 0), None)
             if move is not None and move.sure:
-                replay, place = replay.advance(step, move), place + 1
+                state, place = state.advance(step, move), place + 1
         return PartialMatch(
             program=program,
-            values=replay.values,
-            seen=replay.seen,
-            assignments=replay.assignments,
-            deviations=replay.deviations,
-            before_insertion=replay.before_insertion,
+            values=state.values,
+            seen=state.seen,
+            assignments=state.assignments,
+            deviations=state.deviations,
+            before_insertion=state.before_insertion,
             missing=program.steps[place].name if place < len(program.steps) else "output",
         )
 

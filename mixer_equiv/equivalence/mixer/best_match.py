@@ -14,8 +14,8 @@ from einops import rearrange
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import arrange_like, locate_elements
 from mixer_equiv.equivalence.match.program_search import PartialMatch, WholeMatch, find_program
-from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
-from mixer_equiv.equivalence.record.fingerprint import Fingerprint
+from mixer_equiv.equivalence.mixer.official_program import DEEPEST, official_programs
+from mixer_equiv.equivalence.record.array_fingerprint import Fingerprint
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import cut
 

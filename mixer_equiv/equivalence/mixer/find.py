@@ -11,11 +11,11 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import locate_elements
-from mixer_equiv.equivalence.match.parameters import AssignedOperand, Assignment, UnknownParameter
+from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Assignment, UnknownParameter
 from mixer_equiv.equivalence.match.program_search import PartialMatch, ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.best_match import best_match
+from mixer_equiv.equivalence.mixer.deviation_patterns import combine
 from mixer_equiv.equivalence.mixer.layout import layout_found
-from mixer_equiv.equivalence.mixer.patterns import combine
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, ParameterPlace, StagePlace, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
 from mixer_equiv.equivalence.notice import Notice

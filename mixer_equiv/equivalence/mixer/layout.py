@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.match.parameters import AbsentParameter, AssignedOperand
+from mixer_equiv.equivalence.match.parameter_search import AbsentParameter, AssignedOperand
 from mixer_equiv.equivalence.match.program_search import ProgramMatch
 from mixer_equiv.equivalence.mixer.result import Unnamed
 from mixer_equiv.equivalence.notice import Notice

@@ -15,8 +15,8 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import reorder_axes
-from mixer_equiv.equivalence.match.parameters import AssignedOperand, KnownAssignment
-from mixer_equiv.equivalence.mixer.reference import deviations_of
+from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, KnownAssignment
+from mixer_equiv.equivalence.mixer.official_program import deviations_of
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.layouts import Constraint, Layout

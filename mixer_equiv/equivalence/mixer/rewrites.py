@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.match.parameters import AssignedOperand, Assignment, UnknownParameter
+from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Assignment, UnknownParameter
 from mixer_equiv.equivalence.match.program_search import ProgramMatch, WholeMatch
-from mixer_equiv.equivalence.match.replay import Insertion
-from mixer_equiv.equivalence.mixer.reference import DEEPEST, official_programs
+from mixer_equiv.equivalence.match.search_state import Insertion
+from mixer_equiv.equivalence.mixer.official_program import DEEPEST, official_programs
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import Step

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mixer_equiv.equivalence.record.fingerprint import Fingerprint
+from mixer_equiv.equivalence.record.array_fingerprint import Fingerprint
 
 # Gives a parameter the value that it has in a run, by its name and shape.
 Draw = Callable[[str, tuple[int, ...]], np.ndarray]

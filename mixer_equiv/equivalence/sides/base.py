@@ -21,7 +21,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.mixer.result import NothingFound
 from mixer_equiv.equivalence.notice import Notice
-from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Stages
+from mixer_equiv.equivalence.sides.runners import RUNNERS, Arrays, Stages
 from mixer_equiv.layouts import LINEN, Constraint, Layout
 
 Image = tuple[int, int, int]

@@ -11,10 +11,10 @@ from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.mixer.reference import deviations_of
+from mixer_equiv.equivalence.mixer.official_program import deviations_of
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.sides.base import MixerSide
-from mixer_equiv.equivalence.sides.frameworks import RUNNERS, Arrays, Stages, gradients_of, run_module
+from mixer_equiv.equivalence.sides.runners import RUNNERS, Arrays, Stages, gradients_of, run_module
 from mixer_equiv.layouts import LINEN, NNX, TORCH, Constraint, Layout
 
 LAYOUT_OF = {"flax": LINEN, "nnx": NNX, "torch": TORCH, "reference": LINEN}

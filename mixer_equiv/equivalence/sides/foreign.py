@@ -16,13 +16,13 @@ from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.mixer.reference import official_programs
+from mixer_equiv.equivalence.mixer.official_program import official_programs
 from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, part_of
-from mixer_equiv.equivalence.sides.frameworks import Arrays, Stages
+from mixer_equiv.equivalence.sides.runners import Arrays, Stages
 from mixer_equiv.errors import ConversionError, MixerEquivError
 from mixer_equiv.layouts import LINEN, NEUTRAL, Constraint, Layout
 

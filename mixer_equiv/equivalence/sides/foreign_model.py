@@ -1,6 +1,6 @@
 """`ForeignModel`: somebody else's model, as functions that run it on weights and images of our choice.
 
-`adapters.py` makes them of models of torch, Flax linen and nnx; `search.py` looks for a Mixer in one.
+`adapters.py` makes them of models of torch, Flax linen and nnx; `mixer_search.py` looks for a Mixer in one.
 """
 
 from __future__ import annotations

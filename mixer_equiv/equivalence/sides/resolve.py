@@ -22,9 +22,9 @@ from mixer_equiv.equivalence.sides.adapters import VERIFIED, foreign_model_of, i
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG, Image, MixerSide, NotAMixer
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
-from mixer_equiv.equivalence.sides.frameworks import RUNNERS
 from mixer_equiv.equivalence.sides.locate import is_maker, is_source, model_at
-from mixer_equiv.equivalence.sides.search import search
+from mixer_equiv.equivalence.sides.mixer_search import search
+from mixer_equiv.equivalence.sides.runners import RUNNERS
 from mixer_equiv.equivalence.sides.stored import StoredSide
 from mixer_equiv.errors import ConfigError, MixerEquivError
 from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS

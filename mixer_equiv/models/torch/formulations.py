@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_equiv.formulation import Formulation
-from mixer_equiv.models.torch import fused as torch_fused
-from mixer_equiv.models.torch.inference import LINEAR
-from mixer_equiv.models.torch.layers import ChannelsFirstLayerNorm, LinearStem, Mixing, MixingLinear
-from mixer_equiv.models.torch.parts import MixerParts, MlpParts
+from mixer_equiv.models.torch import fused_onednn
+from mixer_equiv.models.torch.fast_mlp import LINEAR
+from mixer_equiv.models.torch.protocols import MixerParts, MlpParts
+from mixer_equiv.models.torch.replacement_layers import ChannelsFirstLayerNorm, LinearStem, Mixing, MixingLinear
 
 
 def _matmul(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -45,12 +45,12 @@ TOKEN_MIXINGS: dict[str, Mixing] = {
     "linear": LINEAR,
     "matmul": Mixing(_matmul, -2),
     "depthwise_conv": Mixing(_depthwise, -1),
-    "shared_conv": Mixing(_shared, -1, torch_fused.shared),
-    "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise),
+    "shared_conv": Mixing(_shared, -1, fused_onednn.shared),
+    "conv1d": Mixing(_pointwise, -2, fused_onednn.pointwise),
 }
 CHANNEL_MIXINGS: dict[str, Mixing] = {
     "linear": LINEAR,
-    "conv1d": Mixing(_pointwise, -2, torch_fused.pointwise),
+    "conv1d": Mixing(_pointwise, -2, fused_onednn.pointwise),
 }
 
 

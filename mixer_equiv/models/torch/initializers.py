@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mixer_equiv.models.torch.parts import MixerParts
+from mixer_equiv.models.torch.protocols import MixerParts
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ Parameter names are the official ones in torch's spelling, and are stable:
     head.{weight,bias}
 
 The three classes are the plain model. Other formulations replace its layers afterwards (`formulations.py`), and an MLP
-in inference on a CPU first tries faster kernels (`inference.py`); neither changes anything here.
+in inference on a CPU first tries faster kernels (`fast_mlp.py`); neither changes anything here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.formulation import DEFAULT_FORMULATION, Formulation, as_formulation
 from mixer_equiv.models.torch.activations import ACTIVATIONS
+from mixer_equiv.models.torch.fast_mlp import infer
 from mixer_equiv.models.torch.formulations import apply_formulation
-from mixer_equiv.models.torch.inference import infer
 from mixer_equiv.models.torch.initializers import initialize
+from mixer_equiv.models.torch.kernel_choice import Kernels
 from mixer_equiv.models.torch.packed import PackedMixer
-from mixer_equiv.models.torch.parts import check_images
-from mixer_equiv.models.torch.processor import Kernels
+from mixer_equiv.models.torch.protocols import check_images
 
 
 class MlpBlock(nn.Module):

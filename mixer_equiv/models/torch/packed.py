@@ -16,14 +16,15 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
 from mixer_equiv.errors import ConfigError, summarize
-from mixer_equiv.models.torch.inference import FAST_DTYPES
+from mixer_equiv.models.torch import replacement_layers
+from mixer_equiv.models.torch.fast_mlp import FAST_DTYPES
+from mixer_equiv.models.torch.kernel_choice import KERNELS, Kernels, instruction_set, preferred_kernels
 from mixer_equiv.models.torch.packed_blas import BlasMixer, product
 from mixer_equiv.models.torch.packed_onednn import OneDnnMixer, PackedLinear, packs
-from mixer_equiv.models.torch.parts import MixerParts, check_images
-from mixer_equiv.models.torch.processor import KERNELS, Kernels, instruction_set, preferred_kernels
+from mixer_equiv.models.torch.protocols import MixerParts, check_images
 
 # Modules of this package whose classes can be packed.
-PACKABLE_MODULES = (f"{__package__}.model", f"{__package__}.layers")
+PACKABLE_MODULES = (f"{__package__}.model", replacement_layers.__name__)
 
 
 class PackedMixer:
@@ -33,7 +34,7 @@ class PackedMixer:
     activation inside the products. "blas": the weights are transposed copies in float32 for torch's own products, which
     write into memory that is used again, and the activation is computed in place; a bfloat16 model is computed in
     float32 and its logits are rounded. The default is "onednn" where that is fast
-    (`mixer_equiv.models.torch.processor`), and for bfloat16 wherever oneDNN has products in it, unless oneDNN is
+    (`mixer_equiv.models.torch.kernel_choice`), and for bfloat16 wherever oneDNN has products in it, unless oneDNN is
     switched off (`torch.backends.mkldnn.enabled = False`).
 
     It has no parameters, gradients or hooks, and `model` may be deleted. It cannot be copied or saved, because oneDNN's

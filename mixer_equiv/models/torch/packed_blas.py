@@ -17,9 +17,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mixer_equiv.models.torch.activations import ACTIVATIONS, activate
-from mixer_equiv.models.torch.inference import is_transformed
-from mixer_equiv.models.torch.layers import PATCH_PATTERNS
-from mixer_equiv.models.torch.parts import MixerParts, MlpParts, copy_norm
+from mixer_equiv.models.torch.fast_mlp import is_transformed
+from mixer_equiv.models.torch.protocols import MixerParts, MlpParts, copy_norm
+from mixer_equiv.models.torch.replacement_layers import PATCH_PATTERNS
 
 
 class Mlp(NamedTuple):

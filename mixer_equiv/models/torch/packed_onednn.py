@@ -15,10 +15,10 @@ from einops import rearrange
 from torch import Tensor
 
 from mixer_equiv.models.torch.activations import ACTIVATIONS
-from mixer_equiv.models.torch.fused import NO_POST_OP, POST_OPS, trial_numbers
-from mixer_equiv.models.torch.layers import PATCH_PATTERNS
-from mixer_equiv.models.torch.parts import MixerParts, MlpParts, copy_norm
-from mixer_equiv.models.torch.processor import agrees
+from mixer_equiv.models.torch.fused_onednn import NO_POST_OP, POST_OPS, trial_numbers
+from mixer_equiv.models.torch.kernel_choice import agrees
+from mixer_equiv.models.torch.protocols import MixerParts, MlpParts, copy_norm
+from mixer_equiv.models.torch.replacement_layers import PATCH_PATTERNS
 
 # None in a torch that lacks these names.
 _LINEAR_POINTWISE: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from mixer_equiv.equivalence.deviation import Arithmetic, Choice, Deviation, Epsilon, ResultOf
-from mixer_equiv.equivalence.match.parameters import AbsentParameter, AssignedOperand
+from mixer_equiv.equivalence.match.parameter_search import AbsentParameter, AssignedOperand
 from mixer_equiv.equivalence.match.program_search import PartialMatch, WholeMatch, find_program
-from mixer_equiv.equivalence.match.variants import variants
+from mixer_equiv.equivalence.match.step_variants import variants
 from mixer_equiv.equivalence.record.torch import record
 from mixer_equiv.operations import Parameter, Program, Recorder, Step
 

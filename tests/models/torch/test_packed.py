@@ -17,11 +17,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mixer_equiv import ConfigError, Formulation, MixerConfig
 from mixer_equiv.config import ACTIVATION_NAMES
-from mixer_equiv.models.torch import MlpMixer
-from mixer_equiv.models.torch import fused as torch_fused
-from mixer_equiv.models.torch.inference import FAST_DTYPES
+from mixer_equiv.models.torch import MlpMixer, fused_onednn
+from mixer_equiv.models.torch.fast_mlp import FAST_DTYPES
+from mixer_equiv.models.torch.kernel_choice import KERNELS
 from mixer_equiv.models.torch.packed_onednn import packs
-from mixer_equiv.models.torch.processor import KERNELS
 from tests.support.small_torch import CONFIG, EPSILON, LARGE, images, mixer
 
 CASES = [
@@ -139,7 +138,7 @@ def test_what_becomes_of_the_model_does_not_reach_the_packed_one(config: MixerCo
 
 
 def test_another_gelu_in_the_packed_model_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+    monkeypatch.setitem(fused_onednn.POST_OPS, "gelu_tanh", fused_onednn.POST_OPS["gelu"])
     packed, _ = errors(mixer(), images(), "onednn")
     assert packed > 100 * EPSILON[torch.float32]
 

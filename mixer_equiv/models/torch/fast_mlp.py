@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
 
-from mixer_equiv.models.torch import fused as torch_fused
+from mixer_equiv.models.torch import fused_onednn
 from mixer_equiv.models.torch.activations import activate
-from mixer_equiv.models.torch.fused import NO_POST_OP, POST_OPS
-from mixer_equiv.models.torch.layers import Mixing, MixingLinear
-from mixer_equiv.models.torch.processor import preferred_kernels
+from mixer_equiv.models.torch.fused_onednn import NO_POST_OP, POST_OPS
+from mixer_equiv.models.torch.kernel_choice import preferred_kernels
+from mixer_equiv.models.torch.replacement_layers import Mixing, MixingLinear
 
 FAST_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -47,7 +47,7 @@ def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
 
 # The mixing of an nn.Linear itself.
-LINEAR = Mixing(_linear, -1, torch_fused.linear)
+LINEAR = Mixing(_linear, -1, fused_onednn.linear)
 
 
 def infer(x: Tensor, layers: Layers, activation: str) -> Tensor | None:
@@ -79,14 +79,14 @@ def _path_of_large(mixing: Mixing, dtype: torch.dtype, activation: str) -> FastP
     if half and not multiplies_bfloat16():
         return "float32"
     fused = mixing.fused is not None and activation in POST_OPS and (half or preferred_kernels() == "onednn")
-    if fused and all(torch_fused.supports(mixing.fused, mixing.axis, dtype, name) for name in (activation, None)):
+    if fused and all(fused_onednn.supports(mixing.fused, mixing.axis, dtype, name) for name in (activation, None)):
         return "onednn"
     return "blas"
 
 
 def multiplies_bfloat16() -> bool:
     """Whether oneDNN, which torch's own products call too, multiplies in bfloat16 on this processor."""
-    return torch_fused.supports(torch_fused.linear, -1, torch.bfloat16, None)
+    return fused_onednn.supports(fused_onednn.linear, -1, torch.bfloat16, None)
 
 
 def _run_onednn(x: Tensor, layers: Layers, activation: str, mixing: Mixing) -> Tensor:

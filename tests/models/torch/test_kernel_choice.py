@@ -17,16 +17,14 @@ import torch.nn.functional as F
 
 from mixer_equiv import ConfigError, Formulation
 from mixer_equiv.formulation import FORMULATIONS
-from mixer_equiv.models.torch import fused as torch_fused
-from mixer_equiv.models.torch import inference as torch_inference
+from mixer_equiv.models.torch import fast_mlp, fused_onednn, kernel_choice
 from mixer_equiv.models.torch import packed as torch_packed
 from mixer_equiv.models.torch import packed_onednn as torch_packed_onednn
-from mixer_equiv.models.torch import processor as torch_processor
 from mixer_equiv.models.torch.activations import ACTIVATIONS
+from mixer_equiv.models.torch.fast_mlp import FAST_DTYPES, choose_path, multiplies_bfloat16
 from mixer_equiv.models.torch.formulations import TOKEN_MIXINGS
-from mixer_equiv.models.torch.inference import FAST_DTYPES, choose_path, multiplies_bfloat16
+from mixer_equiv.models.torch.kernel_choice import agrees, instruction_set, preferred_kernels
 from mixer_equiv.models.torch.packed import kernels_for
-from mixer_equiv.models.torch.processor import agrees, instruction_set, preferred_kernels
 from tests.support.small_torch import EPSILON, SHALLOW, error
 from tests.support.small_torch import shallow_images as images
 from tests.support.small_torch import shallow_mixer as mixer
@@ -36,14 +34,14 @@ LINEAR = TOKEN_MIXINGS["linear"]
 
 def forget() -> None:
     """Forget which operations work on this processor, so that they are tried again."""
-    for tried in (torch_fused.supports, torch_packed_onednn.packs, torch_inference._path_of_large):
+    for tried in (fused_onednn.supports, torch_packed_onednn.packs, fast_mlp._path_of_large):
         tried.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small MLPs take the fast paths."""
-    monkeypatch.setattr(torch_inference, "MIN_ELEMENTS", dict.fromkeys(torch_inference.MIN_ELEMENTS, 1))
+    monkeypatch.setattr(fast_mlp, "MIN_ELEMENTS", dict.fromkeys(fast_mlp.MIN_ELEMENTS, 1))
 
 
 @pytest.fixture
@@ -79,7 +77,7 @@ BROKEN = {
 def no_onednn(request: pytest.FixtureRequest, anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Break every operation of oneDNN that this package calls by name."""
     for module, names in (
-        (torch_fused, ("_LINEAR_POINTWISE", "_CONVOLUTION_POINTWISE")),
+        (fused_onednn, ("_LINEAR_POINTWISE", "_CONVOLUTION_POINTWISE")),
         (torch_packed_onednn, ("_LINEAR_POINTWISE", "_REORDER_LINEAR_WEIGHT")),
     ):
         for name in names:
@@ -130,13 +128,11 @@ def test_where_torch_does_not_tell_who_watches_the_layers_are_called(
     owner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, seen = mixer(torch.float32), images(torch.float32), []
-    choose_path = torch_inference.choose_path
-    monkeypatch.setattr(
-        torch_inference, "choose_path", lambda *arguments: seen.append("fast") or choose_path(*arguments)
-    )
+    choose_path = fast_mlp.choose_path
+    monkeypatch.setattr(fast_mlp, "choose_path", lambda *arguments: seen.append("fast") or choose_path(*arguments))
     expected = model(x)
     assert len(seen) == 2 * SHALLOW.num_blocks
-    monkeypatch.setattr(torch_inference, owner, SimpleNamespace())
+    monkeypatch.setattr(fast_mlp, owner, SimpleNamespace())
     assert torch.allclose(model(x), expected, atol=1e-5)
     assert len(seen) == 2 * SHALLOW.num_blocks
 
@@ -146,7 +142,7 @@ def test_where_torch_does_not_tell_who_watches_the_layers_are_called(
 def test_the_kernels_are_those_that_are_fast_with_these_instructions(
     kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_processor, "PREFERRED", {instruction_set(): kernels})
+    monkeypatch.setattr(kernel_choice, "PREFERRED", {instruction_set(): kernels})
     assert choose_path(LINEAR, torch.float32, "gelu_tanh", 9) == kernels_for(torch.float32) == kernels
     in_half = "onednn" if multiplies_bfloat16() else "blas"
     assert kernels_for(torch.bfloat16) == in_half
@@ -155,7 +151,7 @@ def test_the_kernels_are_those_that_are_fast_with_these_instructions(
 # Trying an operation
 
 
-X, LAYER = torch_fused.trial_numbers()
+X, LAYER = fused_onednn.trial_numbers()
 EXPECTED = F.linear(X, LAYER.weight, LAYER.bias)
 
 
@@ -169,13 +165,13 @@ def test_what_agrees_is_the_right_product_of_the_right_shape() -> None:
 
 
 @pytest.mark.usefixtures("anew")
-@pytest.mark.parametrize("activation", torch_fused.POST_OPS)
+@pytest.mark.parametrize("activation", fused_onednn.POST_OPS)
 def test_another_activation_inside_does_not_agree(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert torch_fused.supports(torch_fused.linear, -1, torch.float32, activation)
+    assert fused_onednn.supports(fused_onednn.linear, -1, torch.float32, activation)
     forget()
     other = "silu" if activation != "silu" else "gelu"
-    monkeypatch.setitem(torch_fused.POST_OPS, activation, torch_fused.POST_OPS[other])
-    assert not torch_fused.supports(torch_fused.linear, -1, torch.float32, activation)
+    monkeypatch.setitem(fused_onednn.POST_OPS, activation, fused_onednn.POST_OPS[other])
+    assert not fused_onednn.supports(fused_onednn.linear, -1, torch.float32, activation)
     assert not torch_packed_onednn.packs(torch.float32)
 
 
@@ -194,7 +190,7 @@ def test_trying_changes_nothing_and_prints_nothing(capfd: pytest.CaptureFixture[
 
 def test_something_is_tried_once(anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Any] = []
-    for module in (torch_fused, torch_packed_onednn):
+    for module in (fused_onednn, torch_packed_onednn):
         monkeypatch.setattr(module, "agrees", lambda *arguments: bool(tried.append(arguments)) or True)
     for _ in range(2):
         choose_path(LINEAR, torch.bfloat16, "gelu_tanh", 9)
@@ -242,10 +238,10 @@ import json, sys
 import torch
 from mixer_equiv import Formulation
 from mixer_equiv.formulation import FORMULATIONS
-from mixer_equiv.models.torch import inference as torch_inference
+from mixer_equiv.models.torch import fast_mlp
 from tests.support.small_torch import EPSILON, error, shallow_images as images, shallow_mixer as mixer
 
-found, torch_inference.MIN_ELEMENTS = {}, dict.fromkeys(torch_inference.MIN_ELEMENTS, 1)
+found, fast_mlp.MIN_ELEMENTS = {}, dict.fromkeys(fast_mlp.MIN_ELEMENTS, 1)
 for dtype in (torch.float32, torch.bfloat16):
     for formulation in FORMULATIONS:
         model, x = mixer(dtype, formulation), images(dtype)

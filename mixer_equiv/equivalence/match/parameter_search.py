@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mixer_equiv.equivalence.match.axes import axis_orders, reorder_axes
-from mixer_equiv.equivalence.record.fingerprint import TOLERANCE, Fingerprint
+from mixer_equiv.equivalence.record.array_fingerprint import TOLERANCE, Fingerprint
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array
 

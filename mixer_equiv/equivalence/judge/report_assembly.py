@@ -24,7 +24,7 @@ from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import device, jax_device
 from mixer_equiv.equivalence.report import Cause, Report, SideReport
 from mixer_equiv.equivalence.sides.base import UNOBSERVABLE, MixerSide, NotAMixer, WeightedSide
-from mixer_equiv.equivalence.sides.frameworks import RUNNER_NAMES
+from mixer_equiv.equivalence.sides.runners import RUNNER_NAMES
 from mixer_equiv.errors import ConventionWarning
 
 

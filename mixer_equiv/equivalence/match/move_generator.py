@@ -27,15 +27,15 @@ from mixer_equiv.equivalence.deviation import (
     ValueOf,
 )
 from mixer_equiv.equivalence.match.axes import arrange_like, axis_permutations
-from mixer_equiv.equivalence.match.parameters import (
+from mixer_equiv.equivalence.match.parameter_search import (
     KnownAssignment,
     LayerFit,
     ParameterSearch,
     UnknownParameter,
     operand_names,
 )
-from mixer_equiv.equivalence.match.replay import Insertion, Move, Replay
-from mixer_equiv.equivalence.match.variants import (
+from mixer_equiv.equivalence.match.search_state import Insertion, Move, SearchState
+from mixer_equiv.equivalence.match.step_variants import (
     OUTPUTS,
     SKIPPABLE,
     arithmetic,
@@ -78,26 +78,26 @@ class MoveGenerator:
         self.trace, self.programs = trace, programs
         self.parameters = ParameterSearch(trace)
 
-    def moves(self, step: Step, replay: Replay, budget: int) -> Iterator[Move]:
+    def moves(self, step: Step, state: SearchState, budget: int) -> Iterator[Move]:
         """Generate the moves that cost no more than the budget, cheapest kinds first."""
-        inputs = tuple(replay.values[place] for place in step.inputs)
-        yield from self._as_specified(step, inputs, replay)
+        inputs = tuple(state.values[place] for place in step.inputs)
+        yield from self._as_specified(step, inputs, state)
         if budget >= COST_OF["variant"]:
-            yield from self._variants(step, inputs, replay)
+            yield from self._variants(step, inputs, state)
         unknown = {parameter.name: UnknownParameter() for parameter in step.parameters}
         if budget >= COST_OF["skip"] and step.operation in SKIPPABLE:
             deviation = Deviation(step.name, "skip", step.operation, SKIPPABLE[step.operation], Choice.NONE)
-            seen = replay.seen[step.inputs[-1]]
+            seen = state.seen[step.inputs[-1]]
             yield Move(inputs[-1], seen, unknown, (deviation,), COST_OF["skip"], sure=False)
         if budget >= COST_OF["insert"] and step.operation != "cut":
-            yield from self._after_insertion(step, inputs, replay)
+            yield from self._after_insertion(step, inputs, state)
         if budget >= COST_OF["unknown"]:
-            for array, value in self._unexplained(step, inputs, replay):
+            for array, value in self._unexplained(step, inputs, state):
                 expected, found = ValueOf(step.operation), OtherValueOf(value.operation)
                 deviation = Deviation(step.name, "unknown", step.operation, expected, found)
                 yield Move(array, value, unknown, (deviation,), COST_OF["unknown"], sure=False)
 
-    def _as_specified(self, step: Step, inputs: tuple[Array, ...], replay: Replay) -> Iterator[Move]:
+    def _as_specified(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
         """The step as the program has it."""
         x = inputs[0]
         if not _have_one_shape(inputs):
@@ -105,45 +105,45 @@ class MoveGenerator:
         if step.operation == "cut":
             yield from (Move(operations.cut(x, patch), sure=False) for patch in self._patch_sizes(x.shape))
         elif step.operation == "linear":
-            yield from self._linear(step, x, replay)
+            yield from self._linear(step, x, state)
         elif step.operation == "layer_norm":
             (eps,) = step.settings
             normed = self.parameters.cached(("norm", eps), partial(operations.normalise, x, eps), x)
-            yield from self._scaled(step, normed, replay, ())
+            yield from self._scaled(step, normed, state, ())
         else:
             array = self.parameters.cached((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
             if step.operation == "swap":
-                yield Move(array, replay.seen[step.inputs[0]], sure=False)
-            elif value := self.parameters.find_value(array, replay.position):
+                yield Move(array, state.seen[step.inputs[0]], sure=False)
+            elif value := self.parameters.find_value(array, state.position):
                 yield Move(array, value)
 
-    def _linear(self, step: Step, x: Array, replay: Replay) -> Iterator[Move]:
-        guessed = bool(replay.deviations) and replay.deviations[-1].kind == "unknown"
+    def _linear(self, step: Step, x: Array, state: SearchState) -> Iterator[Move]:
+        guessed = bool(state.deviations) and state.deviations[-1].kind == "unknown"
         axes = len(step.parameters[0].axes) - 1
-        alone = self.parameters.fit_linear(axes, x, replay.position, guessed=guessed)
+        alone = self.parameters.fit_linear(axes, x, state.position, guessed=guessed)
         found: list[tuple[LayerFit, Value | None]] = [(fit, fit.value) for fit in alone]
         # The trace may show the bias, or the whole result, only after the addition to the stream.
-        if not any(fit.has_bias for fit in alone) and (plus := self._summand(replay)) is not None:
-            later = self.parameters.fit_linear(axes, x, replay.position, guessed=guessed, plus=plus)
+        if not any(fit.has_bias for fit in alone) and (plus := self._summand(state)) is not None:
+            later = self.parameters.fit_linear(axes, x, state.position, guessed=guessed, plus=plus)
             found = [(fit, None) for fit in later if fit.has_bias or not alone] + found
         names = [parameter.name for parameter in step.parameters]
         for fit, seen in found:
             yield Move(fit.array, seen, dict(zip(names, (fit.weight, fit.bias), strict=True)))
 
-    def _summand(self, replay: Replay) -> Array | None:
+    def _summand(self, state: SearchState) -> Array | None:
         """The value to which the program adds the next step's result, in the same order of axes."""
-        program = next(p for p in self.programs if p.steps[: len(replay.steps)] == replay.steps)
-        place = len(replay.values)
+        program = next(p for p in self.programs if p.steps[: len(state.steps)] == state.steps)
+        place = len(state.values)
         swapped = False
         for step in program.steps[place : place + 2]:
             if step.operation == "swap" and step.inputs == (place,):
                 place, swapped = place + 1, True
             elif step.operation == "add" and place in step.inputs:
-                other = replay.values[sum(step.inputs) - place]
+                other = state.values[sum(step.inputs) - place]
                 return self.parameters.cached("swapped", partial(operations.swap, other), other) if swapped else other
         return None
 
-    def _variants(self, step: Step, inputs: tuple[Array, ...], replay: Replay) -> Iterator[Move]:
+    def _variants(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
         """Known variants of the step's operation."""
         cost = COST_OF["variant"]
         if not _have_one_shape(inputs):
@@ -153,38 +153,40 @@ class MoveGenerator:
             for changes, norm in layer_norm_variants(eps, self.trace.scalars):
                 deviations = tuple(Deviation(step.name, "variant", *change) for change in changes)
                 normed = self.parameters.cached(("norm", changes), partial(norm, inputs[0]), inputs[0])
-                yield from self._scaled(step, normed, replay, deviations)
+                yield from self._scaled(step, normed, state, deviations)
             return
-        earlier = list(zip(replay.steps, replay.values[1:], strict=True))
+        earlier = list(zip(state.steps, state.values[1:], strict=True))
         for change, compute in variants(step, inputs, earlier):
             array = self.parameters.cached(("variant", step.operation, change), compute, *inputs)
             deviation = Deviation(step.name, "variant", *change)
             if step.operation == "swap":
-                yield Move(array, replay.seen[step.inputs[0]], {}, (deviation,), cost, sure=False)
-            elif value := self.parameters.find_value(array, replay.position):
+                yield Move(array, state.seen[step.inputs[0]], {}, (deviation,), cost, sure=False)
+            elif value := self.parameters.find_value(array, state.position):
                 yield Move(array, value, {}, (deviation,), cost)
 
-    def _scaled(self, step: Step, normed: Array, replay: Replay, deviations: tuple[Deviation, ...]) -> Iterator[Move]:
+    def _scaled(
+        self, step: Step, normed: Array, state: SearchState, deviations: tuple[Deviation, ...]
+    ) -> Iterator[Move]:
         """`normed` times a scale plus a bias of the trace, over its last axis or all axes but the first."""
         cost = COST_OF["variant"] if deviations else 0
         whole = self.parameters.cached("whole", lambda: normed.reshape(len(normed), -1), normed)
         names = [parameter.name for parameter in step.parameters]
         for x in (normed, whole) if normed.ndim > 2 else (normed,):
             sizes = x.shape[-1:] if x is normed else normed.shape[1:]
-            for fit in self.parameters.fit_affine(x, replay.position):
+            for fit in self.parameters.fit_affine(x, state.position):
                 held = [dataclasses.replace(assignment, sizes=sizes) for assignment in (fit.weight, fit.bias)]
                 array = fit.array.reshape(normed.shape)
                 yield Move(array, fit.value, dict(zip(names, held, strict=True)), deviations, cost)
 
-    def _after_insertion(self, step: Step, inputs: tuple[Array, ...], replay: Replay) -> Iterator[Move]:
+    def _after_insertion(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
         """The step as the program has it, after an extra operation on one of its inputs."""
         for i, x in enumerate(inputs):
-            extras = list(self.extra_operations(x, replay.position))
-            if step.operation == "layer_norm" and (seen := replay.seen[step.inputs[i]]) is not None and x.ndim == 3:
+            extras = list(self.extra_operations(x, state.position))
+            if step.operation == "layer_norm" and (seen := state.seen[step.inputs[i]]) is not None and x.ndim == 3:
                 array = self.parameters.cached("reshaped", partial(_reshape_as_swapped, x), x)
                 extras.append(ExtraOperation(array, seen, "reshape", Choice.RESHAPED))
             for extra in extras:
-                for move in self._as_specified(step, (*inputs[:i], extra.array, *inputs[i + 1 :]), replay):
+                for move in self._as_specified(step, (*inputs[:i], extra.array, *inputs[i + 1 :]), state):
                     if move.sure:
                         yield dataclasses.replace(
                             move,
@@ -222,16 +224,16 @@ class MoveGenerator:
         for array, value, embedding in self.parameters.fit_embedding(x, position) if x.ndim > 2 else ():
             yield ExtraOperation(array, value, "embedding", Choice.PARAMETER, (embedding,))
 
-    def _unexplained(self, step: Step, inputs: tuple[Array, ...], replay: Replay) -> Iterator[tuple[Array, Value]]:
+    def _unexplained(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[tuple[Array, Value]]:
         """Values of the trace that may stand where the step's result should, soonest first."""
         if step.operation in ("cut", "linear"):
             return
         x = inputs[0]
         shapes = {"mean": (x.shape[0], *x.shape[2:]), "swap": (*x.shape[:-2], x.shape[-1], x.shape[-2])}
         shape = shapes.get(step.operation, x.shape)
-        known = [(seen, array) for seen, array in zip(replay.seen, replay.values, strict=True) if seen is not None]
-        last = self._reach(replay.position)
-        values = (v for v in self.trace.by_size.get(math.prod(shape), ()) if replay.position < v.number <= last)
+        known = [(seen, array) for seen, array in zip(state.seen, state.values, strict=True) if seen is not None]
+        last = self._reach(state.position)
+        values = (v for v in self.trace.by_size.get(math.prod(shape), ()) if state.position < v.number <= last)
         new = (value for value in values if not any(seen.fingerprint.matches(value.fingerprint) for seen, _ in known))
         for value in itertools.islice(new, CONTINUED_AT_MOST):
             alike = [pair for pair in known if pair[1].shape == shape and pair[0].array.shape == value.array.shape]

@@ -14,8 +14,8 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import fault_of
-from mixer_equiv.equivalence.match.variants import OUTPUTS, SKIPPABLE, Variant, layer_norm_variants, variants
-from mixer_equiv.equivalence.mixer.reference import program_of
+from mixer_equiv.equivalence.match.step_variants import OUTPUTS, SKIPPABLE, Variant, layer_norm_variants, variants
+from mixer_equiv.equivalence.mixer.official_program import program_of
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.operations import Array, Step
 
@@ -45,7 +45,7 @@ def _run(step: Step, values: Sequence[Array], weights: Arrays) -> Array:
 
 
 def _continued(steps: Sequence[Step], values: list[Array], weights: Arrays, place: int, changed: Array) -> Array:
-    """Replay the program with the value at `place` replaced, and return the output."""
+    """SearchState the program with the value at `place` replaced, and return the output."""
     replayed = [*values[:place], changed]
     for step in steps[place:]:
         replayed.append(_run(step, replayed, weights))

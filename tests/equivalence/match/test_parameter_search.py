@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer_equiv.equivalence.match.parameters import SortedFingerprints, is_near
-from mixer_equiv.equivalence.record.fingerprint import TOLERANCE, Fingerprint
+from mixer_equiv.equivalence.match.parameter_search import SortedFingerprints, is_near
+from mixer_equiv.equivalence.record.array_fingerprint import TOLERANCE, Fingerprint
 
 # Sums of squares that are equal, apart by about the tolerance, and none at all.
 SQUARES = [0.0, 1.0, 1 + TOLERANCE / 2, 1 + TOLERANCE, 1 + 3 * TOLERANCE, 2.0, np.inf, np.nan]

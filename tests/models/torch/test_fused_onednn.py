@@ -15,17 +15,15 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixer_equiv.config import ACTIVATION_NAMES
-from mixer_equiv.models.torch import MlpBlock
+from mixer_equiv.models.torch import MlpBlock, fast_mlp, fused_onednn
 from mixer_equiv.models.torch import activations as torch_activations
 from mixer_equiv.models.torch import formulations as torch_formulations
-from mixer_equiv.models.torch import fused as torch_fused
-from mixer_equiv.models.torch import inference as torch_inference
 from mixer_equiv.models.torch import model as models
 from mixer_equiv.models.torch.activations import ACTIVATIONS
-from mixer_equiv.models.torch.inference import FAST_DTYPES, choose_path
-from mixer_equiv.models.torch.layers import Mixing, MixingLinear
+from mixer_equiv.models.torch.fast_mlp import FAST_DTYPES, choose_path
+from mixer_equiv.models.torch.replacement_layers import Mixing, MixingLinear
 
-FUSED = sorted(torch_fused.POST_OPS)
+FUSED = sorted(fused_onednn.POST_OPS)
 LINEAR = torch_formulations.TOKEN_MIXINGS["linear"]
 MIXINGS = {
     "linear": LINEAR,
@@ -44,7 +42,7 @@ def supported(mixing: str, dtype: torch.dtype = torch.float32) -> bool:
     """Whether oneDNN has the fused operation of this mixing on this processor."""
     given = MIXINGS[mixing]
     return given.fused is not None and all(
-        torch_fused.supports(given.fused, given.axis, dtype, name) for name in (*FUSED, None)
+        fused_onednn.supports(given.fused, given.axis, dtype, name) for name in (*FUSED, None)
     )
 
 
@@ -99,14 +97,14 @@ def errors(made: MlpBlock, x: torch.Tensor, axis: int) -> tuple[float, ...]:
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small MLPs take the fast paths."""
-    monkeypatch.setattr(torch_inference, "MIN_ELEMENTS", dict.fromkeys(torch_inference.MIN_ELEMENTS, 1))
+    monkeypatch.setattr(fast_mlp, "MIN_ELEMENTS", dict.fromkeys(fast_mlp.MIN_ELEMENTS, 1))
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the activation of every MLP that takes a fast path."""
     seen: list[str] = []
-    original = torch_inference.infer
+    original = fast_mlp.infer
 
     def infer(x: Any, layers: Any, activation: str) -> torch.Tensor | None:
         result = original(x, layers, activation)
@@ -118,7 +116,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def force(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    monkeypatch.setattr(torch_inference, "choose_path", lambda *_: way)
+    monkeypatch.setattr(fast_mlp, "choose_path", lambda *_: way)
 
 
 def test_every_mixing_is_tested() -> None:
@@ -226,7 +224,7 @@ def test_widths_are_those_of_the_weights(mixing: str, calls: list[str]) -> None:
 
 def test_another_gelu_in_the_fused_path_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, "onednn")
-    monkeypatch.setitem(torch_fused.POST_OPS, "gelu_tanh", torch_fused.POST_OPS["gelu"])
+    monkeypatch.setitem(fused_onednn.POST_OPS, "gelu_tanh", fused_onednn.POST_OPS["gelu"])
     fused, plain = errors(block(), images(), -1)
     assert fused > 100 * plain
 
@@ -251,7 +249,7 @@ def test_the_layers_of_small_mlps_are_called(calls: list[str], monkeypatch: pyte
     made, x = block(), images()
     elements = x.numel() // x.shape[-1] * len(made.dense_0.weight)
     for least, fast in ((elements, True), (elements + 1, False)):
-        monkeypatch.setattr(torch_inference, "MIN_ELEMENTS", dict.fromkeys(torch_inference.MIN_ELEMENTS, least))
+        monkeypatch.setattr(fast_mlp, "MIN_ELEMENTS", dict.fromkeys(fast_mlp.MIN_ELEMENTS, least))
         made(x)
         assert bool(calls) == fast
         calls.clear()
@@ -267,9 +265,9 @@ def test_both_mlps_of_a_block_go_a_fast_way(calls: list[str]) -> None:
 @pytest.mark.parametrize("mixing", WITH_FUSED_CONVOLUTION)
 def test_filters_from_the_end_would_be_seen(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, "onednn")
-    convolution: Any = torch_fused._CONVOLUTION_POINTWISE
+    convolution: Any = fused_onednn._CONVOLUTION_POINTWISE
     monkeypatch.setattr(
-        torch_fused, "_CONVOLUTION_POINTWISE", lambda x, weight, *rest: convolution(x, weight.flip(0), *rest)
+        fused_onednn, "_CONVOLUTION_POINTWISE", lambda x, weight, *rest: convolution(x, weight.flip(0), *rest)
     )
     fused, plain = errors(block(mixing=MIXINGS[mixing]), images(), -1)
     assert fused > 1000 * plain

@@ -1,4 +1,4 @@
-"""`Replay`, a program followed in a trace as far as some step, and `Move`, one way to take the next step.
+"""`SearchState`, a program followed in a trace as far as some step, and `Move`, one way to take the next step.
 
 Both are plain data, never changed once made, so that the search can go back to any of them.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.match.parameters import Assignment, KnownAssignment
+from mixer_equiv.equivalence.match.parameter_search import Assignment, KnownAssignment
 from mixer_equiv.equivalence.record.trace import Value
 from mixer_equiv.operations import Array, Step
 
@@ -46,7 +46,7 @@ class Move:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Replay:
+class SearchState:
     """A program followed in a trace as far as some step.
 
     Attributes:
@@ -66,12 +66,12 @@ class Replay:
     deviations: tuple[Deviation, ...]
     before_insertion: Mapping[int, tuple[Array, Value | None]] = dataclasses.field(default_factory=dict)
 
-    def advance(self, step: Step, move: Move) -> Replay:
-        """The replay with one step more."""
+    def advance(self, step: Step, move: Move) -> SearchState:
+        """The state with one step more."""
         pairs = zip(self.values, self.seen, strict=True)
         held = [move.replaced.get(place, pair) for place, pair in enumerate(pairs)]
         changed = {place: (self.values[place], self.seen[place]) for place in move.replaced}
-        return Replay(
+        return SearchState(
             (*self.steps, step),
             (*(array for array, _ in held), move.array),
             (*(seen for _, seen in held), move.seen),

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from mixer_equiv.equivalence.record.isolation import restoring_state
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
 from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators
+from mixer_equiv.equivalence.record.torch.dispatch_modes import DispatchMode, FunctionMode
 from mixer_equiv.equivalence.record.torch.eager import run_eagerly
-from mixer_equiv.equivalence.record.torch.modes import DispatchMode, FunctionMode
+from mixer_equiv.equivalence.record.torch.nested_tensors import result_tensors
 from mixer_equiv.equivalence.record.torch.tape import Tape
-from mixer_equiv.equivalence.record.torch.tensors import result_tensors
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.errors import MixerEquivError
 

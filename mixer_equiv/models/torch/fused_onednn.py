@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_equiv.models.torch.activations import ACTIVATIONS
-from mixer_equiv.models.torch.processor import agrees
+from mixer_equiv.models.torch.kernel_choice import agrees
 
 # oneDNN's name of each activation, and of its approximation. ReLU is left out, as oneDNN's turns nan into zero.
 POST_OPS = {"gelu_tanh": ("gelu", "tanh"), "gelu": ("gelu", "none"), "silu": ("swish", "")}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mixer_equiv.models.torch.fused import FusedOperation
+from mixer_equiv.models.torch.fused_onednn import FusedOperation
 
 # An operation in place of a Linear: from an input and the layer whose weight and bias are used.
 Operation = Callable[[Tensor, nn.Linear], Tensor]
