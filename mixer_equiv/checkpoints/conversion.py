@@ -17,7 +17,7 @@ from einops import rearrange
 
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, materialize
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
-from mixer_equiv.checkpoints.conventions import convention_warnings
+from mixer_equiv.checkpoints.convention_warnings import convention_warnings
 from mixer_equiv.checkpoints.differences import same_bits
 from mixer_equiv.checkpoints.validate import check_writable
 from mixer_equiv.config import MixerConfig

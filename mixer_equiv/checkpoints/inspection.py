@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
-from mixer_equiv.checkpoints.conventions import describe_conventions
+from mixer_equiv.checkpoints.convention_warnings import describe_conventions
 from mixer_equiv.errors import summarize
 
 Flag = Literal["NaN", "inf", "all zero", "constant"]

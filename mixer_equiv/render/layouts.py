@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from mixer_equiv.checkpoints.conventions import describe_activation
+from mixer_equiv.checkpoints.convention_warnings import describe_activation
 from mixer_equiv.layouts import Layout
 
 # A parameter that every layout has, whose name shows at a glance how the layout's names are made.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixer_equiv import Checkpoint, InexpressibleError, convert
-from mixer_equiv.checkpoints.conventions import describe_conventions
+from mixer_equiv.checkpoints.convention_warnings import describe_conventions
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
