@@ -38,6 +38,7 @@ from mixer_equiv.testing import strategies
 from mixer_equiv.testing.strategies import DTYPES, configs
 from tests.support.checkpoints import WRITABLE
 from tests.support.examples import one_in
+from tests.support.structures import STEM_COLUMNS, TOKENS_BY_CONV1D
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 
@@ -65,23 +66,31 @@ def transcribed(params: Any, layout: Any, config: MixerConfig) -> Any:
     theirs = layout.bindings(config.num_blocks)
     for canonical in LINEN.bindings(config.num_blocks, head=config.num_classes > 0):
         array = params[canonical]
+        if canonical == "stem/kernel" and layout.name in STEM_COLUMNS:
+            array = in_columns(array, STEM_COLUMNS[layout.name])
         if canonical.endswith("kernel") and layout.framework == "torch":
-            array = turned(canonical, array, layout.name)
+            array = turned(array)
+        if layout.name in TOKENS_BY_CONV1D and "token_mixing" in canonical and array.ndim == 2:
+            array = array[:, :, None]
         result[theirs[canonical].foreign] = array
     return result
 
 
-def turned(canonical: Any, kernel: Any, layout: Any) -> Any:
-    """A kernel as torch's Linear, Conv1d and Conv2d have it."""
-    if canonical.startswith("stem"):
-        flat = kernel.reshape(-1, kernel.shape[-1]).T
-        return flat if layout == "lucidrains" else kernel.transpose(3, 2, 0, 1)
-    return kernel.T[:, :, None] if layout == "lucidrains" and "token_mixing" in canonical else kernel.T
+def in_columns(stem: Any, order: tuple[str, ...]) -> Any:
+    """The stem's kernel (ph, pw, channels, hidden) as one over flattened patches, whose axes lie in this order."""
+    axes = [("ph", "pw", "channels").index(axis) for axis in order]
+    return stem.transpose(*axes, 3).reshape(-1, stem.shape[-1])
 
 
-def test_turning_a_stem_into_columns_puts_channels_last_in_them() -> None:
+def turned(kernel: Any) -> Any:
+    """A kernel as torch's Linear and Conv2d have it."""
+    return kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+
+
+def test_a_stem_in_columns_has_the_axes_of_a_patch_in_the_given_order() -> None:
     kernel = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    assert turned("stem/kernel", kernel, "lucidrains")[4, (1 * 3 + 2) * 4 + 3] == kernel[1, 2, 3, 4]
+    assert turned(in_columns(kernel, ("ph", "pw", "channels")))[4, (1 * 3 + 2) * 4 + 3] == kernel[1, 2, 3, 4]
+    assert turned(in_columns(kernel, ("channels", "ph", "pw")))[4, (3 * 2 + 1) * 3 + 2] == kernel[1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -108,7 +117,7 @@ def test_any_config_is_read_off_the_shapes_of_its_weights(layout: Any, data: Any
     config = data.draw(configs(activation=computes.activation, layer_norm_eps=computes.layer_norm_eps))
     arrays = transcribed(random_params(config, 0), LAYOUTS[layout], config)
     checkpoint = Checkpoint.from_arrays(arrays, layout=layout, image_size=config.image_size)
-    if layout == "lucidrains":  # whose stem shows no more than its columns
+    if layout in STEM_COLUMNS:
         found, config = (
             c.replace(patch_size=1, image_size=c.grid_hw, in_channels=1) for c in (checkpoint.config, config)
         )

@@ -32,14 +32,7 @@ from mixer_equiv.layouts.natural import natural
 from mixer_equiv.random_weights import draw_images, draw_params
 from mixer_equiv.testing.strategies import DTYPES, FEW_CONFIGS, configs, layouts, params
 from tests.support.mixers import COMPILED, FUZZ, POLICY, SEEDS, SOME_FLAX
-from tests.support.structures import (
-    JeonsworldMixer,
-    LucidrainsMixer,
-    MmpretrainMixer,
-    TutorialMixer,
-    as_official,
-    timm_mixer,
-)
+from tests.support.structures import STRUCTURES, as_official
 
 pytestmark = [
     pytest.mark.usefixtures("full_precision"),
@@ -115,13 +108,6 @@ def test_conversions_compose(drawn: Any, layout: Layout, other: Layout) -> None:
 
 # Laws of what weights do
 
-STRUCTURES: dict[str, Callable[[MixerConfig], torch.nn.Module]] = {
-    "timm": timm_mixer,
-    "jankrepl": TutorialMixer,
-    "lucidrains": LucidrainsMixer,
-    "jeonsworld": JeonsworldMixer,
-    "mmpretrain": MmpretrainMixer,
-}
 OFFICIAL = tuple(
     config.replace(activation="gelu_tanh")
     for config in (FEW_CONFIGS if FUZZ else FEW_CONFIGS[:1])

@@ -10,6 +10,7 @@ from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.layouts import LINEN, Layout, Row, detect, get_layout
 from mixer_equiv.layouts.base import axis_groups
 from mixer_equiv.layouts.detect import OPTIMIZER_STATE
+from tests.support.structures import STEM_COLUMNS
 
 CONFIG = DEFAULT_CONFIG
 
@@ -34,10 +35,10 @@ def flat_sequential(**changes: Any) -> Any:
 
 def sizes_seen_in(layout: Any) -> Any:
     """The sizes of CONFIG's axes, those of a patch together where the layout's stem is of columns."""
-    if layout.name != "lucidrains":
-        return CONFIG.axis_sizes
-    patch = ("ph", "pw", "channels")
-    return {axis: size for axis, size in CONFIG.axis_sizes.items() if axis not in patch} | {"ph pw channels": 18}
+    sizes = dict(CONFIG.axis_sizes)
+    if layout.name in STEM_COLUMNS:
+        sizes["ph pw channels"] = sizes.pop("ph") * sizes.pop("pw") * sizes.pop("channels")
+    return sizes
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -18,14 +18,14 @@ from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.locate import import_timm
+from mixer_equiv.equivalence.sides.runners import run_reference
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
+from mixer_equiv.layouts import Conventions
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
-from mixer_equiv.models.torch import MlpMixer
 from tests.support.structures import (
-    JeonsworldMixer,
-    LucidrainsMixer,
-    MmpretrainMixer,
-    TutorialMixer,
+    STEM_COLUMNS,
+    STRUCTURES,
+    TOKENS_BY_CONV1D,
     as_official,
     pre_linen_arrays,
     run_official,
@@ -47,17 +47,6 @@ SQUARE = MixerConfig(
 )
 
 
-# The structure behind each torch layout, as it computes by itself.
-STRUCTURES = {
-    "torch": MlpMixer,
-    "timm": timm_mixer,
-    "jankrepl": TutorialMixer,
-    "lucidrains": LucidrainsMixer,
-    "jeonsworld": JeonsworldMixer,
-    "mmpretrain": MmpretrainMixer,
-}
-
-
 def run_nnx(config: MixerConfig, arrays: Any, images: Any) -> Any:
     """Float64 logits of our nnx model, given exactly these arrays."""
     with jax_full_precision():
@@ -75,6 +64,13 @@ def run_from_linen(config: MixerConfig, arrays: Any, images: Any) -> Any:
 
 # How each Flax layout's arrays are run by the structure behind it.
 FLAX_RUNS = {"linen": run_official, "scenic": run_scenic, "nnx": run_nnx, "pre-linen": run_from_linen}
+
+
+def flax_arrays(layout: str, params: Any, config: MixerConfig) -> dict[str, Any]:
+    """Canonical weights under the names of a Flax layout; those that are only read are written by the tests."""
+    if LAYOUTS[layout].read_only:
+        return pre_linen_arrays(params, config, np.random.default_rng(20))
+    return dict(flatten(convert(params, to=layout, config=config)))
 
 
 @pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
@@ -99,17 +95,54 @@ def test_a_converted_checkpoint_loads_strictly_and_computes_the_official_logits(
 @pytest.mark.parametrize("layout", FLAX_RUNS)
 def test_a_converted_checkpoint_computes_the_official_logits_in_flax(layout: Any, config: MixerConfig) -> None:
     params, images = random_params(config, 18), random_images(config, 19)
-    if LAYOUTS[layout].read_only:
-        arrays = pre_linen_arrays(params, config, np.random.default_rng(20))
-    else:
-        arrays = dict(flatten(convert(params, to=layout, config=config)))
-    logits = FLAX_RUNS[layout](config, arrays, images)
+    logits = FLAX_RUNS[layout](config, flax_arrays(layout, params, config), images)
     assert residual(logits, run_official(config, params, images)) <= 1e-12
 
 
 def test_every_layout_has_a_structure_here() -> None:
     assert {*STRUCTURES, *FLAX_RUNS} == set(LAYOUTS)
     assert set(STRUCTURES) == {name for name, layout in LAYOUTS.items() if layout.framework == "torch"}
+
+
+def numbers_of_axes(canonical: str) -> dict[str, int]:
+    """The number of axes that each layout gives a parameter; the structures, which load strictly, have the same."""
+    return {name: len(layout.bindings(1)[canonical].shape(SQUARE.axis_sizes)) for name, layout in LAYOUTS.items()}
+
+
+def test_the_layouts_with_a_stem_over_columns_are_named() -> None:
+    over_columns = {name for name, axes in numbers_of_axes("stem/kernel").items() if axes == 2}
+    assert set(STEM_COLUMNS) == over_columns, "STEM_COLUMNS in tests/support/structures/by_layout.py has other layouts"
+
+
+def test_the_layouts_with_token_mixing_by_conv1d_are_named() -> None:
+    by_conv1d = {name for name, axes in numbers_of_axes("MixerBlock_0/token_mixing/Dense_0/kernel").items() if axes > 2}
+    assert by_conv1d == TOKENS_BY_CONV1D, "TOKENS_BY_CONV1D in tests/support/structures/by_layout.py has other layouts"
+
+
+def computes(layout: str, conventions: Conventions) -> bool:
+    """Whether the structure behind a layout computes the Mixer of these conventions."""
+    config = DEFAULT_CONFIG.replace(activation=conventions.activation, layer_norm_eps=conventions.layer_norm_eps)
+    params, images = random_params(config, 21), random_images(config, 22)
+    if layout in STRUCTURES:
+        model = STRUCTURES[layout](DEFAULT_CONFIG).double()
+        model.load_state_dict(convert(params, to=layout, config=config), strict=True)
+        logits = run_torch(model, images)
+    else:
+        logits = FLAX_RUNS[layout](config, flax_arrays(layout, params, config), images)
+    return residual(logits, run_reference(config, params, images)["logits"]) <= 1e-12
+
+
+@pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_structure_has_the_activation_and_the_eps_that_its_layout_says(layout: str) -> None:
+    assert computes(layout, LAYOUTS[layout].computes)
+
+
+@pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
+@pytest.mark.parametrize("wrong", [{"layer_norm_eps": 2e-6}, {"activation": "quick_gelu"}], ids=str)
+@pytest.mark.parametrize("layout", STRUCTURES)
+def test_a_layout_that_says_another_activation_or_eps_is_seen(layout: str, wrong: dict[str, Any]) -> None:
+    assert not computes(layout, dataclasses.replace(LAYOUTS[layout].computes, **wrong))
 
 
 @pytest.mark.parametrize("layout", STRUCTURES)

@@ -27,32 +27,19 @@ from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from tests.support.sizes import CONFIG, EQUAL, IMAGE, in_float32, names_and_axes
 from tests.support.structures import (
     PORTS,
-    JeonsworldMixer,
-    LucidrainsMixer,
-    MmpretrainMixer,
+    STRUCTURES,
     OfficialMixer,
     PortMixer,
     ScenicMixer,
-    TutorialMixer,
-    timm_mixer,
 )
-
-PUBLIC = {
-    "timm": timm_mixer,
-    "jankrepl": TutorialMixer,
-    "lucidrains": LucidrainsMixer,
-    "jeonsworld": JeonsworldMixer,
-    "mmpretrain": MmpretrainMixer,
-}
-
 
 # Layouts
 
 
 @pytest.mark.parametrize("config", [CONFIG, EQUAL], ids=["all different", "all equal"])
-@pytest.mark.parametrize("name", PUBLIC)
-def test_the_layout_of_a_public_port_is_found_as_the_table_has_it(name: str, config: MixerConfig) -> None:
-    found = layout_of(PUBLIC[name](config), (config.in_channels, *config.image_hw))
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_the_layout_of_a_structure_is_found_as_the_table_has_it(name: str, config: MixerConfig) -> None:
+    found = layout_of(STRUCTURES[name](config), (config.in_channels, *config.image_hw))
     known = LAYOUTS[name]
     assert names_and_axes(found, config.num_blocks) == names_and_axes(known, config.num_blocks)
     assert found.computes == known.computes

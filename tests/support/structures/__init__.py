@@ -5,10 +5,12 @@ shares no code with `mixer_equiv.models`; only timm is the real one. Those that 
 live in `mixer_equiv.bench`. Every model is made from a
 `MixerConfig`: for torch `Model(config)`, and `as_official(Model(config))` with the official
 conventions set; for Flax by its `run_...`, which takes the weights under the model's own names.
+`STRUCTURES` in `by_layout` has those of torch by the names of their layouts.
 """
 
 from mixer_equiv.bench.peers_flax import MixerBlock, OfficialMixer, OfficialMlp, official_mixer
 from mixer_equiv.bench.peers_torch import LucidrainsMixer, TutorialMixer, as_official, timm_mixer
+from tests.support.structures.by_layout import STEM_COLUMNS, STRUCTURES, TOKENS_BY_CONV1D
 from tests.support.structures.in_flax import (
     ScenicMixer,
     pre_linen_arrays,
@@ -23,7 +25,10 @@ from tests.support.structures.strange import STRANGE
 __all__ = [
     "FAULTS",
     "PORTS",
+    "STEM_COLUMNS",
     "STRANGE",
+    "STRUCTURES",
+    "TOKENS_BY_CONV1D",
     "JeonsworldMixer",
     "LucidrainsMixer",
     "MixerBlock",
