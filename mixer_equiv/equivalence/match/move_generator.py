@@ -36,6 +36,7 @@ from mixer_equiv.equivalence.match.parameter_search import (
 )
 from mixer_equiv.equivalence.match.search_state import Insertion, Move, SearchState
 from mixer_equiv.equivalence.match.step_variants import (
+    MLP_ACTIVATIONS,
     OUTPUTS,
     SKIPPABLE,
     arithmetic,
@@ -44,7 +45,7 @@ from mixer_equiv.equivalence.match.step_variants import (
     variants,
 )
 from mixer_equiv.equivalence.record.trace import Trace, Value
-from mixer_equiv.operations import ACTIVATIONS, Array, Program, Step
+from mixer_equiv.operations import Array, Program, Step
 
 COST_OF = {"variant": 1, "skip": 1, "insert": 2, "unknown": 3}
 
@@ -198,10 +199,11 @@ class MoveGenerator:
     def extra_operations(self, x: Array, position: int) -> Iterator[ExtraOperation]:
         """Extra operations on `x` whose result the trace has."""
         yield from self._extra_layers(x, position)
-        for name, function in {**ACTIVATIONS, **OUTPUTS}.items():
-            array = self.parameters.cached(("inserted", name), partial(function, x), x)
-            if value := self.parameters.find_value(array, position):
-                yield ExtraOperation(array, value, "activation" if name in ACTIVATIONS else "output", name)
+        for what, functions in (("activation", MLP_ACTIVATIONS), ("output", OUTPUTS)):
+            for name, function in functions.items():
+                array = self.parameters.cached(("inserted", name), partial(function, x), x)
+                if value := self.parameters.find_value(array, position):
+                    yield ExtraOperation(array, value, what, name)
         for setting, array in arithmetic(x, self.trace.scalars):
             if value := self.parameters.find_value(array, position):
                 yield ExtraOperation(array, value, "constant", setting)

@@ -41,6 +41,10 @@ class Variant(NamedTuple):
     compute: Callable[[], Array]
 
 
+# Activations that code may have where the program has one, or beside it: those that a config can say, and others, each
+# under the id of its own fault.
+MLP_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {**ACTIVATIONS}
+
 POOLINGS: dict[Choice, Callable[[Array], Array]] = {
     Choice.MAX: lambda x: x.max(axis=1),
     Choice.SUM: lambda x: x.sum(axis=1),
@@ -95,9 +99,10 @@ def variants(step: Step, inputs: tuple[Array, ...], earlier: Sequence[tuple[Step
     x = inputs[0]
     if step.operation == "activate":
         (expected,) = step.settings
-        for name, function in ACTIVATIONS.items():
+        for name, function in MLP_ACTIVATIONS.items():
             if name != expected:
-                yield Variant(Change("activation", expected, name), partial(function, x))
+                what = "activation" if name in ACTIVATIONS else name
+                yield Variant(Change(what, expected, name), partial(function, x))
     elif step.operation == "mean":
         for choice, function in POOLINGS.items():
             yield Variant(Change("pooling", Choice.MEAN, choice), partial(function, x))

@@ -12,7 +12,7 @@ from torch import nn
 from mixer_equiv.equivalence.deviation import Arithmetic, Choice, Deviation, Epsilon, ResultOf
 from mixer_equiv.equivalence.match.parameter_search import AbsentParameter, AssignedOperand
 from mixer_equiv.equivalence.match.program_search import PartialMatch, WholeMatch, find_program
-from mixer_equiv.equivalence.match.step_variants import variants
+from mixer_equiv.equivalence.match.step_variants import MLP_ACTIVATIONS, variants
 from mixer_equiv.equivalence.record.torch import record
 from mixer_equiv.operations import Parameter, Program, Recorder, Step
 
@@ -60,6 +60,16 @@ def test_a_step_that_differs_is_named_and_the_rest_is_found() -> None:
     match = searched(nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)))
     assert isinstance(match, WholeMatch)
     assert match.deviations == (Deviation("first/activate", "variant", "activation", "gelu_tanh", "relu"),)
+
+
+def test_an_activation_that_no_config_has_is_one_line_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MLP_ACTIVATIONS, "softsign", lambda x: x / (1 + np.abs(x)))
+    instead = searched(nn.Sequential(nn.Linear(5, 7), nn.Softsign(), nn.Linear(7, 3)))
+    assert isinstance(instead, WholeMatch)
+    assert instead.deviations == (Deviation("first/activate", "variant", "softsign", "gelu_tanh", "softsign"),)
+    beside = searched(nn.Sequential(nn.Linear(5, 7), nn.GELU("tanh"), nn.Softsign(), nn.Linear(7, 3)))
+    assert isinstance(beside, WholeMatch)
+    assert [(d.kind, d.what, d.found) for d in beside.deviations] == [("insert", "activation", "softsign")]
 
 
 def test_another_program_is_found_up_to_where_it_parts() -> None:
