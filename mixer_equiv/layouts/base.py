@@ -69,8 +69,9 @@ ADVICE = {
 class Row:
     """One parameter: its canonical name, its name in the layout, and the axes of both.
 
-    `pattern` is an einops pattern: canonical axes, an arrow, the layout's axes. Without an arrow the axes are
-    the same.
+    `pattern` is an einops pattern: canonical axes, an arrow, the layout's axes, where parentheses join axes in one
+    dimension and 1 is a dimension of that size. Without an arrow the axes are the same. The `foreign` name may hold
+    the number of the block and that of blocks, {i} and {L}, as in {i+2} or {2i+1}.
     """
 
     canonical: str
