@@ -100,7 +100,9 @@ def test_a_converted_checkpoint_computes_the_official_logits_in_flax(layout: Any
 
 
 def test_every_layout_has_a_structure_here() -> None:
-    assert {*STRUCTURES, *FLAX_RUNS} == set(LAYOUTS)
+    assert {*STRUCTURES, *FLAX_RUNS} == set(LAYOUTS), (
+        "a torch layout needs a line in STRUCTURES of tests/support/structures/by_layout.py, a Flax one in FLAX_RUNS"
+    )
     assert set(STRUCTURES) == {name for name, layout in LAYOUTS.items() if layout.framework == "torch"}
 
 
@@ -111,12 +113,16 @@ def numbers_of_axes(canonical: str) -> dict[str, int]:
 
 def test_the_layouts_with_a_stem_over_columns_are_named() -> None:
     over_columns = {name for name, axes in numbers_of_axes("stem/kernel").items() if axes == 2}
-    assert set(STEM_COLUMNS) == over_columns, "STEM_COLUMNS in tests/support/structures/by_layout.py has other layouts"
+    assert set(STEM_COLUMNS) == over_columns, (
+        "write the order of axes in a column into STEM_COLUMNS of tests/support/structures/by_layout.py"
+    )
 
 
 def test_the_layouts_with_token_mixing_by_conv1d_are_named() -> None:
     by_conv1d = {name for name, axes in numbers_of_axes("MixerBlock_0/token_mixing/Dense_0/kernel").items() if axes > 2}
-    assert by_conv1d == TOKENS_BY_CONV1D, "TOKENS_BY_CONV1D in tests/support/structures/by_layout.py has other layouts"
+    assert by_conv1d == TOKENS_BY_CONV1D, (
+        "write these layouts into TOKENS_BY_CONV1D of tests/support/structures/by_layout.py"
+    )
 
 
 def computes(layout: str, conventions: Conventions) -> bool:
