@@ -14,12 +14,14 @@ from mixer_equiv import (
 )
 from mixer_equiv.equivalence.sides.locate import import_timm
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
+from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from tests.support.sizes import CONFIG, IMAGE, SMALL
 from tests.support.structures import (
     PORTS,
     JeonsworldMixer,
     MmpretrainMixer,
     OfficialMixer,
+    OwnMixer,
     PortMixer,
     TutorialMixer,
     timm_mixer,
@@ -62,6 +64,16 @@ def test_official_models_are_equivalent(framework: str) -> None:
     report = verify(model, image=IMAGE)
     assert report.verdict == "equivalent"
     assert not report.causes
+
+
+@pytest.mark.parametrize(
+    ("fault", "found", "expected"), [("activation_none", "none", "an activation"), ("activation_relu", "relu", "gelu")]
+)
+def test_an_activation_beside_another_one_than_the_official_is_one_cause(fault: str, found: str, expected: str) -> None:
+    other = TorchMixer(SMALL.replace(activation="gelu"))
+    report = verify(OwnMixer(SMALL, (fault,)), other, image=IMAGE, gradients=False)
+    causes = [(cause.name, cause.found, cause.expected) for cause in report.causes]
+    assert causes == [("activation", found, expected)]
 
 
 @pytest.mark.parametrize("name", [name for name in PORTS if "tied" in name or "shared" in name or "no " in name])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
@@ -77,21 +77,37 @@ def deviation_causes(a: MixerSide, b: MixerSide) -> list[Cause]:
     side, other = (b, a) if b.is_foreign and not a.is_foreign else (a, b)
     own, others = side.deviations, other.deviations
     only_own = [deviation for deviation in own if deviation not in others]
-    places = {(deviation.step, deviation.what) for deviation in own}
-    rest = [deviation for deviation in others if (deviation.step, deviation.what) not in places]
-    by_step = {deviation.step: deviation for deviation in others}
+    rest = [theirs for theirs in others if not any(_replaces(mine, theirs) for mine in own)]
     depth = side.config.num_blocks
     if side.is_foreign and not other.is_foreign:
         lacking = [dataclasses.replace(d, expected=d.found, found=d.expected) for d in rest]
-        return list(_grouped([*only_own, *lacking], side.name, depth, by_step))
-    by_own_step = {deviation.step: deviation for deviation in own}
-    return [*_grouped(only_own, side.name, depth, by_step), *_grouped(rest, other.name, depth, by_own_step)]
+        return list(_grouped([*only_own, *lacking], side.name, depth, others))
+    return [*_grouped(only_own, side.name, depth, others), *_grouped(rest, other.name, depth, own)]
+
+
+def _replaces(one: Deviation, other: Deviation) -> bool:
+    """Whether `other`, of another model, cannot be seen beside `one`.
+
+    They are of one setting of a step, or `one` has nothing of the step's operation left.
+    """
+    return one.step == other.step and (one.what == other.what or one.kind in ("skip", "unknown") or _is_activation(one))
+
+
+def _is_rival(one: Deviation, other: Deviation) -> bool:
+    """Whether two models set one thing otherwise, each in its way."""
+    alike = one.what == other.what or (_is_activation(one) and _is_activation(other))
+    return one.step == other.step and alike
+
+
+def _is_activation(deviation: Deviation) -> bool:
+    """Whether a step does another activation, which is all that such a step has."""
+    return deviation.kind == "variant" and CATALOGUE[fault_of(deviation).id].operation == "activate"
 
 
 def causes_of(side: NotAMixer) -> list[Cause]:
     """Name what a model does otherwise than the official one, as far as it was followed."""
     found = side.found
-    return [*_grouped(found.deviations, side.name, found.depth, {}), *constraint_causes(side.name, found.constraints)]
+    return [*_grouped(found.deviations, side.name, found.depth, ()), *constraint_causes(side.name, found.constraints)]
 
 
 def departures(found: FoundMixer) -> list[str]:
@@ -104,17 +120,15 @@ def departures(found: FoundMixer) -> list[str]:
     ]
 
 
-def _grouped(
-    deviations: Iterable[Deviation], name: str, depth: int, others: Mapping[str, Deviation]
-) -> Iterator[Cause]:
+def _grouped(deviations: Iterable[Deviation], name: str, depth: int, others: Collection[Deviation]) -> Iterator[Cause]:
     """Put all steps that deviate in one way into one cause.
 
-    The model called `name` has `depth` blocks; `others` are the deviations of the other side, by step.
+    The model called `name` has `depth` blocks; `others` are the deviations of the other side.
     """
     groups: dict[tuple[str, str, str], list[Deviation]] = {}
     for deviation in deviations:
-        rival = others.get(deviation.step)
-        expected = rival.found if rival is not None and rival.what == deviation.what else deviation.expected
+        rival = next((other for other in others if _is_rival(deviation, other)), None)
+        expected = deviation.expected if rival is None else rival.found
         expected = "nothing" if expected is None else str(expected)
         groups.setdefault((fault_of(deviation).id, str(deviation.found), expected), []).append(deviation)
     total = Counter(step.operation for step in official_steps(depth))
