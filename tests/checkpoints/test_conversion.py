@@ -16,6 +16,7 @@ from flax.core import FrozenDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.xla_options import cheap_jit
 from mixer_equiv import (
     LAYOUTS,
     Checkpoint,
@@ -172,7 +173,7 @@ def test_denormals_and_float64_pass_through_jax_arrays_with_x64_off() -> None:
 
 
 def test_flax_to_torch_loads_strictly_and_trains_free_of_the_source() -> None:
-    params = FlaxMixer(CONFIG).init(jax.random.key(0), jnp.ones((1, 8, 9, 3)))["params"]
+    params = cheap_jit(FlaxMixer(CONFIG).init)(jax.random.key(0), jnp.ones((1, 8, 9, 3)))["params"]
     state = flax_to_torch(params)
     assert type(state) is dict
     assert all(isinstance(value, torch.Tensor) and value.is_contiguous() for value in state.values())
@@ -192,7 +193,7 @@ def test_torch_to_flax_is_a_plain_tree_that_apply_grad_and_jit_take() -> None:
     images = jnp.ones((2, 8, 9, 3))
     model = FlaxMixer(CONFIG)
     assert model.apply({"params": params}, images).shape == (2, 7)
-    loss = jax.jit(jax.grad(lambda p: model.apply({"params": p}, images).sum()))
+    loss = cheap_jit(jax.grad(lambda p: model.apply({"params": p}, images).sum()))
     assert jax.tree.structure(loss(params)) == jax.tree.structure(params)
 
 

@@ -157,8 +157,8 @@ def test_the_first_that_fails_is_raised_and_no_more_are_begun() -> None:
         return 1 / (key - 2)
 
     with pytest.raises(ZeroDivisionError):
-        map_in_threads(range(10**5), work)
-    assert len(begun) < 10**5
+        map_in_threads(range(10**4), work)
+    assert len(begun) < 10**4
 
 
 def test_keys_are_put_together_up_to_a_limit() -> None:
