@@ -9,6 +9,7 @@ from mixer_equiv import ConfigError, MixerConfig
 from mixer_equiv.config import (
     ACTIVATION_NAMES,
     AXES,
+    CONVENTIONS,
     PATCH_AXES,
     VARIANTS,
     as_image,
@@ -19,6 +20,7 @@ from mixer_equiv.config import (
     fitting_patches,
     joint_axis,
     patch_columns,
+    size_differences,
 )
 from mixer_equiv.layouts import LINEN
 
@@ -385,3 +387,25 @@ def test_what_is_optional_is_given_by_name() -> None:
     with pytest.raises(TypeError, match="positional argument"):
         config_from_axes(MixerConfig(**FIELDS).axis_sizes, 2, 8)
     assert config_from_axes(sizes=MixerConfig(**FIELDS).axis_sizes, num_blocks=2).num_blocks == 2
+
+
+def test_sizes_that_differ_are_named_with_both_values_and_conventions_are_not() -> None:
+    ours = MixerConfig(**FIELDS)
+    theirs = ours.replace(hidden_dim=ours.hidden_dim + 1, activation="gelu", layer_norm_eps=1e-5)
+    (difference,) = size_differences(ours, theirs)
+    assert difference == ("hidden_dim", ours.hidden_dim, ours.hidden_dim + 1)
+    assert str(difference) == f"hidden_dim is {ours.hidden_dim} in one and {ours.hidden_dim + 1} in the other"
+    assert size_differences(ours, ours.replace(activation="relu")) == []
+    every = MixerConfig(
+        num_classes=9,
+        num_blocks=3,
+        patch_size=(1, 7),
+        image_size=(5, 77),
+        in_channels=2,
+        hidden_dim=91,
+        tokens_mlp_dim=92,
+        channels_mlp_dim=93,
+    )
+    assert [difference.field for difference in size_differences(ours, every)] == [
+        field.name for field in dataclasses.fields(MixerConfig) if field.name not in CONVENTIONS
+    ]

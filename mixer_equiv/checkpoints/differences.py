@@ -88,14 +88,13 @@ def _explain(weights: Arrays, name: str, ported: np.ndarray, config: MixerConfig
 
 def _transposed(weights: Arrays, name: str, config: MixerConfig) -> np.ndarray | None:
     array = weights[name]
-    return array.T if array.ndim == 2 and array.shape[0] == array.shape[1] else None
+    return array.T if array.ndim == 2 else None
 
 
 def _swapped(one: str, other: str) -> Rewrite:
     def swapped(weights: Arrays, name: str, config: MixerConfig) -> np.ndarray | None:
         source = re.sub(f"{one}|{other}", lambda found: other if found[0] == one else one, name)
-        fits = source != name and source in weights and weights[source].shape == weights[name].shape
-        return weights[source] if fits else None
+        return weights.get(source) if source != name else None
 
     return swapped
 

@@ -152,6 +152,7 @@ FAULTS: list[tuple[str, Callable[[Weights], Weights], str]] = [
     ("dtype", _one(BIAS, lambda a: a.astype(np.float64)), "float64"),
     ("weights", _one(BIAS, _by_ulps(3)), ""),
     ("weights", _one("head/kernel", np.negative), ""),
+    ("weights", _one(BIAS, lambda a: np.nextafter(a.astype(np.float64), np.inf)), ""),
     ("weights", _one(BIAS, lambda a: a[:3]), ""),
     ("weights", lambda w: {n: a for n, a in w.items() if n != BIAS}, ""),
 ]

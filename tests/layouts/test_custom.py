@@ -455,6 +455,14 @@ def test_a_table_without_a_row_names_it_and_what_to_write() -> None:
         register_layout(dataclasses.replace(TIMM, name="ours", rows=TIMM.rows[:1] + TIMM.rows[2:]))
 
 
+def test_a_head_is_left_out_whole_or_not_at_all() -> None:
+    table = port_layout()
+    rows = [row for row in table["rows"] if not row.startswith("head/")]
+    assert not any(name.startswith("head/") for name in register_layout({**table, "rows": rows}).parameters(2))
+    with pytest.raises(LayoutError, match="row head/bias: it is missing"):
+        register_layout({**table, "rows": [row for row in table["rows"] if not row.startswith("head/bias")]})
+
+
 def test_blocks_all_tied_need_a_depth() -> None:
     layout = port_layout(tied_blocks=True)
     del layout["num_blocks"]
