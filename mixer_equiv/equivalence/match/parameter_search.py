@@ -266,8 +266,10 @@ class SortedFingerprints:
 
     def near(self, wanted: Fingerprint) -> Iterator[tuple[int, ...]]:
         """The indices, in order, of the arrays that may be the value with this fingerprint."""
-        first = np.searchsorted(self.ascending, wanted.squares * (1 - 2 * TOLERANCE), "left")
-        last = np.searchsorted(self.ascending, wanted.squares * (1 + 2 * TOLERANCE), "right")
+        first = self.ascending.searchsorted(wanted.squares * (1 - 2 * TOLERANCE), "left")
+        last = self.ascending.searchsorted(wanted.squares * (1 + 2 * TOLERANCE), "right")
+        if first == last:
+            return iter(())
         places = np.sort(self.order[first:last])
         places = places[is_near(self.totals[places], self.squares[places], wanted)]
         return zip(*(axis.tolist() for axis in np.unravel_index(places, self.shape)), strict=True)

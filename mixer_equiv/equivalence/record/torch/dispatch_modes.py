@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from mixer_equiv.equivalence.record.precision import device
+from mixer_equiv.equivalence.record.torch.arguments import leaves_of, map_leaves
 from mixer_equiv.equivalence.record.torch.tape import FLOATS, Tape
 
 # Methods that ask for a narrower float, and the name of its dtype.
@@ -70,16 +70,16 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tape = self.tape
         args, kwargs = _substitute((args, kwargs or {}), tape)
-        leaves, _ = tree_flatten((args, kwargs))
-        tape.scalars.extend(leaf for leaf in leaves if isinstance(leaf, float))
+        given = leaves_of((args, kwargs))
+        tape.scalars.extend(leaf for leaf in given if isinstance(leaf, float))
         if _ARITHMETIC.search(str(func)):
-            tape.scalars.extend(float(leaf) for leaf in leaves if type(leaf) is int)
+            tape.scalars.extend(float(leaf) for leaf in given if type(leaf) is int)
         tape.uses_random_numbers = tape.uses_random_numbers or torch.Tag.nondeterministic_seeded in func.tags
         if tape.differentiable:
             result = func(*args, **kwargs)
             tape.admit(result)
             return result
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
         numbers = [tape.number_of(tensor) for tensor in tensors]
         mutable = tensors if func._schema.is_mutable else []
         targets = [tensor for tensor in mutable if _is_written(func, args, kwargs, tensor)]
@@ -97,7 +97,7 @@ def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ten
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = kwargs.get(argument.name, args[i] if i < len(args) else None)
-            if any(leaf is tensor for leaf in tree_leaves(given)):
+            if any(leaf is tensor for leaf in leaves_of(given)):
                 return True
     return False
 
@@ -114,7 +114,7 @@ def _substitute(arguments: Any, tape: Tape) -> Any:
             tape.narrow_dtypes.append(_dtype_name(leaf))
         return tape.dtype
 
-    return tree_map_only((Tensor, torch.dtype), replace, arguments)
+    return map_leaves((Tensor, torch.dtype), replace, arguments)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

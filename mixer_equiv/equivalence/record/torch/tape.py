@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from mixer_equiv.equivalence.record.precision import device
+from mixer_equiv.equivalence.record.torch.arguments import leaves_of
 from mixer_equiv.equivalence.record.trace import Draw, Value
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -68,7 +68,7 @@ class Tape:
 
     def admit(self, result: Any) -> None:
         """Take tensors as made during the pass, without recording values of them."""
-        for tensor in tree_leaves(result):
+        for tensor in leaves_of(result):
             if isinstance(tensor, Tensor):
                 self._known[id(tensor)] = (tensor, -1)
 
@@ -110,7 +110,7 @@ class Tape:
         """Record the tensors that an operation made of the values with these numbers."""
         inputs = tuple(dict.fromkeys(sources))
         is_data, leaves = self._origin(inputs)
-        for tensor in tree_leaves(result):
+        for tensor in leaves_of(result):
             if isinstance(tensor, Tensor) and tensor.dtype in FLOATS:
                 if id(tensor) in self._known and self._known[id(tensor)][0] is tensor:
                     continue
