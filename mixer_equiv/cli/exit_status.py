@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import typer
 
-from mixer_equiv.errors import InexpressibleError, MixerEquivError
+from mixer_equiv.errors import InexpressibleError, MixerEquivError, StoppedBySignal
 
 EXIT_STATUS = {
     "equivalent": 0,
@@ -23,14 +23,15 @@ BAD_INPUT = 2
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn a `MixerEquivError` into one message on stderr and an exit status."""
+    """Turn a `MixerEquivError`, or a lack of memory, into one message on stderr and an exit status."""
     try:
         with _stopped_by_signals():
             yield
-    except MixerEquivError as error:
+    except (MixerEquivError, MemoryError) as error:
         from rich.console import Console
 
-        Console(stderr=True, soft_wrap=True).print("error:", str(error), style="red", highlight=False, markup=False)
+        what = f"there is not enough memory ({error})" if isinstance(error, MemoryError) else str(error)
+        Console(stderr=True, soft_wrap=True).print("error:", what, style="red", highlight=False, markup=False)
         status = EXIT_STATUS["inexpressible"] if isinstance(error, InexpressibleError) else BAD_INPUT
         raise typer.Exit(status) from error
 
@@ -52,4 +53,4 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def _exit(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
+    raise StoppedBySignal(128 + number)

@@ -62,6 +62,8 @@ def parse_kwargs(text: str | None) -> dict[str, Any] | None:
         fields = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"--kwargs is not JSON ({error}): {text}") from error
+    except RecursionError as error:
+        raise ConfigError("--kwargs is nested too deeply") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"--kwargs is {text}; it must be a JSON object, such as '{{\"num_blocks\": 2}}'")
     return fields
@@ -96,7 +98,7 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
     """The height and width of `--image-size`, such as 224x224, or 224 for both."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
     if not match:
         raise ConfigError(f"--image-size is {text!r}; it must be height and width in pixels, such as 224x224")
     return int(match[1]), int(match[2] or match[1])

@@ -39,6 +39,8 @@ def layout_from_file(path: Path, bases: Mapping[str, Layout]) -> Layout:
         raise LayoutError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise LayoutError(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
+    except RecursionError as error:
+        raise LayoutError(f"{path} is nested too deeply for a layout") from error
     try:
         return layout_from_dict(fields, bases)
     except LayoutError as error:
@@ -84,7 +86,8 @@ _NOT_IN_FILES = ("provenance", "tidy", "read_only")
 
 def check_layout(layout: Layout) -> Layout:
     """`layout`, with its rows in canonical order. Raises `LayoutError` that lists all problems of its fields and rows."""
-    problems = [*_field_problems(layout), *_row_problems(layout.rows, layout.num_blocks)]
+    problems = list(_field_problems(layout))
+    problems += _row_problems(layout.rows, layout.num_blocks if is_depth(layout.num_blocks) else None)
     if not problems and layout.is_tied and layout.num_blocks is None:
         problems = ["no name has {i}, so all blocks are tied and names do not show how many: give num_blocks"]
     elif not problems and not layout.is_tied and layout.num_blocks is not None:
@@ -110,8 +113,8 @@ def _field_problems(layout: Layout) -> Iterator[str]:
     if layout.framework not in ("flax", "torch"):
         yield f"framework is {layout.framework!r}; it must be 'flax' or 'torch'"
     depth = layout.num_blocks
-    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
-        yield f"num_blocks is {depth!r}; it must be a whole number of at least 1"
+    if depth is not None and not is_depth(depth):
+        yield f"num_blocks is {depth!r}; it must be a whole number from 1 to {MAX_BLOCKS}"
     if not isinstance(layout.summary, str):
         yield f"summary is {layout.summary!r}; it must be a string"
     aliases = layout.aliases if isinstance(layout.aliases, tuple) else (None,)
@@ -121,6 +124,15 @@ def _field_problems(layout: Layout) -> Iterator[str]:
         yield f"advice is {layout.advice!r}; it must have sentences for {' and '.join(ADVICE)}"
     elif not all(_is_template(sentence) for sentence in layout.advice.values()):
         yield f"advice is {dict(layout.advice)!r}; it may have in braces {', '.join(_ADVICE_FIELDS)}"
+
+
+# No Mixer is near it, and tables are checked for each block.
+MAX_BLOCKS = 10_000
+
+
+def is_depth(value: Any) -> bool:
+    """Whether a value of a user's table can be a number of blocks."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_BLOCKS
 
 
 _ADVICE_FIELDS = {

@@ -72,6 +72,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "unknown layout from": (["--from", "keras"], ("no layout is called 'keras'", "linen, torch, timm, jankrepl")),
     "another layout's from": (["--from", "timm"], ("not of the layout timm, but by their names of linen",)),
     "image size of other tokens": (["--image-size", "8x12"], ("8x12 does not give the 12 tokens", "6x12, 8x9, 4x18")),
+    "image size of any length": (["--image-size", "9" * 5000], ("--image-size is '999", "224x224")),
     "image size of no numbers": (["--image-size", "big"], ("--image-size is 'big'", "224x224")),
     "unknown dtype": (["--dtype", "float12"], ("'float12'", "must be one of float16, bfloat16, float32, float64")),
     "integer dtype": (["--dtype", "int32"], ("'int32'", "must be one of float16, bfloat16, float32, float64")),

@@ -9,7 +9,7 @@ import pytest
 
 from mixer_equiv import load
 from mixer_equiv.layouts import LAYOUTS
-from tests.support.command_line import layout_file, params, run, strict_json
+from tests.support.command_line import assert_one_message, layout_file, params, run, strict_json
 from tests.support.files import changed
 
 
@@ -99,3 +99,14 @@ def test_a_file_in_a_layout_of_one_s_own_is_verified_with_its_table_alone(tmp_pa
     run("verify", tmp_path / "0.pt", tmp_path / "plain.npz", "--layout", own, status=1)
     LAYOUTS.pop("ours")
     run("verify", tmp_path / "1.pt", tmp_path / "plain.npz", "--layout", own)
+
+
+@pytest.mark.parametrize(("suffix", "text"), [(".json", "["), (".toml", "a = [")])
+def test_a_file_that_is_nested_without_end_is_one_message(tmp_path: Path, suffix: str, text: str) -> None:
+    path = tmp_path / f"deep{suffix}"
+    path.write_text(text[:-1] + text[-1] * 100_000)
+    assert_one_message(run("layouts", "--layout", str(path), status=2), "deep", "nested too deeply")
+
+
+def test_kwargs_that_are_nested_without_end_are_one_message() -> None:
+    assert_one_message(run("verify", "torch", "--kwargs", "[" * 100_000, status=2), "--kwargs is nested too deeply")

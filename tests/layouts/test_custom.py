@@ -314,6 +314,8 @@ WRONG = {
     "framework": ({**OURS, "framework": "keras"}, "framework is 'keras'; it must be 'flax' or 'torch'"),
     "name": ({**OURS, "name": "a b"}, "name is 'a b'; it must be of letters"),
     "depth": ({**OURS, "num_blocks": True}, "num_blocks is True; it must be a whole number"),
+    "depth of text": ({**OURS, "num_blocks": "12"}, "num_blocks is '12'; it must be a whole number from 1 to 10000"),
+    "depth of no Mixer": ({**OURS, "num_blocks": 10**12}, "num_blocks is 1000000000000; it must be a whole number"),
     "conventions": ({**OURS, "computes": {"activation": "mish"}}, "computes is .*activation is 'mish'"),
     "rows": ({**OURS, "rows": 3}, "rows is 3; it must be lines of text"),
     "rows of two columns": ({**OURS, "rows": [["a", "b"]]}, "it must be lines of text, or a list of lines"),
@@ -401,7 +403,7 @@ WRONG = {
         {**OURS, "rows": "head/bias same classes\npre_head_layer_norm/bias same hidden"},
         "row pre_head_layer_norm/bias: same is also head/bias, with other axes .hidden and classes.",
     ),
-    "no depth": ({**OURS, "num_blocks": 0}, "num_blocks is 0; it must be a whole number of at least 1"),
+    "no depth": ({**OURS, "num_blocks": 0}, "num_blocks is 0; it must be a whole number from 1 to 10000"),
     "a depth that names show": ({**OURS, "num_blocks": 3}, r"num_blocks is 3, but names with \{i\} show the depth"),
     "shared with other axes": (
         {**OURS, "rows": "head/bias norm.bias"},

@@ -7,6 +7,7 @@ Nothing is ever unpickled by free rules. Knows no layout. Start at `read`, and a
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
     Raises `CheckpointError` for a file that is missing, truncated, junk or of no known format,
     and `MissingDependencyError` for .pt without torch and .orbax without Orbax.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # False, too, for a name that is too long
         raise CheckpointError(f"{path} does not exist")
     if not path.is_file() and not path.is_dir():
         raise CheckpointError(

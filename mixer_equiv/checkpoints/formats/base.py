@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import struct
 import zipfile
 import zlib
@@ -92,17 +93,24 @@ class StoredArray(Deferred):
             return super().__array__(dtype, copy)
 
 
+# What the system may lack, whatever is in the file.
+_OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 @contextlib.contextmanager
 def refuse_damage(path: Path, damage: Damage = DAMAGE) -> Iterator[None]:
     """Turn an exception that tells of damage into a `CheckpointError` of one sentence that names `path`.
 
-    Errors of this package, and exceptions that are none of `damage`, pass as they are.
+    Where the system has no file descriptors left, the sentence says so. Errors of this package, a lack of memory, and
+    exceptions that are none of `damage` pass as they are.
     """
     try:
         yield
-    except MixerEquivError:
+    except (MixerEquivError, MemoryError):
         raise
     except damage as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+            raise CheckpointError(f"{path} cannot be read now: {error.strerror}") from error
         raise CheckpointError(
             f"{path} cannot be read: it is damaged or not a checkpoint ({_first_sentence(error)})"
         ) from error

@@ -94,13 +94,13 @@ def _replaces(one: Deviation, other: Deviation) -> bool:
 
 
 def _is_rival(one: Deviation, other: Deviation) -> bool:
-    """Whether two models set one thing otherwise, each in its way."""
+    """Whether two deviations, of two models, are of the same setting of the same step."""
     alike = one.what == other.what or (_is_activation(one) and _is_activation(other))
     return one.step == other.step and alike
 
 
 def _is_activation(deviation: Deviation) -> bool:
-    """Whether a step does another activation, which is all that such a step has."""
+    """Whether the deviation is another activation function. A step of activation has no other setting."""
     return deviation.kind == "variant" and CATALOGUE[fault_of(deviation).id].operation == "activate"
 
 

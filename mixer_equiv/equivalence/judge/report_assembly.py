@@ -162,7 +162,7 @@ def _rms_notices(dtype: str, sides: tuple[SideReport, SideReport], policy: Polic
 
 
 def _told(notices: Iterable[Notice]) -> dict[str, Any]:
-    """The fields of a report that have the notices: their texts, and the ids of those in the catalogue."""
+    """The report's fields `warnings` and `notices`: all texts, and the ids of the notices that are in the catalogue."""
     notices = list(notices)
     ids = [notice.fault for notice in notices if notice.fault]
     return {"warnings": tuple(notice.text for notice in notices), "notices": tuple(dict.fromkeys(ids))}

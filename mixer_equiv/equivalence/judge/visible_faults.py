@@ -45,7 +45,7 @@ def _run(step: Step, values: Sequence[Array], weights: Arrays) -> Array:
 
 
 def _continued(steps: Sequence[Step], values: list[Array], weights: Arrays, place: int, changed: Array) -> Array:
-    """SearchState the program with the value at `place` replaced, and return the output."""
+    """Run the rest of the program with the value at `place` replaced, and return the output."""
     replayed = [*values[:place], changed]
     for step in steps[place:]:
         replayed.append(_run(step, replayed, weights))

@@ -43,7 +43,7 @@ class AssignedOperand:
 
 @dataclasses.dataclass(frozen=True)
 class AbsentParameter:
-    """A program's parameter that the trace does without, as a Dense without a bias does."""
+    """A parameter of the program that the traced model does not have, such as the bias of a Dense without one."""
 
     sizes: tuple[int, ...]
     second_layer: tuple[KnownAssignment, KnownAssignment] | None = None
@@ -117,8 +117,8 @@ class ParameterSearch:
     ) -> list[LayerFit]:
         """Find kernels over the last `axes` axes of `x`, and biases, that give a value of the trace, likeliest first.
 
-        For an `x` that is only guessed, none but the kernels used next are tried. With `plus`, the
-        trace's value has this added to it, and the fit's array has not.
+        For an `x` that is only guessed, only the kernels used next are tried. `plus` is added to what the fit
+        computes before it is compared with the trace, as where a residual is added in the same product.
         """
         width = math.prod(x.shape[x.ndim - axes :])
 

@@ -76,7 +76,7 @@ class PartialMatch(ProgramMatch):
 def find_program(
     trace: Trace, entry: Array, programs: Iterable[Program], *, thorough: bool = True
 ) -> WholeMatch | PartialMatch:
-    """Find the one of `programs` that the trace is, with the fewest deviations, or the beginning of the likeliest.
+    """Find the program that the trace computes, with the fewest deviations; else the likeliest, as far as it fits.
 
     Where no step leads on, a `thorough` search goes back some steps, which takes longest where there is
     nothing to be found. `entry` is the trace's input in the programs' order of axes.

@@ -19,7 +19,7 @@ from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unfla
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
-from mixer_equiv.errors import MixerEquivError
+from mixer_equiv.errors import MixerEquivError, StoppedBySignal
 
 
 def _of_torch(module: Any, name: str) -> ForeignModel:
@@ -110,9 +110,9 @@ def _told(name: str) -> Iterator[None]:
     """Turn what a model raises into one message of ours."""
     try:
         yield
-    except MixerEquivError:
+    except (MixerEquivError, StoppedBySignal):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = " ".join(str(error).split())
         if "functorch transform" in what:
             what = f"torch.vmap and torch.func inside a model cannot be followed ({what})"
@@ -120,7 +120,7 @@ def _told(name: str) -> Iterator[None]:
         raise MixerEquivError(f"{name} raised {type(error).__name__} when it was run: {what or where}") from error
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{os.path.basename(frame.filename)}:{frame.lineno}, {frame.line}"
 

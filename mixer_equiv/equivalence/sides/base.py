@@ -51,7 +51,7 @@ class MixerSide(Protocol):
 
     @property
     def runner(self) -> str:
-        """The key in `RUNNERS` of the model of ours that runs it, or that its framework has."""
+        """The key in `RUNNERS` of the model of this package that runs it, or that is of its framework."""
 
     @property
     def config(self) -> MixerConfig: ...

@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.sides.adapters import is_model_class
-from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError
+from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError, StoppedBySignal
 
 
 def is_source(text: str) -> bool:
@@ -121,7 +122,9 @@ _DECLARED: list[Any] = []  # an operator is undefined again when its library is 
 def _made(source: str, make: Any, kwargs: Mapping[str, Any]) -> Any:
     try:
         return make()
-    except Exception as error:
+    except StoppedBySignal:
+        raise
+    except (Exception, SystemExit) as error:
         given = f"kwargs {dict(kwargs)}" if kwargs else "no kwargs"
         raise MixerEquivError(
             f"{source} cannot be made with {given} (--kwargs): {type(error).__name__}: {error}"
@@ -131,13 +134,15 @@ def _made(source: str, make: Any, kwargs: Mapping[str, Any]) -> Any:
 def _from_package(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except StoppedBySignal:
+        raise
+    except (Exception, SystemExit) as error:
         raise MixerEquivError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _from_file(path: Path) -> Any:
     """Import a file as a module, which can import its neighbours in the same folder."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MixerEquivError(f"{path} does not exist; a model is given as path/to/file.py:Name")
     taken = sys.modules.get(path.stem)
     same = taken is None or getattr(taken, "__file__", None) == str(path)
@@ -150,7 +155,9 @@ def _from_file(path: Path) -> Any:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except StoppedBySignal:
+        raise
+    except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise MixerEquivError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     finally:

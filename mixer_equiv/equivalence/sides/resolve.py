@@ -108,7 +108,7 @@ class _Given:
 
 
 def _counterpart(side: Side | BuiltInName) -> Side | BuiltInName:
-    """The other side where only one is given: a checkpoint's port, else our Flax model, and for that ours of torch."""
+    """The second side, where one is given: the port of a checkpoint; for our Flax model the torch one; else Flax."""
     if isinstance(side, StoredSide):
         return _port(side)
     runner = side.runner if isinstance(side, BuiltInName | BuiltInSide) else ""
@@ -177,7 +177,7 @@ def _read(source: Any, image: Image | None, allow_missing: Collection[str], seed
     """Make the side of a checkpoint, the path of one, or a model."""
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if not path.exists() and not path.name.lower().endswith(SUFFIXES):
+        if not os.path.exists(path) and not path.name.lower().endswith(SUFFIXES):
             raise MixerEquivError(f"{str(path)!r} is neither a file nor the name of a model; {VERIFIED}")
         source = load(path)
     if isinstance(source, Mapping):

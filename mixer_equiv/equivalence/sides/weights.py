@@ -96,7 +96,7 @@ def _rearranged(array: np.ndarray, pattern: str, *, sizes: Mapping[str, int], ax
 
 
 def is_said(weights: Any) -> bool:
-    """Whether `weights` is a word that says which weights to take, or None, and no checkpoint."""
+    """Whether `weights` is None, "given" or "random", and not a checkpoint."""
     return weights is None or (isinstance(weights, str) and weights in ("given", "random"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -177,3 +178,12 @@ def test_an_error_is_turned_into_one_sentence_and_one_of_ours_is_left(tmp_path: 
     with pytest.raises(CheckpointError) as caught, refuse_damage(tmp_path, ANY_DAMAGE):
         raise ours
     assert caught.value is ours
+
+
+def test_what_the_system_lacks_is_no_damage() -> None:
+    full = OSError(errno.EMFILE, "Too many open files")
+    path = Path("a.npz")
+    with pytest.raises(CheckpointError, match=r"^a\.npz cannot be read now: Too many open files$"), refuse_damage(path):
+        raise full
+    with pytest.raises(MemoryError), refuse_damage(path, ANY_DAMAGE):
+        raise MemoryError

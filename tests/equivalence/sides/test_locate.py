@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,28 @@ def test_a_model_in_a_file_is_verified(place: Any) -> None:
 )
 def test_a_place_without_a_model_is_refused_in_words(place: Any, name: str, arguments: list[str], message: str) -> None:
     result = run("verify", f"{place}:{name}", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
+LEAVING = {
+    "when it is imported": ("sys.exit(0)", "cannot be imported: SystemExit: 0"),
+    "when it is made": (
+        "class Mixer(nn.Module):\n    def __init__(self):\n        sys.exit(0)",
+        "(--kwargs): SystemExit: 0",
+    ),
+    "when it is run": (
+        "class Mixer(nn.Module):\n    def forward(self, x):\n        sys.exit(0)",
+        "raised SystemExit when",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), LEAVING.values(), ids=LEAVING)
+def test_code_that_leaves_python_is_no_verdict(tmp_path: Path, source: str, message: str) -> None:
+    path = tmp_path / "leaving.py"
+    path.write_text(f"import sys\nfrom torch import nn\n{source}\n")
+    result = run("verify", f"{path}:Mixer", "--image", "3x8x8")
     assert result.exit_code == 2, result.output
     assert message in result.stderr
 
