@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ _PROC = Path("/proc/self")
 
 # The largest of several measurements counts: a system may miss the peak of a call, and never reports a higher one.
 PEAK_MEASUREMENTS = 3
+
+# Before each, the memory of the process is read so many times, so far apart, and the least counts.
+SETTLING_READINGS = 4
+SETTLING_SECONDS = 0.01
 
 
 class Machine:
@@ -218,14 +223,26 @@ def extra_memory(call: Callable[[], Any], forget: Callable[[], Any] = lambda: No
 
 def _peak_growth(call: Callable[[], Any], forget: Callable[[], Any]) -> int:
     forget()
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows has no library without a name
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # gives freed memory back to the system, so that it counts when it is used again
+    before = _settled_memory()
     (_PROC / "clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
     call()
     return max(0, _status("VmHWM") - before)
+
+
+def _settled_memory() -> int:
+    """The bytes that the process has, once XLA's threads have freed what the last call took: some ms after its end."""
+    least = _trimmed_memory()
+    for _ in range(SETTLING_READINGS):
+        time.sleep(SETTLING_SECONDS)
+        least = min(least, _trimmed_memory())
+    return least
+
+
+def _trimmed_memory() -> int:
+    """The bytes that the process has, without freed memory, which would not be counted when it is used again."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows has no library without a name
+        ctypes.CDLL(None).malloc_trim(0)
+    return _status("VmRSS")
 
 
 def _status(field: str) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 import types
 from typing import Any
 
@@ -83,3 +85,16 @@ def test_the_machine_is_described_with_its_gpu(monkeypatch: pytest.MonkeyPatch, 
     plain = export.to_dict(result)
     plain["machine"]["gpu"] = gpu
     assert f"{plain['machine']['date']}: {gpu}; {plain['machine']['processor']}, " in export.to_markdown(plain)
+
+
+def test_memory_that_a_call_frees_after_its_end_is_measured_all_the_same() -> None:
+    held: list[np.ndarray] = []
+
+    def call() -> None:
+        while held:
+            time.sleep(0.001)
+        held.append(np.ones(8_000_000))
+        threading.Timer(0.012, held.clear).start()
+
+    call()
+    assert extra_memory(call) == pytest.approx(64e6, rel=0.1)
