@@ -11,10 +11,6 @@ class MixerEquivError(Exception):
     """Base of all errors raised on purpose. A message says what was found, what was expected, and what to do."""
 
 
-class StoppedBySignal(SystemExit):
-    """The process was told to end, and ends with this status. Unlike `SystemExit` it never comes from a user's code."""
-
-
 class ConfigError(MixerEquivError, ValueError):
     """A `MixerConfig` that describes no Mixer, an option of no meaning, or sizes that contradict the arrays."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import typer
 
-from mixer_equiv.errors import InexpressibleError, MixerEquivError, StoppedBySignal
+from mixer_equiv.errors import InexpressibleError, MixerEquivError
 
 EXIT_STATUS = {
     "equivalent": 0,
@@ -21,12 +21,18 @@ EXIT_STATUS = {
 BAD_INPUT = 2
 
 
+class _Stopped(BaseException):
+    """A signal told the process to end. It is no `SystemExit`, which is an error where a user's model raises it."""
+
+
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
     """Turn a `MixerEquivError`, or a lack of memory, into one message on stderr and an exit status."""
     try:
         with _stopped_by_signals():
             yield
+    except _Stopped as stopped:
+        raise SystemExit(*stopped.args) from None
     except (MixerEquivError, MemoryError) as error:
         from rich.console import Console
 
@@ -53,4 +59,4 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def _exit(number: int, _: object) -> None:
-    raise StoppedBySignal(128 + number)
+    raise _Stopped(128 + number)

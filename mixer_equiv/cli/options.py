@@ -84,11 +84,14 @@ def parse_conventions(text: str | None) -> Conventions | None:
         ) from error
 
 
+_COUNT = r"(\d{1,9})"
+
+
 def parse_image(text: str | None) -> tuple[int, int, int] | None:
     """The channels, height and width of `--image`, such as 3x224x224."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    match = re.fullmatch(f"{_COUNT}x{_COUNT}x{_COUNT}", text)
     if not match:
         raise ConfigError(f"--image is {text!r}; it must be channels, height and width, such as 3x224x224")
     return int(match[1]), int(match[2]), int(match[3])
@@ -98,7 +101,7 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
     """The height and width of `--image-size`, such as 224x224, or 224 for both."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
+    match = re.fullmatch(f"{_COUNT}(?:x{_COUNT})?", text)
     if not match:
         raise ConfigError(f"--image-size is {text!r}; it must be height and width in pixels, such as 224x224")
     return int(match[1]), int(match[2] or match[1])

@@ -87,7 +87,7 @@ _NOT_IN_FILES = ("provenance", "tidy", "read_only")
 def check_layout(layout: Layout) -> Layout:
     """`layout`, with its rows in canonical order. Raises `LayoutError` that lists all problems of its fields and rows."""
     problems = list(_field_problems(layout))
-    problems += _row_problems(layout.rows, layout.num_blocks if is_depth(layout.num_blocks) else None)
+    problems += _row_problems(layout.rows, layout.num_blocks if _is_depth(layout.num_blocks) else None)
     if not problems and layout.is_tied and layout.num_blocks is None:
         problems = ["no name has {i}, so all blocks are tied and names do not show how many: give num_blocks"]
     elif not problems and not layout.is_tied and layout.num_blocks is not None:
@@ -113,7 +113,7 @@ def _field_problems(layout: Layout) -> Iterator[str]:
     if layout.framework not in ("flax", "torch"):
         yield f"framework is {layout.framework!r}; it must be 'flax' or 'torch'"
     depth = layout.num_blocks
-    if depth is not None and not is_depth(depth):
+    if depth is not None and not _is_depth(depth):
         yield f"num_blocks is {depth!r}; it must be a whole number from 1 to {MAX_BLOCKS}"
     if not isinstance(layout.summary, str):
         yield f"summary is {layout.summary!r}; it must be a string"
@@ -130,7 +130,7 @@ def _field_problems(layout: Layout) -> Iterator[str]:
 MAX_BLOCKS = 10_000
 
 
-def is_depth(value: Any) -> bool:
+def _is_depth(value: Any) -> bool:
     """Whether a value of a user's table can be a number of blocks."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_BLOCKS
 

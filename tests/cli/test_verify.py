@@ -151,6 +151,7 @@ BAD_VERIFY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "value of another type": (["torch", "--kwargs", '{"num_blocks": "2"}'], ("num_blocks is '2'; it must be a whole",)),
     "unknown activation": (["torch", "--kwargs", '{"activation": "elu"}'], ("activation is 'elu'", "gelu_tanh, gelu")),
     "image of two sizes": (["torch", "--image", "8x9"], ("--image is '8x9'; it must be channels, height and width",)),
+    "image of any length": (["torch", "--image", "3x9x" + "9" * 5000], ("--image is '3x9x9",)),
     "image of no numbers": (["torch", "--image", "big"], ("--image is 'big'; it must be channels, height and width",)),
     "image between patches": (["torch", "--image", "3x7x9"], ("7x9 is not divisible by patch_size 2x3", "8x9")),
     "image of no pixels": (["torch", "--image", "3x0x9"], ("image_size is 0; it must be a whole number",)),

@@ -88,15 +88,16 @@ def deviation_causes(a: MixerSide, b: MixerSide) -> list[Cause]:
 def _replaces(one: Deviation, other: Deviation) -> bool:
     """Whether `other`, of another model, cannot be seen beside `one`.
 
-    They are of one setting of a step, or `one` has nothing of the step's operation left.
+    They are of one setting of a step, or `one` has nothing left of the operation that `other` varies.
     """
-    return one.step == other.step and (one.what == other.what or one.kind in ("skip", "unknown") or _is_activation(one))
+    is_gone = one.step == other.step and one.kind in ("skip", "unknown") and other.kind == "variant"
+    return is_gone or _is_rival(one, other)
 
 
 def _is_rival(one: Deviation, other: Deviation) -> bool:
     """Whether two deviations, of two models, are of the same setting of the same step."""
     alike = one.what == other.what or (_is_activation(one) and _is_activation(other))
-    return one.step == other.step and alike
+    return (one.step, one.kind) == (other.step, other.kind) and alike
 
 
 def _is_activation(deviation: Deviation) -> bool:

@@ -183,11 +183,8 @@ def _sizes(found: ProgramMatch) -> tuple[dict[str, int], list[str]]:
     """The size of every axis, and a sentence for each on which parameters disagree."""
     holders: dict[str, dict[int, list[str]]] = {}
     for parameter, assigned in _assigned_operands(found):
-        sizes = (
-            assigned.sizes
-            if assigned.second_layer is None
-            else (*assigned.sizes[:-1], assigned.second_layer[0].sizes[-1])
-        )
+        second = assigned.second_layer
+        sizes = assigned.sizes if second is None else (*assigned.sizes[:-1], second[0].sizes[-1])
         for axis, size in zip(parameter.axes, sizes, strict=False):
             if len(parameter.axes) == len(assigned.sizes):
                 holders.setdefault(axis, {}).setdefault(size, []).append(parameter.name)

@@ -54,11 +54,8 @@ class ParameterPlace:
 
     @classmethod
     def of(cls, assigned: KnownAssignment, tokens: tuple[int, ...] | None = None) -> ParameterPlace:
-        then = (
-            None
-            if assigned.second_layer is None
-            else (cls.of(assigned.second_layer[0]), cls.of(assigned.second_layer[1]))
-        )
+        second = assigned.second_layer
+        then = None if second is None else (cls.of(second[0]), cls.of(second[1]))
         if isinstance(assigned, AssignedOperand):
             return cls(assigned.operand.number, assigned.order, assigned.sizes, then, tokens)
         return cls(None, (0,), assigned.sizes, then, tokens)

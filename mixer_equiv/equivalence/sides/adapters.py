@@ -19,7 +19,7 @@ from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unfla
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
-from mixer_equiv.errors import MixerEquivError, StoppedBySignal
+from mixer_equiv.errors import MixerEquivError
 
 
 def _of_torch(module: Any, name: str) -> ForeignModel:
@@ -110,7 +110,7 @@ def _told(name: str) -> Iterator[None]:
     """Turn what a model raises into one message of ours."""
     try:
         yield
-    except (MixerEquivError, StoppedBySignal):
+    except MixerEquivError:
         raise
     except (Exception, SystemExit) as error:
         what = " ".join(str(error).split())

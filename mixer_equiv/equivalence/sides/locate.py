@@ -18,7 +18,7 @@ from typing import Any
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.sides.adapters import is_model_class
-from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError, StoppedBySignal
+from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError
 
 
 def is_source(text: str) -> bool:
@@ -122,8 +122,6 @@ _DECLARED: list[Any] = []  # an operator is undefined again when its library is 
 def _made(source: str, make: Any, kwargs: Mapping[str, Any]) -> Any:
     try:
         return make()
-    except StoppedBySignal:
-        raise
     except (Exception, SystemExit) as error:
         given = f"kwargs {dict(kwargs)}" if kwargs else "no kwargs"
         raise MixerEquivError(
@@ -134,8 +132,6 @@ def _made(source: str, make: Any, kwargs: Mapping[str, Any]) -> Any:
 def _from_package(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except StoppedBySignal:
-        raise
     except (Exception, SystemExit) as error:
         raise MixerEquivError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
@@ -155,8 +151,6 @@ def _from_file(path: Path) -> Any:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
-    except StoppedBySignal:
-        raise
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise MixerEquivError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,11 @@ def test_a_place_without_a_model_is_refused_in_words(place: Any, name: str, argu
     assert message in result.stderr
 
 
+CLASS = "class Mixer(nn.Module):\n"
 LEAVING = {
     "when it is imported": ("sys.exit(0)", "cannot be imported: SystemExit: 0"),
-    "when it is made": (
-        "class Mixer(nn.Module):\n    def __init__(self):\n        sys.exit(0)",
-        "(--kwargs): SystemExit: 0",
-    ),
-    "when it is run": (
-        "class Mixer(nn.Module):\n    def forward(self, x):\n        sys.exit(0)",
-        "raised SystemExit when",
-    ),
+    "when it is made": (f"{CLASS}    def __init__(self):\n        sys.exit(0)", "(--kwargs): SystemExit: 0"),
+    "when it is run": (f"{CLASS}    def forward(self, x):\n        sys.exit(0)", "raised SystemExit when"),
 }
 
 
@@ -94,6 +90,16 @@ def test_code_that_leaves_python_is_no_verdict(tmp_path: Path, source: str, mess
     result = run("verify", f"{path}:Mixer", "--image", "3x8x8")
     assert result.exit_code == 2, result.output
     assert message in result.stderr
+
+
+def test_a_signal_ends_the_process_while_a_model_runs(tmp_path: Path) -> None:
+    path = tmp_path / "stopped.py"
+    body = "os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(5)"
+    path.write_text(
+        f"import os, signal, time\nfrom torch import nn\n{CLASS}    def forward(self, x):\n        {body}\n"
+    )
+    result = run("verify", f"{path}:Mixer", "--image", "3x8x8")
+    assert (result.exit_code, result.stderr) == (128 + signal.SIGTERM, "")
 
 
 # In tests
