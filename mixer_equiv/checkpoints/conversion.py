@@ -6,7 +6,6 @@ Knows no file. Start at `convert`; `relabel` is the part that moves arrays.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import warnings
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -19,7 +18,7 @@ from mixer_equiv.arrays.lazy import Deferred, LazyArrays, Spec, as_lazy, materia
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.convention_warnings import convention_warnings
 from mixer_equiv.checkpoints.differences import same_bits
-from mixer_equiv.checkpoints.validate import check_writable
+from mixer_equiv.checkpoints.validate import check_writable, matching
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConventionWarning, InexpressibleError
 from mixer_equiv.layouts import NEUTRAL, Binding, Layout, get_layout
@@ -106,7 +105,7 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str],
     config = source.config
     wanted = target.bindings(config.num_blocks)
     unwanted = [name for name in present if name not in wanted and not present[name].is_absent]
-    if any(not any(fnmatch.fnmatchcase(name, glob) for glob in allow_missing) for name in unwanted):
+    if not matching(allow_missing, source.layout.bindings(config.num_blocks)).issuperset(unwanted):
         reasons = [f"it has no {name}" for name in unwanted]
         advice = "leave the head out with drop_head, --drop-head or allow_missing=['head/*']"
         raise _inexpressible(target, reasons, advice)

@@ -75,7 +75,7 @@ def check(
     layout, depth = expected.layout, expected.config.num_blocks
     bindings = layout.bindings(depth)
     targets = target.bindings(depth) if target else {}
-    allowed = _expand(allow_missing, bindings)
+    allowed = matching(allow_missing, bindings)
     problems = _strangers(specs, layout.parameters(depth))
     filled = Filled({}, [])
     for canonical, binding in bindings.items():
@@ -250,7 +250,7 @@ def _is_of_layer_norm(binding: Binding) -> bool:
     return binding.row.general.rpartition("/")[0] in _LAYER_NORMS
 
 
-def _expand(patterns: Collection[str], bindings: Mapping[str, Binding]) -> set[str]:
+def matching(patterns: Collection[str], bindings: Mapping[str, Binding]) -> set[str]:
     """Canonical names that any of the globs matches, by canonical or by own name."""
     if isinstance(patterns, str):
         raise ConversionError(f"allow_missing is the string {patterns!r}; it must be a list of globs: [{patterns!r}]")

@@ -114,6 +114,8 @@ def test_a_head_that_the_target_has_no_place_for_is_left_out_on_request_alone() 
         name for name in TIMM.parameters(12) if name.startswith("blocks.")
     }
     assert "left out: head/bias, which ours does not have" in converted.notes
+    by_own_names = convert(relabel(PARAMS, LINEN, TIMM, CONFIG), to=target, config=CONFIG, allow_missing=["head.*"])
+    assert by_own_names.keys() == converted.keys()
 
 
 @pytest.mark.parametrize("target", [LINEN, TIMM])

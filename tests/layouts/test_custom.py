@@ -403,6 +403,7 @@ WRONG = {
         {**OURS, "rows": "head/bias same classes\npre_head_layer_norm/bias same hidden"},
         "row pre_head_layer_norm/bias: same is also head/bias, with other axes .hidden and classes.",
     ),
+    "a block more than any Mixer": ({**OURS, "num_blocks": 10_001}, "num_blocks is 10001; it must be a whole number"),
     "no depth": ({**OURS, "num_blocks": 0}, "num_blocks is 0; it must be a whole number from 1 to 10000"),
     "a depth that names show": ({**OURS, "num_blocks": 3}, r"num_blocks is 3, but names with \{i\} show the depth"),
     "shared with other axes": (
@@ -472,8 +473,9 @@ def test_blocks_all_tied_need_a_depth() -> None:
         register_layout(layout)
 
 
-def test_one_block_tied_to_none_is_a_depth() -> None:
-    assert register_layout({**port_layout(tied_blocks=True), "num_blocks": 1}).num_blocks == 1
+@pytest.mark.parametrize("depth", [1, 10_000])
+def test_blocks_all_tied_may_be_one_or_the_most_there_are(depth: int) -> None:
+    assert register_layout({**port_layout(tied_blocks=True), "num_blocks": depth}).num_blocks == depth
 
 
 def test_rows_of_all_single_blocks_stand_for_the_row_of_the_blocks() -> None:
