@@ -97,6 +97,10 @@ class Training:
     count: int
     num_images: int
 
+    @property
+    def label(self) -> str:
+        return f"{self.steps} step{'s'[: self.steps > 1]} of {self.optimiser}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -217,8 +221,7 @@ def _error_lines(report: Report) -> tuple[Line, ...]:
     if report.gradients is not None:
         lines.append(_line("gradients, fp64", "", "", number(report.gradients.residual)))
     for trained in report.training:
-        label = f"{trained.steps} step{'s'[: trained.steps > 1]} of {trained.optimiser}"
-        lines.append(_line(label, "", "", number(trained.residual)))
+        lines.append(_line(trained.label, "", "", number(trained.residual)))
     if report.prediction_flips is not None:
         lines.append(_line("prediction flips", "", "", f"{report.prediction_flips} of {report.num_images}"))
     return tuple(lines)

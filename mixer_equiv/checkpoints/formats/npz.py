@@ -98,11 +98,12 @@ def _header(path: Path, name: str, member: Any, end: int) -> _Header:
     what = f"{name} in {path}"
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     # NumPy evaluates the header as a Python literal, and warns of deprecated names of dtypes.
+    with refuse_damage(path, ANY_DAMAGE):
+        version = np.lib.format.read_magic(member)
+    if version not in readers:
+        raise CheckpointError(f"{what} is of npy format version {version}; 1.0 and 2.0 are read")
     with refuse_damage(path, ANY_DAMAGE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        version = np.lib.format.read_magic(member)
-        if version not in readers:
-            raise CheckpointError(f"{what} is of npy format version {version}; 1.0 and 2.0 are read")
         header = _Header(*readers[version](member))
     if header.dtype.hasobject:
         raise CheckpointError(f"{what} is an array of Python objects (a pickle), which is never loaded")

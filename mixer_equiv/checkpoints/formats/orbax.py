@@ -94,9 +94,10 @@ def _tree(orbax: Any, path: Path) -> Contents:
     # A checkpointer in place of the handler would warn of items that belong to a step.
     with refuse_damage(path, ANY_DAMAGE), _quiet_failures():
         tree = orbax.PyTreeCheckpointHandler().metadata(path).tree
-        leaves, structure = tree_util.tree_flatten_with_path(tree)
-        names = [tree_util.keystr(key, simple=True, separator="/") for key, _ in leaves]
-        arrays = {i: leaf for i, (_, leaf) in enumerate(leaves) if is_array(leaf)}
+    leaves, structure = tree_util.tree_flatten_with_path(tree)
+    names = [tree_util.keystr(key, simple=True, separator="/") for key, _ in leaves]
+    arrays = {i: leaf for i, (_, leaf) in enumerate(leaves) if is_array(leaf)}
+    with refuse_damage(path, ANY_DAMAGE):  # shapes and names of dtypes are the file's
         specs = {i: Spec(tuple(leaf.shape), np.dtype(leaf.dtype)) for i, leaf in arrays.items()}
     restore = lru_cache(maxsize=1)(partial(_restore, orbax, path, structure))
     stored = {}

@@ -123,7 +123,7 @@ def trained_apart(judgement: Judgement, training: tuple[Training, ...]) -> Judge
     if not over or judgement.verdict != "equivalent" or judgement.is_rounding:
         return judgement
     reasons = [
-        f"after {trained.steps} steps of {trained.optimiser} parameters differ by {trained.residual:.1e}, "
+        f"after {trained.label} parameters differ by {trained.residual:.1e}, "
         f"most {trained.worst}, where at most {trained.threshold:g} is rounding"
         for trained in over
     ]

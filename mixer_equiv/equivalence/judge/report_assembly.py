@@ -65,7 +65,7 @@ def report_of(
         mapping={name: binding.foreign for name, binding in bindings.items() if not binding.is_absent},
         mapping_of=named.name,
         unobservable=tuple(UNOBSERVABLE.format(i=i) for i in range(a.config.num_blocks)),
-        **_told([*notes, *judgement.notices, *_rms_notices(evidence.dtype, sides, policy)]),
+        **_warning_fields([*notes, *judgement.notices, *_rms_notices(evidence.dtype, sides, policy)]),
         environment=environment(),
         sides=sides,
         weights=weights,
@@ -92,7 +92,7 @@ def not_found(side: NotAMixer, notes: list[Notice], policy: Policy) -> Report:
         causes=tuple(causes),
         residual_without_causes=without(causes, found.residual) if causes else None,
         reasons=found.reasons,
-        **_told(notes),
+        **_warning_fields(notes),
         environment=environment(),
     )
 
@@ -161,7 +161,7 @@ def _rms_notices(dtype: str, sides: tuple[SideReport, SideReport], policy: Polic
     return [Notice(f"the {dtype} errors differ by more than {bound:g} times: {ours:.1e} and {theirs:.1e}")]
 
 
-def _told(notices: Iterable[Notice]) -> dict[str, Any]:
+def _warning_fields(notices: Iterable[Notice]) -> dict[str, Any]:
     """The report's fields `warnings` and `notices`: all texts, and the ids of the notices that are in the catalogue."""
     notices = list(notices)
     ids = [notice.fault for notice in notices if notice.fault]

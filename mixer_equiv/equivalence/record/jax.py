@@ -125,7 +125,7 @@ def _unrounded(rounded: Any) -> Any:
 
 # The parameters of an equation under which one that only calls another jaxpr holds it.
 _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-_VIEWS = frozenset({"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"})
+_VIEW_PRIMITIVES = frozenset({"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"})
 _RANDOM = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"})
 _OPAQUE = frozenset({"while", "cond", "pallas_call", "custom_linear_solve"})
 
@@ -147,7 +147,7 @@ class _Interpreter:
         is_data = is_data or any(self.values[i].is_data for i in inputs)
         leaves = frozenset({name}) if name is not None else frozenset().union(*(self.values[i].leaves for i in inputs))
         number = len(self.values)
-        is_view = operation in _VIEWS and np.size(self.arrays[inputs[0]]) == np.size(array)
+        is_view = operation in _VIEW_PRIMITIVES and np.size(self.arrays[inputs[0]]) == np.size(array)
         leaves = frozenset() if is_data else leaves
         self.values.append(Value(number, np.empty(0), operation, inputs, is_data, leaves, name, is_view))
         self.arrays.append(array)

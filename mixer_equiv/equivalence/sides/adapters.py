@@ -41,7 +41,7 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
 
     @contextlib.contextmanager
     def running() -> Iterator[None]:
-        with _told(name), treat_as_parameters(computed.values()):
+        with _errors_named(name), treat_as_parameters(computed.values()):
             yield
 
     def batch_of(images: np.ndarray) -> Any:
@@ -106,7 +106,7 @@ def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[Not
 
 
 @contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
+def _errors_named(name: str) -> Iterator[None]:
     """Turn what a model raises into one message of ours."""
     try:
         yield
@@ -135,13 +135,13 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignMod
         module, bound = module.unbind()
         own = dict(flatten(meta.unbox(bound.get("params", {}))))
     filled, notices = _arguments(module.__call__)
-    with _told(name):
+    with _errors_named(name):
         given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
         boxed = jax.eval_shape(partial(module.init, **filled), jax.random.key(0), given)
         made = meta.unbox(boxed)  # from annotations of how arrays are sharded
     others: dict[str, Any] = {}
     if made.keys() - {"params"}:  # such as running statistics, which stay as init makes them
-        with _told(name):
+        with _errors_named(name):
             begun = meta.unbox(module.init(jax.random.key(0), np.zeros(given.shape, np.float32), **filled))
         others = {key: jax.tree.map(np.asarray, values) for key, values in begun.items() if key != "params"}
         notices += (Notice(f"the collections {', '.join(others)} are left as init makes them"),)
@@ -167,17 +167,17 @@ def _of_jax(
     function = applied(False, 0)
 
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
-        with _told(name):
+        with _errors_named(name):
             return record(function, shapes, images, draw, dtype, every=every)
 
     def differentiate(
         images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
     ) -> Mapping[str, np.ndarray]:
-        with _told(name):
+        with _errors_named(name):
             return gradients(function, shapes, images, draw, output, cotangent, dtype)
 
     def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
-        with _told(name), warnings.catch_warnings():
+        with _errors_named(name), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # JAX warns of statistics in float32 beside float64
             trace = record(applied(training, seed), shapes, images, draw, every=False, seed=seed)
         return {path: trace.values[number].array for path, number in trace.outputs.items()}

@@ -19,7 +19,7 @@ from mixer_equiv.equivalence.record.torch.tape import FLOATS, Tape
 _NARROWING = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 
 # Properties of a tensor that are tensors.
-_VIEWS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
+_VIEW_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 
 # Methods that only look at a tensor.
 _LOOKING = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__}
@@ -35,7 +35,7 @@ class FunctionMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        is_property = name in ("__get__", "__set__", "__del__") and _property_of(func) not in _VIEWS
+        is_property = name in ("__get__", "__set__", "__del__") and _property_of(func) not in _VIEW_PROPERTIES
         if is_property or func in _LOOKING:
             return func(*args, **kwargs)
         args, kwargs = _substitute((args, kwargs), self.tape)
