@@ -184,7 +184,7 @@ def _row_problems(rows: tuple[Row, ...], num_blocks: int | None) -> Iterator[str
 def _problems_of(row: Row) -> Iterator[str]:
     official = CANONICAL.get(row.general)
     if official is None:
-        near = difflib.get_close_matches(row.canonical, CANONICAL, 1, 0) or list(CANONICAL)[:1]
+        near = difflib.get_close_matches(row.canonical, CANONICAL, 1, 0)  # which finds one, however far
         yield f"no canonical parameter is called so; the nearest is {near[0]}"
         return
     if row.canonical_axes != official.canonical_axes:

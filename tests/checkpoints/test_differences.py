@@ -189,6 +189,22 @@ def test_each_fault_has_its_own_arrays_and_the_same_weights_have_none() -> None:
     ]
 
 
+def test_weights_that_were_not_finite_before_are_followed_too() -> None:
+    before = weights()
+    before[BIAS] = np.where(np.arange(12) == 3, np.float32(np.nan), before[BIAS])
+    (found,) = port_faults(before, {**before, BIAS: before[BIAS].astype(np.float64)}, CONFIG)
+    assert found == PortFault("dtype", [BIAS], "float64")
+
+
+def test_tokens_of_a_grid_of_two_columns_are_told_apart() -> None:
+    config = CONFIG.replace(image_size=(12, 4))
+    before = {name: array.astype(np.float32) for name, array in draw_params(config, 3).items()}
+    name = "MixerBlock_3/token_mixing/Dense_1/bias"
+    by_columns = before[name].reshape(6, 2).T.reshape(-1)
+    (found,) = port_faults(before, {**before, name: by_columns}, config)
+    assert found == PortFault("tokens_by_columns", [name], "")
+
+
 def test_what_was_not_finite_before_is_no_fault_of_the_port() -> None:
     before = {**weights(), BIAS: np.full(12, np.nan, np.float32)}
     (found,) = port_faults(before, {**before, BIAS: np.full(12, np.inf, np.float32)}, CONFIG)

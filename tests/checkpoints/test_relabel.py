@@ -73,6 +73,12 @@ def test_nothing_is_filled_in_beside_what_is_left_out() -> None:
     assert back(layout, held_by(layout), only=only).keys() == only
 
 
+def test_that_parameters_are_left_out_is_said_by_name() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        relabel(PARAMS, LINEN, TIMM, CONFIG, ["stem/bias"])  # type: ignore[misc]
+    assert relabel(PARAMS, source=LINEN, target=TIMM, config=CONFIG, only=["stem/bias"]).keys() == {"stem.proj.bias"}
+
+
 def test_what_is_given_is_the_callers_own() -> None:
     params = {name: array.copy() for name, array in PARAMS.items()}
     for target in (LINEN, TIMM):

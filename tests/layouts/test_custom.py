@@ -284,6 +284,13 @@ def test_the_layout_registered_last_is_taken_where_names_fit_several() -> None:
     assert (found.layout.name, found.trained_with) == ("ours", Conventions("relu", 1e-5))
 
 
+def test_that_a_layout_replaces_another_is_said_by_name() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        register_layout(OURS, True)  # type: ignore[misc]
+    assert "ours" not in LAYOUTS
+    assert register_layout(layout=OURS).name == "ours"
+
+
 def test_layouts_are_known_newest_first_and_the_others_keep_their_order() -> None:
     built_in = list(LAYOUTS)
     register_layout(OURS)
@@ -398,6 +405,19 @@ WRONG = {
             "rows": "MixerBlock_{i}/LayerNorm_0/bias a{i}\nMixerBlock_{i}/LayerNorm_1/bias a{i}/b",
         },
         r"row MixerBlock_\{i\}/LayerNorm_1/bias: a\{i\}/b lies below a0, which is an array",
+    ),
+    "an array of the last block what another is in the first": (
+        {
+            "name": "x",
+            "base": "linen",
+            "rows": "MixerBlock_{i}/LayerNorm_0/bias a.{i}\nMixerBlock_{i}/LayerNorm_1/bias a.{i+11}",
+        },
+        r"a.\{i\} is in some block what MixerBlock_\{i\}/LayerNorm_1/bias is in another|"
+        r"a.\{i\+11\} is in some block what MixerBlock_\{i\}/LayerNorm_0/bias is in another",
+    ),
+    "a number that is the depth": (
+        {"name": "x", "base": "linen", "rows": "stem/bias of{L}\nhead/bias of12"},
+        r"row head/bias: of12 is in some block what stem/bias is in another",
     ),
     "shared with axes of a greater name": (
         {**OURS, "rows": "head/bias same classes\npre_head_layer_norm/bias same hidden"},
