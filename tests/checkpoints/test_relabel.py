@@ -75,7 +75,7 @@ def test_nothing_is_filled_in_beside_what_is_left_out() -> None:
 
 def test_that_parameters_are_left_out_is_said_by_name() -> None:
     with pytest.raises(TypeError, match="positional"):
-        relabel(PARAMS, LINEN, TIMM, CONFIG, ["stem/bias"])  # type: ignore[misc]
+        relabel(PARAMS, LINEN, TIMM, CONFIG, ["stem/bias"])
     assert relabel(PARAMS, source=LINEN, target=TIMM, config=CONFIG, only=["stem/bias"]).keys() == {"stem.proj.bias"}
 
 

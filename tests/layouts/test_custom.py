@@ -286,7 +286,7 @@ def test_the_layout_registered_last_is_taken_where_names_fit_several() -> None:
 
 def test_that_a_layout_replaces_another_is_said_by_name() -> None:
     with pytest.raises(TypeError, match="positional"):
-        register_layout(OURS, True)  # type: ignore[misc]
+        register_layout(OURS, True)
     assert "ours" not in LAYOUTS
     assert register_layout(layout=OURS).name == "ours"
 
