@@ -16,6 +16,7 @@ import pytest
 from mixer_equiv import MissingDependencyError
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.weights import random_params
+from tests.matrix.__main__ import BASE
 from tests.support.scripts import BLOCKED, printed, python
 
 FRAMEWORKS = frozenset({"torch", "jax", "jaxlib", "flax"})
@@ -71,6 +72,17 @@ same = {name: bool(np.array_equal(back[name], params[name])) for name in params}
 print(json.dumps({"same": same, "kinds": sorted({type(a).__name__ for a in back.values()}), "message": message}))
 """
 )
+
+
+TESTS = BLOCKED + "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--collect-only", *BASE), ("tests/checkpoints/test_relabel.py",)], ids=["imported", "run"]
+)
+def test_what_the_matrix_runs_on_a_base_installation_needs_no_framework(arguments: tuple[str, ...]) -> None:
+    finished = python(TESTS, *arguments)
+    assert finished.returncode == 0, finished.stdout
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ from mixer_equiv.testing import strategies
 from mixer_equiv.testing.strategies import DTYPES, configs
 from tests.support.checkpoints import WRITABLE
 from tests.support.examples import one_in
-from tests.support.structures import STEM_COLUMNS, TOKENS_BY_CONV1D
+from tests.support.kernels import STEM_COLUMNS, TOKENS_BY_CONV1D
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixer_equiv.ConventionWarning")
 

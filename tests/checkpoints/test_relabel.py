@@ -121,7 +121,7 @@ def test_a_head_that_the_target_has_no_place_for_is_left_out_on_request_alone() 
     }
     assert "left out: head/bias, which ours does not have" in converted.notes
     by_own_names = convert(relabel(PARAMS, LINEN, TIMM, CONFIG), to=target, config=CONFIG, allow_missing=["head.*"])
-    assert by_own_names.keys() == converted.keys()
+    assert by_own_names.arrays.keys() == converted.arrays.keys()
 
 
 @pytest.mark.parametrize("target", [LINEN, TIMM])

@@ -10,7 +10,7 @@ from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.layouts import LINEN, Layout, Row, detect, get_layout
 from mixer_equiv.layouts.base import axis_groups
 from mixer_equiv.layouts.detect import OPTIMIZER_STATE
-from tests.support.structures import STEM_COLUMNS
+from tests.support.kernels import STEM_COLUMNS
 
 CONFIG = DEFAULT_CONFIG
 

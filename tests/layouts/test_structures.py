@@ -22,10 +22,9 @@ from mixer_equiv.equivalence.sides.runners import run_reference
 from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.layouts import Conventions
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
+from tests.support.kernels import STEM_COLUMNS, TOKENS_BY_CONV1D
 from tests.support.structures import (
-    STEM_COLUMNS,
     STRUCTURES,
-    TOKENS_BY_CONV1D,
     as_official,
     pre_linen_arrays,
     run_official,
@@ -114,15 +113,13 @@ def numbers_of_axes(canonical: str) -> dict[str, int]:
 def test_the_layouts_with_a_stem_over_columns_are_named() -> None:
     over_columns = {name for name, axes in numbers_of_axes("stem/kernel").items() if axes == 2}
     assert set(STEM_COLUMNS) == over_columns, (
-        "write the order of axes in a column into STEM_COLUMNS of tests/support/structures/by_layout.py"
+        "write the order of axes in a column into STEM_COLUMNS of tests/support/kernels.py"
     )
 
 
 def test_the_layouts_with_token_mixing_by_conv1d_are_named() -> None:
     by_conv1d = {name for name, axes in numbers_of_axes("MixerBlock_0/token_mixing/Dense_0/kernel").items() if axes > 2}
-    assert by_conv1d == TOKENS_BY_CONV1D, (
-        "write these layouts into TOKENS_BY_CONV1D of tests/support/structures/by_layout.py"
-    )
+    assert by_conv1d == TOKENS_BY_CONV1D, "write these layouts into TOKENS_BY_CONV1D of tests/support/kernels.py"
 
 
 def computes(layout: str, conventions: Conventions) -> bool:

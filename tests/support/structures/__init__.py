@@ -10,7 +10,7 @@ conventions set; for Flax by its `run_...`, which takes the weights under the mo
 
 from mixer_equiv.bench.peers_flax import MixerBlock, OfficialMixer, OfficialMlp, official_mixer
 from mixer_equiv.bench.peers_torch import LucidrainsMixer, TutorialMixer, as_official, timm_mixer
-from tests.support.structures.by_layout import STEM_COLUMNS, STRUCTURES, TOKENS_BY_CONV1D
+from tests.support.structures.by_layout import STRUCTURES
 from tests.support.structures.in_flax import (
     ScenicMixer,
     pre_linen_arrays,
@@ -25,10 +25,8 @@ from tests.support.structures.strange import STRANGE
 __all__ = [
     "FAULTS",
     "PORTS",
-    "STEM_COLUMNS",
     "STRANGE",
     "STRUCTURES",
-    "TOKENS_BY_CONV1D",
     "JeonsworldMixer",
     "LucidrainsMixer",
     "MixerBlock",

@@ -1,4 +1,4 @@
-"""The structure behind each torch layout, and how its kernels lie there: what a new layout adds a line to.
+"""The structure behind each torch layout: what a new layout adds a line to, here and in `tests/support/kernels.py`.
 
 `tests/layouts/test_structures.py` holds that each layout is here.
 """
@@ -23,10 +23,3 @@ STRUCTURES: Mapping[str, Callable[[MixerConfig], nn.Module]] = {
     "jeonsworld": JeonsworldMixer,
     "mmpretrain": MmpretrainMixer,
 }
-
-# Layouts, of any framework, whose stem is a dense layer over flattened patches: the order of axes in a column. Their
-# shapes show no more of a patch than the length of a column.
-STEM_COLUMNS: Mapping[str, tuple[str, ...]] = {"lucidrains": ("ph", "pw", "channels")}
-
-# Layouts whose token mixing is two Conv1d of kernel 1.
-TOKENS_BY_CONV1D = frozenset({"lucidrains"})
