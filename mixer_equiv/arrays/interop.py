@@ -5,6 +5,7 @@ A framework is imported only for its own arrays.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     import torch
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class NotAnArray:
+    """Stands for what a file has in the place of an array, and no array can hold: `what` says it in words."""
+
+    what: str
+
 
 # Dtypes of parameters, by name.
 DTYPES = {str(dtype): dtype for dtype in map(np.dtype, ("float16", BFLOAT16, "float32", "float64"))}
@@ -76,6 +85,8 @@ def to_numpy(name: str, array: Any) -> np.ndarray:
     bfloat16 becomes `ml_dtypes.bfloat16`, and so does two-byte void, as which npz files hold bfloat16.
     Raises `ConversionError` for object, string and structured arrays.
     """
+    if isinstance(array, NotAnArray):
+        raise ConversionError(f"{name}: found {array.what}; a parameter must be an array of numbers")
     if _is_torch(array):
         array = _from_torch(name, array)
     try:

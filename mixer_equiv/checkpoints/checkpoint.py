@@ -124,6 +124,7 @@ class Checkpoint(Mapping[str, Any]):
         source: str = "arrays",
         metadata: Mapping[str, Any] | None = None,
         called: Collection[str] = (),
+        notes: Collection[str] = (),
     ) -> Checkpoint:
         """Find the layout, config and conventions of flat or nested arrays of any framework.
 
@@ -131,6 +132,7 @@ class Checkpoint(Mapping[str, Any]):
         out; `notes` says both. `prefix`, such as "ema", tells which of several sets of weights is meant.
         An optimizer's moments are never taken for weights. `metadata` are the fields of a file that
         `save` wrote. `called` are names from which the layout may know the `trained_with` conventions.
+        `notes` are what is known of the arrays already, and come first among its notes.
         Completeness is not checked here: `check` does.
 
         Raises `LayoutError` if no layout or several fit, `ConversionError` for leaves that are no
@@ -154,7 +156,7 @@ class Checkpoint(Mapping[str, Any]):
             trained_with=inferred.trained_with,
             config_is_stated=inferred.config_is_stated,
             source=source,
-            notes=inferred.notes,
+            notes=(*notes, *inferred.notes),
             image_size_is_assumed=inferred.image_size_is_assumed,
         )
 

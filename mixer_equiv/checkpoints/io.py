@@ -63,6 +63,7 @@ def load(
         source=str(path),
         metadata=metadata.from_json(contents.metadata, str(path)),
         called=_names_of(Path(path)),
+        notes=contents.notes,
     )
 
 

@@ -18,12 +18,13 @@ from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, StoredArr
 from mixer_equiv.checkpoints.formats.msgpack import MSGPACK
 from mixer_equiv.checkpoints.formats.npz import NPZ
 from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
+from mixer_equiv.checkpoints.formats.pickle_file import PICKLE_FILE
 from mixer_equiv.checkpoints.formats.safetensors import SAFETENSORS
 from mixer_equiv.checkpoints.formats.sharded import SHARDED, parse_size, sharded_path, write_sharded
 from mixer_equiv.checkpoints.formats.torch_zip import TORCH_ZIP
 from mixer_equiv.errors import CheckpointError
 
-FORMATS = (NPZ, SAFETENSORS, TORCH_ZIP, MSGPACK, ORBAX, SHARDED)
+FORMATS = (NPZ, SAFETENSORS, TORCH_ZIP, PICKLE_FILE, MSGPACK, ORBAX, SHARDED)
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 _ANY_FORMATS_DAMAGE = tuple({error for file_format in FORMATS for error in file_format.damage})
 
@@ -58,10 +59,10 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
     with refuse_damage(path, _ANY_FORMATS_DAMAGE):
         file_format = next((known for known in FORMATS if known.recognise(path)), None) or _by_suffix(path)
     with refuse_damage(path, file_format.damage):
-        arrays, metadata = file_format.read(path)
+        contents = file_format.read(path)
         if mmap or not verify:
-            arrays = _map_stored(arrays, _mapped if mmap else _unverified)
-        return Contents(arrays, metadata)
+            return contents._replace(arrays=_map_stored(contents.arrays, _mapped if mmap else _unverified))
+        return contents
 
 
 def _map_stored(tree: Mapping[str, Any], change: Callable[[StoredArray], Any]) -> dict[str, Any]:

@@ -47,10 +47,11 @@ ANY_DAMAGE: Damage = (Exception,)
 
 
 class Contents(NamedTuple):
-    """Arrays of a file by name, possibly nested, and our metadata as text, None if it has none."""
+    """Arrays of a file by name, possibly nested, our metadata as text, None if it has none, and what was noticed."""
 
     arrays: Mapping[str, Any]
     metadata: str | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import struct
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.format import dtype_to_descr
@@ -27,7 +26,7 @@ from mixer_equiv.checkpoints.formats.base import (
     refuse_damage,
     zip_names,
 )
-from mixer_equiv.checkpoints.formats.raw_arrays import Checksum, File, crc32
+from mixer_equiv.checkpoints.formats.raw_arrays import Checksum, File, crc32, member_start
 from mixer_equiv.errors import CheckpointError
 
 
@@ -52,7 +51,7 @@ def _read(path: Path) -> Contents:
                     read = partial(_inflate, file, info.filename)
                     arrays[name] = StoredArray(header.shape, header.dtype, read, path)
                     continue
-            start = _start(stream, info)
+            start = member_start(stream, info)
             header = _header(path, name, stream, start + info.file_size)
             numbers = stream.tell()
             stream.seek(start)
@@ -62,16 +61,6 @@ def _read(path: Path) -> Contents:
             )
         comment = archive.comment.decode("utf-8", "replace")
     return Contents(arrays, comment if comment.startswith("{") else None)
-
-
-def _start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Seek to the first byte of a member, and return its offset.
-
-    Its local header, before it, may have a longer extra field than the directory tells. zipfile is not asked to
-    read it, since it would read a small member whole, and with it check the CRC.
-    """
-    stream.seek(info.header_offset + 26)
-    return stream.seek(info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4))))
 
 
 def _inflate(file: File, name: str) -> np.ndarray:

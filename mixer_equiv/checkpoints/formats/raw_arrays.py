@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import struct
 import zipfile
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -26,7 +28,7 @@ try:
 except Exception:  # no wheel for this processor, or a broken one
     from zlib import crc32
 
-__all__ = ["Checksum", "File", "crc32"]
+__all__ = ["Checksum", "File", "crc32", "member_start"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,10 @@ class File:
         unverified = dataclasses.replace(place, checksum=None).read if checksum else None
         return StoredArray(shape, dtype, place.read, self.path, ZIP_DAMAGE, place.map, unverified)
 
+    def bytes_at(self, start: int, count: int) -> np.ndarray:
+        """A new array of the `count` bytes from byte `start` on."""
+        return _Place(self, (count,), np.dtype(np.uint8), start, False, None).read()
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Place:
@@ -114,6 +120,16 @@ class _Place:
 
     def _reshape(self, flat: np.ndarray) -> np.ndarray:
         return flat.view(self.dtype).reshape(self.shape, order="F" if self.fortran_order else "C")
+
+
+def member_start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """Seek to the first byte of a zip archive's member, and return its offset.
+
+    Its local header, before it, may have a longer extra field than the directory tells. zipfile is not asked to
+    read it, since it would read a small member whole, and with it check the CRC.
+    """
+    stream.seek(info.header_offset + 26)
+    return stream.seek(info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4))))
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:

@@ -1,21 +1,24 @@
-"""torch's .pt, read with `weights_only=True` by a torch that is new enough for this to be safe."""
+"""torch's .pt: zip files, read without torch, and what torch wrote before 1.6, read by torch itself.
+
+The zip file holds one pickle, which names storages, and the bytes of each storage in a member of its own. Start at
+`TORCH_ZIP`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
+import dataclasses
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mixer_equiv.arrays.interop import as_mapping, is_array, require, stored_dtype, to_numpy, to_torch
+from mixer_equiv.arrays.interop import NotAnArray, as_mapping, require, to_torch
 from mixer_equiv.checkpoints.formats.base import (
     ANY_DAMAGE,
     METADATA_KEY,
@@ -27,104 +30,159 @@ from mixer_equiv.checkpoints.formats.base import (
     refuse_damage,
     zip_names,
 )
-from mixer_equiv.checkpoints.formats.raw_arrays import File
-from mixer_equiv.errors import CheckpointError, ConversionError, MissingDependencyError
+from mixer_equiv.checkpoints.formats.pickle_reader import PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickle_tree import kind_of, read_tree
+from mixer_equiv.checkpoints.formats.pickled_arrays import CONSTANTS, CONSTRUCTORS, Storage, Tensor, storage_of
+from mixer_equiv.checkpoints.formats.raw_arrays import File, member_start
+from mixer_equiv.errors import CheckpointError, MissingDependencyError
+
+_PICKLE = "data.pkl"
+
+# Before it wrote zip files, torch.save began with this pickled integer, its magic number.
+_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+
+# Elements of a tensor that repeats its numbers are made anew when it is read; beyond this it is no parameter.
+MAX_REPEATED = 2**26
 
 
 def _recognise(path: Path) -> bool:
     if not path.is_file():
         return False
-    if any(name.endswith("data.pkl") for name in zip_names(path)):
-        return True
-    # Before it wrote zip files, torch.save began with this pickled integer, its magic number.
+    return any(_is_pickle(name) for name in zip_names(path)) or is_legacy(path)
+
+
+def _is_pickle(name: str) -> bool:
+    return name.rpartition("/")[2] == _PICKLE
+
+
+def is_legacy(path: Path) -> bool:
+    """Whether torch wrote this file before its version 1.6."""
     with path.open("rb") as stream:
-        return stream.read(14).endswith(bytes.fromhex("6cfc9c46f9206aa85019"))
-
-
-def _safe_torch() -> Any:
-    torch = require("torch", "torch", "a .pt file")
-    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    if version < (2, 10):
-        raise MissingDependencyError(
-            f"a .pt file needs torch 2.10 or newer, because older ones can be made to run code "
-            f"(CVE-2025-32434, CVE-2026-24747); torch {torch.__version__} is installed"
-        )
-    return torch
+        return stream.read(14).endswith(_LEGACY_MAGIC)
 
 
 def _read(path: Path) -> Contents:
-    torch, file = _safe_torch(), File.at(path)
-    mapped = bool(zip_names(path)) and path.suffix != ".safetensors"
-    loaded = _load(torch, path, mapped)
+    return _Archive.at(path).contents() if zip_names(path) else _legacy(path)
+
+
+class _Member(NamedTuple):
+    """A storage in the zip file, and where its bytes begin."""
+
+    info: zipfile.ZipInfo
+    start: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Archive:
+    """The zip file: its pickle, its storages by their keys, and the order of the bytes in all of them."""
+
+    file: File
+    pickle: bytes
+    storages: Mapping[str, _Member]
+    order: Literal["<", ">"]
+
+    @classmethod
+    def at(cls, path: Path) -> _Archive:
+        file = File.at(path)
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            names = [name for name in archive.namelist() if _is_pickle(name)]
+            if len(names) != 1:
+                raise CheckpointError(f"{path} holds {len(names)} files {_PICKLE}, and torch writes one")
+            folder = names[0].removesuffix(_PICKLE)
+            pickled = archive.read(names[0])
+            order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in archive.namelist() else b"little"
+            if order not in (b"little", b"big"):
+                raise CheckpointError(f"{path} says that its bytes are in the order {order[:100]!r}")
+            storages = {
+                info.filename.removeprefix(f"{folder}data/"): _Member(info, member_start(stream, info))
+                for info in archive.infolist()
+                if info.filename.startswith(f"{folder}data/")
+            }
+        return cls(file, pickled, storages, ">" if order == b"big" else "<")
+
+    def contents(self) -> Contents:
+        root = unpickle(self.pickle, CONSTRUCTORS, CONSTANTS, self._storage)
+        return contents_of(root, self.file.path, self._array)
+
+    def _storage(self, identity: Any) -> Storage:
+        storage = storage_of(identity)
+        member = self.storages.get(storage.key)
+        if member is None:
+            raise PickleError(f"the storage {storage.key[:100]!r} is not in the file")
+        return storage.cut(member.info.file_size)
+
+    def _array(self, tensor: Tensor) -> StoredArray | NotAnArray:
+        if tensor.size > max(MAX_REPEATED, tensor.span):
+            return NotAnArray(f"a tensor of {tensor.shape} that repeats {tensor.span} numbers")
+        member, dtype = self.storages[tensor.storage.key], tensor.dtype.newbyteorder(self.order)
+        is_stored = member.info.compress_type == zipfile.ZIP_STORED
+        if is_stored and tensor.is_contiguous and not tensor.negated and not tensor.conjugated:
+            return self.file.array(tensor.shape, dtype, member.start + tensor.offset * dtype.itemsize)
+        read = partial(_read_part, self.file, member, tensor, dtype)
+        return StoredArray(tensor.shape, dtype, read, self.file.path, ZIP_DAMAGE)
+
+
+def _read_part(file: File, member: _Member, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    """Read a tensor of any strides, as a new array."""
+    offset, size = tensor.offset * dtype.itemsize, tensor.span * dtype.itemsize
+    if member.info.compress_type == zipfile.ZIP_STORED:
+        numbers = file.bytes_at(member.start + offset, size).view(dtype)
+    else:
+        with file.open() as stream, zipfile.ZipFile(stream) as archive:
+            numbers = np.frombuffer(archive.read(member.info)[offset : offset + size], dtype)
+    strides = [stride * dtype.itemsize for stride in tensor.strides]
+    array = np.ndarray(tensor.shape, dtype, numbers, strides=strides).copy() if size else numbers
+    array = np.conjugate(array) if tensor.conjugated else array
+    return (np.negative(array) if tensor.negated else array).reshape(tensor.shape)
+
+
+def contents_of(root: Any, path: Path, array: Callable[[Tensor], Any]) -> Contents:
+    """What the object of a pickle holds. Raises `CheckpointError` for one that has no arrays by name."""
+    tree, notes = read_tree(root, array)
+    if not isinstance(tree, Mapping):
+        raise CheckpointError(f"{path} holds {kind_of(tree)}; expected a state_dict")
+    metadata = getattr(root, "attributes", {}).get(METADATA_KEY)
+    return Contents(tree, metadata if isinstance(metadata, str) else None, notes)
+
+
+# Before torch 1.6
+
+
+def _legacy(path: Path) -> Contents:
+    """What torch reads with `weights_only`, by a torch that is new enough for this to be safe."""
+    torch = require("torch", "torch", "a .pt file from before torch 1.6")
+    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if version < (2, 10):
+        raise MissingDependencyError(
+            f"a .pt file from before torch 1.6 needs torch 2.10 or newer, because older ones can be made to run code "
+            f"(CVE-2025-32434, CVE-2026-24747); torch {torch.__version__} is installed"
+        )
+    loaded = _load(torch, path)
     tree = as_mapping(loaded)
     if tree is None:
-        raise CheckpointError(f"{path} holds a {type(loaded).__name__}; expected a state_dict")
-    arrays = _stored_tree(file if mapped else None, path, tree)
-    return Contents(arrays, getattr(loaded, METADATA_KEY, None))
+        raise CheckpointError(f"{path} holds {kind_of(loaded)}; expected a state_dict")
+    return Contents(tree, getattr(loaded, METADATA_KEY, None))
 
 
-def _load(torch: Any, path: Path, mapped: bool) -> Any:
+def _load(torch: Any, path: Path) -> Any:
     """Read the one object of a file, with torch and nothing of ours."""
     with refuse_damage(path, ANY_DAMAGE):
         try:
-            if mapped:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            # A legacy file cannot be mapped. From an open file torch reads it whatever its suffix.
-            with path.open("rb") as stream:
+            with path.open("rb") as stream:  # from an open file torch reads it whatever its suffix
                 return torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             # torch's own message advises to load it anyway.
             named = re.search(r"GLOBAL (\S+)", str(error))
             what = f"Python objects ({named[1]})" if named else "something else than weights, or is damaged"
             raise CheckpointError(
-                f"{path} holds {what}, so it is not loaded; save model.state_dict() alone, not the model, and no "
-                "other objects beside it"
+                f"{path} holds {what}, and is from before torch 1.6, so it is not loaded; load it where it came from "
+                "and save it again with a newer torch"
             ) from error
-
-
-def _stored_tree(file: File | None, path: Path, tree: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The tree with tensors as arrays that are copied at each use, so that no user holds a part of the mapped file."""
-    nodes = {key: as_mapping(leaf) for key, leaf in tree.items()}
-    return {
-        key: _stored_leaf(file, path, str(key), tree[key]) if node is None else _stored_tree(file, path, node)
-        for key, node in nodes.items()
-    }
-
-
-def _stored_leaf(file: File | None, path: Path, name: str, leaf: Any) -> Any:
-    """A leaf as an array of the file. One that has no counterpart in NumPy stays as it is; it may not be needed."""
-    with contextlib.suppress(ConversionError):
-        if is_array(leaf):
-            read, share = partial(_copy, file, name, leaf), partial(to_numpy, name, leaf)
-            return StoredArray(tuple(leaf.shape), stored_dtype(name, leaf), read, path, ZIP_DAMAGE, share)
-    return leaf
-
-
-def _copy(file: File | None, name: str, tensor: Any) -> np.ndarray:
-    if file is None:
-        return to_numpy(name, tensor).copy()
-    file.open().close()  # checks the file: touching a mapping beyond the end of one that was cut kills the process
-    copied = to_numpy(name, tensor).copy()
-    _release_pages(tensor.untyped_storage())
-    return copied
-
-
-def _release_pages(storage: Any) -> None:
-    """Let the system take back pages of the mapped file that were read, so that they do not count as memory in use.
-
-    They are read again at the next use. Pages that may hold parts of other tensors stay. Does nothing on systems
-    without `madvise`.
-    """
-    page = mmap.PAGESIZE
-    start, end = -(-storage.data_ptr() // page) * page, (storage.data_ptr() + storage.nbytes()) // page * page
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # Windows opens no library without a name
-        if end > start:
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:
     # An attribute of an OrderedDict is pickled with it, `weights_only` loads it, and `load_state_dict` ignores it.
-    torch = _safe_torch()
+    torch = require("torch", "torch", "writing a .pt file")
     state = OrderedDict((name, to_torch(array)) for name, array in arrays.items())
     setattr(state, METADATA_KEY, metadata)
     try:

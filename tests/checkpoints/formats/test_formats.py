@@ -77,7 +77,7 @@ NO_MSGPACK = [
     b"\x81\x01\x02",
     b"\x89HDF\r\n\x1a\n",
     b"{}",
-    b"\x80\x02}q\x00.",
+    b"\x80\x02}q\x00",
 ]
 
 

@@ -1,0 +1,40 @@
+"""Pickled dicts of arrays (.pkl, .pickle), of NumPy, JAX or torch. Read, and never written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, Framework
+from mixer_equiv.checkpoints.formats.pickle_reader import PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickled_arrays import CONSTANTS, CONSTRUCTORS, Tensor
+from mixer_equiv.checkpoints.formats.torch_zip import contents_of, is_legacy
+from mixer_equiv.errors import CheckpointError
+
+
+def _recognise(path: Path) -> bool:
+    """Whether it begins as a pickle of protocol 2 or newer does, and ends as all do."""
+    if not path.is_file() or is_legacy(path):
+        return False
+    with path.open("rb") as stream:
+        begin = stream.read(2)
+        stream.seek(max(path.stat().st_size - 1, 0))
+        return len(begin) == 2 and begin[0] == 0x80 and 2 <= begin[1] <= 5 and stream.read(1) == b"."
+
+
+def _read(path: Path) -> Contents:
+    return contents_of(unpickle(path.read_bytes(), CONSTRUCTORS, CONSTANTS), path, _no_tensor)
+
+
+def _no_tensor(tensor: Tensor) -> Any:
+    raise PickleError("it has a tensor of torch whose numbers are elsewhere")
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> NoReturn:
+    raise CheckpointError(f"{path} cannot be written: pickles are read and not written")
+
+
+PICKLE_FILE = FileFormat("pickle", (), _recognise, _read, _write)

@@ -1,0 +1,127 @@
+"""Nested arrays by name, out of the objects of a pickle: dicts, lists, and objects that hold arrays as attributes.
+
+Start at `read_tree`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeGuard
+
+from mixer_equiv.arrays.interop import NotAnArray, as_mapping, is_array
+from mixer_equiv.checkpoints.formats.pickle_reader import Global, PickleError, Placeholder
+from mixer_equiv.checkpoints.formats.pickled_arrays import PickledArray, PickledDtype, Storage, StorageKind, Tensor
+from mixer_equiv.errors import summarize
+
+# Nothing that people write is nested deeper, and no reader follows objects that hold themselves.
+MAX_DEPTH = 100
+
+# Objects that a pickle may show, each as often as it stands in others.
+MAX_SHOWN = 1_000_000
+
+
+class Tree(NamedTuple):
+    """An object with arrays in place of what stood for them, and notes on objects that were passed over."""
+
+    root: Any
+    notes: tuple[str, ...]
+
+
+def read_tree(root: Any, array: Callable[[Tensor], Any]) -> Tree:
+    """`root` with the array that `array` gives in the place of each tensor, and with all objects as plain data.
+
+    A module of torch, pickled whole, becomes its state_dict, and any other object that holds arrays the dict of its
+    attributes. What is left of other objects is a `NotAnArray`, and a note names them.
+    """
+    reader = _Reader(array)
+    tree = reader.read(root, 0)
+    notes = []
+    if reader.opened:
+        notes.append(f"read as the arrays in them: {summarize(sorted(reader.opened))}")
+    if reader.passed:
+        notes.append(f"objects that are no arrays were passed over: {summarize(sorted(reader.passed))}")
+    return Tree(tree, tuple(notes))
+
+
+def kind_of(tree: Any) -> str:
+    """What the one object of a file is, in words."""
+    if isinstance(tree, NotAnArray):
+        return tree.what
+    return "an array without a name" if is_array(tree) else f"a {type(tree).__name__}"
+
+
+@dataclasses.dataclass
+class _Reader:
+    array: Callable[[Tensor], Any]
+    opened: set[str] = dataclasses.field(default_factory=set)
+    passed: set[str] = dataclasses.field(default_factory=set)
+    shown: int = 0
+
+    def read(self, value: Any, depth: int) -> Any:
+        self.shown += 1
+        if self.shown > MAX_SHOWN:
+            raise PickleError(f"its objects hold one another so often that there are more than {MAX_SHOWN}")
+        if depth > MAX_DEPTH:
+            return NotAnArray(f"something nested more than {MAX_DEPTH} deep")
+        match value:
+            case dict():
+                return {key: self.read(item, depth + 1) for key, item in value.items()}
+            case list() | tuple():
+                return [self.read(item, depth + 1) for item in value]
+            case Tensor():
+                return self.array(value)
+            case PickledArray(array=None):
+                return NotAnArray("an array of Python objects")
+            case PickledArray():
+                return value.array
+            case Placeholder():
+                return self._object(value, depth)
+            case Storage() | StorageKind() | PickledDtype() | Global():
+                return NotAnArray(f"a {type(value).__name__.lower()}")
+        return value
+
+    def _object(self, value: Placeholder, depth: int) -> Any:
+        if is_module(value.state):
+            self.opened.add(value.name)
+            return {name: self.read(item, depth + 1) for name, item in self._of_module(value.state, "", depth)}
+        if isinstance(value.state, dict):
+            before = self.opened.copy(), self.passed.copy()
+            attributes = self.read(value.state, depth + 1)
+            if holds_arrays(attributes):
+                self.opened.add(value.name)
+                return attributes
+            self.opened, self.passed = before
+        self.passed.add(value.name)
+        return NotAnArray(f"an object of {value.name}")
+
+    def _of_module(self, state: Mapping[Any, Any], prefix: str, depth: int) -> list[tuple[str, Any]]:
+        """Names and tensors of a module, as its state_dict has them."""
+        if depth > MAX_DEPTH:
+            raise PickleError(f"its modules are nested more than {MAX_DEPTH} deep")
+        transient = state.get("_non_persistent_buffers_set", ())
+        kept = [
+            *state["_parameters"].items(),
+            *((name, buffer) for name, buffer in _items(state.get("_buffers")) if name not in transient),
+        ]
+        found = [(f"{prefix}{name}", item) for name, item in kept if item is not None]
+        for name, child in state["_modules"].items():
+            self.shown += 1
+            if isinstance(child, Placeholder) and is_module(child.state):
+                found += self._of_module(child.state, f"{prefix}{name}.", depth + 1)
+        return found
+
+
+def is_module(state: Any) -> TypeGuard[dict[Any, Any]]:
+    """Whether the state of an object is that of an `nn.Module`."""
+    return isinstance(state, dict) and all(isinstance(state.get(key), dict) for key in ("_parameters", "_modules"))
+
+
+def holds_arrays(tree: Any) -> bool:
+    """Whether there is an array in nested dicts and lists."""
+    node = as_mapping(tree)
+    return any(map(holds_arrays, node.values())) if node is not None else is_array(tree)
+
+
+def _items(values: Any) -> list[tuple[Any, Any]]:
+    return list(values.items()) if isinstance(values, dict) else []
