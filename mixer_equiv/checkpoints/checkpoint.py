@@ -147,6 +147,7 @@ class Checkpoint(Mapping[str, Any]):
             trained_with=trained_with,
             prefix=prefix,
             called=called,
+            notes=notes,
         )
         inferred = infer(arrays, said)
         return cls(

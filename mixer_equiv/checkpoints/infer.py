@@ -27,7 +27,8 @@ class Statements:
     """Statements of the caller about arrays, and the metadata of their file.
 
     Messages call the arrays `source`. `prefix` tells which of several sets of weights is meant. `called` are names
-    of files, folders and releases. A field is None where the caller says nothing.
+    of files, folders and releases. `notes` are what the reader of the file noticed; errors repeat them. A field is None
+    where the caller says nothing.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Statements:
     trained_with: Conventions | None = None
     prefix: str | None = None
     called: Collection[str] = ()
+    notes: Collection[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _match_layout(shapes: Mapping[str, tuple[int, ...]], said: Statements) -> La
         problem = str(error)
     if written is not None and known is None:
         problem += f"; it was written in the layout {written!r}: register that first (--layout FILE)"
-    raise LayoutError(f"{said.source}: {problem}")
+    raise LayoutError("; ".join([f"{said.source}: {problem}", *said.notes]))
 
 
 def _match_given_layout(shapes: Mapping[str, tuple[int, ...]], layout: Layout, source: str) -> LayoutMatch:

@@ -220,17 +220,16 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         r"npy format version \(9, 0\)",
     ),
     "npz with a flipped byte": (".npz", _flip_a_byte, "Bad CRC-32"),
-    "pt of a module": (".pt", lambda path: torch.save(MlpMixer(CONFIG), path), r"save model\.state_dict\(\) alone"),
-    "pt of an object": (".pt", _pickled(lambda evil: evil, True), "Python objects.*save model.state_dict"),
-    "pt of an object among weights": (".pt", _pickled(lambda evil: {"head.bias": evil}, True), "Python objects"),
+    "pt of an object": (".pt", _pickled(lambda evil: evil, True), r"an object of posix\.mkdir; expected a state_dict"),
+    "pt of an object and a list": (".pt", _pickled(lambda evil: [evil], True), "a list; expected a state_dict"),
     "legacy pt of an object": (".pt", _pickled(lambda evil: evil, False), "Python objects"),
     "bare pickle": (
         ".pt",
         lambda path: path.write_bytes(pickle.dumps(MakesDirectory(path.parent / "trace"), protocol=2)),
-        "not a checkpoint|so it is not loaded",
+        r"an object of posix\.mkdir; expected a state_dict",
     ),
     "pt of a list": (".pt", lambda path: torch.save([torch.ones(3)], path), "holds a list; expected a state_dict"),
-    "pt of a tensor": (".pt", lambda path: torch.save(torch.ones(3), path), "holds a Tensor; expected a state_dict"),
+    "pt of a tensor": (".pt", lambda path: torch.save(torch.ones(3), path), "holds an array without a name; expected"),
 }
 
 
@@ -261,6 +260,7 @@ NOTHING: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "npz of no arrays": (".npz", np.savez),
     "pt of nothing": (".pt", lambda path: torch.save({}, path)),
     "pt of numbers": (".pt", lambda path: torch.save({"epoch": 3, "lr": 0.1}, path)),
+    "pt of an object among numbers": (".pt", _pickled(lambda evil: {"head.bias": evil, "epoch": 3}, True)),
     "pt of another model": (".pt", lambda path: torch.save(torch.nn.Linear(5, 3).state_dict(), path)),
 }
 
@@ -271,6 +271,21 @@ def test_files_without_a_mixer_are_of_no_known_layout(tmp_path: Path, kind: str)
     write(tmp_path / f"mixer{suffix}")
     with pytest.raises(LayoutError, match=rf"mixer\{suffix}: the arrays are of no known layout.*linen: stem/kernel"):
         load(tmp_path / f"mixer{suffix}")
+
+
+def test_where_there_are_no_arrays_the_objects_are_named(tmp_path: Path) -> None:
+    _pickled(lambda evil: {"head.bias": evil}, True)(tmp_path / "x.pt")
+    with pytest.raises(LayoutError, match=r"objects that are no arrays were passed over: posix\.mkdir$"):
+        load(tmp_path / "x.pt")
+
+
+def test_a_model_that_was_saved_whole_is_read_and_said_to_be(tmp_path: Path) -> None:
+    model = MlpMixer(CONFIG)
+    torch.save(model, tmp_path / "x.pt")
+    found = load(tmp_path / "x.pt")
+    assert changed({name: tensor.numpy() for name, tensor in model.state_dict().items()}, found.arrays) == []
+    assert found.layout.name == "torch"
+    assert "read as the arrays in them: mixer_equiv.models.torch.model.MlpMixer" in found.notes
 
 
 def _whole_file(path: Path, kind: str) -> bytes:

@@ -1,7 +1,7 @@
 """Internal. File formats: a reader and a writer of named arrays each, found by contents or by suffix.
 
 A checkpoint is a file, a directory of Orbax, or files with an index and the folder that holds them.
-Nothing is ever unpickled by free rules. Knows no layout. Start at `read`, and at `base.FileFormat` for a new format.
+Pickles are read by a machine of our own. Knows no layout. Start at `read`, and at `base.FileFormat` for a new format.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
 
     With `mmap`, arrays are parts of the mapped file where they can be; without `verify`, CRCs are not checked.
     Raises `CheckpointError` for a file that is missing, truncated, junk or of no known format,
-    and `MissingDependencyError` for .pt without torch and .orbax without Orbax.
+    and `MissingDependencyError` for .orbax without Orbax, and without torch for .pt from before torch 1.6.
     """
     if not os.path.exists(path):  # False, too, for a name that is too long
         raise CheckpointError(f"{path} does not exist")

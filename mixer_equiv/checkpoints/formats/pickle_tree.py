@@ -6,8 +6,8 @@ Start at `read_tree`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from mixer_equiv.arrays.interop import NotAnArray, as_mapping, is_array
 from mixer_equiv.checkpoints.formats.pickle_reader import Global, PickleError, Placeholder
@@ -82,9 +82,9 @@ class _Reader:
         return value
 
     def _object(self, value: Placeholder, depth: int) -> Any:
-        if is_module(value.state):
+        if is_module(value):
             self.opened.add(value.name)
-            return {name: self.read(item, depth + 1) for name, item in self._of_module(value.state, "", depth)}
+            return {name: self.read(item, depth + 1) for name, item in self._flattened(value, "", depth)}
         if isinstance(value.state, dict):
             before = self.opened.copy(), self.passed.copy()
             attributes = self.read(value.state, depth + 1)
@@ -95,33 +95,41 @@ class _Reader:
         self.passed.add(value.name)
         return NotAnArray(f"an object of {value.name}")
 
-    def _of_module(self, state: Mapping[Any, Any], prefix: str, depth: int) -> list[tuple[str, Any]]:
-        """Names and tensors of a module, as its state_dict has them."""
+    def _flattened(self, module: Placeholder, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+        """Names and tensors of a module and of all modules in it, as its state_dict has them."""
         if depth > MAX_DEPTH:
             raise PickleError(f"its modules are nested more than {MAX_DEPTH} deep")
-        transient = state.get("_non_persistent_buffers_set", ())
-        kept = [
-            *state["_parameters"].items(),
-            *((name, buffer) for name, buffer in _items(state.get("_buffers")) if name not in transient),
-        ]
-        found = [(f"{prefix}{name}", item) for name, item in kept if item is not None]
-        for name, child in state["_modules"].items():
+        for name, item in _kept(module).items():
             self.shown += 1
-            if isinstance(child, Placeholder) and is_module(child.state):
-                found += self._of_module(child.state, f"{prefix}{name}.", depth + 1)
-        return found
+            if is_module(item):
+                yield from self._flattened(item, f"{prefix}{name}.", depth + 1)
+            elif isinstance(item, Tensor):
+                yield f"{prefix}{name}", item
 
 
-def is_module(state: Any) -> TypeGuard[dict[Any, Any]]:
-    """Whether the state of an object is that of an `nn.Module`."""
-    return isinstance(state, dict) and all(isinstance(state.get(key), dict) for key in ("_parameters", "_modules"))
+def is_module(value: Any) -> bool:
+    """Whether an object is an `nn.Module`, or one of TorchScript."""
+    if not isinstance(value, Placeholder) or not isinstance(value.state, dict):
+        return False
+    parts = (value.state.get(key) for key in _PARTS)
+    return value.name.startswith(_SCRIPT) or all(isinstance(part, dict) for part in parts)
+
+
+_PARTS = "_parameters", "_buffers", "_modules"
+_SCRIPT = "__torch__."  # where TorchScript keeps classes
+
+
+def _kept(module: Placeholder) -> Mapping[Any, Any]:
+    """Parameters, buffers and modules by name: all attributes of a module of TorchScript, which has no such parts."""
+    state = module.state
+    if module.name.startswith(_SCRIPT):
+        return state
+    transient = state.get("_non_persistent_buffers_set", ())
+    parameters, buffers, modules = (state[part] for part in _PARTS)
+    return {**parameters, **{name: buffer for name, buffer in buffers.items() if name not in transient}, **modules}
 
 
 def holds_arrays(tree: Any) -> bool:
     """Whether there is an array in nested dicts and lists."""
     node = as_mapping(tree)
     return any(map(holds_arrays, node.values())) if node is not None else is_array(tree)
-
-
-def _items(values: Any) -> list[tuple[Any, Any]]:
-    return list(values.items()) if isinstance(values, dict) else []

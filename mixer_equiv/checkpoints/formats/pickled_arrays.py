@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -149,23 +149,11 @@ class StorageKind:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """`size` elements under the name `key`, in a file of their own."""
+    """The `nbytes` bytes that stand under the name `key`, in a file of their own."""
 
     key: str
     kind: StorageKind
-    size: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self._itemsize
-
-    @property
-    def _itemsize(self) -> int:
-        return 1 if self.kind.dtype is None else self.kind.dtype.itemsize
-
-    def cut(self, nbytes: int) -> Storage:
-        """The storage with no more elements than are in `nbytes`, whatever the pickle says of it."""
-        return dataclasses.replace(self, size=min(self.size, nbytes // self._itemsize))
+    nbytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,13 +193,18 @@ class Tensor:
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
 
 
-def storage_of(identity: Any) -> Storage:
-    """The storage of a persistent id, which is ("storage", class, key, device, elements)."""
+class StorageId(NamedTuple):
+    """What tells storages apart, and their class: a `StorageKind`, or what else stands there."""
+
+    key: str
+    kind: Any
+
+
+def storage_of(identity: Any) -> StorageId:
+    """What a persistent id says, which is ("storage", class, key, device, elements). How many is known of the bytes."""
     match identity:
-        case ("storage", StorageKind() as kind, str() as key, _, int() as size, *_) if _is_count(size):
-            return Storage(key, kind, size)
-        case ("storage", Global(name), *_):
-            raise PickleError(f"it has a storage of the class {name}, which is not known")
+        case ("storage", kind, str() as key, *_):
+            return StorageId(key, kind)
     raise PickleError("it refers to something outside of it that is no storage")
 
 

@@ -30,9 +30,16 @@ from mixer_equiv.checkpoints.formats.base import (
     refuse_damage,
     zip_names,
 )
-from mixer_equiv.checkpoints.formats.pickle_reader import PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickle_reader import Global, PickleError, unpickle
 from mixer_equiv.checkpoints.formats.pickle_tree import kind_of, read_tree
-from mixer_equiv.checkpoints.formats.pickled_arrays import CONSTANTS, CONSTRUCTORS, Storage, Tensor, storage_of
+from mixer_equiv.checkpoints.formats.pickled_arrays import (
+    CONSTANTS,
+    CONSTRUCTORS,
+    Storage,
+    StorageKind,
+    Tensor,
+    storage_of,
+)
 from mixer_equiv.checkpoints.formats.raw_arrays import File, member_start
 from mixer_equiv.errors import CheckpointError, MissingDependencyError
 
@@ -80,6 +87,7 @@ class _Archive:
     pickle: bytes
     storages: Mapping[str, _Member]
     order: Literal["<", ">"]
+    named: dict[str, Storage] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def at(cls, path: Path) -> _Archive:
@@ -105,11 +113,16 @@ class _Archive:
         return contents_of(root, self.file.path, self._array)
 
     def _storage(self, identity: Any) -> Storage:
-        storage = storage_of(identity)
-        member = self.storages.get(storage.key)
-        if member is None:
-            raise PickleError(f"the storage {storage.key[:100]!r} is not in the file")
-        return storage.cut(member.info.file_size)
+        """The storage of a persistent id; as for torch, what is said first of a key holds."""
+        key, kind = storage_of(identity)
+        if key not in self.named:
+            if key not in self.storages:
+                raise PickleError(f"the storage {key[:100]!r} is not in the file")
+            if not isinstance(kind, StorageKind):
+                name = kind.name if isinstance(kind, Global) else type(kind).__name__
+                raise PickleError(f"it has a storage of the class {name[:100]}, which is not known")
+            self.named[key] = Storage(key, kind, self.storages[key].info.file_size)
+        return self.named[key]
 
     def _array(self, tensor: Tensor) -> StoredArray | NotAnArray:
         if tensor.size > max(MAX_REPEATED, tensor.span):

@@ -48,7 +48,8 @@ def difference(theirs: Any, ours: Any, path: str = "") -> str | None:
             return f"{path}: {theirs.keys()} and {ours}"
         pairs = zip(theirs.items(), ours.items(), strict=True)
         found = (
-            difference(a, b, f"{path}/{key}") if key == other else f"{path}/{key}" for (key, a), (other, b) in pairs
+            difference(a, b, f"{path}/{key}") if _same_key(key, other) else f"{path}/{key}"
+            for (key, a), (other, b) in pairs
         )
         return next(filter(None, found), None)
     if isinstance(theirs, list | tuple):
@@ -60,6 +61,10 @@ def difference(theirs: Any, ours: Any, path: str = "") -> str | None:
         same = type(theirs) is type(ours) and (theirs == ours or theirs != theirs)
         return None if same else f"{path}: {theirs!r} and {ours!r}"
     return None
+
+
+def _same_key(theirs: Any, ours: Any) -> bool:
+    return bool(theirs == ours) if isinstance(theirs, int | float | str | bytes | None) else True
 
 
 def _difference_of_arrays(theirs: torch.Tensor, ours: Any, path: str) -> str | None:
@@ -252,14 +257,19 @@ def test_a_model_that_was_saved_whole_is_its_state_dict(tmp_path: Path) -> None:
     assert found.notes == ("read as the arrays in them: torch.nn.modules.container.Sequential",)
 
 
-def test_a_scripted_model_is_read_by_its_attributes(tmp_path: Path) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
-        torch.jit.save(torch.jit.script(model), tmp_path / "x.pt")
-    found = formats.read(tmp_path / "x.pt").arrays
-    for name, tensor in model.state_dict().items():
-        index, _, attribute = name.partition(".")
-        assert difference(tensor, found[index][attribute]) is None
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(4, 2))])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_model_of_torchscript_is_its_state_dict(tmp_path: Path, make: Callable[[Any], Any]) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).eval()
+    torch.jit.save(make(model), tmp_path / "x.pt")
+    assert difference(dict(model.state_dict()), formats.read(tmp_path / "x.pt").arrays) is None
+
+
+def test_modules_that_hold_themselves_are_refused(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    model._modules["me"] = model
+    with pytest.raises(CheckpointError, match="its modules are nested more than 100 deep"):
+        formats.read(_saved(tmp_path, model))
 
 
 def test_an_object_that_holds_arrays_is_the_dict_of_its_attributes(tmp_path: Path) -> None:
