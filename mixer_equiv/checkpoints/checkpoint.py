@@ -42,7 +42,9 @@ class Checkpoint(Mapping[str, Any]):
     `config` has the conventions under which the weights are evaluated: `trained_with` if that is
     known, else those that the layout's code computes. `config_is_stated` tells a config that was given,
     or stood in the file, from an inferred one. `image_size_is_assumed` tells an image size that was
-    guessed from the number of tokens. `notes` say what was stripped, left out or assumed on the way.
+    guessed from the number of tokens. `assumed_from` is the name of the layout whose code's conventions
+    `trained_with` are, where conversion carried these along for lack of better knowledge. `notes` say
+    what was stripped, left out or assumed on the way.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -53,6 +55,7 @@ class Checkpoint(Mapping[str, Any]):
     source: str
     notes: tuple[str, ...] = ()
     image_size_is_assumed: bool = False
+    assumed_from: str | None = None
 
     def __getitem__(self, name: str) -> Any:
         array = self.whole[name]
@@ -159,6 +162,7 @@ class Checkpoint(Mapping[str, Any]):
             source=source,
             notes=(*notes, *inferred.notes),
             image_size_is_assumed=inferred.image_size_is_assumed,
+            assumed_from=inferred.assumed_from,
         )
 
     def check(self, *, target: Layout | None = None, allow_missing: Collection[str] = ()) -> validate.Filled:
@@ -187,5 +191,13 @@ def as_checkpoint(
         return params
     if config is None and params.config_is_stated:
         config = params.config
-    metadata = {"layout": params.layout.name}
-    return Checkpoint.from_arrays(params.whole, layout=wanted, config=config, source=params.source, metadata=metadata)
+    found = Checkpoint.from_arrays(
+        params.whole,
+        layout=wanted,
+        config=config,
+        trained_with=params.trained_with,
+        source=params.source,
+        metadata={"layout": params.layout.name},
+        notes=params.notes,
+    )
+    return dataclasses.replace(found, assumed_from=params.assumed_from)

@@ -32,24 +32,23 @@ def describe_conventions(conventions: Conventions) -> str:
     return ", ".join(_describe(conventions, field) for field in CONVENTIONS)
 
 
-def convention_warnings(trained_with: Conventions | None, source: Layout, target: Layout) -> list[str]:
+def convention_warnings(expected: Conventions, assumed_from: str | None, target: Layout) -> list[str]:
     """Say, for each convention that `target`'s code does not follow, what the weights expect and what to set.
 
-    The weights expect the conventions that they were trained with, or, where those are not known, those
-    that `source`'s code computes. Padding is left out: it differs only on images that no config here allows.
+    They expect what they were trained with, or, where that is not known, what the code of the layout `assumed_from`
+    computes. Padding is left out: it differs only on images that no config here allows.
     """
-    expected = trained_with or source.computes
     warnings = []
     for field in CONVENTIONS:
         if getattr(expected, field) == getattr(target.computes, field):
             continue
         wanted, computed = _describe(expected, field), _describe(target.computes, field)
         advice = target.advice.get(field, ADVICE[field]).format_map(_advice_fields(expected))
-        if trained_with:
+        if assumed_from is None:
             origin = f"these weights were trained with {wanted}: {advice}"
         else:
             unknown = "what these weights were trained with is not recorded"
-            origin = f"{unknown}, and {source.name}'s code computes {wanted}; if that is right, {advice}"
+            origin = f"{unknown}, and {assumed_from}'s code computes {wanted}; if that is right, {advice}"
         warnings.append(f"{target.name}'s code computes {computed}; {origin}")
     return warnings
 

@@ -9,7 +9,7 @@ import dataclasses
 import warnings
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from einops import rearrange
@@ -21,7 +21,7 @@ from mixer_equiv.checkpoints.differences import same_bits
 from mixer_equiv.checkpoints.validate import check_writable, matching
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConventionWarning, InexpressibleError
-from mixer_equiv.layouts import NEUTRAL, Binding, Layout, get_layout
+from mixer_equiv.layouts import NEUTRAL, Binding, Conventions, Layout, get_layout
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def convert(
     target = get_layout(to)
     source = as_checkpoint(params, layout=from_, config=config)
     result = _convert(source, target, allow_missing, copy)
-    for message in convention_warnings(source.trained_with, source.layout, target):
+    for message in convention_warnings(*_expected_by(source), target):
         warnings.warn(message, ConventionWarning, stacklevel=2)
     in_kind = isinstance(params, Checkpoint) or target.framework == "torch"
     return result if in_kind else result.params
@@ -114,11 +114,31 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str],
         config = config.replace(num_classes=0)
     lazy = relabel_lazily(as_lazy(source.arrays), source.layout, target, config, only=present)
     arrays = materialize(lazy, source.arrays, copy=copy)
-    conventions = source.trained_with or target.computes
+    conventions, assumed_from = _expected_by(source)
     config = config.replace(activation=conventions.activation, layer_norm_eps=conventions.layer_norm_eps)
     return dataclasses.replace(
-        source, arrays=arrays, layout=target, config=config, config_is_stated=True, notes=(*source.notes, *notes)
+        source,
+        arrays=arrays,
+        layout=target,
+        config=config,
+        trained_with=conventions,
+        config_is_stated=True,
+        notes=(*source.notes, *notes),
+        assumed_from=assumed_from,
     )
+
+
+class _Expected(NamedTuple):
+    """The conventions that weights expect, and the layout whose code computes them, where nothing else tells."""
+
+    conventions: Conventions
+    assumed_from: str | None
+
+
+def _expected_by(source: Checkpoint) -> _Expected:
+    if source.trained_with is not None:
+        return _Expected(source.trained_with, source.assumed_from)
+    return _Expected(source.layout.computes, source.layout.name)
 
 
 def relabel(

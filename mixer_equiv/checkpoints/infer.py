@@ -53,6 +53,7 @@ class Inferred:
     config_is_stated: bool
     notes: tuple[str, ...]
     image_size_is_assumed: bool
+    assumed_from: str | None
 
 
 def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
@@ -64,6 +65,8 @@ def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
     written = said.metadata.layout
     if said.layout is not None and written not in (None, match.layout.name):
         notes.append(f"it says of itself that its layout is {written}; it was read as {match.layout.name}, as told")
+    elif written is not None and find_layout(written) is None:
+        notes.append(f"it says of itself that its layout is {written!r}, which is not known; it is {match.layout.name}")
     tidied = _tidy(match, split_stacks(own, match.layout.depth_of_stack), notes)
     stated = _stated_config(said)
     trained_with = _trained_with(said, match.layout, notes)
@@ -76,6 +79,7 @@ def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
         found.is_stated,
         tuple(notes),
         found.image_size_is_assumed,
+        said.metadata.assumed_from if trained_with is not None and _is_written(said) else None,
     )
 
 
@@ -134,14 +138,19 @@ def _tidy(match: LayoutMatch, leaves: Mapping[str, Any], notes: list[str]) -> La
 # Conventions
 
 
+def _is_written(said: Statements) -> bool:
+    """Whether the conventions of training are those that the metadata state."""
+    return said.config is None and said.trained_with is None and said.metadata.states_trained_with
+
+
 def _trained_with(said: Statements, layout: Layout, notes: list[str]) -> Conventions | None:
     """The conventions of training, by the caller, else by the metadata, the names of files and releases, the layout."""
     if said.config is not None:
         return Conventions(said.config.activation, said.config.layer_norm_eps, layout.computes.padding)
-    written = said.metadata.trained_with
+    written = said.metadata.trained_with  # checked even where it is overruled
     if said.trained_with is not None:
         return said.trained_with
-    if said.metadata.states_trained_with:
+    if _is_written(said):
         return written
     return _trained_with_by_name(said.called, layout, notes)
 

@@ -114,6 +114,7 @@ class Inspection:
             "config_is_stated": checkpoint.config_is_stated,
             "computes": dataclasses.asdict(checkpoint.layout.computes),
             "trained_with": dataclasses.asdict(trained_with) if trained_with else None,
+            "trained_with_assumed_from": checkpoint.assumed_from,
             "num_parameters": checkpoint.num_parameters,
             "macs": checkpoint.config.macs,
             "notes": list(self.notes),
@@ -169,7 +170,9 @@ def summary(inspection: Inspection) -> dict[str, str]:
     """Facts about the whole checkpoint in words, by their labels."""
     checkpoint, config = inspection.checkpoint, inspection.checkpoint.config
     (ph, pw), (height, width), (rows, columns) = config.patch_hw, config.image_hw, config.grid_hw
-    trained_with = checkpoint.trained_with
+    trained_with = describe_conventions(checkpoint.trained_with) if checkpoint.trained_with else "not recorded"
+    if checkpoint.assumed_from:
+        trained_with = f"not recorded; {checkpoint.assumed_from}'s code computes {trained_with}"
     return {
         "checkpoint": Path(checkpoint.source).name,
         "layout": f"{checkpoint.layout.name} ({checkpoint.layout.summary})",
@@ -182,7 +185,7 @@ def summary(inspection: Inspection) -> dict[str, str]:
         "classes": str(config.num_classes) if config.num_classes else "no head",
         "parameters": f"{checkpoint.num_parameters:,} in {len(checkpoint)} arrays, {', '.join(checkpoint.dtypes)}",
         "MACs": f"{config.macs:,} an image",
-        "trained with": describe_conventions(trained_with) if trained_with else "not recorded",
+        "trained with": trained_with,
         "its code computes": describe_conventions(checkpoint.layout.computes),
     }
 

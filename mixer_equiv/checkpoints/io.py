@@ -163,4 +163,5 @@ def _metadata_of(checkpoint: Checkpoint) -> str:
         checkpoint.config,
         checkpoint.trained_with,
         image_size_is_assumed=checkpoint.image_size_is_assumed,
+        assumed_from=checkpoint.assumed_from,
     )

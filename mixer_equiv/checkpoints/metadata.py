@@ -20,7 +20,14 @@ FORMAT_VERSION = 1
 _TO_UPGRADE = "pip install --upgrade mixer_equiv"
 
 
-def to_json(layout: str, config: MixerConfig, trained_with: Conventions | None, *, image_size_is_assumed: bool) -> str:
+def to_json(
+    layout: str,
+    config: MixerConfig,
+    trained_with: Conventions | None,
+    *,
+    image_size_is_assumed: bool,
+    assumed_from: str | None = None,
+) -> str:
     """Write the metadata of weights in `layout` as text for a file."""
     return json.dumps(
         {
@@ -29,6 +36,7 @@ def to_json(layout: str, config: MixerConfig, trained_with: Conventions | None, 
             "config": config.to_dict(),
             "image_size_is_assumed": image_size_is_assumed,
             "trained_with": dataclasses.asdict(trained_with) if trained_with else None,
+            **({"trained_with_assumed_from": assumed_from} if assumed_from else {}),
         }
     )
 
@@ -104,6 +112,12 @@ class Metadata:
             return Conventions(**values)
         except ConfigError as error:
             raise self._error(error) from error
+
+    @property
+    def assumed_from(self) -> str | None:
+        """Name of the layout whose code's conventions `trained_with` are, for lack of better knowledge."""
+        name = self.fields.get("trained_with_assumed_from")
+        return name if isinstance(name, str) else None
 
     @property
     def image_size_is_assumed(self) -> bool | None:

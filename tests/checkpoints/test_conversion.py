@@ -457,7 +457,8 @@ def test_naming_the_layout_of_a_checkpoint_changes_nothing_about_it() -> None:
     checkpoint = Checkpoint.from_arrays(transcribed(float32_params(), LAYOUTS["timm"], CONFIG))
     for from_ in (None, "timm"):
         converted = convert(checkpoint, to="linen", from_=from_)
-        assert converted.trained_with is None
+        assert converted.trained_with == LAYOUTS["timm"].computes
+        assert converted.assumed_from == "timm"
         assert converted.notes == checkpoint.notes
 
 

@@ -103,6 +103,12 @@ def test_the_layout_in_the_metadata_settles_what_names_leave_open(monkeypatch: p
         assert Checkpoint.from_arrays(arrays, metadata={"layout": name}).layout is LAYOUTS[name]
 
 
+def test_a_layout_that_the_metadata_name_and_nobody_knows_is_noted() -> None:
+    found = Checkpoint.from_arrays(checkpoint("timm").arrays, metadata={"layout": "nonsense"})
+    assert "it says of itself that its layout is 'nonsense', which is not known; it is timm" in found.notes
+    assert not any("not known" in note for note in checkpoint("timm").notes)
+
+
 def test_metadata_whose_layout_is_no_name_are_as_if_there_were_none(tmp_path: Path) -> None:
     given = checkpoint()
     save_file(given.arrays, tmp_path / "x.safetensors", {"mixer_equiv": json.dumps({"layout": ["a"], "config": {}})})

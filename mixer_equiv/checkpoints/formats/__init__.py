@@ -14,19 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from mixer_equiv.checkpoints.formats import shard_sets
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, StoredArray, refuse_damage
-from mixer_equiv.checkpoints.formats.msgpack import MSGPACK
-from mixer_equiv.checkpoints.formats.npz import NPZ
+from mixer_equiv.checkpoints.formats.no_checkpoint import address_refusal, refusal
 from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
-from mixer_equiv.checkpoints.formats.pickle_file import PICKLE_FILE
-from mixer_equiv.checkpoints.formats.safetensors import SAFETENSORS
 from mixer_equiv.checkpoints.formats.sharded import SHARDED, parse_size, sharded_path, write_sharded
-from mixer_equiv.checkpoints.formats.torch_zip import TORCH_ZIP
+from mixer_equiv.checkpoints.formats.single import FILE_FORMATS, by_suffix, recognised
 from mixer_equiv.errors import CheckpointError
 
-FORMATS = (NPZ, SAFETENSORS, TORCH_ZIP, PICKLE_FILE, MSGPACK, ORBAX, SHARDED)
+FORMATS = (*FILE_FORMATS, ORBAX, SHARDED)
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
-_ANY_FORMATS_DAMAGE = tuple({error for file_format in FORMATS for error in file_format.damage})
 
 __all__ = [
     "FORMATS",
@@ -51,15 +48,15 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
     and `MissingDependencyError` for .orbax without Orbax, and without torch for .pt from before torch 1.6.
     """
     if not os.path.exists(path):  # False, too, for a name that is too long
-        raise CheckpointError(f"{path} does not exist")
+        raise CheckpointError(address_refusal(path) or f"{path} does not exist")
     if not path.is_file() and not path.is_dir():
         raise CheckpointError(
             f"{path} is a pipe or a device; a checkpoint is a file, whose parts are read in any order"
         )
-    with refuse_damage(path, _ANY_FORMATS_DAMAGE):
-        file_format = next((known for known in FORMATS if known.recognise(path)), None) or _by_suffix(path)
+    file_format = recognised(path, FORMATS) or _by_suffix(path)
     with refuse_damage(path, file_format.damage):
-        contents = file_format.read(path)
+        contents = shard_sets.read_set_of(path) if file_format in FILE_FORMATS else None
+        contents = contents or file_format.read(path)
         if mmap or not verify:
             return contents._replace(arrays=_map_stored(contents.arrays, _mapped if mmap else _unverified))
         return contents
@@ -86,10 +83,8 @@ def _unverified(leaf: StoredArray) -> StoredArray:
 
 def format_by_suffix(path: Path) -> FileFormat:
     """The format that `path`'s suffix names. Raises `CheckpointError` for an unknown suffix."""
-    name = path.name.lower()
-    for file_format in FORMATS:
-        if name.endswith(file_format.suffixes):
-            return file_format
+    if (file_format := by_suffix(path, FORMATS)) is not None:
+        return file_format
     raise CheckpointError(f"{path} has the suffix {path.suffix!r}; a checkpoint is one of {', '.join(SUFFIXES)}")
 
 
@@ -101,9 +96,11 @@ def is_replaceable(path: Path, file_format: FileFormat) -> bool:
 def _by_suffix(path: Path) -> FileFormat:
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is a directory; a checkpoint is a file ({', '.join(SUFFIXES)}), "
-            f"a directory of Orbax or a folder with safetensors"
+            f"{path} is a directory; a checkpoint is a file ({', '.join(SUFFIXES)}), a directory of Orbax or a folder "
+            f"with one of them, and this one holds {shard_sets.contents_in_words(path)}"
         )
+    if words := refusal(path):
+        raise CheckpointError(words)
     try:
         return format_by_suffix(path)
     except CheckpointError as error:

@@ -1,6 +1,6 @@
-"""safetensors in several files with an index, as Hugging Face writes them, and the folders they come in.
+"""safetensors in several files with an index, as Hugging Face writes them. `shard_sets` reads them, and other sets.
 
-Reads and writes each file with `safetensors`. Start at `write_sharded` for the names of files.
+Start at `write_sharded` for the names of files.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from mixer_equiv.arrays.chunks import group_by_size
 from mixer_equiv.arrays.lazy import as_lazy, specs_of
-from mixer_equiv.checkpoints.formats import atomic, safetensors
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents, FileFormat, Framework
+from mixer_equiv.checkpoints.formats import atomic, safetensors, shard_sets
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework
 from mixer_equiv.errors import CheckpointError, summarize
 
 SUFFIX = ".safetensors.index.json"
@@ -51,94 +50,8 @@ def parse_size(size: str | int | None) -> int:
 
 def _recognise(path: Path) -> bool:
     if path.is_dir():
-        return any(path.glob("*.safetensors*"))
-    if not path.is_file() or path.name.lower().endswith(".index.json"):
-        return path.is_file()
-    with path.open("rb") as stream:
-        return stream.read(1) == b"{" and b'"weight_map"' in stream.read(2**20)
-
-
-def _read(path: Path) -> Contents:
-    if path.is_dir():
-        path = _only_checkpoint(path)
-        if not path.name.endswith(".json"):
-            return safetensors.read(path)
-    weight_map, metadata = _index(path)
-    names = _check_shards(path, set(weight_map.values()))
-    shards = {shard: safetensors.read(path.parent / shard).arrays for shard in names}
-    absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
-    if absent:
-        raise CheckpointError(f"{path} names arrays that their shards do not hold: {summarize(absent)}; {_AGAIN}")
-    extra = [f"{name} in {shard}" for shard in shards for name in shards[shard] if weight_map.get(name) != shard]
-    if extra:
-        raise CheckpointError(f"{path} does not name arrays that its shards hold: {summarize(extra)}; {_AGAIN}")
-    return Contents({name: shards[shard][name] for name, shard in weight_map.items()}, metadata)
-
-
-_AGAIN = "the index is of other files, so get all of them again"
-
-
-def _only_checkpoint(folder: Path) -> Path:
-    """Find the one checkpoint in a folder: an index, or a safetensors file that is no shard."""
-    files = sorted(folder.glob("*.safetensors"))
-    shards = [file for file in files if _SHARD.search(file.name)]
-    found = [*sorted(folder.glob(f"*{SUFFIX}")), *(file for file in files if file not in shards)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(path.name for path in found)
-        raise CheckpointError(f"{folder} holds {len(found)} checkpoints ({names}); give the path of one of them")
-    if shards:
-        held = summarize([shard.name for shard in shards])
-        raise CheckpointError(f"{folder} holds shards ({held}) without their index; get it{atomic.left_aside(folder)}")
-    raise CheckpointError(f"{folder} holds no safetensors file; give the path of a checkpoint")
-
-
-_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
-
-
-class _Index(NamedTuple):
-    """The shard of each array, and our metadata."""
-
-    weight_map: dict[str, str]
-    metadata: str | None
-
-
-def _index(path: Path) -> _Index:
-    expected = 'expected {"metadata": {...}, "weight_map": {"name": "shard.safetensors", ...}}'
-    try:
-        index = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); {expected}") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CheckpointError(f"{path} has no weight_map of names to files; {expected}")
-    if not weight_map:
-        raise CheckpointError(f"{path} has an empty weight_map, so it names no arrays; {expected}")
-    metadata = index.get("metadata")
-    ours = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
-    return _Index(weight_map, ours if isinstance(ours, str) else None)
-
-
-def _check_shards(index: Path, shards: set[str]) -> list[str]:
-    """Check that all are safetensors files beside the index, and sort their names."""
-    outside = sorted(shard for shard in shards if not _is_file_name(shard))
-    if outside:
-        raise CheckpointError(
-            f"{index} names files outside its folder: {summarize(outside)}; shards must stand beside it"
-        )
-    other = sorted(shard for shard in shards if not shard.endswith(".safetensors"))
-    if other:
-        raise CheckpointError(f"{index} names shards that are not safetensors: {summarize(other)}; no others are read")
-    missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
-    if missing:
-        aside = atomic.left_aside(index.parent)
-        raise CheckpointError(f"{index} names shards that are missing: {', '.join(missing)}; put them beside it{aside}")
-    return sorted(shards)
-
-
-def _is_file_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
+        return shard_sets.holds_checkpoint(path)
+    return path.is_file() and shard_sets.is_index(path)
 
 
 def write_sharded(
@@ -230,7 +143,7 @@ class _Target:
 
     def _old_shards(self) -> set[Path]:
         with contextlib.suppress(OSError):
-            weight_map, _ = _index(self.index)
+            weight_map, _ = shard_sets.read_index(self.index)
             own = re.compile(rf"{re.escape(self.stem)}-\d+-of-\d+\.safetensors")
             return {self.index.with_name(shard) for shard in weight_map.values() if own.fullmatch(shard)}
         return set()
@@ -244,7 +157,7 @@ SHARDED = FileFormat(
     "sharded safetensors",
     (SUFFIX,),
     _recognise,
-    _read,
+    shard_sets.read_set,
     _write,
     several_files=True,
     damage=safetensors.SAFETENSORS_DAMAGE,

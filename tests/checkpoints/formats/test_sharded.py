@@ -114,7 +114,7 @@ BAD_SHARDS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "shards are above": (_edit(x0=f"../{FIRST}"), rf"names files outside its folder: \.\./{FIRST}; shards must"),
     "shards are below": (_edit(x0=f"sub/{FIRST}", x1="sub\\y"), r"outside its folder: sub/.*, sub\\y; "),
     "shards are anywhere": (_edit(x0="/etc/passwd", x1=".."), r"outside its folder: \.\., /etc/passwd; "),
-    "shards are pickles": (_edit(x0="pytorch_model.bin"), "shards that are not safetensors: pytorch_model.bin; "),
+    "shards are pickles": (_edit(x0="pytorch_model.bin"), "shards that are missing: pytorch_model.bin; "),
     "the index is text": (_index("hello"), r"is not JSON \(.*\); expected"),
     "the index is empty": (_index(""), r"is not JSON \(.*\); expected"),
     "the index is a list": (_index("[1]"), "has no weight_map of names to files; expected"),
@@ -142,15 +142,15 @@ FOLDERS: dict[str, tuple[list[str], str]] = {
     "two indices": (["a.safetensors.index.json", "b.safetensors.index.json"], r"holds 2 checkpoints \(a\..*, b\..*\)"),
     "an index and a file": (
         ["a.safetensors", "a.safetensors.index.json"],
-        r"holds 2 checkpoints \(a\.safetensors\.index\.json, a\.safetensors\)",
+        r"holds 2 checkpoints \(a\.safetensors, a\.safetensors\.index\.json\)",
     ),
     "shards alone": (
         ["a-00001-of-00002.safetensors"],
-        r"holds shards \(a-00001-of-00002\.safetensors\) without their index",
+        r"a-00001-of-00002\.safetensors is part 1 of 2, and neither an index nor part 2 stands beside it;",
     ),
     "two files": (["a.safetensors", "b.safetensors"], r"holds 2 checkpoints \(a\.safetensors, b\.safetensors\); give"),
-    "neither": (["model.safetensors.md"], "holds no safetensors file; give the path of a checkpoint"),
-    "nothing": ([], "is a directory; a checkpoint is a file .*, a directory of Orbax or a folder with safetensors"),
+    "neither": (["model.safetensors.md"], "a folder with one of them, and this one holds model.safetensors.md"),
+    "nothing": ([], "is a directory; a checkpoint is a file .*, a directory of Orbax or a folder .* holds nothing"),
 }
 
 
