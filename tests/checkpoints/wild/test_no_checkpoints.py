@@ -77,8 +77,8 @@ def test_what_is_packed_is_said_to_be_and_the_command_unpacks_it(tmp_path: Path,
 
 # The same by Python, where a system lacks the command.
 BY_PYTHON: dict[str, Callable[[Path], Any]] = {
-    "tar": lambda path: tarfile.open(path).extractall(path.parent, filter="data"),
-    "unzip": lambda path: zipfile.ZipFile(path).extractall(path.parent),
+    "tar": lambda path: shutil.unpack_archive(path, path.parent, filter="data"),
+    "unzip": lambda path: shutil.unpack_archive(path, path.parent),
     "gunzip": lambda path: path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes())),
     "bunzip2": lambda path: path.with_suffix("").write_bytes(bz2.decompress(path.read_bytes())),
     "unxz": lambda path: path.with_suffix("").write_bytes(lzma.decompress(path.read_bytes())),
