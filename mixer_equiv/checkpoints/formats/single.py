@@ -9,7 +9,7 @@ from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, refuse_da
 from mixer_equiv.checkpoints.formats.msgpack import MSGPACK
 from mixer_equiv.checkpoints.formats.no_checkpoint import refusal
 from mixer_equiv.checkpoints.formats.npz import NPZ
-from mixer_equiv.checkpoints.formats.pickle_file import PICKLE_FILE
+from mixer_equiv.checkpoints.formats.pickles.file import PICKLE_FILE
 from mixer_equiv.checkpoints.formats.safetensors import SAFETENSORS
 from mixer_equiv.checkpoints.formats.torch_zip import TORCH_ZIP
 from mixer_equiv.errors import CheckpointError

@@ -11,7 +11,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,9 +30,7 @@ from mixer_equiv.checkpoints.formats.base import (
     refuse_damage,
     zip_names,
 )
-from mixer_equiv.checkpoints.formats.pickle_reader import Global, PickleError, unpickle
-from mixer_equiv.checkpoints.formats.pickle_tree import kind_of, read_tree
-from mixer_equiv.checkpoints.formats.pickled_arrays import (
+from mixer_equiv.checkpoints.formats.pickles.constructors import (
     CONSTANTS,
     CONSTRUCTORS,
     Storage,
@@ -40,13 +38,13 @@ from mixer_equiv.checkpoints.formats.pickled_arrays import (
     Tensor,
     storage_of,
 )
+from mixer_equiv.checkpoints.formats.pickles.file import is_legacy
+from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickles.tree import contents_of, kind_of
 from mixer_equiv.checkpoints.formats.raw_arrays import File, member_start
 from mixer_equiv.errors import CheckpointError, MissingDependencyError
 
 _PICKLE = "data.pkl"
-
-# Before it wrote zip files, torch.save began with this pickled integer, its magic number.
-_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 
 # Elements of a tensor that repeats its numbers are made anew when it is read; beyond this it is no parameter.
 MAX_REPEATED = 2**26
@@ -60,12 +58,6 @@ def _recognise(path: Path) -> bool:
 
 def _is_pickle(name: str) -> bool:
     return name.rpartition("/")[2] == _PICKLE
-
-
-def is_legacy(path: Path) -> bool:
-    """Whether torch wrote this file before its version 1.6."""
-    with path.open("rb") as stream:
-        return stream.read(14).endswith(_LEGACY_MAGIC)
 
 
 def _read(path: Path) -> Contents:
@@ -147,15 +139,6 @@ def _read_part(file: File, member: _Member, tensor: Tensor, dtype: np.dtype) -> 
     array = np.ndarray(tensor.shape, dtype, numbers, strides=strides).copy() if size else numbers
     array = np.conjugate(array) if tensor.conjugated else array
     return (np.negative(array) if tensor.negated else array).reshape(tensor.shape)
-
-
-def contents_of(root: Any, path: Path, array: Callable[[Tensor], Any]) -> Contents:
-    """What the object of a pickle holds. Raises `CheckpointError` for one that has no arrays by name."""
-    tree, notes = read_tree(root, array)
-    if not isinstance(tree, Mapping):
-        raise CheckpointError(f"{path} holds {kind_of(tree)}; expected a state_dict")
-    metadata = getattr(root, "attributes", {}).get(METADATA_KEY)
-    return Contents(tree, metadata if isinstance(metadata, str) else None, notes)
 
 
 # Before torch 1.6

@@ -25,11 +25,11 @@ from mixer_equiv.checkpoints.formats import (
     format_by_suffix,
     npz,
     orbax,
-    pickle_file,
     raw_arrays,
     torch_zip,
 )
 from mixer_equiv.checkpoints.formats.base import ANY_DAMAGE, DAMAGE, refuse_damage
+from mixer_equiv.checkpoints.formats.pickles import file as pickle_file
 
 # So small that most bytes are of the format, and few are numbers.
 TREE: dict[str, np.ndarray] = {

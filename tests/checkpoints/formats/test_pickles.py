@@ -26,9 +26,11 @@ from flax.core import freeze
 from mixer_equiv import CheckpointError, MixerEquivError
 from mixer_equiv.arrays.interop import NotAnArray, to_numpy
 from mixer_equiv.checkpoints import formats
-from mixer_equiv.checkpoints.formats import pickle_reader, pickle_tree, torch_zip
-from mixer_equiv.checkpoints.formats.pickle_reader import PickleError, unpickle
-from mixer_equiv.checkpoints.formats.pickled_arrays import CONSTANTS, CONSTRUCTORS
+from mixer_equiv.checkpoints.formats import torch_zip
+from mixer_equiv.checkpoints.formats.pickles import machine as pickle_machine
+from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
+from mixer_equiv.checkpoints.formats.pickles.machine import PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickles.tree import read_tree
 
 # Comparison with what torch reads
 
@@ -376,8 +378,8 @@ def _nested(count: int) -> bytes:
 
 BOMBS = {
     "shared lists": (_nested(60), "hold one another so often"),
-    "objects": (b"\x80\x02" + b"}" * (pickle_reader.MAX_OBJECTS + 1) + b".", "makes more than 1000000 objects"),
-    "a memo": (b"\x80\x02K\x01" + b"\x94" * (pickle_reader.MAX_OBJECTS + 1) + b".", "makes more than 1000000 objects"),
+    "objects": (b"\x80\x02" + b"}" * (pickle_machine.MAX_OBJECTS + 1) + b".", "makes more than 1000000 objects"),
+    "a memo": (b"\x80\x02K\x01" + b"\x94" * (pickle_machine.MAX_OBJECTS + 1) + b".", "makes more than 1000000 objects"),
     "a key of tuples": (b"\x80\x02})" + b"\x86" * 0 + b"\x85" * 70 + b"K\x01s.", "is a tuple that holds others"),
     "keys of one hash": (b"\x80\x02}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"K\x01s.", "more than 60 bits"),
     "a long count": (b"\x80\x02\x8e" + (2**62).to_bytes(8, "little") + b"x.", "expected 4611686018427387904 bytes"),
@@ -398,14 +400,14 @@ def test_a_pickle_that_would_take_for_ever_is_refused(kind: str) -> None:
         assert unpickle(data, CONSTRUCTORS, CONSTANTS) == {}
         return
     with pytest.raises(PickleError, match=words):
-        pickle_tree.read_tree(unpickle(data, CONSTRUCTORS, CONSTANTS), lambda tensor: tensor)
+        read_tree(unpickle(data, CONSTRUCTORS, CONSTANTS), lambda tensor: tensor)
 
 
 def test_every_operation_of_pickle_is_read_or_refused_by_name() -> None:
     """Python itself writes all but those of extensions, of buffers outside, and of objects by names of protocol 0."""
     unread = []
     for opcode in pickletools.opcodes:
-        machine = pickle_reader._Machine({}, {}, None)
+        machine = pickle_machine._Machine({}, {}, None)
         try:
             machine.step(opcode.name, None)
         except PickleError as error:

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from mixer_equiv.arrays.interop import NotAnArray
-from mixer_equiv.checkpoints.formats.pickle_reader import (
+from mixer_equiv.checkpoints.formats.pickles.machine import (
     AttributeDict,
     Budget,
     Constructor,

@@ -9,10 +9,19 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, Framework
-from mixer_equiv.checkpoints.formats.pickle_reader import PickleError, unpickle
-from mixer_equiv.checkpoints.formats.pickled_arrays import CONSTANTS, CONSTRUCTORS, Tensor
-from mixer_equiv.checkpoints.formats.torch_zip import contents_of, is_legacy
+from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS, Tensor
+from mixer_equiv.checkpoints.formats.pickles.machine import PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickles.tree import contents_of
 from mixer_equiv.errors import CheckpointError
+
+# Before it wrote zip files, torch.save began with this pickled integer, its magic number.
+_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+
+
+def is_legacy(path: Path) -> bool:
+    """Whether torch wrote this file before its version 1.6."""
+    with path.open("rb") as stream:
+        return stream.read(14).endswith(_LEGACY_MAGIC)
 
 
 def _recognise(path: Path) -> bool:

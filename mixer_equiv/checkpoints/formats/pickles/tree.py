@@ -1,18 +1,26 @@
 """Nested arrays by name, out of the objects of a pickle: dicts, lists, and objects that hold arrays as attributes.
 
-Start at `read_tree`.
+Start at `contents_of`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_equiv.arrays.interop import NotAnArray, as_mapping, is_array
-from mixer_equiv.checkpoints.formats.pickle_reader import Global, PickleError, Placeholder
-from mixer_equiv.checkpoints.formats.pickled_arrays import PickledArray, PickledDtype, Storage, StorageKind, Tensor
-from mixer_equiv.errors import summarize
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents
+from mixer_equiv.checkpoints.formats.pickles.constructors import (
+    PickledArray,
+    PickledDtype,
+    Storage,
+    StorageKind,
+    Tensor,
+)
+from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, Placeholder
+from mixer_equiv.errors import CheckpointError, summarize
 
 # Nothing that people write is nested deeper, and no reader follows objects that hold themselves.
 MAX_DEPTH = 100
@@ -42,6 +50,15 @@ def read_tree(root: Any, array: Callable[[Tensor], Any]) -> Tree:
     if reader.passed:
         notes.append(f"objects that are no arrays were passed over: {summarize(sorted(reader.passed))}")
     return Tree(tree, tuple(notes))
+
+
+def contents_of(root: Any, path: Path, array: Callable[[Tensor], Any]) -> Contents:
+    """What the object of a pickle holds. Raises `CheckpointError` for one that has no arrays by name."""
+    tree, notes = read_tree(root, array)
+    if not isinstance(tree, Mapping):
+        raise CheckpointError(f"{path} holds {kind_of(tree)}; expected a state_dict")
+    metadata = getattr(root, "attributes", {}).get(METADATA_KEY)
+    return Contents(tree, metadata if isinstance(metadata, str) else None, notes)
 
 
 def kind_of(tree: Any) -> str:
