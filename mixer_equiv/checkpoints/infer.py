@@ -67,7 +67,9 @@ def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
         notes.append(f"it says of itself that its layout is {written}; it was read as {match.layout.name}, as told")
     elif written is not None and find_layout(written) is None:
         notes.append(f"it says of itself that its layout is {written!r}, which is not known; it is {match.layout.name}")
-    tidied = _tidy(match, split_stacks(own, match.layout.depth_of_stack), notes)
+    weights, left_out = names.leave_out_data(own, match.layout.parameters(match.num_blocks))
+    notes += left_out
+    tidied = _tidy(match, split_stacks(weights, match.layout.depth_of_stack), notes)
     stated = _stated_config(said)
     trained_with = _trained_with(said, match.layout, notes)
     found = _resolve_config(stated, trained_with or match.layout.computes, _Arrays(match, tidied), said, notes)

@@ -135,6 +135,10 @@ def check_target(path: Path, *, force: bool, max_shard_size: int | str | None = 
         formats.parse_size(max_shard_size)
         if not path.name.lower().endswith((".safetensors", ".safetensors.index.json")):
             raise CheckpointError(f"{path} cannot be sharded; only safetensors are")
+    if (part := formats.part_of(path)) is not None:
+        raise CheckpointError(
+            f"{path} has the name of part {part.number} of {part.total}, as which it would be read; give another name"
+        )
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -6,11 +6,13 @@ Knows no layout. `layouts.detect` finds the prefix behind which a layout's names
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from mixer_equiv.arrays.interop import is_array, stored_dtype
 from mixer_equiv.errors import MAX_LISTED, ConversionError, LayoutError, summarize
 
 # Between the parts of a name: "/" between nested dicts, as in Flax, and "." between modules of torch.
@@ -77,6 +79,23 @@ def strip_prefix(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> S
     if beside:
         notes.append(f"left out beside {prefix!r}: {summarize(beside)}")
     return Stripped(own, notes)
+
+
+def leave_out_data(leaves: Mapping[str, Any], parameters: Collection[str]) -> Stripped:
+    """Leave out what cannot be a weight: leaves that are no arrays, and single whole numbers such as counts of steps.
+
+    Those that have the name of one of `parameters` stay, so that an error tells what stands in its place.
+    """
+    data = [name for name, leaf in leaves.items() if name not in parameters and not _may_be_weight(leaf)]
+    notes = [f"left out, since no weights can be: {summarize(data)}"] if data else []
+    return Stripped({name: leaf for name, leaf in leaves.items() if name not in data}, notes)
+
+
+def _may_be_weight(leaf: Any) -> bool:
+    if not is_array(leaf):
+        return False
+    is_single = math.prod(leaf.shape) == 1 and len(leaf.shape) < 2
+    return not (is_single and stored_dtype("", leaf).kind in "bui")
 
 
 def rename_prefixes(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from mixer_equiv.checkpoints.formats import shard_sets
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, StoredArray, refuse_damage
 from mixer_equiv.checkpoints.formats.no_checkpoint import address_refusal, refusal
 from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
+from mixer_equiv.checkpoints.formats.shard_sets import part_of
 from mixer_equiv.checkpoints.formats.sharded import SHARDED, parse_size, sharded_path, write_sharded
 from mixer_equiv.checkpoints.formats.single import FILE_FORMATS, by_suffix, recognised
 from mixer_equiv.errors import CheckpointError
@@ -34,6 +35,7 @@ __all__ = [
     "format_by_suffix",
     "is_replaceable",
     "parse_size",
+    "part_of",
     "read",
     "sharded_path",
     "write_sharded",

@@ -157,3 +157,12 @@ def test_the_command_says_that_all_parts_were_read(tmp_path: Path) -> None:
     first, _ = _write(tmp_path, ".safetensors", parts(".safetensors"))
     assert "is part 1 of 2, all of which were read" in " ".join(run("inspect", first).output.split())
     assert save(load(first), tmp_path / "whole.safetensors").exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
+def test_nothing_is_written_under_the_name_of_a_part(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(
+        CheckpointError, match="has the name of part 1 of 2, as which it would be read; give another name"
+    ):
+        save(convert(STATE, to="torch", config=CONFIG), tmp_path / parts(suffix)[0])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,67 @@
+"""What stands beside the weights in one dict: objects, counts and settings are left out, with a note."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mixer_equiv import Checkpoint, ConversionError, convert, load
+from tests.support.checkpoints import checkpoint
+from tests.support.files import changed
+
+STATE = dict(checkpoint("torch").arrays)
+DATA: dict[str, Any] = {"epoch": 3, "lr": 0.1, "name": "mixer", "best": None, "betas": [0.9, 0.999]}
+COUNTS = {"num_batches_tracked": np.array(7), "steps": np.array([7]), "done": np.array(True)}
+
+
+def _tensors() -> dict[str, Any]:
+    return {name: torch.from_numpy(array.copy()) for name, array in STATE.items()}
+
+
+def _in_torch(folder: Path) -> Checkpoint:
+    counts = {name: torch.from_numpy(array.copy()) for name, array in COUNTS.items()}
+    state = {**_tensors(), **DATA, **counts, "args": argparse.Namespace(lr=0.1), "out": folder}
+    torch.save(state, folder / "x.pt")
+    return load(folder / "x.pt")
+
+
+def _in_npz(folder: Path) -> Checkpoint:
+    np.savez(folder / "x.npz", **STATE, **COUNTS)
+    return load(folder / "x.npz")
+
+
+HOLDERS: dict[str, Callable[[Path], Checkpoint]] = {
+    "torch": _in_torch,
+    "npz": _in_npz,
+    "memory": lambda folder: Checkpoint.from_arrays({**STATE, **DATA, **COUNTS}),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_what_cannot_be_a_weight_is_left_out_with_a_note(tmp_path: Path, holder: str) -> None:
+    found = HOLDERS[holder](tmp_path)
+    assert changed(STATE, found.arrays) == []
+    (note,) = [note for note in found.notes if note.startswith("left out, since no weights can be: ")]
+    assert "num_batches_tracked" in note or "and" in note
+    convert(found, to="linen")
+
+
+@pytest.mark.parametrize("array", [np.array(0.5), np.ones(1, np.float32), np.ones(3), np.ones((1, 1), int)], ids=repr)
+def test_what_can_be_a_weight_is_unexpected(array: np.ndarray) -> None:
+    with pytest.raises(ConversionError) as caught:
+        convert({**STATE, "alpha": array}, to="linen")
+    assert caught.value.unexpected_keys == ("alpha",)
+
+
+def test_an_object_in_the_place_of_a_weight_is_named(tmp_path: Path) -> None:
+    torch.save({**_tensors(), "head.bias": argparse.Namespace(a=1)}, tmp_path / "x.pt")
+    with pytest.raises(
+        ConversionError, match=r"head\.bias: found an object of argparse\.Namespace; a parameter must be"
+    ):
+        load(tmp_path / "x.pt")
