@@ -233,7 +233,7 @@ class Trainer:
     """An object that holds arrays, as a pickle has it."""
 
     def __init__(self) -> None:
-        self.weights, self.epoch, self.me = {"a": torch.ones(2)}, 3, self
+        self.weights, self.epoch, self.me, self.again = {"a": torch.ones(2)}, 3, self, [self]
 
 
 def test_objects_beside_weights_are_passed_over_and_named(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ class _Reader:
     opened: set[str] = dataclasses.field(default_factory=set)
     passed: set[str] = dataclasses.field(default_factory=set)
     shown: int = 0
+    around: set[int] = dataclasses.field(default_factory=set)  # ids of the objects that hold the one that is read
 
     def read(self, value: Any, depth: int) -> Any:
         self.shown += 1
@@ -81,19 +82,32 @@ class _Reader:
             raise PickleError(f"its objects hold one another so often that there are more than {MAX_SHOWN}")
         if depth > MAX_DEPTH:
             return NotAnArray(f"something nested more than {MAX_DEPTH} deep")
+        if not isinstance(value, dict | list | tuple | Placeholder):
+            return self._leaf(value)
+        if id(value) in self.around:
+            return NotAnArray("a reference to what holds it")
+        self.around.add(id(value))
+        try:
+            return self._node(value, depth)
+        finally:
+            self.around.discard(id(value))
+
+    def _node(self, value: Any, depth: int) -> Any:
         match value:
             case dict():
                 return {key: self.read(item, depth + 1) for key, item in value.items()}
             case list() | tuple():
                 return [self.read(item, depth + 1) for item in value]
+        return self._object(value, depth)
+
+    def _leaf(self, value: Any) -> Any:
+        match value:
             case Tensor():
                 return self.array(value)
             case PickledArray(array=None):
                 return NotAnArray("an array of Python objects")
             case PickledArray():
                 return value.array
-            case Placeholder():
-                return self._object(value, depth)
             case Storage() | StorageKind() | PickledDtype() | Global():
                 return NotAnArray(f"a {type(value).__name__.lower()}")
         return value
