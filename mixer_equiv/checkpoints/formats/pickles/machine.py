@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickletools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -89,10 +90,12 @@ def unpickle(
     `MAX_OBJECTS` objects.
     """
     machine = _Machine(constructors, constants, persistent)
-    for name, argument in _operations(data):
-        if name == "STOP":
-            return machine.pop()
-        machine.step(name, argument)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of odd escapes in text of protocol 0
+        for name, argument in _operations(data):
+            if name == "STOP":
+                return machine.pop()
+            machine.step(name, argument)
     raise PickleError("it breaks off")
 
 
