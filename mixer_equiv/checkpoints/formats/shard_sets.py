@@ -55,10 +55,14 @@ def part_of(path: Path) -> Part | None:
 
 def is_index(path: Path) -> bool:
     """Whether a file is an index, by its name or by how it begins."""
-    if path.name.lower().endswith(INDEX_SUFFIX):
+    if _is_named_as_index(path):
         return path.is_file()
     with path.open("rb") as stream:
         return stream.read(1) == b"{" and b'"weight_map"' in stream.read(2**20)
+
+
+def _is_named_as_index(path: Path) -> bool:
+    return path.name.lower().endswith(INDEX_SUFFIX)
 
 
 def read_index(path: Path) -> Index:
@@ -102,16 +106,21 @@ def read_set_of(path: Path) -> Contents | None:
 def _index_that_names(path: Path) -> Path | None:
     """The index beside a file that names it among others."""
     for index in sorted(path.parent.glob(f"*{INDEX_SUFFIX}")):
-        try:
-            shards = set(read_index(index).weight_map.values()) if index.is_file() else set()
-        except (CheckpointError, OSError):  # it is no index, or damaged: whoever asks for it is told
-            continue
+        shards = _shards_named_by(index)
         if path.name in shards and len(shards) > 1:
             return index
     return None
 
 
 # By an index
+
+
+def _shards_named_by(index: Path) -> set[str]:
+    """The files that an index names; none for one that is damaged, of which whoever asks for it is told."""
+    try:
+        return set(read_index(index).weight_map.values()) if index.is_file() else set()
+    except (CheckpointError, OSError):
+        return set()
 
 
 def _read_by_index(path: Path) -> Contents:
@@ -223,7 +232,7 @@ def _may_be_checkpoint(file: Path) -> bool:
 
 def _read_folder(folder: Path) -> Contents:
     path, notes = _only_checkpoint(folder)
-    if path.name.lower().endswith(INDEX_SUFFIX):
+    if _is_named_as_index(path):
         contents = _read_by_index(path)
     elif part := part_of(path):
         contents = _read_parts(_all_parts(path, part))
@@ -237,7 +246,7 @@ def _only_checkpoint(folder: Path) -> _Found:
     files = sorted(file for file in folder.iterdir() if _may_be_checkpoint(file))
     steps = {int(match[1]): file for file in files if (match := _STEP.fullmatch(file.name))}
     found = [file for file in files if not part_of(file) and file not in steps.values()]
-    shards = {shard for index in found if index.name.lower().endswith(INDEX_SUFFIX) for shard in _shards(index)}
+    shards = {shard for file in found if _is_named_as_index(file) for shard in _shards_named_by(file)}
     sets = {
         (part.stem, part.total): file for file in reversed(files) if (part := part_of(file)) and file.name not in shards
     }
@@ -245,9 +254,7 @@ def _only_checkpoint(folder: Path) -> _Found:
     if steps:
         found.append(steps[max(steps)])
     if len(found) == 1:
-        others = len(steps) - 1
-        last = f"{found[0].name} is the last of {len(steps)} steps" if steps and others else ""
-        return _Found(found[0], (last,) if last else ())
+        return _Found(found[0], (f"{found[0].name} is the last of {len(steps)} steps",) * (len(steps) > 1))
     found.sort()
     names = [file.name for file in found]
     if found and set(names) <= set(_OF_THE_HUB):
@@ -264,10 +271,3 @@ def _only_checkpoint(folder: Path) -> _Found:
 def contents_in_words(folder: Path) -> str:
     """What is in a folder, in words."""
     return summarize(sorted(file.name for file in folder.iterdir())) or "nothing"
-
-
-def _shards(index: Path) -> set[str]:
-    try:
-        return set(read_index(index).weight_map.values())
-    except (CheckpointError, OSError):
-        return set()

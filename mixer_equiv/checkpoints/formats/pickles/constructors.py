@@ -45,8 +45,6 @@ class PickledDtype:
                     self.dtype = self.dtype.newbyteorder(order)
             case (int(), _, _, tuple() | None, dict() | None, *_):  # subarrays and fields
                 self.dtype = None
-            case (int(), ("<" | ">" | "|" | "="), None, None, None):
-                pass
             case _:
                 raise PickleError("a dtype has a state that none has")
 
