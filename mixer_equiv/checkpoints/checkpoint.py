@@ -189,6 +189,7 @@ def as_checkpoint(
     wanted = params.layout if layout is None else get_layout(layout)
     if config is None and wanted == params.layout:
         return params
+    assumed_from = params.assumed_from if config is None else None
     if config is None and params.config_is_stated:
         config = params.config
     found = Checkpoint.from_arrays(
@@ -200,4 +201,4 @@ def as_checkpoint(
         metadata={"layout": params.layout.name},
         notes=params.notes,
     )
-    return dataclasses.replace(found, assumed_from=params.assumed_from)
+    return dataclasses.replace(found, assumed_from=assumed_from)

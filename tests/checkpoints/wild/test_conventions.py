@@ -115,6 +115,14 @@ def test_what_the_caller_says_outranks_what_was_assumed(tmp_path: Path) -> None:
         convert(found, to="torch")
 
 
+def test_a_config_that_is_given_is_no_assumption(tmp_path: Path) -> None:
+    path, _ = timm_file(tmp_path)
+    with warned(True):
+        assumed = convert(load(path, image_size=CONFIG.image_hw), to="linen")
+    given = convert(assumed, to="torch", config=CONFIG)
+    assert (settings_of(given.trained_with), given.assumed_from) == (settings_of(CONFIG), None)
+
+
 def test_a_plain_dict_warns_when_it_is_converted(tmp_path: Path) -> None:
     path, _ = timm_file(tmp_path)
     with warned(True):
