@@ -128,17 +128,17 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str],
     )
 
 
-class _Expected(NamedTuple):
+class _ExpectedConventions(NamedTuple):
     """The conventions that weights expect, and the layout whose code computes them, where nothing else tells."""
 
     conventions: Conventions
     assumed_from: str | None
 
 
-def _expected_by(source: Checkpoint) -> _Expected:
+def _expected_by(source: Checkpoint) -> _ExpectedConventions:
     if source.trained_with is not None:
-        return _Expected(source.trained_with, source.assumed_from)
-    return _Expected(source.layout.computes, source.layout.name)
+        return _ExpectedConventions(source.trained_with, source.assumed_from)
+    return _ExpectedConventions(source.layout.computes, source.layout.name)
 
 
 def relabel(

@@ -214,7 +214,7 @@ _STEP = re.compile(r"checkpoint_(\d{1,18})")
 _SUFFIXES = (*(suffix for file_format in FILE_FORMATS for suffix in file_format.suffixes), ".pkl", ".pickle", ".ckpt")
 
 
-class _Found(NamedTuple):
+class _FoundInFolder(NamedTuple):
     path: Path
     notes: tuple[str, ...] = ()
 
@@ -241,7 +241,7 @@ def _read_folder(folder: Path) -> Contents:
     return contents._replace(notes=(*notes, *contents.notes))
 
 
-def _only_checkpoint(folder: Path) -> _Found:
+def _only_checkpoint(folder: Path) -> _FoundInFolder:
     """The one checkpoint in a folder: an index, a file, the first part of a set, or the last of several steps."""
     files = sorted(file for file in folder.iterdir() if _may_be_checkpoint(file))
     steps = {int(match[1]): file for file in files if (match := _STEP.fullmatch(file.name))}
@@ -254,13 +254,13 @@ def _only_checkpoint(folder: Path) -> _Found:
     if steps:
         found.append(steps[max(steps)])
     if len(found) == 1:
-        return _Found(found[0], (f"{found[0].name} is the last of {len(steps)} steps",) * (len(steps) > 1))
+        return _FoundInFolder(found[0], (f"{found[0].name} is the last of {len(steps)} steps",) * (len(steps) > 1))
     found.sort()
     names = [file.name for file in found]
     if found and set(names) <= set(_OF_THE_HUB):
         first = min(found, key=lambda file: _OF_THE_HUB.index(file.name))
         rest = ", ".join(name for name in names if name != first.name)
-        return _Found(first, (f"{first.name} was read, and not {rest} beside it",))
+        return _FoundInFolder(first, (f"{first.name} was read, and not {rest} beside it",))
     if found:
         raise CheckpointError(
             f"{folder} holds {len(found)} checkpoints ({', '.join(names)}); give the path of one of them"
