@@ -45,9 +45,12 @@ def stored_dtype(name: str, array: Any) -> np.dtype:
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings, in order, under keys joined by "/"; a list that holds mappings counts as one."""
+    """Leaves of nested mappings, in order, under keys joined by "/"; a list that holds mappings counts as one.
+
+    A key that is a tuple, as `flax.traverse_util.flatten_dict` makes it, counts as a path of keys.
+    """
     for key, value in tree.items():
-        name = f"{prefix}{key}"
+        name = prefix + ("/".join(map(str, key)) if isinstance(key, tuple) else str(key))
         node = as_mapping(value)
         if node is not None:
             yield from flatten(node, f"{name}/")

@@ -1,4 +1,4 @@
-"""Stacks: arrays whose first axes count parameters, as `nn.scan` makes them, taken apart and put together.
+"""Stacks: arrays whose first axes count parameters, as `nn.scan` makes them, or copies, as for several devices.
 
 A part's name has its place in the stack behind it: "kernels[0]", "kernels[1]".
 """
@@ -79,6 +79,27 @@ def join_stacks(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     for name, parts in stacks.items():
         result[name] = _stack(name, parts, lazy)
     return materialize(LazyArrays(result), like=arrays, copy=False)
+
+
+def first_copy(name: str, leaf: Any) -> Deferred:
+    """The first of the equal arrays along the first axis of `leaf`, as `pmap` keeps one for each device.
+
+    Reading it raises `ConversionError` if they are not equal in every bit.
+    """
+    count, *shape = leaf.shape
+
+    def read() -> np.ndarray:
+        copies = to_numpy(name, leaf)
+        first = copies[0].tobytes()
+        differing = [i for i in range(1, count) if copies[i].tobytes() != first]
+        if differing:
+            raise ConversionError(
+                f"{name} has {count} arrays along its first axis, as of {count} devices, but number {differing[0]} is "
+                "not equal to number 0; take one yourself, such as {name: array[0] for name, array in arrays.items()}"
+            )
+        return copies[0]
+
+    return Deferred(tuple(shape), stored_dtype(name, leaf), read)
 
 
 def _stack(name: str, parts: Mapping[tuple[int, ...], str], arrays: LazyArrays) -> Deferred:

@@ -20,6 +20,7 @@ from mixer_equiv.arrays.stacking import join_stacks
 from mixer_equiv.checkpoints import validate
 from mixer_equiv.checkpoints.infer import Statements, infer
 from mixer_equiv.checkpoints.metadata import Metadata
+from mixer_equiv.checkpoints.names import as_tree
 from mixer_equiv.config import MixerConfig, Size
 from mixer_equiv.errors import ConversionError
 from mixer_equiv.layouts import Conventions, Layout, get_layout
@@ -152,7 +153,7 @@ class Checkpoint(Mapping[str, Any]):
             called=called,
             notes=notes,
         )
-        inferred = infer(arrays, said)
+        inferred = infer(as_tree(arrays), said)
         return cls(
             arrays=inferred.arrays if lazy else materialize(inferred.arrays),
             layout=inferred.layout,
@@ -180,6 +181,7 @@ def as_checkpoint(
     params: Mapping[str, Any], *, layout: str | Layout | None = None, config: MixerConfig | None = None
 ) -> Checkpoint:
     """`params` as a `Checkpoint`: itself, if it is one already of the given `layout` and `config`."""
+    params = as_tree(params)
     if not isinstance(params, Mapping):
         raise ConversionError(
             f"found a {type(params).__name__}; expected arrays by name, such as model.state_dict() or Flax params"

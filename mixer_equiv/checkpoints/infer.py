@@ -12,14 +12,16 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mixer_equiv.arrays.interop import flatten, is_array
+from mixer_equiv.arrays.interop import is_array
 from mixer_equiv.arrays.lazy import LazyArrays
 from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.checkpoints import names, validate
+from mixer_equiv.checkpoints.beside import leave_out_data
 from mixer_equiv.checkpoints.metadata import Metadata
+from mixer_equiv.checkpoints.readings import ChosenReading, choose_reading
 from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import ConfigError, LayoutError
-from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, detect, find_layout, get_layout
+from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, find_layout, get_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +60,16 @@ class Inferred:
 
 def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
     """Find everything that a `Checkpoint` knows of its arrays. What is said outranks what they show."""
-    leaves = dict(flatten(arrays))
-    chosen = names.select_below(leaves, said.prefix, said.source)
-    match = _match_layout(_shapes(chosen), said)
-    own, notes = names.strip_prefix(chosen, match.prefix, [name for name in leaves if name not in chosen])
+    chosen = _choose(names.leaves_of(arrays), said)
+    match = chosen.match
+    own, left_beside = names.strip_prefix(chosen.leaves, match.prefix, chosen.beside)
+    notes = [*chosen.notes, *left_beside]
     written = said.metadata.layout
     if said.layout is not None and written not in (None, match.layout.name):
         notes.append(f"it says of itself that its layout is {written}; it was read as {match.layout.name}, as told")
     elif written is not None and find_layout(written) is None:
         notes.append(f"it says of itself that its layout is {written!r}, which is not known; it is {match.layout.name}")
-    weights, left_out = names.leave_out_data(own, match.layout.parameters(match.num_blocks))
+    weights, left_out = leave_out_data(own, match.layout.parameters(match.num_blocks))
     notes += left_out
     tidied = _tidy(match, split_stacks(weights, match.layout.depth_of_stack), notes)
     stated = _stated_config(said)
@@ -89,19 +91,19 @@ def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
 
 
-def _match_layout(shapes: Mapping[str, tuple[int, ...]], said: Statements) -> LayoutMatch:
-    """Find the layout that the caller names, else the one that the metadata name, else the one that fits best."""
+def _choose(leaves: Mapping[str, Any], said: Statements) -> ChosenReading:
+    """Choose a reading in the layout that the caller names, else in the one that the metadata name, else in any."""
     if said.layout is not None:
-        return _match_given_layout(shapes, get_layout(said.layout), said.source)
+        return _choose_in(leaves, get_layout(said.layout), said)
     written, known = said.metadata.layout, find_layout(said.metadata.layout)
     if known is not None:
         with contextlib.suppress(LayoutError):
-            return detect(shapes, [known], shapes)
+            return choose_reading(leaves, [known], said.prefix, said.source)
     try:
-        match = detect(shapes, LAYOUTS.values(), shapes)
-        if written is None or known is not None or not match.absent:
-            return match
-        problem = f"not all of its names are of {match.layout.name}, the nearest known layout"
+        chosen = choose_reading(leaves, LAYOUTS.values(), said.prefix, said.source)
+        if written is None or known is not None or not chosen.match.absent:
+            return chosen
+        problem = f"not all of its names are of {chosen.match.layout.name}, the nearest known layout"
     except LayoutError as error:
         problem = str(error)
     if written is not None and known is None:
@@ -109,15 +111,15 @@ def _match_layout(shapes: Mapping[str, tuple[int, ...]], said: Statements) -> La
     raise LayoutError("; ".join([f"{said.source}: {problem}", *said.notes]))
 
 
-def _match_given_layout(shapes: Mapping[str, tuple[int, ...]], layout: Layout, source: str) -> LayoutMatch:
+def _choose_in(leaves: Mapping[str, Any], layout: Layout, said: Statements) -> ChosenReading:
     try:
-        return detect(shapes, [layout], shapes)
+        return choose_reading(leaves, [layout], said.prefix, said.source)
     except LayoutError as error:
         problem = str(error)
     with contextlib.suppress(LayoutError):
-        likely = detect(shapes, LAYOUTS.values(), shapes).layout.name
+        likely = choose_reading(leaves, LAYOUTS.values(), said.prefix, said.source).match.layout.name
         problem = f"the arrays are not of the layout {layout.name}, but by their names of {likely}"
-    raise LayoutError(f"{source}: {problem}")
+    raise LayoutError(f"{said.source}: {problem}")
 
 
 def _tidy(match: LayoutMatch, leaves: Mapping[str, Any], notes: list[str]) -> LazyArrays:

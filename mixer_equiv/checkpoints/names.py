@@ -1,26 +1,51 @@
-"""Names of arrays as files hold them: separators, prefixes, and the boxes that libraries put around arrays.
+"""Names of arrays as files hold them: separators, prefixes, and what libraries put into names and around arrays.
 
-Knows no layout. `layouts.detect` finds the prefix behind which a layout's names stand, whatever it is ("module.",
-"state_dict/module._orig_mod.", "ema/"), and knows the keys below which an optimizer keeps its moments.
+`ENTRIES` is the table of what can be undone name by name; `readings` undoes what only layouts and shapes show:
+separators, stacks of blocks, and copies for several devices. Knows no layout. `layouts.detect` finds the prefix behind
+which a layout's names stand, whatever it is ("module.", "state_dict/module._orig_mod.", "ema/"), and knows the keys
+below which an optimizer keeps its moments.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import PurePosixPath
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mixer_equiv.arrays.interop import is_array, stored_dtype
+from mixer_equiv.arrays.interop import flatten, is_array
 from mixer_equiv.errors import MAX_LISTED, ConversionError, LayoutError, summarize
 
 # Between the parts of a name: "/" between nested dicts, as in Flax, and "." between modules of torch.
 NESTING = "/"
 SEPARATORS = (NESTING, ".")
 
-# The only key of a dict around an array, which no module has for a name: `nnx.State` and partitioned parameters.
-BOXES = ("value",)
+# Parts of names that libraries add for a module around another, and who adds them.
+WRAPPERS: Mapping[str, str] = {
+    "_orig_mod": "torch.compile",
+    "module": "DataParallel, DistributedDataParallel or AveragedModel",
+    "_checkpoint_wrapped_module": "torch's activation checkpointing",
+    "_fsdp_wrapped_module": "FSDP",
+    "_fpw_module": "FSDP before torch 2.0",
+    "_forward_module": "Lightning Fabric",
+    "_module": "Opacus",
+}
+
+# The last part of the name of an array that is alone in an object around it, and which objects these are.
+BOXES: Mapping[str, str] = {
+    "value": "nn.Partitioned or an nnx.Variable",
+    "raw_value": "an nnx.Variable",
+}
+
+# How the class of a module of Flax begins that a transform made, and the transform.
+TRANSFORMS: Mapping[str, str] = {
+    "Checkpoint": "nn.remat",
+    "Remat_scan": "nn.remat_scan",
+    "Remat": "nn.remat",
+    "Scan": "nn.scan",
+    "Jit": "nn.jit",
+    "Map_variables": "nn.map_variables",
+}
 
 
 class Stripped(NamedTuple):
@@ -30,14 +55,161 @@ class Stripped(NamedTuple):
     notes: list[str]
 
 
-def unbox(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from names the keys of `BOXES` that are alone around an array."""
-    inside = Counter(str(parent) for name in arrays for parent in PurePosixPath(name).parents)
-    return {
-        parent if key in BOXES and inside[parent] == 1 else name: array
-        for name, array in arrays.items()
-        for parent, _, key in [name.rpartition(NESTING)]
-    }
+# Trees
+
+
+def leaves_of(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Leaves of nested mappings by flat names, each taken out of the box that an object of Flax is around an array.
+
+    Raises `ConversionError` for two leaves of one name.
+    """
+    leaves: dict[str, Any] = {}
+    for name, leaf in flatten(tree):
+        if name in leaves:
+            raise ConversionError(f"two arrays have the name {name}, one of them by a key that holds {NESTING!r}")
+        leaves[name] = _unboxed(leaf)
+    return leaves
+
+
+def as_tree(params: Any) -> Any:
+    """`params` as a mapping where it is a sequence of paths and leaves, as `nnx.to_flat_state` gives; else itself."""
+    if not isinstance(params, Sequence) or isinstance(params, str | bytes):
+        return params
+    pairs = list(params)
+    is_flat_state = pairs and all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], tuple) for pair in pairs
+    )
+    return dict(pairs) if is_flat_state else params
+
+
+def _unboxed(leaf: Any) -> Any:
+    """The array in an object of Flax around it, such as `nn.Partitioned`."""
+    if is_array(leaf):
+        return leaf
+    inside = leaf.unbox() if hasattr(leaf, "unbox") else getattr(leaf, "value", None)
+    return inside if is_array(inside) else leaf
+
+
+# The table
+
+
+class Entry(NamedTuple):
+    """One thing that a library does to names.
+
+    `undo` gives a name without it; a name that does not have it stays as it is. `what` says what it is, for a note.
+    An entry that is `alone` is undone only where no other array has a name below the one that results.
+    """
+
+    what: str
+    undo: Callable[[str], str]
+    alone: bool = False
+
+
+def _without_part(part: str) -> Callable[[str], str]:
+    pattern = re.compile(rf"(?:^|(?<=[./])){re.escape(part)}[./]|[./]{re.escape(part)}$")
+    return lambda name: pattern.sub("", name) if part in name else name
+
+
+def _without_end(part: str) -> Callable[[str], str]:
+    endings = tuple(separator + part for separator in SEPARATORS)
+    return lambda name: name[: -len(part) - 1] if name.endswith(endings) else name
+
+
+def _without_transform(transform: str) -> Callable[[str], str]:
+    others = "|".join(TRANSFORMS)
+    # Of a class of its own number, such as CheckpointMixerBlock_0, also behind the names of other transforms.
+    pattern = re.compile(rf"(?:^|(?<=[./]))((?:{others})*?){transform}(?=(?:{others})*[A-Z]\w*_\d+(?:[./]|$))")
+    return lambda name: pattern.sub(r"\1", name) if transform in name else name
+
+
+_KEY = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d+"""
+_PATH = re.compile(rf"\.?\w*(?:\[(?:{_KEY})\]|\.\w+)*")
+_TUPLE = re.compile(rf"\((?:{_KEY})(?:, (?:{_KEY}))*,?\)")
+_PATH_PART = re.compile(rf"\[({_KEY})\]|(\w+)")
+
+
+def _of_path(name: str) -> str:
+    """ "['stem']['kernel']", which `jax.tree_util.keystr` gives, as "stem/kernel"."""
+    if not re.search(r"""\[['"]""", name) or not _PATH.fullmatch(name):
+        return name
+    return NESTING.join((match[1] or match[2]).strip("'\"") for match in _PATH_PART.finditer(name))
+
+
+def _of_tuple(name: str) -> str:
+    """ "('stem', 'kernel')", the text of a tuple, as "stem/kernel"."""
+    if not name.startswith("(") or not _TUPLE.fullmatch(name):
+        return name
+    return NESTING.join(part.strip("'\"") for part in re.findall(_KEY, name))
+
+
+ENTRIES: Mapping[str, Entry] = {
+    "keystr": Entry("paths as jax.tree_util.keystr writes them", _of_path),
+    "tuple": Entry("tuples written as text", _of_tuple),
+    **{part: Entry(f"{part!r}, of {what}", _without_end(part), alone=True) for part, what in BOXES.items()},
+    **{part: Entry(f"{part!r}, of {what}", _without_part(part)) for part, what in WRAPPERS.items()},
+    **{part: Entry(f"{part!r}, of {what}", _without_transform(part)) for part, what in TRANSFORMS.items()},
+}
+
+# Some part of each entry, to tell at once that a name has none.
+_ANY = re.compile("|".join([r"\['", r'\["', r"^\(", *BOXES, *WRAPPERS, *TRANSFORMS]))
+
+
+class Undone(NamedTuple):
+    """The name as it is read by the name that was given, notes on what was undone, and what could not be, in words."""
+
+    names: dict[str, str]
+    notes: list[str]
+    clashes: list[str]
+
+
+_ADVICE = "; say which is which with rename= (--rename OLD=NEW), or leave one out with ignore= (--ignore)"
+
+
+def undo_entries(names: Collection[str]) -> Undone:
+    """Undo all `ENTRIES` in the names of arrays, one after the other.
+
+    An entry that would give two arrays one name is left as it is, and the clashes tell of it.
+    """
+    current = {name: name for name in names}
+    undone = Undone(current, [], [])
+    if not any(map(_ANY.search, names)):
+        return undone
+    for entry in ENTRIES.values():
+        changed = {given: entry.undo(name) for given, name in current.items()}
+        if entry.alone:
+            changed = _only_alone(current, changed)
+        differing = [given for given, name in changed.items() if name != current[given]]
+        if not differing:
+            continue
+        if (clash := _clash(changed)) is not None:
+            undone.clashes.append(f"{' and '.join(clash)} are both {changed[clash[0]]} without {entry.what}{_ADVICE}")
+            continue
+        count = f"{len(differing)} name{'s'[: len(differing) > 1]}"
+        undone.notes.append(f"{entry.what}, was undone in {count}, such as {differing[0]}")
+        current.update(changed)
+    return undone
+
+
+def _only_alone(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """The names after an entry, but those before where another array has a name below the new one."""
+    below = Counter(parent for name in before.values() for parent in _parents(name))
+    return {given: after[given] if below[after[given]] == 1 else name for given, name in before.items()}
+
+
+def _clash(names: Mapping[str, str]) -> tuple[str, str] | None:
+    first: dict[str, str] = {}
+    for given, name in names.items():
+        if (other := first.setdefault(name, given)) != given:
+            return other, given
+    return None
+
+
+# Prefixes
+
+
+def with_one_separator(name: str) -> str:
+    """A name with "/" for every separator."""
+    return name.replace(".", NESTING)
 
 
 def select_below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> Mapping[str, Any]:
@@ -47,10 +219,11 @@ def select_below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> 
     """
     if prefix is None:
         return leaves
-    for whole in (prefix, *(prefix + separator for separator in SEPARATORS)):
-        inside = {name: leaf for name, leaf in leaves.items() if name.startswith(whole)}
-        if inside and (whole == "" or whole[-1] in SEPARATORS):
-            return inside
+    for spell in (str, with_one_separator):
+        for whole in (prefix, *(prefix + separator for separator in SEPARATORS)):
+            inside = {name: leaf for name, leaf in leaves.items() if spell(name).startswith(spell(whole))}
+            if inside and (whole == "" or whole[-1] in SEPARATORS):
+                return inside
     tops = sorted({name.partition(NESTING)[0] for name in leaves})
     raise LayoutError(f"{source}: no array lies under the prefix {prefix!r}; at the top are {', '.join(tops[:8])}")
 
@@ -81,21 +254,48 @@ def strip_prefix(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> S
     return Stripped(own, notes)
 
 
-def leave_out_data(leaves: Mapping[str, Any], parameters: Collection[str]) -> Stripped:
-    """Leave out what cannot be a weight: leaves that are no arrays, and single whole numbers such as counts of steps.
+# Renaming
 
-    Those that have the name of one of `parameters` stay, so that an error tells what stands in its place.
+
+def rename_parts(leaves: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """`leaves` with some parts of their names replaced, each wherever it stands: {"classifier": "head"}.
+
+    What is replaced is one or more whole parts of a name, and so is what it becomes; nothing takes it out. Raises
+    `ConversionError` for what no name has, and for two names that become one.
     """
-    data = [name for name, leaf in leaves.items() if name not in parameters and not _may_be_weight(leaf)]
-    notes = [f"left out, since no weights can be: {summarize(data)}"] if data else []
-    return Stripped({name: leaf for name, leaf in leaves.items() if name not in data}, notes)
+    result: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    by_parts = {with_one_separator(old): new for old, new in renamed.items()}
+    used: set[str] = set()
+
+    def replace(match: re.Match[str]) -> str:
+        old = with_one_separator(match[0])
+        used.add(old)
+        return by_parts[old]
+
+    pattern = _whole_parts(renamed)
+    for name, leaf in leaves.items():
+        new = pattern.sub(replace, name) if renamed else name
+        new = new if new == name else _without_empty_parts(new)
+        if new in result:
+            raise ConversionError(f"rename= (--rename) makes {origin[new]} and {name} both {new!r}")
+        result[new], origin[new] = leaf, name
+    for old in renamed:
+        if with_one_separator(old) not in used:
+            raise ConversionError(
+                f"rename= (--rename) {old!r}: no name has this part; the names are {summarize(sorted(leaves))}"
+            )
+    return result
 
 
-def _may_be_weight(leaf: Any) -> bool:
-    if not is_array(leaf):
-        return False
-    is_single = math.prod(leaf.shape) == 1 and len(leaf.shape) < 2
-    return not (is_single and stored_dtype("", leaf).kind in "bui")
+def _whole_parts(olds: Collection[str]) -> re.Pattern[str]:
+    longest_first = sorted(olds, key=len, reverse=True)
+    parts = "|".join(r"[./]".join(map(re.escape, re.split(r"[./]", old))) for old in longest_first)
+    return re.compile(rf"(?:^|(?<=[./]))(?:{parts})(?=[./]|$)")
+
+
+def _without_empty_parts(name: str) -> str:
+    return re.sub(r"^[./]|[./]$|([./])[./]+", r"\1", name)
 
 
 def rename_prefixes(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, str]:
@@ -126,9 +326,8 @@ def rename_prefixes(names: Collection[str], prefixes: Mapping[str, str]) -> dict
 def names_below_another(names: Iterable[str]) -> list[str]:
     """Find names of which another is a parent, as "a/b" is of "a/b/c": no nested dict has both."""
     names = set(names)
-    return sorted(name for name in names if any(parent in names for parent in _parents(name)))
+    return sorted(name for name in names if any(parent in names for parent in _parents(name, NESTING)))
 
 
-def _parents(name: str) -> list[str]:
-    parts = name.split(NESTING)
-    return [NESTING.join(parts[:end]) for end in range(1, len(parts))]
+def _parents(name: str, separators: str = "./") -> list[str]:
+    return [name[: match.start()] for match in re.finditer(f"[{separators}]", name)]

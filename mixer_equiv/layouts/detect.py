@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
@@ -43,27 +44,44 @@ class LayoutMatch:
         """Names of all its arrays, prefix included."""
         return {self.prefix + name for name in self.layout.parameters(self.num_blocks)}
 
-    @property
-    def is_of_optimizer(self) -> bool:
-        """Whether the arrays are an optimizer's moments, which have the names of the parameters."""
-        return not OPTIMIZER_STATE.isdisjoint(re.split(r"[./]", self.prefix))
+    def is_of_optimizer(self, told_prefix: str) -> bool:
+        """Whether the arrays are an optimizer's moments, which have the names of the parameters.
+
+        Keys in `told_prefix`, which the caller gave, do not count.
+        """
+        further = Counter(_parts(self.prefix)) - Counter(_parts(told_prefix))
+        return not OPTIMIZER_STATE.isdisjoint(further)
 
 
-def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[str, Shape]) -> LayoutMatch:
+class UnknownLayoutError(LayoutError):
+    """Arrays of no known layout."""
+
+
+class SeveralSetsError(LayoutError):
+    """Several sets of weights."""
+
+
+def detect(
+    names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[str, Shape], *, told_prefix: str = ""
+) -> LayoutMatch:
     """The layout and prefix that account for most of `names`.
 
-    Raises `LayoutError` if none fits, or if several fit that would give different canonical arrays.
+    An optimizer's moments are never taken for weights, except under `told_prefix`, where the caller says that weights
+    are. Raises `LayoutError` if none fits, or if several fit that would give different canonical arrays.
     """
     layouts = tuple(layouts)
     matches = [match for layout in layouts for match in _matches(layout, _split_names(layout, names, shapes))]
-    moments = [match for match in matches if match.is_of_optimizer and match.score >= 0]
-    matches = [match for match in matches if not match.is_of_optimizer]
+    moments = [match for match in matches if match.is_of_optimizer(told_prefix) and match.score >= 0]
+    matches = [match for match in matches if not match.is_of_optimizer(told_prefix)]
     best = max((match.score for match in matches), default=-1)
     if best < 0 and moments:
         places = " and ".join(sorted({repr(match.prefix) for match in moments}))
-        raise LayoutError(f"only an optimizer's moments are here, under {places}, and no weights")
+        raise LayoutError(
+            f"only an optimizer's moments are here, under {places}, and no weights; what is there is read all the same "
+            f"with prefix={moments[0].prefix!r} (--prefix {moments[0].prefix})"
+        )
     if best < 0:
-        raise LayoutError(_unknown(names, layouts, matches))
+        raise UnknownLayoutError(_unknown(names, layouts, matches))
     tied = [match for match in matches if match.score == best]
     if len(tied) > 1:
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
@@ -73,7 +91,7 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     others += [m for m in matches if 2 * m.score >= best and m.prefix != first.prefix and own.isdisjoint(m.names)]
     for other in others:
         if other.prefix != first.prefix:
-            raise LayoutError(
+            raise SeveralSetsError(
                 f"two sets of Mixer weights are here, under {first.prefix!r} and {other.prefix!r}; "
                 "say which with prefix= (--prefix)"
             )
@@ -85,16 +103,20 @@ def detect(names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[st
     return first
 
 
+def _parts(name: str) -> list[str]:
+    return re.split(r"[./]", name)
+
+
 def _split_names(layout: Layout, names: Collection[str], shapes: Mapping[str, Shape]) -> Collection[str]:
     """The names, with each stack of the layout replaced by its parts."""
     if not layout.stacks:
         return names
     return split_stacks(
-        {name: Spec(shapes[name], _ANY_DTYPE) for name in names if name in shapes}, layout.depth_of_stack
+        {name: Spec(shapes[name], ANY_DTYPE) for name in names if name in shapes}, layout.depth_of_stack
     )
 
 
-_ANY_DTYPE = np.dtype(np.float32)  # layouts do not depend on it
+ANY_DTYPE = np.dtype(np.float32)  # layouts do not depend on it
 
 
 def _matches(layout: Layout, names: Collection[str]) -> list[LayoutMatch]:
@@ -177,7 +199,7 @@ def _reading(match: LayoutMatch) -> dict[str, tuple[str, str]]:
 
 
 def _shapes_agree(match: LayoutMatch, shapes: Mapping[str, Shape]) -> bool:
-    leaves = {name: Spec(shape, _ANY_DTYPE) for name, shape in shapes.items() if name.startswith(match.prefix)}
+    leaves = {name: Spec(shape, ANY_DTYPE) for name, shape in shapes.items() if name.startswith(match.prefix)}
     parts = split_stacks(leaves, match.layout.depth_of_stack)
     own = {name.removeprefix(match.prefix): leaf.shape for name, leaf in parts.items()}
     sizes = match.layout.axis_sizes(match.num_blocks, own)

@@ -297,8 +297,10 @@ def test_moments_of_optimizers_are_no_weights(place: Any) -> None:
         assert detect({**moments, **weights}, [timm], {}).prefix == "model/"
         with pytest.raises(LayoutError, match=f"only an optimizer's moments are here, under '{prefix}', and"):
             detect(moments, [timm], {})
+        assert detect({**moments, **weights}, [timm], {}, told_prefix="model").prefix == "model/"
+        assert detect(moments, [timm], {}, told_prefix=prefix).prefix == prefix
     alike = shapes_in(timm, prefix=place.format("mut"))
-    assert detect(alike, [timm], {}).is_of_optimizer is False
+    assert detect(alike, [timm], {}).prefix == place.format("mut")
 
 
 def test_a_few_names_below_moments_are_of_no_layout() -> None:

@@ -32,7 +32,7 @@ from mixer_equiv.checkpoints.formats.base import (
     StoredArray,
     refuse_damage,
 )
-from mixer_equiv.checkpoints.names import names_below_another, unbox
+from mixer_equiv.checkpoints.names import names_below_another
 from mixer_equiv.errors import CheckpointError, summarize
 
 # Orbax restores many arrays as fast as one, so neighbours of about this many bytes are restored together.
@@ -105,12 +105,11 @@ def _tree(orbax: Any, path: Path) -> Contents:
         for i in batch:
             read = partial(_one, restore, frozenset(batch), i)
             stored[names[i]] = StoredArray(specs[i].shape, specs[i].dtype, read, path)
-    flat = unbox(stored)
-    if below := names_below_another(flat):
+    if below := names_below_another(stored):
         raise CheckpointError(f"{path} holds arrays below another, which no nested names can tell: {summarize(below)}")
     custom = _json(path / "_CHECKPOINT_METADATA").get("custom_metadata")
     metadata = custom.get(METADATA_KEY) if isinstance(custom, dict) else None
-    return Contents(unflatten(flat), metadata if isinstance(metadata, str) else None)
+    return Contents(unflatten(stored), metadata if isinstance(metadata, str) else None)
 
 
 def _restore(orbax: Any, path: Path, structure: Any, wanted: frozenset[int]) -> list[Any]:

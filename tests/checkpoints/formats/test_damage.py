@@ -143,7 +143,7 @@ BUGS = [AttributeError("'dict' object has no attribute 'shape'"), TypeError("a b
 
 # A function of ours that every format calls while it reads.
 CALLED: dict[str, tuple[Any, str]] = dict.fromkeys(WRITERS, (raw_arrays.File, "at")) | {
-    "orbax": (orbax, "unbox"),
+    "orbax": (orbax, "names_below_another"),
     "pickle": (pickle_file, "contents_of"),
     "torch before zip files": (torch_zip, "_load"),
     "deflated npz": (npz, "_header"),

@@ -1,0 +1,289 @@
+"""How the names and shapes of arrays can be read, and which reading is a Mixer in a known layout.
+
+The names as they are come first. Then `names.ENTRIES` are undone and separators are all taken for one; and leading axes
+are taken for stacked blocks, and for equal copies. A reading fits if a layout accounts for its names and their ranks.
+Reads no array. Start at `choose_reading`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mixer_equiv.arrays.interop import is_array
+from mixer_equiv.arrays.lazy import Spec
+from mixer_equiv.arrays.stacking import split_stacks
+from mixer_equiv.checkpoints.leading_axes import stacked_blocks, without_copies
+from mixer_equiv.checkpoints.names import Undone, select_below, undo_entries, with_one_separator
+from mixer_equiv.errors import LayoutError
+from mixer_equiv.layouts import Layout, LayoutMatch, detect
+from mixer_equiv.layouts.base import PLACES, Shape, axis_groups
+from mixer_equiv.layouts.detect import ANY_DTYPE, SeveralSetsError, UnknownLayoutError
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Leaves under the names by which they are read.
+
+    `given` has the name in the file of each, with a place behind it for a part of a stack, and `spelled` the name
+    before its separators were changed. `notes` say what was undone.
+    """
+
+    leaves: Mapping[str, Any]
+    given: Mapping[str, str]
+    spelled: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shapes of the arrays among the leaves."""
+        return {name: tuple(leaf.shape) for name, leaf in self.leaves.items() if is_array(leaf)}
+
+
+class ChosenReading(NamedTuple):
+    """Leaves in the spelling of the layout that was found, and notes on what was undone.
+
+    `given` has the name in the file of each leaf. `beside` are names that are not under the caller's prefix.
+    """
+
+    leaves: dict[str, Any]
+    match: LayoutMatch
+    notes: list[str]
+    given: dict[str, str]
+    beside: list[str]
+
+
+class _Fit(NamedTuple):
+    """A match in a reading. `departures` counts parameters that are absent or of another rank."""
+
+    reading: Reading
+    match: LayoutMatch
+    departures: int
+
+    @property
+    def is_full(self) -> bool:
+        return not self.departures
+
+    @property
+    def accounts_for_all(self) -> bool:
+        """Whether every array is a parameter of it."""
+        own = self.match.names
+        bases = {PLACES.sub("", name) for name in own} if self.match.layout.stacks else set()
+        return all(name in own or name in bases for name in self.reading.shapes)
+
+
+@dataclasses.dataclass
+class _Search:
+    """Fits and errors of the readings so far, in order."""
+
+    prefix: str
+    fits: list[_Fit] = dataclasses.field(default_factory=list)
+    errors: list[LayoutError] = dataclasses.field(default_factory=list)
+
+    def add(self, reading: Reading, layouts: Sequence[Layout]) -> None:
+        try:
+            match = detect(reading.shapes, layouts, reading.shapes, told_prefix=self.prefix)
+        except LayoutError as error:
+            self.errors.append(error)
+        else:
+            self.fits.append(_Fit(reading, match, _departures(match, reading.shapes)))
+
+    @property
+    def full(self) -> list[_Fit]:
+        return [fit for fit in self.fits if fit.is_full]
+
+    def best(self) -> _Fit:
+        """The fit to take. Raises `LayoutError` where none, or several, are to be taken."""
+        surest = next((fit for fit in self.full if fit.accounts_for_all), None)
+        several_sets = [error for error in self.errors if isinstance(error, SeveralSetsError)]
+        if several_sets and surest is None:
+            raise several_sets[0]
+        if self.full:
+            _check_same_weights(self.full)
+            return surest or self.full[0]
+        for error in self.errors:
+            if not isinstance(error, UnknownLayoutError):
+                raise error
+        if self.fits:
+            return max(self.fits, key=lambda fit: fit.match.found - fit.departures)
+        raise max(self.errors, key=lambda error: getattr(error, "score", 0))
+
+
+def choose_reading(
+    leaves: Mapping[str, Any], layouts: Collection[Layout], prefix: str | None = None, source: str = "arrays"
+) -> ChosenReading:
+    """Find the reading of `leaves` that fits one of `layouts`, the plainest one of several that are the same weights.
+
+    Where none fits entirely, it is the one with the fewest departures. `prefix` tells which of several sets of weights
+    is meant, by names as they are or as they are read. Raises `LayoutError` if no layout is near, and if several
+    readings, sets or layouts fit that are not the same weights.
+    """
+    by_name = {layout.name: layout for layout in layouts}
+    undone = undo_entries([name for name, leaf in leaves.items() if is_array(leaf)])
+    chosen = _select(leaves, undone.names, prefix, source)
+    search = _Search(prefix or "")
+    search.add(Reading(chosen, _same(chosen), _same(chosen)), list(by_name.values()))
+    if not search.full or not search.full[0].accounts_for_all:
+        search.errors += [SeveralReadingsError(clash) for clash in undone.clashes]
+        _add_undone(search, _undo(chosen, undone), [_with_one_separator(layout) for layout in by_name.values()])
+    fit = search.best()
+    return _in_spelling(fit, by_name[fit.match.layout.name], [name for name in leaves if name not in chosen])
+
+
+class SeveralReadingsError(LayoutError):
+    """Names that can be read in several ways, which are not the same weights."""
+
+
+def _select(leaves: Mapping[str, Any], undone: Mapping[str, str], prefix: str | None, source: str) -> dict[str, Any]:
+    """Select the leaves whose names are below `prefix`, as they are or else without what can be undone."""
+    try:
+        return dict(select_below(leaves, prefix, source))
+    except LayoutError:
+        names = {name: undone.get(name, name) for name in leaves}
+        if prefix is None or list(names.values()) == list(names):
+            raise
+        read = select_below({new: name for name, new in names.items()}, prefix, source)
+        return {name: leaves[name] for name in read.values()}
+
+
+def _same(names: Collection[str]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+# Further readings
+
+
+def _add_undone(search: _Search, reading: Reading, layouts: Sequence[Layout]) -> None:
+    """Add `reading`, and those in which leading axes of its arrays count blocks or copies."""
+    plain = search.fits[0].reading if search.fits else None
+    if not search.full or plain is None or reading.leaves.keys() != set(map(with_one_separator, plain.leaves)):
+        search.add(reading, layouts)
+    _add_stacked(search, reading, layouts)
+    if not search.full and (single := without_copies(reading.leaves)) is not None:
+        note = f"every array was taken for {single.number} equal copies, as of so many devices, and the first one read"
+        reading = dataclasses.replace(reading, leaves=single.leaves, notes=(*reading.notes, note))
+        search.add(reading, layouts)
+        _add_stacked(search, reading, layouts)
+
+
+def _add_stacked(search: _Search, reading: Reading, layouts: Sequence[Layout]) -> None:
+    for layout in layouts:
+        if (stacked := stacked_blocks(reading.leaves, layout)) is not None:
+            sources = {name: stacked.sources.get(name, name) for name in stacked.leaves}
+            given = {name: reading.given[source] + stacked.places.get(name, "") for name, source in sources.items()}
+            spelled = {name: reading.spelled.get(name, name) for name in stacked.leaves}
+            search.add(Reading(stacked.leaves, given, spelled, (*reading.notes, *stacked.notes)), [layout])
+
+
+def _undo(leaves: Mapping[str, Any], undone: Undone) -> Reading:
+    """Read `leaves` without what can be undone in names, and with one separator where no two then have one name."""
+    spelled = {given: undone.names.get(given, given) for given in leaves}
+    names = {given: with_one_separator(name) for given, name in spelled.items()}
+    if len(set(names.values())) < len(names):
+        names = spelled
+    return Reading(
+        {names[given]: leaf for given, leaf in leaves.items()},
+        {name: given for given, name in names.items()},
+        {name: spelled[given] for given, name in names.items()},
+        tuple(undone.notes),
+    )
+
+
+def _with_one_separator(layout: Layout) -> Layout:
+    rows = tuple(dataclasses.replace(row, foreign=with_one_separator(row.foreign)) for row in layout.rows)
+    distinct = len({row.foreign for row in rows}) == len({row.foreign for row in layout.rows})
+    return dataclasses.replace(layout, rows=rows) if distinct else layout
+
+
+# Fits
+
+
+class _Own(NamedTuple):
+    """A parameter in a reading: the name of its array there, and its shape as the layout's table has it."""
+
+    name: str
+    shape: Shape
+
+
+def _own(match: LayoutMatch, shapes: Mapping[str, Shape]) -> dict[str, _Own]:
+    """Arrays behind the prefix of a match by the names of the layout's table."""
+    below = {name: shape for name, shape in shapes.items() if name.startswith(match.prefix)}
+    specs = {name: Spec(shape, ANY_DTYPE) for name, shape in below.items()}
+    parts = split_stacks(specs, match.layout.depth_of_stack) if match.layout.stacks else specs
+    own = {name.removeprefix(match.prefix): _Own(name, tuple(spec.shape)) for name, spec in parts.items()}
+    if match.layout.tidy is None:
+        return own
+    changes = match.layout.tidy(match.layout, match.num_blocks, {name: one.shape for name, one in own.items()})
+    return {new: _Own(own[name].name, shape) for name, (new, shape) in changes.items()}
+
+
+def _departures(match: LayoutMatch, shapes: Mapping[str, Shape]) -> int:
+    own = _own(match, shapes)
+    count = 0
+    for name, binding in match.layout.parameters(match.num_blocks).items():
+        if name not in own:
+            count += not binding.row.in_head
+        else:
+            count += len(own[name].shape) != len(axis_groups(binding.row.foreign_axes))
+    return count
+
+
+def _check_same_weights(fits: Sequence[_Fit]) -> None:
+    """Raise `SeveralReadingsError` if some of `fits` have not the same arrays, in the same axes, as the first."""
+    first, *others = fits
+    wanted = _sources(first)
+    for other in others:
+        if _sources(other) != wanted:
+            raise SeveralReadingsError(
+                f"these names and shapes can be read in two ways, which are not the same weights: {_in_words(first)}; "
+                f"or {_in_words(other)}; say which with layout= (--from), prefix= (--prefix) or rename= (--rename)"
+            )
+
+
+def _sources(fit: _Fit) -> dict[str, tuple[str, Shape, str]]:
+    """The name in the file of each parameter, its shape, and its axes, by canonical name."""
+    own = _own(fit.match, fit.reading.shapes)
+    return {
+        binding.canonical: (
+            fit.reading.given.get(own[binding.foreign].name, own[binding.foreign].name),
+            own[binding.foreign].shape,
+            f"{binding.row.foreign_axes} -> {binding.row.canonical_axes}",
+        )
+        for binding in fit.match.layout.bindings(fit.match.num_blocks).values()
+        if binding.foreign in own
+    }
+
+
+def _in_words(fit: _Fit) -> str:
+    how = "; ".join(fit.reading.notes) or "as they are"
+    return f"in the layout {fit.match.layout.name}, {fit.match.num_blocks} blocks, {how}"
+
+
+def _in_spelling(fit: _Fit, layout: Layout, beside: list[str]) -> ChosenReading:
+    """Give the names of a fit the separators of `layout`, and those that are not of it the ones that they had."""
+    reading, match = fit.reading, fit.match
+    if match.layout is layout:
+        return ChosenReading(dict(reading.leaves), match, list(reading.notes), dict(reading.given), beside)
+    both = zip(match.layout.parameters(match.num_blocks), layout.parameters(match.num_blocks), strict=True)
+    own = {PLACES.sub("", read): PLACES.sub("", name) for read, name in both} if layout.stacks else dict(both)
+    behind = {name: name.removeprefix(match.prefix) for name in reading.leaves if name.startswith(match.prefix)}
+    first = next(name for name, rest in behind.items() if rest in own)
+    prefix = reading.spelled[first][: len(match.prefix)]
+    names = {
+        name: prefix + own[behind[name]] if behind.get(name) in own else reading.spelled[name]
+        for name in reading.leaves
+    }
+    changed = [name for name, new in names.items() if behind.get(name) in own and new != reading.spelled[name]]
+    notes = list(reading.notes)
+    if changed:
+        notes.append(
+            f"separators were changed to those of {layout.name}: {reading.spelled[changed[0]]} is {names[changed[0]]}"
+        )
+    return ChosenReading(
+        {names[name]: leaf for name, leaf in reading.leaves.items()},
+        dataclasses.replace(match, layout=layout, prefix=prefix),
+        notes,
+        {names[name]: given for name, given in reading.given.items()},
+        beside,
+    )
