@@ -15,7 +15,7 @@ import numpy as np
 
 from mixer_equiv.arrays.casting import cast
 from mixer_equiv.arrays.interop import DTYPES, to_torch, unflatten
-from mixer_equiv.arrays.lazy import Spec, materialize, specs_of
+from mixer_equiv.arrays.lazy import LazyArrays, Spec, materialize, specs_of
 from mixer_equiv.arrays.stacking import join_stacks
 from mixer_equiv.checkpoints import validate
 from mixer_equiv.checkpoints.infer import Statements, infer
@@ -124,6 +124,8 @@ class Checkpoint(Mapping[str, Any]):
         image_size: Size | None = None,
         trained_with: Conventions | None = None,
         prefix: str | None = None,
+        ignore: Collection[str] = (),
+        rename: Mapping[str, str] | None = None,
         lazy: bool = False,
         source: str = "arrays",
         metadata: Mapping[str, Any] | None = None,
@@ -133,8 +135,11 @@ class Checkpoint(Mapping[str, Any]):
         """Find the layout, config and conventions of flat or nested arrays of any framework.
 
         A prefix such as "module." or "params/" is stripped, and arrays beside a nested prefix are left
-        out; `notes` says both. `prefix`, such as "ema", tells which of several sets of weights is meant.
-        An optimizer's moments are never taken for weights. `metadata` are the fields of a file that
+        out; so is what wrappers, boxes and transforms put into names, and stacked blocks and copies for
+        several devices are taken apart. `notes` says all of it. `prefix`, such as "ema", tells which of
+        several sets of weights is meant. An optimizer's moments are not taken for weights, unless `prefix`
+        says so. `ignore` has globs of names that are left out, such as "text.*". `rename` has parts of names
+        and what they are called instead, such as {"classifier": "head"}. `metadata` are the fields of a file that
         `save` wrote. `called` are names from which the layout may know the `trained_with` conventions.
         `notes` are what is known of the arrays already, and come first among its notes.
         Completeness is not checked here: `check` does.
@@ -150,6 +155,8 @@ class Checkpoint(Mapping[str, Any]):
             image_size=image_size,
             trained_with=trained_with,
             prefix=prefix,
+            ignore=ignore,
+            rename=rename or {},
             called=called,
             notes=notes,
         )
@@ -178,18 +185,23 @@ class Checkpoint(Mapping[str, Any]):
 
 
 def as_checkpoint(
-    params: Mapping[str, Any], *, layout: str | Layout | None = None, config: MixerConfig | None = None
+    params: Mapping[str, Any],
+    *,
+    layout: str | Layout | None = None,
+    config: MixerConfig | None = None,
+    ignore: Collection[str] = (),
+    rename: Mapping[str, str] | None = None,
 ) -> Checkpoint:
-    """`params` as a `Checkpoint`: itself, if it is one already of the given `layout` and `config`."""
+    """`params` as a `Checkpoint`: itself, if it is one already and nothing further is said of it."""
     params = as_tree(params)
     if not isinstance(params, Mapping):
         raise ConversionError(
             f"found a {type(params).__name__}; expected arrays by name, such as model.state_dict() or Flax params"
         )
     if not isinstance(params, Checkpoint):
-        return Checkpoint.from_arrays(params, layout=layout, config=config)
+        return Checkpoint.from_arrays(params, layout=layout, config=config, ignore=ignore, rename=rename)
     wanted = params.layout if layout is None else get_layout(layout)
-    if config is None and wanted == params.layout:
+    if config is None and wanted == params.layout and not ignore and not rename:
         return params
     assumed_from = params.assumed_from if config is None else None
     if config is None and params.config_is_stated:
@@ -199,6 +211,9 @@ def as_checkpoint(
         layout=wanted,
         config=config,
         trained_with=params.trained_with,
+        ignore=ignore,
+        rename=rename,
+        lazy=isinstance(params.arrays, LazyArrays),
         source=params.source,
         metadata={"layout": params.layout.name},
         notes=params.notes,

@@ -35,6 +35,8 @@ def convert(
     from_: str | Layout | None = None,
     config: MixerConfig | None = None,
     allow_missing: Collection[str] = (),
+    ignore: Collection[str] = (),
+    rename: Mapping[str, str] | None = None,
     copy: bool = True,
 ) -> Checkpoint: ...
 @overload
@@ -45,6 +47,8 @@ def convert(
     from_: str | Layout | None = None,
     config: MixerConfig | None = None,
     allow_missing: Collection[str] = (),
+    ignore: Collection[str] = (),
+    rename: Mapping[str, str] | None = None,
     copy: bool = True,
 ) -> Any: ...
 def convert(
@@ -54,6 +58,8 @@ def convert(
     from_: str | Layout | None = None,
     config: MixerConfig | None = None,
     allow_missing: Collection[str] = (),
+    ignore: Collection[str] = (),
+    rename: Mapping[str, str] | None = None,
     copy: bool = True,
 ) -> Any:
     """Convert a Mixer's weights to the layout `to`, every bit kept.
@@ -62,8 +68,9 @@ def convert(
     layout is detected unless `from_` names it. The config is inferred unless it is given; a given one
     also says, by its activation and eps, what the weights were trained with. Every source array is
     used once and every target filled once. `allow_missing` lists globs, such as "head/*", of
-    parameters that may be absent or of another shape, and are then left out. Without `copy`, arrays
-    whose axes merely change places share the memory of `params`. Arrays of a lazy checkpoint are
+    parameters that may be absent or of another shape, and are then left out. `ignore` and `rename` are
+    those of `load`: globs of names to leave out, and parts of names with what they are called instead.
+    Without `copy`, arrays whose axes merely change places share the memory of `params`. Arrays of a lazy checkpoint are
     converted when they are used, and share nothing.
 
     Returns a `Checkpoint` for a `Checkpoint`, and else the form that the target's users expect. For a
@@ -77,7 +84,7 @@ def convert(
     the weights were trained with, and says what to set.
     """
     target = get_layout(to)
-    source = as_checkpoint(params, layout=from_, config=config)
+    source = as_checkpoint(params, layout=from_, config=config, ignore=ignore, rename=rename)
     result = _convert(source, target, allow_missing, copy)
     for message in convention_warnings(*_expected_by(source), target):
         warnings.warn(message, ConventionWarning, stacklevel=2)

@@ -16,11 +16,11 @@ from mixer_equiv.arrays.interop import is_array
 from mixer_equiv.arrays.lazy import LazyArrays
 from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.checkpoints import names, validate
-from mixer_equiv.checkpoints.beside import leave_out_data
+from mixer_equiv.checkpoints.beside import Ignored, leave_out_data, leave_out_ignored
 from mixer_equiv.checkpoints.metadata import Metadata
 from mixer_equiv.checkpoints.readings import ChosenReading, choose_reading
 from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
-from mixer_equiv.errors import ConfigError, LayoutError
+from mixer_equiv.errors import ConfigError, ConversionError, LayoutError, summarize
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, find_layout, get_layout
 
 
@@ -28,9 +28,10 @@ from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, find_
 class Statements:
     """Statements of the caller about arrays, and the metadata of their file.
 
-    Messages call the arrays `source`. `prefix` tells which of several sets of weights is meant. `called` are names
-    of files, folders and releases. `notes` are what the reader of the file noticed; errors repeat them. A field is None
-    where the caller says nothing.
+    Messages call the arrays `source`. `prefix` tells which of several sets of weights is meant, `ignore` has globs of
+    names that are left out, and `rename` what parts of names are called instead. `called` are names of files, folders
+    and releases. `notes` are what the reader of the file noticed; errors repeat them. A field is None where the caller
+    says nothing.
     """
 
     source: str
@@ -40,6 +41,8 @@ class Statements:
     image_size: Size | None = None
     trained_with: Conventions | None = None
     prefix: str | None = None
+    ignore: Collection[str] = ()
+    rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
     called: Collection[str] = ()
     notes: Collection[str] = ()
 
@@ -60,10 +63,15 @@ class Inferred:
 
 def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
     """Find everything that a `Checkpoint` knows of its arrays. What is said outranks what they show."""
-    chosen = _choose(names.leaves_of(arrays), said)
+    renamed = names.rename_parts(names.leaves_of(arrays), said.rename)
+    ignored = leave_out_ignored(renamed, said.ignore)
+    chosen = _choose(ignored.leaves, said)
     match = chosen.match
     own, left_beside = names.strip_prefix(chosen.leaves, match.prefix, chosen.beside)
-    notes = [*chosen.notes, *left_beside]
+    behind_prefix = leave_out_ignored(own, said.ignore)
+    own = behind_prefix.leaves
+    notes = [f"{old} was read as {new or 'nothing'}, as told" for old, new in said.rename.items()]
+    notes += [*chosen.notes, *left_beside, *_notes_on_ignored(said, renamed, ignored, behind_prefix)]
     written = said.metadata.layout
     if said.layout is not None and written not in (None, match.layout.name):
         notes.append(f"it says of itself that its layout is {written}; it was read as {match.layout.name}, as told")
@@ -87,6 +95,15 @@ def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
     )
 
 
+def _notes_on_ignored(said: Statements, leaves: Mapping[str, Any], *ignored: Ignored) -> list[str]:
+    """Note what was left out as told. Raises `ConversionError` for a glob that matches no name."""
+    for glob in set(said.ignore).difference(*(one.globs for one in ignored)):
+        shown = summarize(sorted(leaves))
+        raise ConversionError(f"{said.source}: ignore {glob!r} (--ignore) matches no name; the names are {shown}")
+    left_out = [name for one in ignored for name in one.names]
+    return [f"left out, as told: {summarize(left_out)}"] if left_out else []
+
+
 def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
 
@@ -98,9 +115,9 @@ def _choose(leaves: Mapping[str, Any], said: Statements) -> ChosenReading:
     written, known = said.metadata.layout, find_layout(said.metadata.layout)
     if known is not None:
         with contextlib.suppress(LayoutError):
-            return choose_reading(leaves, [known], said.prefix, said.source)
+            return choose_reading(leaves, [known], said.prefix)
     try:
-        chosen = choose_reading(leaves, LAYOUTS.values(), said.prefix, said.source)
+        chosen = choose_reading(leaves, LAYOUTS.values(), said.prefix)
         if written is None or known is not None or not chosen.match.absent:
             return chosen
         problem = f"not all of its names are of {chosen.match.layout.name}, the nearest known layout"
@@ -113,11 +130,11 @@ def _choose(leaves: Mapping[str, Any], said: Statements) -> ChosenReading:
 
 def _choose_in(leaves: Mapping[str, Any], layout: Layout, said: Statements) -> ChosenReading:
     try:
-        return choose_reading(leaves, [layout], said.prefix, said.source)
+        return choose_reading(leaves, [layout], said.prefix)
     except LayoutError as error:
         problem = str(error)
     with contextlib.suppress(LayoutError):
-        likely = choose_reading(leaves, LAYOUTS.values(), said.prefix, said.source).match.layout.name
+        likely = choose_reading(leaves, LAYOUTS.values(), said.prefix).match.layout.name
         problem = f"the arrays are not of the layout {layout.name}, but by their names of {likely}"
     raise LayoutError(f"{said.source}: {problem}")
 

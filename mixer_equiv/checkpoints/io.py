@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ def load(
     image_size: Size | None = None,
     trained_with: Conventions | None = None,
     prefix: str | None = None,
+    ignore: Collection[str] = (),
+    rename: Mapping[str, str] | None = None,
+    step: int | None = None,
     lazy: bool = False,
     mmap: bool = False,
     verify: bool = True,
@@ -40,7 +43,10 @@ def load(
     The layout is detected unless given. `image_size`, in pixels, is what shapes cannot tell;
     without it the squarest grid is assumed and noted. `trained_with` are the conventions that the
     weights need, where nothing in the file or its name says them. `prefix`, such as "ema", tells
-    which of several sets of weights in one file is meant. With `lazy` an array is read whenever it is
+    which of several sets of weights in one file is meant. `ignore` has globs of names that are left
+    out, such as "text.*", and `rename` parts of names with what they are called instead, such as
+    {"classifier": "head"}. `step` chooses one of several steps in a folder, of which else the last is read.
+    With `lazy` an array is read whenever it is
     used, and `specs`, `config` and all else without reading any. Without `verify`, the CRCs of an npz
     are not checked.
 
@@ -51,7 +57,8 @@ def load(
     Raises `CheckpointError` for a file that cannot be read, `LayoutError` for arrays of no known
     layout, and `ConfigError` for an image size of another number of tokens.
     """
-    contents = formats.read(Path(path), mmap=mmap, verify=verify)
+    path = Path(path) if step is None else formats.path_of_step(Path(path), step)
+    contents = formats.read(path, mmap=mmap, verify=verify)
     return Checkpoint.from_arrays(
         contents.arrays,
         layout=layout,
@@ -59,10 +66,12 @@ def load(
         image_size=image_size,
         trained_with=trained_with,
         prefix=prefix,
+        ignore=ignore,
+        rename=rename,
         lazy=lazy,
         source=str(path),
         metadata=metadata.from_json(contents.metadata, str(path)),
-        called=_names_of(Path(path)),
+        called=_names_of(path),
         notes=contents.notes,
     )
 

@@ -97,12 +97,14 @@ class Entry(NamedTuple):
     """One thing that a library does to names.
 
     `undo` gives a name without it; a name that does not have it stays as it is. `what` says what it is, for a note.
-    An entry that is `alone` is undone only where no other array has a name below the one that results.
+    An entry that is `alone` is undone only where no other array has a name below the one that results. Two names that
+    become one are `numbered` if they are of modules of two classes, each of which Flax numbers from 0.
     """
 
     what: str
     undo: Callable[[str], str]
     alone: bool = False
+    numbered: bool = False
 
 
 def _without_part(part: str) -> Callable[[str], str]:
@@ -111,8 +113,8 @@ def _without_part(part: str) -> Callable[[str], str]:
 
 
 def _without_end(part: str) -> Callable[[str], str]:
-    endings = tuple(separator + part for separator in SEPARATORS)
-    return lambda name: name[: -len(part) - 1] if name.endswith(endings) else name
+    pattern = re.compile(rf"(?<=[^./])(?:[./]{re.escape(part)})+$")
+    return lambda name: pattern.sub("", name) if name.endswith(part) else name
 
 
 def _without_transform(transform: str) -> Callable[[str], str]:
@@ -147,7 +149,10 @@ ENTRIES: Mapping[str, Entry] = {
     "tuple": Entry("tuples written as text", _of_tuple),
     **{part: Entry(f"{part!r}, of {what}", _without_end(part), alone=True) for part, what in BOXES.items()},
     **{part: Entry(f"{part!r}, of {what}", _without_part(part)) for part, what in WRAPPERS.items()},
-    **{part: Entry(f"{part!r}, of {what}", _without_transform(part)) for part, what in TRANSFORMS.items()},
+    **{
+        part: Entry(f"{part!r}, of {what}", _without_transform(part), numbered=True)
+        for part, what in TRANSFORMS.items()
+    },
 }
 
 # Some part of each entry, to tell at once that a name has none.
@@ -155,39 +160,59 @@ _ANY = re.compile("|".join([r"\['", r'\["', r"^\(", *BOXES, *WRAPPERS, *TRANSFOR
 
 
 class Undone(NamedTuple):
-    """The name as it is read by the name that was given, notes on what was undone, and what could not be, in words."""
+    """The name as it is read by the name that was given, notes on what was undone, and what could not be, in words.
+
+    `clashes` are of names that would become one, and `lost_orders` those of modules whose order is not known.
+    """
 
     names: dict[str, str]
     notes: list[str]
     clashes: list[str]
+    lost_orders: list[str]
 
 
-_ADVICE = "; say which is which with rename= (--rename OLD=NEW), or leave one out with ignore= (--ignore)"
+# Entries within one another are undone so many deep.
+MAX_PASSES = 8
+
+_ADVICE = "say which is which with rename= (--rename OLD=NEW), or leave one out with ignore= (--ignore GLOB)"
+_ORDER = "either may be the first; give each its place with rename= (--rename OLD=NEW)"
 
 
 def undo_entries(names: Collection[str]) -> Undone:
-    """Undo all `ENTRIES` in the names of arrays, one after the other.
+    """Undo all `ENTRIES` in the names of arrays, again until none has any of them, or `MAX_PASSES` times.
 
-    An entry that would give two arrays one name is left as it is, and the clashes tell of it.
+    An entry that would give two arrays one name is left as it is.
     """
     current = {name: name for name in names}
-    undone = Undone(current, [], [])
-    if not any(map(_ANY.search, names)):
-        return undone
-    for entry in ENTRIES.values():
-        changed = {given: entry.undo(name) for given, name in current.items()}
-        if entry.alone:
-            changed = _only_alone(current, changed)
-        differing = [given for given, name in changed.items() if name != current[given]]
-        if not differing:
-            continue
-        if (clash := _clash(changed)) is not None:
-            undone.clashes.append(f"{' and '.join(clash)} are both {changed[clash[0]]} without {entry.what}{_ADVICE}")
-            continue
-        count = f"{len(differing)} name{'s'[: len(differing) > 1]}"
-        undone.notes.append(f"{entry.what}, was undone in {count}, such as {differing[0]}")
-        current.update(changed)
-    return undone
+    notes: dict[str, str] = {}
+    clashes: dict[str, str] = {}
+    lost_orders: dict[str, str] = {}
+    for _ in range(MAX_PASSES):
+        before = current
+        if not any(map(_ANY.search, current.values())):
+            break
+        for what, entry in ENTRIES.items():
+            if what in clashes or what in lost_orders:
+                continue
+            changed = {given: entry.undo(name) for given, name in current.items()}
+            if entry.alone:
+                changed = _only_alone(current, changed)
+            differing = [given for given, name in changed.items() if name != current[given]]
+            if differing and (clash := _clash(changed)) is not None:
+                both = " and ".join(clash)
+                if entry.numbered:
+                    lost_orders[what] = (
+                        f"{both} are of two classes, each of which Flax numbers from 0, so that {_ORDER}"
+                    )
+                else:
+                    clashes[what] = f"{both} are both {changed[clash[0]]} without {entry.what}; {_ADVICE}"
+            elif differing:
+                count = f"{len(differing)} name{'s'[: len(differing) > 1]}"
+                notes.setdefault(what, f"{entry.what}, was undone in {count}, such as {differing[0]}")
+                current = changed
+        if current is before:
+            break
+    return Undone(current, list(notes.values()), list(clashes.values()), list(lost_orders.values()))
 
 
 def _only_alone(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
@@ -212,10 +237,10 @@ def with_one_separator(name: str) -> str:
     return name.replace(".", NESTING)
 
 
-def select_below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> Mapping[str, Any]:
+def select_below(leaves: Mapping[str, Any], prefix: str | None) -> Mapping[str, Any]:
     """Select the leaves under `prefix`, with or without the separator at its end; all of them for None.
 
-    Raises `LayoutError`, which calls the checkpoint `source`, if there are none.
+    Raises `LayoutError` if there are none.
     """
     if prefix is None:
         return leaves
@@ -225,7 +250,7 @@ def select_below(leaves: Mapping[str, Any], prefix: str | None, source: str) -> 
             if inside and (whole == "" or whole[-1] in SEPARATORS):
                 return inside
     tops = sorted({name.partition(NESTING)[0] for name in leaves})
-    raise LayoutError(f"{source}: no array lies under the prefix {prefix!r}; at the top are {', '.join(tops[:8])}")
+    raise LayoutError(f"no array lies under the prefix {prefix!r}; at the top are {', '.join(tops[:8])}")
 
 
 def strip_prefix(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> Stripped:

@@ -7,6 +7,7 @@ Reads no array. Start at `choose_reading`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -96,9 +97,10 @@ class _Search:
     def best(self) -> _Fit:
         """The fit to take. Raises `LayoutError` where none, or several, are to be taken."""
         surest = next((fit for fit in self.full if fit.accounts_for_all), None)
-        several_sets = [error for error in self.errors if isinstance(error, SeveralSetsError)]
-        if several_sets and surest is None:
-            raise several_sets[0]
+        if surest is None:
+            for error in self.errors:
+                if isinstance(error, SeveralSetsError | LostOrderError):
+                    raise error
         if self.full:
             _check_same_weights(self.full)
             return surest or self.full[0]
@@ -110,9 +112,7 @@ class _Search:
         raise max(self.errors, key=lambda error: getattr(error, "score", 0))
 
 
-def choose_reading(
-    leaves: Mapping[str, Any], layouts: Collection[Layout], prefix: str | None = None, source: str = "arrays"
-) -> ChosenReading:
+def choose_reading(leaves: Mapping[str, Any], layouts: Collection[Layout], prefix: str | None = None) -> ChosenReading:
     """Find the reading of `leaves` that fits one of `layouts`, the plainest one of several that are the same weights.
 
     Where none fits entirely, it is the one with the fewest departures. `prefix` tells which of several sets of weights
@@ -120,12 +120,13 @@ def choose_reading(
     readings, sets or layouts fit that are not the same weights.
     """
     by_name = {layout.name: layout for layout in layouts}
-    undone = undo_entries([name for name, leaf in leaves.items() if is_array(leaf)])
-    chosen = _select(leaves, undone.names, prefix, source)
+    chosen = _select(leaves, prefix)
     search = _Search(prefix or "")
     search.add(Reading(chosen, _same(chosen), _same(chosen)), list(by_name.values()))
     if not search.full or not search.full[0].accounts_for_all:
+        undone = _undo_names(chosen)
         search.errors += [SeveralReadingsError(clash) for clash in undone.clashes]
+        search.errors += [LostOrderError(words) for words in undone.lost_orders]
         _add_undone(search, _undo(chosen, undone), [_with_one_separator(layout) for layout in by_name.values()])
     fit = search.best()
     return _in_spelling(fit, by_name[fit.match.layout.name], [name for name in leaves if name not in chosen])
@@ -135,16 +136,25 @@ class SeveralReadingsError(LayoutError):
     """Names that can be read in several ways, which are not the same weights."""
 
 
-def _select(leaves: Mapping[str, Any], undone: Mapping[str, str], prefix: str | None, source: str) -> dict[str, Any]:
+class LostOrderError(LayoutError):
+    """Names that do not tell the order of blocks."""
+
+
+def _select(leaves: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
     """Select the leaves whose names are below `prefix`, as they are or else without what can be undone."""
     try:
-        return dict(select_below(leaves, prefix, source))
+        return dict(select_below(leaves, prefix))
     except LayoutError:
-        names = {name: undone.get(name, name) for name in leaves}
-        if prefix is None or list(names.values()) == list(names):
-            raise
-        read = select_below({new: name for name, new in names.items()}, prefix, source)
-        return {name: leaves[name] for name in read.values()}
+        names = _undo_names(leaves).names
+        with contextlib.suppress(LayoutError):
+            return {
+                name: leaves[name] for name in select_below({new: name for name, new in names.items()}, prefix).values()
+            }
+        raise
+
+
+def _undo_names(leaves: Mapping[str, Any]) -> Undone:
+    return undo_entries([name for name, leaf in leaves.items() if is_array(leaf)])
 
 
 def _same(names: Collection[str]) -> dict[str, str]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from mixer_equiv.arrays.interop import DTYPES
 from mixer_equiv.arrays.lazy import Spec
+from mixer_equiv.checkpoints.advice import MAX_COMPARED, Guesses, globs_of, guess_renames
+from mixer_equiv.checkpoints.names import rename_parts
 from mixer_equiv.config import AXES, MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConversionError, InexpressibleError
 from mixer_equiv.layouts import LINEN, Binding, Layout
@@ -96,7 +98,7 @@ def check(
     if problems:
         if expected.is_stated:
             source += ", with the config that was given or is in its metadata,"
-        raise _error(source, layout, depth, problems, specs)
+        raise _error(source, layout, depth, problems, specs, expected.config.axis_sizes)
     _leave_out_half_a_head(bindings, filled)
     return filled
 
@@ -182,12 +184,19 @@ def unknown_sizes_error(
         elif not binding.may_have(specs[name].shape, sizes):
             problems.mis_shaped[name] = f"found {specs[name].shape}, expected {text}"
     if problems:
-        return _error(source, layout, depth, problems, specs)
+        return _error(source, layout, depth, problems, specs, sizes)
     unseen = ", ".join(axis for axis in AXES if axis not in sizes)
     return ConversionError(f"{source}: no array of the layout {layout.name} shows the size of {unseen}; give config=")
 
 
-def _error(source: str, layout: Layout, depth: int, problems: _Problems, specs: Mapping[str, Spec]) -> ConversionError:
+def _error(
+    source: str,
+    layout: Layout,
+    depth: int,
+    problems: _Problems,
+    specs: Mapping[str, Spec],
+    sizes: Mapping[str, int],
+) -> ConversionError:
     lines = [f"{source} cannot fill the layout {layout.name} of {depth} blocks:"]
     for kind, items in problems.by_kind.items():
         listed = list(items.items())[:MAX_LISTED]
@@ -206,11 +215,48 @@ def _error(source: str, layout: Layout, depth: int, problems: _Problems, specs: 
         "unexpected_keys": problems.unexpected,
         "mismatched_keys": problems.mis_shaped | problems.mis_typed,
     }
-    reasons = _reasons_inexpressible(layout, depth, problems, specs)
+    guesses = _guess_renames(layout, depth, problems, specs, sizes)
+    lines += _advice(layout, depth, problems, guesses)
+    reasons = [] if guesses.renames else _reasons_inexpressible(layout, depth, problems, specs)
     if reasons:
         lines += [f"  no official Mixer is this: {reason}" for reason in reasons]
         return InexpressibleError("\n".join(lines), reasons=reasons, **keys)
     return ConversionError("\n".join(lines), **keys)
+
+
+def _guess_renames(
+    layout: Layout, depth: int, problems: _Problems, specs: Mapping[str, Spec], sizes: Mapping[str, int]
+) -> Guesses:
+    """Guess which parts of unexpected names are called otherwise in the layout."""
+    parameters = layout.parameters(depth)
+    known = {axis: size for axis, size in sizes.items() if size}  # a head that was not found has 0 classes
+    absent = [name for name in parameters if name not in specs]
+    own = [name for name in parameters if name in specs]
+
+    def may_be(stranger: str, name: str) -> bool:
+        return parameters[name].may_have(specs[stranger].shape, known)
+
+    return guess_renames(list(problems.unexpected), absent, own, may_be)
+
+
+def _advice(layout: Layout, depth: int, problems: _Problems, guesses: Guesses) -> list[str]:
+    """Lines that say what to type: names that are probably renamed, and arrays to leave out."""
+    renames, lines = guesses.renames, []
+    if renames:
+        typed = " ".join(f"--rename {old}={new}" for old, new in renames.items())
+        pairs = ", ".join(f"{old} is {new}" for old, new in renames.items())
+        lines.append(f"  probably renamed, {pairs}: pass rename={renames} ({typed})")
+    for old, news in guesses.doubts.items():
+        options = " or ".join(f"--rename {old}={new}" for new in news)
+        lines.append(f"  perhaps renamed, {old} is {' or '.join(news)}: say which with rename= ({options})")
+    own = layout.parameters(depth)
+    strangers = {name: name for name in problems.unexpected if name not in own}
+    left = [name for new, name in rename_parts(strangers, renames).items() if new == name]
+    if left and len(left) <= MAX_COMPARED and not guesses.doubts:
+        globs = globs_of(left, own)
+        typed = " ".join(f"--ignore '{glob}'" for glob in globs)
+        lines.append(f"  to leave out what is no part of the Mixer, pass ignore={globs} ({typed})")
+    return lines
 
 
 def _absent_blocks(layout: Layout, depth: int, specs: Mapping[str, Spec]) -> list[str]:

@@ -17,12 +17,17 @@ from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.cli.exit_status import report_errors
 from mixer_equiv.cli.options import (
     AllowMissing,
+    IgnoreOption,
     LayoutFileOption,
     LayoutOption,
     PrefixOption,
+    RenameOption,
+    StepOption,
     TrainedWithOption,
     parse_conventions,
     parse_image_size,
+    parse_pairs,
+    parse_renamed,
     register_layouts,
 )
 from mixer_equiv.cli.output import draw, say
@@ -44,6 +49,9 @@ def convert(
     from_: LayoutOption = None,
     layout_files: LayoutFileOption = None,
     prefix: PrefixOption = None,
+    ignore: IgnoreOption = None,
+    rename: RenameOption = None,
+    step: StepOption = None,
     trained_with: TrainedWithOption = None,
     allow_missing: AllowMissing = None,
     image_size: Annotated[
@@ -85,22 +93,25 @@ def convert(
         if drop_head and num_classes is not None:
             raise ConfigError("--drop-head and --num-classes are both given; a head is either left out or new")
         register_layouts(layout_files)
-        prefixes = _parse_prefixes(rename_prefix)
+        prefixes = parse_pairs("--rename-prefix", rename_prefix, "'head.=fc.' or '=backbone.'")
         if max_shard_size is not None:
             parse_size(max_shard_size)
         reading = {
             "layout": from_,
             "prefix": prefix,
+            "ignore": ignore or (),
+            "rename": parse_renamed(rename),
+            "step": step,
             "trained_with": parse_conventions(trained_with),
             "lazy": True,
             "verify": not no_verify,
         }
-        with progress_bar(3) as step:
+        with progress_bar(3) as advance:
             started = time.perf_counter()
             checkpoint_io.check_target(target, force=force, max_shard_size=max_shard_size)
-            step(f"reading {source.name}")
+            advance(f"reading {source.name}")
             original, larger = _load_resized(source, parse_image_size(image_size), reading)
-            step("converting")
+            advance("converting")
             converted, caught = _convert(
                 _change_head(original, drop_head, num_classes),
                 to=to or _other_framework(original),
@@ -113,7 +124,7 @@ def convert(
                 collections.deque(prefetch_arrays(converted.whole), maxlen=0)  # some errors show only in making arrays
                 written = checkpoint_io.path_to_read(converted, target, max_shard_size)
             else:
-                step(f"writing {target.name}")
+                advance(f"writing {target.name}")
                 written = checkpoint_io.save(
                     converted, target, force=force, max_shard_size=max_shard_size, rename_prefix=prefixes, fsync=fsync
                 )
@@ -196,15 +207,3 @@ def _bytes_in(path: Path) -> int:
     stem = path.name.removesuffix(".safetensors.index.json")
     shards = path.parent.glob(f"{glob.escape(stem)}-*-of-*.safetensors") if stem != path.name else ()
     return sum(file.stat().st_size for file in (path, *shards))
-
-
-def _parse_prefixes(texts: list[str] | None) -> dict[str, str]:
-    """The pairs of `--rename-prefix`, such as head.=fc."""
-    pairs = [text.partition("=") for text in texts or ()]
-    if not all(equals for _, equals, _ in pairs):
-        raise ConfigError(f"--rename-prefix is {texts}; it must be OLD=NEW, such as 'head.=fc.' or '=backbone.'")
-    olds = [old for old, _, _ in pairs]
-    twice = sorted({old for old in olds if olds.count(old) > 1})
-    if twice:
-        raise ConfigError(f"--rename-prefix is given twice for {', '.join(map(repr, twice))}; give each OLD once")
-    return {old: new for old, _, new in pairs}

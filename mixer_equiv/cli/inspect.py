@@ -10,14 +10,18 @@ import typer
 from mixer_equiv.cli.exit_status import report_errors
 from mixer_equiv.cli.options import (
     AllowMissing,
+    IgnoreOption,
     ImageSizeOption,
     JsonOption,
     LayoutFileOption,
     LayoutOption,
     PrefixOption,
+    RenameOption,
+    StepOption,
     TrainedWithOption,
     parse_conventions,
     parse_image_size,
+    parse_renamed,
     register_layouts,
 )
 from mixer_equiv.cli.output import show
@@ -32,6 +36,9 @@ def inspect(
     from_: LayoutOption = None,
     layout_files: LayoutFileOption = None,
     prefix: PrefixOption = None,
+    ignore: IgnoreOption = None,
+    rename: RenameOption = None,
+    step: StepOption = None,
     trained_with: TrainedWithOption = None,
     allow_missing: AllowMissing = None,
     image_size: ImageSizeOption = None,
@@ -44,16 +51,19 @@ def inspect(
 
     with report_errors():
         register_layouts(layout_files)
-        with progress_bar(2) as step:
-            step(f"reading {source.name}")
+        with progress_bar(2) as advance:
+            advance(f"reading {source.name}")
             checkpoint = load(
                 source,
                 layout=from_,
                 image_size=parse_image_size(image_size),
                 prefix=prefix,
+                ignore=ignore or (),
+                rename=parse_renamed(rename),
+                step=step,
                 trained_with=parse_conventions(trained_with),
                 lazy=True,
             )
-            step("looking at the arrays")
+            advance("looking at the arrays")
             inspection = inspect_checkpoint(checkpoint, values=values, allow_missing=allow_missing or ())
         show(draw_inspection(inspection), inspection.to_dict(), json_file)

@@ -33,6 +33,21 @@ ImageOption = Annotated[
 PrefixOption = Annotated[
     str | None, typer.Option("--prefix", metavar="PREFIX", help="Which of several sets of weights to read: ema.")
 ]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", metavar="GLOB", help="Arrays to leave out, such as 'text.*'. Repeatable."),
+]
+RenameOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rename",
+        metavar="OLD=NEW",
+        help="Parts of names to read as others: classifier=head. Nothing for NEW takes them out. Repeatable.",
+    ),
+]
+StepOption = Annotated[
+    int | None, typer.Option("--step", metavar="N", help="Which step of a folder of several to read; the last one.")
+]
 TrainedWithOption = Annotated[
     str | None,
     typer.Option(
@@ -52,6 +67,23 @@ def register_layouts(files: Sequence[Path] | None) -> None:
 
     for file in {file.resolve(): file for file in files or ()}.values():
         register_layout(file)
+
+
+def parse_pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, str]:
+    """The pairs OLD=NEW of an option that is repeated."""
+    pairs = [text.partition("=") for text in texts or ()]
+    if not all(equals for _, equals, _ in pairs):
+        raise ConfigError(f"{option} is {texts}; it must be OLD=NEW, such as {example}")
+    olds = [old for old, _, _ in pairs]
+    twice = sorted({old for old in olds if olds.count(old) > 1})
+    if twice:
+        raise ConfigError(f"{option} is given twice for {', '.join(map(repr, twice))}; give each OLD once")
+    return {old: new for old, _, new in pairs}
+
+
+def parse_renamed(texts: Sequence[str] | None) -> dict[str, str]:
+    """The pairs of `--rename`, such as classifier=head."""
+    return parse_pairs("--rename", texts, "'classifier=head'")
 
 
 def parse_kwargs(text: str | None) -> dict[str, Any] | None:

@@ -11,11 +11,15 @@ import typer
 from mixer_equiv.cli.exit_status import EXIT_STATUS, report_errors
 from mixer_equiv.cli.options import (
     AllowMissing,
+    IgnoreOption,
     ImageOption,
     JsonOption,
     LayoutFileOption,
+    RenameOption,
+    StepOption,
     parse_image,
     parse_kwargs,
+    parse_renamed,
     register_layouts,
 )
 from mixer_equiv.cli.output import check_outputs, show, write_file
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
 # Names of thresholds for --rtol, and the fields of `Policy`.
 _THRESHOLDS = {"logits": "residual", "gradients": "gradients", "sgd": "sgd", "adamw": "adamw"}
+# Options of reading A, and the parameters of `load`.
+_READING = {"--from": "layout", "--prefix": "prefix", "--ignore": "ignore", "--rename": "rename", "--step": "step"}
 _STEPS = 9  # of most comparisons
 
 
@@ -73,6 +79,9 @@ def verify(
     prefix: Annotated[
         str | None, typer.Option("--prefix", metavar="PREFIX", help="Which of several sets of weights in A: ema.")
     ] = None,
+    ignore: IgnoreOption = None,
+    rename: RenameOption = None,
+    step: StepOption = None,
     allow_missing: AllowMissing = None,
     json_file: JsonOption = None,
     html_file: Annotated[
@@ -91,8 +100,13 @@ def verify(
         report = _verify(
             a,
             b,
-            from_=from_,
-            prefix=prefix,
+            reading={
+                "--from": from_,
+                "--prefix": prefix,
+                "--ignore": ignore,
+                "--rename": parse_renamed(rename),
+                "--step": step,
+            },
             weights=weights,
             kwargs=parse_kwargs(kwargs),
             image=parse_image(image),
@@ -113,16 +127,18 @@ def verify(
     raise typer.Exit(EXIT_STATUS[report.verdict])
 
 
-def _verify(a: str | None, b: str | None, *, from_: str | None, prefix: str | None, **options: Any) -> Report:
-    """Verify `a` and `b`, or the digits if there is no `a`."""
+def _verify(a: str | None, b: str | None, *, reading: dict[str, Any], **options: Any) -> Report:
+    """Verify `a` and `b`, or the digits if there is no `a`. `reading` has options of reading A as a checkpoint."""
     from mixer_equiv.checkpoints.io import load
     from mixer_equiv.equivalence.verify import verify as verify_pair
 
     source: Any = a
-    if from_ is not None or prefix is not None:
+    told = {option: value for option, value in reading.items() if value not in (None, [], {})}
+    if told:
         if a is None or not Path(a).exists():
-            raise ConfigError(f"--from and --prefix are for a checkpoint, and A is {a or 'not given'}")
-        source = load(a, layout=from_, prefix=prefix)
+            verb = "needs" if len(told) == 1 else "need"
+            raise ConfigError(f"{' and '.join(told)} {verb} a checkpoint, and A is {a or 'not given'}")
+        source = load(a, **{_READING[option]: value for option, value in told.items()})
     if a is None:
         from mixer_equiv.data import digits
 

@@ -243,6 +243,7 @@ def test_everything_wrong_is_said_in_one_error_with_both_names_and_shapes() -> N
         "  missing: MixerBlock_10/LayerNorm_1/scale, expected (20,) for blocks.10.norm2.weight (20,)",
         "  unexpected: extra, found (3,) float32",
         "  mis-shaped: stem/kernel, found (2, 3, 3, 19), expected (2, 3, 3, 20) for stem.proj.weight (20, 3, 2, 3)",
+        "  to leave out what is no part of the Mixer, pass ignore=['extra'] (--ignore 'extra')",
     ]
 
 

@@ -21,6 +21,7 @@ from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
 from mixer_equiv.checkpoints.formats.shard_sets import part_of
 from mixer_equiv.checkpoints.formats.sharded import SHARDED, parse_size, sharded_path, write_sharded
 from mixer_equiv.checkpoints.formats.single import FILE_FORMATS, by_suffix, recognised
+from mixer_equiv.checkpoints.formats.steps import path_of_step
 from mixer_equiv.errors import CheckpointError
 
 FORMATS = (*FILE_FORMATS, ORBAX, SHARDED)
@@ -36,6 +37,7 @@ __all__ = [
     "is_replaceable",
     "parse_size",
     "part_of",
+    "path_of_step",
     "read",
     "sharded_path",
     "write_sharded",

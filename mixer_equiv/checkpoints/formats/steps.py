@@ -1,0 +1,27 @@
+"""Folders of several steps of one training: which file or folder in them is of a step. Start at `path_of_step`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mixer_equiv.errors import CheckpointError, summarize
+
+# "100", "checkpoint_100", "checkpoint-100", "step=100.ckpt": the last number before the suffix.
+_STEP = re.compile(r"(?:.*\D)?(\d{1,18})(?:\.[A-Za-z]\w*)?")
+
+
+def path_of_step(folder: Path, step: int) -> Path:
+    """Find what stands in `folder` for the step of this number. Raises `CheckpointError` that names the steps there."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder of steps, so step={step} (--step) says nothing of it")
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    numbers = {entry: int(match[1]) for entry in entries if (match := _STEP.fullmatch(entry.name))}
+    found = [entry for entry, number in numbers.items() if number == step]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(entry.name for entry in found)
+        raise CheckpointError(f"{folder} holds several of step {step}: {names}; give the path of one of them")
+    steps = summarize([str(number) for number in sorted(set(numbers.values()))], shown=12) or "none"
+    raise CheckpointError(f"{folder} holds nothing of step {step}; the steps there are {steps}")
