@@ -145,7 +145,7 @@ def _from_torch(name: str, tensor: Any) -> np.ndarray:
 
     if tensor.device.type == "meta":
         raise ConversionError(f"{name}: the tensor is on the meta device and holds no values; load the weights first")
-    tensor = tensor.detach().cpu()
+    tensor = _local(name, tensor).detach().cpu()
     try:
         if tensor.dtype == torch.bfloat16:
             return tensor.contiguous().view(torch.int16).numpy().view(BFLOAT16)
@@ -154,3 +154,16 @@ def _from_torch(name: str, tensor: Any) -> np.ndarray:
         raise ConversionError(
             f"{name}: a torch tensor of {tensor.dtype} ({tensor.layout}) has no NumPy counterpart: {error}"
         ) from error
+
+
+def _local(name: str, tensor: Any) -> Any:
+    """The tensor itself, or the part of a DTensor that this process has, if it is the whole."""
+    if type(tensor).__name__ != "DTensor":
+        return tensor
+    part = tensor.to_local()
+    if part.shape != tensor.shape or any(placement.is_partial() for placement in tensor.placements):
+        raise ConversionError(
+            f"{name}: this process has a part of shape {tuple(part.shape)} of a DTensor of {tuple(tensor.shape)}; "
+            "gather it in all processes first: tensor.full_tensor()"
+        )
+    return part

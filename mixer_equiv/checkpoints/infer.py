@@ -18,6 +18,7 @@ from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.checkpoints import names, validate
 from mixer_equiv.checkpoints.beside import Ignored, leave_out_data, leave_out_ignored
 from mixer_equiv.checkpoints.metadata import Metadata
+from mixer_equiv.checkpoints.other_forms import form_of, with_masks
 from mixer_equiv.checkpoints.readings import ChosenReading, choose_reading
 from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import ConfigError, ConversionError, LayoutError, summarize
@@ -65,13 +66,14 @@ def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
     """Find everything that a `Checkpoint` knows of its arrays. What is said outranks what they show."""
     renamed = names.rename_parts(names.leaves_of(arrays), said.rename)
     ignored = leave_out_ignored(renamed, said.ignore)
-    chosen = _choose(ignored.leaves, said)
+    whole = with_masks(ignored.leaves)
+    chosen = _choose(whole.leaves, said)
     match = chosen.match
     own, left_beside = names.strip_prefix(chosen.leaves, match.prefix, chosen.beside)
     behind_prefix = leave_out_ignored(own, said.ignore)
     own = behind_prefix.leaves
     notes = [f"{old} was read as {new or 'nothing'}, as told" for old, new in said.rename.items()]
-    notes += [*chosen.notes, *left_beside, *_notes_on_ignored(said, renamed, ignored, behind_prefix)]
+    notes += [*whole.notes, *chosen.notes, *left_beside, *_notes_on_ignored(said, renamed, ignored, behind_prefix)]
     written = said.metadata.layout
     if said.layout is not None and written not in (None, match.layout.name):
         notes.append(f"it says of itself that its layout is {written}; it was read as {match.layout.name}, as told")
@@ -123,6 +125,8 @@ def _choose(leaves: Mapping[str, Any], said: Statements) -> ChosenReading:
         problem = f"not all of its names are of {chosen.match.layout.name}, the nearest known layout"
     except LayoutError as error:
         problem = str(error)
+        if form := form_of(LazyArrays({name: leaf for name, leaf in leaves.items() if is_array(leaf)}).specs):
+            problem = f"{form}; {problem}"
     if written is not None and known is None:
         problem += f"; it was written in the layout {written!r}: register that first (--layout FILE)"
     raise LayoutError("; ".join([f"{said.source}: {problem}", *said.notes]))

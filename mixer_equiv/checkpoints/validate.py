@@ -15,10 +15,12 @@ from mixer_equiv.arrays.interop import DTYPES
 from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.checkpoints.advice import MAX_COMPARED, Guesses, globs_of, guess_renames
 from mixer_equiv.checkpoints.names import rename_parts
+from mixer_equiv.checkpoints.other_forms import form_of
 from mixer_equiv.config import AXES, MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConversionError, InexpressibleError
 from mixer_equiv.layouts import LINEN, Binding, Layout
 from mixer_equiv.layouts.base import Shape
+from mixer_equiv.layouts.families import Family, family_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,9 +217,17 @@ def _error(
         "unexpected_keys": problems.unexpected,
         "mismatched_keys": problems.mis_shaped | problems.mis_typed,
     }
-    guesses = _guess_renames(layout, depth, problems, specs, sizes)
-    lines += _advice(layout, depth, problems, guesses)
-    reasons = [] if guesses.renames else _reasons_inexpressible(layout, depth, problems, specs)
+    form = form_of({name: specs[name] for items in problems.by_kind.values() for name in items if name in specs})
+    family = _family(layout, depth, problems, specs)
+    reasons = []
+    if form:
+        lines.append(f"  {form}")
+    elif family is not None:
+        reasons.append(f"names of it are those of {family.words}")
+    else:
+        guesses = _guess_renames(layout, depth, problems, specs, sizes)
+        lines += _advice(layout, depth, problems, guesses)
+        reasons = [] if guesses.renames else _reasons_inexpressible(layout, depth, problems, specs)
     if reasons:
         lines += [f"  no official Mixer is this: {reason}" for reason in reasons]
         return InexpressibleError("\n".join(lines), reasons=reasons, **keys)
@@ -257,6 +267,20 @@ def _advice(layout: Layout, depth: int, problems: _Problems, guesses: Guesses) -
         typed = " ".join(f"--ignore '{glob}'" for glob in globs)
         lines.append(f"  to leave out what is no part of the Mixer, pass ignore={globs} ({typed})")
     return lines
+
+
+def _family(layout: Layout, depth: int, problems: _Problems, specs: Mapping[str, Spec]) -> Family | None:
+    """The other family that arrays are of, where blocks lack something; models beside these do not count."""
+    parameters = layout.parameters(depth)
+    lacking = [*problems.missing, *problems.mis_shaped]
+    if not any(parameters[name].canonical.startswith("MixerBlock_") for name in lacking):
+        return None
+    tops = {_top(name) for name in parameters}
+    return family_of({name: spec.shape for name, spec in specs.items() if _top(name) in tops})
+
+
+def _top(name: str) -> str:
+    return re.split(r"[./]", name)[0]
 
 
 def _absent_blocks(layout: Layout, depth: int, specs: Mapping[str, Spec]) -> list[str]:

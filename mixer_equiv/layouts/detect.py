@@ -15,6 +15,7 @@ from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.errors import LayoutError, summarize
 from mixer_equiv.layouts.base import Layout, Row, Shape
+from mixer_equiv.layouts.families import family_of
 
 # Names under which optax, Flax's old optimizers and torch keep arrays shaped like the parameters.
 OPTIMIZER_STATE = frozenset(
@@ -81,7 +82,7 @@ def detect(
             f"with prefix={moments[0].prefix!r} (--prefix {moments[0].prefix})"
         )
     if best < 0:
-        raise UnknownLayoutError(_unknown(names, layouts, matches))
+        raise UnknownLayoutError(_unknown(names, layouts, matches, shapes))
     tied = [match for match in matches if match.score == best]
     if len(tied) > 1:
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
@@ -207,14 +208,31 @@ def _shapes_agree(match: LayoutMatch, shapes: Mapping[str, Shape]) -> bool:
     return all(name not in own or binding.may_have(own[name], sizes) for name, binding in parameters)
 
 
-def _unknown(names: Collection[str], layouts: Iterable[Layout], matches: list[LayoutMatch]) -> str:
+def _unknown(
+    names: Collection[str], layouts: Iterable[Layout], matches: list[LayoutMatch], shapes: Mapping[str, Shape]
+) -> str:
     shown = summarize(sorted(names)) or "no arrays"
     known = "; ".join(f"{layout.name}: {next(iter(layout.parameters(1)))}" for layout in layouts)
-    nearest = max(matches, key=lambda match: match.score, default=None)
-    near = (
-        f" The nearest is {nearest.layout.name}, of whose {nearest.num_blocks}-block names "
-        f"{nearest.found} are here and {nearest.absent} are not."
-        if nearest
-        else ""
+    family = family_of(shapes)
+    near = f" Some of these names are those of {family.words}." if family else _nearest(names, matches)
+    return (
+        f"the arrays are of no known layout: found {shown}.{near} If they are of a Mixer, write a table of its names from "
+        "its code, `mixer-equiv layouts FILE:Model --image 3x224x224 > ours.toml`, and read them with --layout ours.toml "
+        f"(register_layout). Known layouts and a name of each: {known}"
     )
-    return f"the arrays are of no known layout: found {shown}.{near} Known layouts and a name of each: {known}"
+
+
+def _nearest(names: Collection[str], matches: list[LayoutMatch]) -> str:
+    """Say which layout has most of the names, and where it departs."""
+    nearest = max(matches, key=lambda match: match.score, default=None)
+    if nearest is None:
+        return ""
+    parameters = nearest.layout.parameters(nearest.num_blocks).items()
+    lacking = [nearest.prefix + name for name, binding in parameters if not binding.row.in_head]
+    lacking = [name for name in lacking if name not in names]
+    further = sorted(name for name in names if name.startswith(nearest.prefix) and name not in nearest.names)
+    beside = f"; not of it are {summarize(further)}" if further else ""
+    return (
+        f" The nearest is {nearest.layout.name}, of whose {nearest.num_blocks}-block names {nearest.found} are here and "
+        f"{nearest.absent} are not, such as {summarize(lacking, 2)}{beside}."
+    )

@@ -337,7 +337,7 @@ def test_just_half_of_the_first_is_a_second_set(lost: Any, is_a_set: Any) -> Non
     [(1, "found a0."), (4, "found a0, a1, a2, a3."), (5, "found a0, a1, a2, a3 and 1 more."), (7, "a3 and 3 more.")],
 )
 def test_four_of_the_names_are_shown_and_the_others_counted(count: Any, shown: Any) -> None:
-    with pytest.raises(LayoutError, match=f"of no known layout: .*{shown} Known layouts") as caught:
+    with pytest.raises(LayoutError, match=f"of no known layout: .*{shown} If they are of a Mixer, write") as caught:
         detect([f"a{i}" for i in range(count)][::-1], LAYOUTS.values(), {})
     assert "nearest" not in str(caught.value)
 
@@ -345,9 +345,10 @@ def test_four_of_the_names_are_shown_and_the_others_counted(count: Any, shown: A
 def test_the_nearest_layout_is_the_one_with_most_names() -> None:
     names = {"blocks.0.norm1.weight", "MixerBlock_0/LayerNorm_0/scale", "MixerBlock_0/LayerNorm_0/bias"}
     for order in (1, -1):
-        with pytest.raises(
-            LayoutError, match=r"The nearest is linen, of whose 1-block names 2 are here and 14 are not\."
-        ):
+        said = (
+            r"linen, of whose 1-block names 2 are here and 14 are not, such as stem/kernel, stem/bias and 12 more; not "
+        )
+        with pytest.raises(LayoutError, match=rf"The nearest is {said}of it are blocks\.0\.norm1\.weight\."):
             detect(names, [LINEN, LAYOUTS["timm"]][::order], {})
 
 

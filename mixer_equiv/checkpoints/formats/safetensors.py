@@ -12,10 +12,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mixer_equiv.arrays.chunks import CHUNK_BYTES, byte_chunks, group_by_size, map_in_threads
+from mixer_equiv.arrays.interop import NotAnArray
 from mixer_equiv.arrays.lazy import as_lazy
 from mixer_equiv.checkpoints.formats.base import DAMAGE, METADATA_KEY, Contents, FileFormat, Framework
 from mixer_equiv.checkpoints.formats.raw_arrays import File
-from mixer_equiv.errors import CheckpointError
 
 # The format's own names of dtypes. The library sorts arrays by dtype, the last of these first.
 _DTYPES = {
@@ -36,6 +36,23 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _RANKS = {name: -place for place, name in enumerate(_DTYPES)}
 
+# Dtypes that are read, and never written.
+_READ = {
+    **_DTYPES,
+    "C64": np.complex64,
+    **{
+        name: getattr(ml_dtypes, dtype)
+        for name, dtype in {
+            "F8_E4M3": "float8_e4m3fn",
+            "F8_E5M2": "float8_e5m2",
+            "F8_E4M3FNUZ": "float8_e4m3fnuz",
+            "F8_E5M2FNUZ": "float8_e5m2fnuz",
+            "F8_E8M0": "float8_e8m0fnu",
+        }.items()
+        if hasattr(ml_dtypes, dtype)  # old ones lack some
+    },
+}
+
 # How the library's metadata name a framework.
 _FORMATS = {"torch": "pt", "flax": "flax"}
 
@@ -53,7 +70,8 @@ def _recognise(path: Path) -> bool:
 
 def read(path: Path) -> Contents:
     """Read the header; arrays are read when they are used."""
-    file, arrays = File.at(path), {}
+    file = File.at(path)
+    arrays: dict[str, Any] = {}
     with safe_open(path, framework="np") as tensors:  # which checks the header, offsets included
         names = list(tensors.keys())
         metadata = (tensors.metadata() or {}).get(METADATA_KEY)
@@ -62,9 +80,10 @@ def read(path: Path) -> Contents:
         header = json.loads(stream.read(length))
     for name in names:
         form, shape, (start, _) = (header[name][key] for key in ("dtype", "shape", "data_offsets"))
-        if form not in _DTYPES:
-            raise CheckpointError(f"{name} in {path} is of {form}; float16, bfloat16, float32 and float64 are read")
-        arrays[name] = file.array(tuple(shape), np.dtype(_DTYPES[form]), 8 + length + start)
+        if form in _READ:
+            arrays[name] = file.array(tuple(shape), np.dtype(_READ[form]), 8 + length + start)
+        else:
+            arrays[name] = NotAnArray(f"numbers of {form}")
     return Contents(arrays, metadata)
 
 

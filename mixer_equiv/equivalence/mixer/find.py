@@ -22,6 +22,7 @@ from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS, Constraint
+from mixer_equiv.layouts.families import family_of
 from mixer_equiv.operations import Parameter, Step
 
 
@@ -98,6 +99,8 @@ class _Seen:
         }
 
     def nothing(self, reasons: Iterable[str], *, is_blind: bool = False) -> NothingFound:
+        if (family := family_of(self.trace.parameters)) is not None:
+            reasons = (*reasons, f"names of its parameters are those of {family.words}")
         residual = self.match.residual if isinstance(self.match, WholeMatch) else None
         missing = self.match.missing if isinstance(self.match, PartialMatch) else None
         return NothingFound(

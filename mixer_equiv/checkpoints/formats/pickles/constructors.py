@@ -22,6 +22,7 @@ from mixer_equiv.checkpoints.formats.pickles.machine import (
     Constructor,
     Global,
     PickleError,
+    Placeholder,
     as_key,
 )
 
@@ -259,10 +260,26 @@ _PLAIN_TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.para
 def _of_class(budget: Budget, arguments: tuple[Any, ...]) -> Any:
     """`torch._tensor._rebuild_from_type_v2`: a tensor with attributes, or of a class of its own."""
     match arguments:
-        case (Global(function), Global(name), tuple() as inner, *_):
+        case (Global(function), Global(name), tuple() as inner, *state):
             known = CONSTRUCTORS.get(function)
+            if name.endswith(".DTensor"):
+                return _of_all_devices(inner, state)
             return known(budget, inner) if known and name in _PLAIN_TENSORS else NotAnArray(f"a {name}")
     raise PickleError("a tensor of no class")
+
+
+def _of_all_devices(inner: tuple[Any, ...], state: list[Any]) -> Any:
+    """The part of a DTensor that is in the file, if it is the whole, by the shape among its `inner` arguments."""
+    match inner, state:
+        case (_, _, shape, *_), [(_, {"_local_tensor": Tensor() as part, "_spec": Placeholder(state=dict() as spec)})]:
+            placements = spec.get("placements")
+            is_sum = any("Partial" in getattr(one, "name", "Partial") for one in placements or [None])
+            if shape == part.shape and not is_sum:
+                return part
+    return NotAnArray(
+        "a part of a DTensor, whose other parts other processes have; gather it where it is, by tensor.full_tensor(), "
+        "and save it again"
+    )
 
 
 def _no_array(what: str) -> Constructor:
