@@ -15,6 +15,7 @@ import pytest
 import torch
 from flax import serialization
 from hypothesis import settings
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from mixer_equiv import CheckpointError
 from mixer_equiv.arrays.interop import flatten
@@ -30,6 +31,7 @@ from mixer_equiv.checkpoints.formats import (
 )
 from mixer_equiv.checkpoints.formats.base import ANY_DAMAGE, DAMAGE, refuse_damage
 from mixer_equiv.checkpoints.formats.pickles import file as pickle_file
+from tests.support.distributed import tensors, write_folder
 
 # So small that most bytes are of the format, and few are numbers.
 TREE: dict[str, np.ndarray] = {
@@ -60,6 +62,11 @@ def _by_flax(path: Path) -> None:
     path.write_bytes(serialization.to_bytes({"params": TREE, **others}))
 
 
+def _by_several_threads(path: Path) -> None:
+    state = {"model": tensors(TREE), "epoch": 3}
+    write_folder(path, state, storage_writer=FileSystemWriter(path, thread_count=2))
+
+
 WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     **{file_format.name: (file_format.suffixes[0], _ours) for file_format in FORMATS if file_format.suffixes},
     "pickle": (".pkl", lambda path: path.write_bytes(pickle.dumps({"params": TREE, "epoch": 3}))),
@@ -67,6 +74,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "deflated npz": (".npz", lambda path: np.savez_compressed(path, **TREE)),
     "torch before zip files": (".pt", _by_torch_before_zip_files),
     "msgpack by Flax": (".msgpack", _by_flax),
+    "torch.distributed.checkpoint": ("", _by_several_threads),
 }
 
 
