@@ -30,16 +30,10 @@ from mixer_equiv.checkpoints.formats.base import (
     refuse_damage,
     zip_names,
 )
-from mixer_equiv.checkpoints.formats.pickles.constructors import (
-    CONSTANTS,
-    CONSTRUCTORS,
-    Storage,
-    StorageKind,
-    Tensor,
-    storage_of,
-)
+from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.file import is_legacy
 from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import Storage, StorageKind, Tensor, storage_of
 from mixer_equiv.checkpoints.formats.pickles.tree import contents_of, kind_of
 from mixer_equiv.checkpoints.formats.raw_arrays import Extent, File, member_start
 from mixer_equiv.errors import CheckpointError, MissingDependencyError

@@ -26,6 +26,7 @@ from mixer_equiv.arrays.interop import NotAnArray, to_numpy
 from mixer_equiv.checkpoints import formats
 from mixer_equiv.checkpoints.formats import torch_zip
 from mixer_equiv.checkpoints.formats.pickles import machine as pickle_machine
+from mixer_equiv.checkpoints.formats.pickles.arrays import as_sizes
 from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.machine import PickleError, unpickle
 from mixer_equiv.checkpoints.formats.pickles.tree import read_tree
@@ -379,6 +380,15 @@ def test_a_pickle_that_would_take_for_ever_is_refused(kind: str) -> None:
         return
     with pytest.raises(PickleError, match=words):
         read_tree(unpickle(data, CONSTRUCTORS, CONSTANTS), lambda tensor: tensor)
+
+
+def test_a_shape_of_shared_lists_is_shown_in_few_words() -> None:
+    nested: list[Any] = []
+    for _ in range(60):
+        nested = [nested, nested]
+    with pytest.raises(PickleError, match="an array has the shape") as caught:
+        as_sizes((nested,))
+    assert len(str(caught.value)) < 2000
 
 
 def test_every_operation_of_pickle_is_read_or_refused_by_name() -> None:

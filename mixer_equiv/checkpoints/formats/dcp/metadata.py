@@ -15,7 +15,8 @@ import numpy as np
 from mixer_equiv.arrays.interop import NotAnArray
 from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.checkpoints.formats.base import refuse_damage
-from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS, as_sizes
+from mixer_equiv.checkpoints.formats.pickles.arrays import as_sizes
+from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, unpickle
 from mixer_equiv.errors import CheckpointError
 

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, Framework
-from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS, Tensor
+from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.machine import PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import Tensor
 from mixer_equiv.checkpoints.formats.pickles.tree import contents_of
 from mixer_equiv.errors import CheckpointError
 

@@ -12,14 +12,9 @@ from typing import Any, NamedTuple
 
 from mixer_equiv.arrays.interop import NotAnArray, as_mapping, is_array
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents
-from mixer_equiv.checkpoints.formats.pickles.constructors import (
-    PickledArray,
-    PickledDtype,
-    Storage,
-    StorageKind,
-    Tensor,
-)
+from mixer_equiv.checkpoints.formats.pickles.arrays import PickledArray, PickledDtype
 from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, Placeholder
+from mixer_equiv.checkpoints.formats.pickles.tensors import Storage, StorageKind, Tensor
 from mixer_equiv.errors import CheckpointError, summarize
 
 # Nothing that people write is nested deeper, and no reader follows objects that hold themselves.
