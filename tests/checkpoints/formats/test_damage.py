@@ -24,6 +24,7 @@ from mixer_equiv.checkpoints.formats import (
     FORMATS,
     StoredArray,
     format_by_suffix,
+    npy,
     npz,
     orbax,
     raw_arrays,
@@ -75,6 +76,8 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "torch before zip files": (".pt", _by_torch_before_zip_files),
     "msgpack by Flax": (".msgpack", _by_flax),
     "torch.distributed.checkpoint": ("", _by_several_threads),
+    "npz of objects": (".npz", lambda path: np.savez(path, {"params": TREE, "epoch": 3})),
+    "npy": (".npy", lambda path: np.save(path, {"params": TREE, "epoch": 3}, allow_pickle=True)),
 }
 
 
@@ -155,6 +158,8 @@ CALLED: dict[str, tuple[Any, str]] = dict.fromkeys(WRITERS, (raw_arrays.File, "a
     "pickle": (pickle_file, "contents_of"),
     "torch before zip files": (torch_zip, "_load"),
     "deflated npz": (npz, "_header"),
+    "npz of objects": (npz, "read_tree"),
+    "npy": (npy, "contents_of"),
 }
 
 
@@ -170,9 +175,12 @@ def test_a_bug_of_a_reader_comes_out_as_itself(
     assert caught.value is bug
 
 
+# Formats whose arrays are all read at once.
+AT_ONCE = "pickle", "torch before zip files", "npz of objects", "npy"
+
 # A function of ours that is called when an array is used, and not before.
 USED: dict[str, tuple[Any, str]] = dict.fromkeys(
-    [kind for kind in WRITERS if kind not in ("pickle", "torch before zip files")], (raw_arrays, "_read_into")
+    [kind for kind in WRITERS if kind not in AT_ONCE], (raw_arrays, "_read_into")
 ) | {
     "orbax": (orbax, "_restore"),
     "torch with objects": (raw_arrays.File, "bytes_at"),

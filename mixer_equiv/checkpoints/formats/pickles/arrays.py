@@ -55,15 +55,21 @@ class PickledDtype:
 
 
 class PickledArray:
-    """An array in the making: `build` gives it shape, dtype and numbers. `array` is None for one of Python objects."""
+    """An array in the making: `build` gives it shape, dtype and numbers.
+
+    `array` is None for one of Python objects; where it holds a single object, that is `only`.
+    """
 
     def __init__(self) -> None:
         self.array: np.ndarray | None = None
+        self.only: Any = None
 
     def build(self, state: Any) -> None:
         match state:
             case (int(), tuple() as shape, PickledDtype() as kind, fortran, bytes() | bytearray() as numbers):
                 self.array = _array(kind, shape, numbers, "F" if fortran else "C")
+            case (int(), () | (1,), PickledDtype(dtype=None), _, [only]):
+                self.only = only
             case (int(), tuple(), PickledDtype(dtype=None), _, list()):
                 pass
             case _:
