@@ -38,7 +38,7 @@ def load(
     mmap: bool = False,
     verify: bool = True,
 ) -> Checkpoint:
-    """Read a checkpoint: npz, safetensors (also sharded), .pt, a pickle, msgpack, an orbax directory.
+    """Read a checkpoint: npz, safetensors (also sharded), .pt, a pickle, msgpack, a folder of Orbax or of torch's DCP.
 
     The layout is detected unless given. `image_size`, in pixels, is what shapes cannot tell;
     without it the squarest grid is assumed and noted. `trained_with` are the conventions that the

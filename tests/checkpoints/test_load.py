@@ -173,10 +173,6 @@ def _float8_safetensors(path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"1234567")
 
 
-def _objects(path: Path) -> None:
-    np.savez(path, **random_params(CONFIG, 0) | {"head/bias": np.array([MakesDirectory(path.parent / "trace")])})
-
-
 def _pickled(wrap: Callable[[Any], Any], zipped: bool) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         evil = wrap(MakesDirectory(path.parent / "trace"))
@@ -207,7 +203,6 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "safetensors of float8": (".safetensors", _float8_safetensors, "F8_E4M3|float8|head.bias"),
     "junk pt": (".pt", lambda path: path.write_bytes(JUNK), "not a checkpoint|so it is not loaded"),
     "text pt": (".pt", lambda path: path.write_text("hello"), "damaged or not a checkpoint"),
-    "npz of objects": (".npz", _objects, "head/bias in .*is an array of Python objects .* never loaded"),
     "npz with a member twice": (".npz", lambda path: _npz(path, twice=True), "holds head/bias.npy more than once"),
     "npz with another file": (".npz", lambda path: _npz(path, readme=b"text"), "holds 'readme', which is not an array"),
     "npz of a huge array": (".npz", lambda path: _npz(path, _header((10**9,) * 2)), "declares 8000000000000000000 "),

@@ -30,7 +30,7 @@ def _cut(suffix: str) -> Callable[[Path], Any]:
     return write
 
 
-OBJECTS = np.array([{"a": 1}], object)
+OBJECTS = np.array([{"a": 1}, None], object)
 BAD_SOURCES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "missing file": (".npz", lambda path: None, ("does not exist",)),
     "directory": (".npz", Path.mkdir, ("is a directory; a checkpoint is a file",)),
@@ -39,7 +39,11 @@ BAD_SOURCES: dict[str, tuple[str, Callable[[Path], Any], tuple[str, ...]]] = {
     "truncated safetensors": (".safetensors", _cut(".safetensors"), ("SafetensorError: ",)),
     "truncated pt": (".pt", _cut(".pt"), ("damaged or not a checkpoint",)),
     "junk safetensors": (".safetensors", lambda path: path.write_bytes(JUNK), ("SafetensorError: ",)),
-    "object array": (".npz", _savez(head__bias=OBJECTS), ("head/bias", "array of Python objects (a pickle)")),
+    "object array": (
+        ".npz",
+        _savez(head__bias=OBJECTS),
+        ("head/bias: found an array of Python objects", "must be an array of numbers"),
+    ),
     "strings": (".npz", _savez(head__bias=np.array(["a"])), ("head/bias", "must be an array of numbers")),
     "wrong shape": (
         ".npz",

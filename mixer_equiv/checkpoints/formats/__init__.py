@@ -1,7 +1,8 @@
 """Internal. File formats: a reader and a writer of named arrays each, found by contents or by suffix.
 
-A checkpoint is a file, a directory of Orbax, or files with an index and the folder that holds them.
-Pickles are read by a machine of our own. Knows no layout. Start at `read`, and at `base.FileFormat` for a new format.
+A checkpoint is a file, a directory of Orbax or of torch.distributed.checkpoint, or files with an index and the folder
+that holds them. Pickles are read by a machine of our own. Knows no layout. Start at `read`, and at `base.FileFormat`
+for a new format.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from mixer_equiv.checkpoints.formats import shard_sets
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, StoredArray, refuse_damage
+from mixer_equiv.checkpoints.formats.dcp.folder import DCP
 from mixer_equiv.checkpoints.formats.no_checkpoint import address_refusal, refusal
 from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
 from mixer_equiv.checkpoints.formats.shard_sets import part_of
@@ -24,7 +26,8 @@ from mixer_equiv.checkpoints.formats.single import FILE_FORMATS, by_suffix, reco
 from mixer_equiv.checkpoints.formats.steps import path_of_step
 from mixer_equiv.errors import CheckpointError
 
-FORMATS = (*FILE_FORMATS, ORBAX, SHARDED)
+# A part of a folder of DCP may look like a file of another format.
+FORMATS = (DCP, *FILE_FORMATS, ORBAX, SHARDED)
 SUFFIXES = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 
 __all__ = [
@@ -100,8 +103,9 @@ def is_replaceable(path: Path, file_format: FileFormat) -> bool:
 def _by_suffix(path: Path) -> FileFormat:
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is a directory; a checkpoint is a file ({', '.join(SUFFIXES)}), a directory of Orbax or a folder "
-            f"with one of them, and this one holds {shard_sets.contents_in_words(path)}"
+            f"{path} is a directory; a checkpoint is a file ({', '.join(SUFFIXES)}), a directory of Orbax or of "
+            "torch.distributed.checkpoint, or a folder with one of them, and this one holds "
+            f"{shard_sets.contents_in_words(path)}"
         )
     if words := refusal(path):
         raise CheckpointError(words)

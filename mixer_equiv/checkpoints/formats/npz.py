@@ -1,20 +1,24 @@
-"""npz, the format of the published checkpoints. Arrays of Python objects, which are pickles, are refused."""
+"""npz, the format of the published checkpoints: a zip archive of arrays in npy.
+
+A member that is an array of Python objects is a pickle; the one dict in it is read as nested arrays. Start at `NPZ`.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib.format import dtype_to_descr
 
 from mixer_equiv.arrays.chunks import byte_chunks
+from mixer_equiv.arrays.interop import is_array
 from mixer_equiv.arrays.lazy import prefetch_arrays
 from mixer_equiv.checkpoints.formats.base import (
     ANY_DAMAGE,
@@ -26,41 +30,103 @@ from mixer_equiv.checkpoints.formats.base import (
     refuse_damage,
     zip_names,
 )
+from mixer_equiv.checkpoints.formats.npy import Header, read_header, read_objects
+from mixer_equiv.checkpoints.formats.pickles.file import no_tensor
+from mixer_equiv.checkpoints.formats.pickles.tree import Tree, read_tree
 from mixer_equiv.checkpoints.formats.raw_arrays import Checksum, File, crc32, member_start
 from mixer_equiv.errors import CheckpointError
 
+_SUFFIX = ".npy"
+
+# Names that `np.savez` gives to arrays without any.
+_POSITION = re.compile(r"arr_\d+")
+
+# Compressed pickles, which are read whole, may be as large as this, or this many times their size in the file.
+MAX_INFLATED, MAX_RATIO = 2**28, 100
+
 
 def _recognise(path: Path) -> bool:
-    return path.is_file() and any(name.endswith(".npy") for name in zip_names(path))
+    return path.is_file() and any(name.endswith(_SUFFIX) for name in zip_names(path))
 
 
 def _read(path: Path) -> Contents:
-    arrays = {}
     file = File.at(path)
+    arrays: dict[str, Any] = {}
+    notes: list[str] = []
     with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-        repeated = [name for name, count in Counter(archive.namelist()).items() if count > 1]
-        if repeated:
-            raise CheckpointError(f"{path} holds {', '.join(repeated)} more than once")
-        for info in archive.infolist():
-            if not info.filename.endswith(".npy"):
-                raise CheckpointError(f"{path} holds {info.filename!r}, which is not an array")
-            name = info.filename.removesuffix(".npy")
-            with archive.open(info) as member:  # which checks the local header
-                if info.compress_type != zipfile.ZIP_STORED:
-                    header = _header(path, name, member, info.file_size)
-                    read = partial(_inflate, file, info.filename)
-                    arrays[name] = StoredArray(header.shape, header.dtype, read, path)
-                    continue
-            start = member_start(stream, info)
-            header = _header(path, name, stream, start + info.file_size)
-            numbers = stream.tell()
-            stream.seek(start)
-            checksum = Checksum(info.filename, crc32(stream.read(numbers - start)), info.CRC)
-            arrays[name] = file.array(
-                header.shape, header.dtype, numbers, fortran_order=header.fortran_order, checksum=checksum
-            )
+        for name, info in _members(path, archive).items():
+            arrays[name] = _array(file, stream, archive, info)
+            if arrays[name] is None:
+                arrays[name], found = _objects(path, archive, info)
+                notes += found
         comment = archive.comment.decode("utf-8", "replace")
-    return Contents(arrays, comment if comment.startswith("{") else None)
+    _refuse_positions(path, arrays)
+    return Contents(arrays, comment if comment.startswith("{") else None, tuple(dict.fromkeys(notes)))
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The archive's members by the names of their arrays."""
+    repeated = [name for name, count in Counter(archive.namelist()).items() if count > 1]
+    if repeated:
+        raise CheckpointError(f"{path} holds {', '.join(repeated)} more than once")
+    others = [name for name in archive.namelist() if not name.endswith(_SUFFIX)]
+    if others:
+        raise CheckpointError(f"{path} holds {others[0]!r}, which is not an array")
+    return {info.filename.removesuffix(_SUFFIX): info for info in archive.infolist()}
+
+
+def _array(file: File, stream: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray | None:
+    """The array of a member, whose header alone is read; None for one of Python objects."""
+    with archive.open(info) as member:  # which checks the local header
+        if info.compress_type != zipfile.ZIP_STORED:
+            header = _header(file.path, info, member, info.file_size)
+            read = partial(_inflate, file, info.filename)
+            return StoredArray(header.shape, header.dtype, read, file.path) if header else None
+    start = member_start(stream, info)
+    header = _header(file.path, info, stream, start + info.file_size)
+    if header is None:
+        return None
+    numbers = stream.tell()
+    stream.seek(start)
+    checksum = Checksum(info.filename, crc32(stream.read(numbers - start)), info.CRC)
+    return file.array(header.shape, header.dtype, numbers, fortran_order=header.fortran_order, checksum=checksum)
+
+
+def _header(path: Path, info: zipfile.ZipInfo, stream: Any, end: int) -> Header | None:
+    """Read a header, and refuse sizes that the file does not have; None for an array of Python objects."""
+    what = f"{info.filename.removesuffix(_SUFFIX)} in {path}"
+    header = read_header(path, what, stream)
+    if header.dtype.hasobject:
+        return None
+    declared, held = header.dtype.itemsize * math.prod(header.shape), end - stream.tell()
+    if declared != held:
+        raise CheckpointError(f"{what} declares {declared} bytes ({header.shape} of {header.dtype}) and holds {held}")
+    return header
+
+
+def _objects(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tree:
+    """The dict that an array of Python objects holds; a `NotAnArray` in place of anything else."""
+    if info.file_size > max(MAX_INFLATED, MAX_RATIO * info.compress_size):
+        raise CheckpointError(
+            f"{path} holds {info.filename!r} of {info.file_size} bytes compressed to {info.compress_size}; no weights "
+            "can be compressed so far"
+        )
+    with archive.open(info) as member:
+        read_header(path, info.filename, member)
+        return read_tree(read_objects(member), no_tensor)
+
+
+def _refuse_positions(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Refuse several arrays that all have their positions for names."""
+    if len(arrays) < 2 or not all(_POSITION.fullmatch(name) and is_array(leaf) for name, leaf in arrays.items()):
+        return
+    raise CheckpointError(
+        f"{path} holds {len(arrays)} arrays by position ({', '.join([*arrays][:2])}, ...), as np.savez(path, *leaves) "
+        "writes them, and their names are lost; name them in the order in which they were saved: "
+        f"np.savez('named.npz', **dict(zip(names, np.load({str(path)!r}).values(), strict=True))), where names is "
+        "list(model.state_dict()) for torch, and for jax.tree.leaves(params) of the same model "
+        "['/'.join(keys) for keys in sorted(flax.traverse_util.flatten_dict(params))]"
+    )
 
 
 def _inflate(file: File, name: str) -> np.ndarray:
@@ -72,34 +138,6 @@ def _inflate(file: File, name: str) -> np.ndarray:
         archive.open(name) as member,
     ):
         return np.lib.format.read_array(member, allow_pickle=False)
-
-
-class _Header(NamedTuple):
-    """The header of an npy file."""
-
-    shape: tuple[int, ...]
-    fortran_order: bool
-    dtype: np.dtype
-
-
-def _header(path: Path, name: str, member: Any, end: int) -> _Header:
-    """Read a header; refuse pickles, and sizes that the file does not have, before anything is allocated."""
-    what = f"{name} in {path}"
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    # NumPy evaluates the header as a Python literal, and warns of deprecated names of dtypes.
-    with refuse_damage(path, ANY_DAMAGE):
-        version = np.lib.format.read_magic(member)
-    if version not in readers:
-        raise CheckpointError(f"{what} is of npy format version {version}; 1.0 and 2.0 are read")
-    with refuse_damage(path, ANY_DAMAGE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        header = _Header(*readers[version](member))
-    if header.dtype.hasobject:
-        raise CheckpointError(f"{what} is an array of Python objects (a pickle), which is never loaded")
-    declared, held = header.dtype.itemsize * math.prod(header.shape), end - member.tell()
-    if declared != held:
-        raise CheckpointError(f"{what} declares {declared} bytes ({header.shape} of {header.dtype}) and holds {held}")
-    return header
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> None:

@@ -6,13 +6,14 @@ Knows no file format. Start at `File.array`.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import os
 import struct
 import zipfile
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,7 @@ try:
 except Exception:  # no wheel for this processor, or a broken one
     from zlib import crc32
 
-__all__ = ["Checksum", "File", "crc32", "member_start"]
+__all__ = ["Checksum", "Extent", "File", "crc32", "member_start"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,11 @@ class File:
     def at(cls, path: Path) -> File:
         """The file that stands at `path` now."""
         return cls(path, _identity(path.stat()))
+
+    @property
+    def size(self) -> int:
+        """Its bytes, at first."""
+        return self.identity[2]
 
     @cached_property
     def mapping(self) -> np.ndarray:
@@ -83,6 +89,48 @@ class File:
     def bytes_at(self, start: int, count: int) -> np.ndarray:
         """A new array of the `count` bytes from byte `start` on."""
         return _Place(self, (count,), np.dtype(np.uint8), start, False, None).read()
+
+
+class Extent(NamedTuple):
+    """`size` bytes of a file, from byte `begin` on, that are a file of their own."""
+
+    file: File
+    begin: int
+    size: int
+
+    def open(self) -> BinaryIO:
+        """Open these bytes as a file. Raises `CheckpointError` as `File.open` does."""
+        return io.BufferedReader(_Window(self.file.open(), self.begin, self.size))
+
+
+class _Window(io.RawIOBase):
+    """A part of an open file, to be read as a file of its own: its first byte is the part's."""
+
+    def __init__(self, stream: io.FileIO, begin: int, size: int) -> None:
+        self._stream, self._begin, self._size, self._at = stream, begin, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if at < 0:  # zipfile learns by this error that a file is small
+            raise OSError(errno.EINVAL, "Invalid argument")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any) -> int:
+        self._stream.seek(self._begin + self._at)
+        count = self._stream.readinto(memoryview(buffer)[: max(self._size - self._at, 0)]) or 0
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -91,6 +91,7 @@ def read_set(path: Path) -> Contents:
 
 def read_set_of(path: Path) -> Contents | None:
     """Read all files of the set that the file `path` is one of; None for a file that is a whole checkpoint."""
+    _refuse_ranks([path])
     index, part = _index_that_names(path), part_of(path)
     if index is not None:
         note = f"{path.name} is one of the files of {index.name}, all of which were read"
@@ -125,7 +126,7 @@ def _shards_named_by(index: Path) -> set[str]:
 
 def _read_by_index(path: Path) -> Contents:
     weight_map, metadata = read_index(path)
-    names = _check_shards(path, set(weight_map.values()))
+    names = check_shards(path, set(weight_map.values()))
     read = {shard: _read_shard(path, shard) for shard in names}
     shards = {shard: contents.arrays for shard, contents in read.items()}
     absent = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in shards[shard]]
@@ -144,7 +145,7 @@ def _read_shard(index: Path, shard: str) -> Contents:
         raise CheckpointError(f"{error}; it is a shard of {index}") from error
 
 
-def _check_shards(index: Path, shards: set[str]) -> list[str]:
+def check_shards(index: Path, shards: set[str]) -> list[str]:
     """Check that all are files beside the index, and sort their names."""
     outside = sorted(shard for shard in shards if not _is_file_name(shard))
     if outside:
@@ -163,6 +164,20 @@ def _is_file_name(name: str) -> bool:
 
 
 # By numbers in names
+
+# "shard-00002-model-00001-of-00001.safetensors": the part of each array that one rank had. No file tells of how many.
+_OF_A_RANK = re.compile(r"shard-\d+-.*-\d+-of-\d+\.safetensors")
+
+
+def _refuse_ranks(files: Iterable[Path]) -> None:
+    for file in files:
+        if _OF_A_RANK.fullmatch(file.name):
+            raise CheckpointError(
+                f"{file} has one rank's part of arrays, as torch's HuggingFaceStorageWriter(save_distributed=True) "
+                "writes them; put the parts of all ranks together: from torch.distributed.checkpoint import "
+                "HuggingFaceStorageReader, state_dict_loader; torch.save(state_dict_loader._load_state_dict_from_keys("
+                f"storage_reader=HuggingFaceStorageReader({str(file.parent)!r})), 'whole.pt')"
+            )
 
 
 def _all_parts(path: Path, part: Part) -> list[Path]:
@@ -244,6 +259,7 @@ def _read_folder(folder: Path) -> Contents:
 def _only_checkpoint(folder: Path) -> _FoundInFolder:
     """The one checkpoint in a folder: an index, a file, the first part of a set, or the last of several steps."""
     files = sorted(file for file in folder.iterdir() if _may_be_checkpoint(file))
+    _refuse_ranks(files)
     steps = {int(match[1]): file for file in files if (match := _STEP.fullmatch(file.name))}
     found = [file for file in files if not part_of(file) and file not in steps.values()]
     shards = {shard for file in found if _is_named_as_index(file) for shard in _shards_named_by(file)}

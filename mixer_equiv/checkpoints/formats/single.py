@@ -8,13 +8,14 @@ from pathlib import Path
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, refuse_damage
 from mixer_equiv.checkpoints.formats.msgpack import MSGPACK
 from mixer_equiv.checkpoints.formats.no_checkpoint import refusal
+from mixer_equiv.checkpoints.formats.npy import NPY
 from mixer_equiv.checkpoints.formats.npz import NPZ
 from mixer_equiv.checkpoints.formats.pickles.file import PICKLE_FILE
 from mixer_equiv.checkpoints.formats.safetensors import SAFETENSORS
 from mixer_equiv.checkpoints.formats.torch_zip import TORCH_ZIP
 from mixer_equiv.errors import CheckpointError
 
-FILE_FORMATS = (NPZ, SAFETENSORS, TORCH_ZIP, PICKLE_FILE, MSGPACK)
+FILE_FORMATS = (NPZ, SAFETENSORS, TORCH_ZIP, PICKLE_FILE, NPY, MSGPACK)
 
 
 def recognised(path: Path, formats: Iterable[FileFormat]) -> FileFormat | None:

@@ -1,7 +1,7 @@
 """torch's .pt: zip files, read without torch, and what torch wrote before 1.6, read by torch itself.
 
-The zip file holds one pickle, which names storages, and the bytes of each storage in a member of its own. Start at
-`TORCH_ZIP`.
+The zip file holds one pickle, which names storages, and the bytes of each storage in a member of its own. It may be a
+part of another file. Start at `TORCH_ZIP`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -30,18 +30,12 @@ from mixer_equiv.checkpoints.formats.base import (
     refuse_damage,
     zip_names,
 )
-from mixer_equiv.checkpoints.formats.pickles.constructors import (
-    CONSTANTS,
-    CONSTRUCTORS,
-    Storage,
-    StorageKind,
-    Tensor,
-    storage_of,
-)
+from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.file import is_legacy
 from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import Storage, StorageKind, Tensor, storage_of
 from mixer_equiv.checkpoints.formats.pickles.tree import contents_of, kind_of
-from mixer_equiv.checkpoints.formats.raw_arrays import File, member_start
+from mixer_equiv.checkpoints.formats.raw_arrays import Extent, File, member_start
 from mixer_equiv.errors import CheckpointError, MissingDependencyError
 
 _PICKLE = "data.pkl"
@@ -61,11 +55,24 @@ def _is_pickle(name: str) -> bool:
 
 
 def _read(path: Path) -> Contents:
-    return _Archive.at(path).contents() if zip_names(path) else _legacy(path)
+    if not zip_names(path):
+        return _legacy(path)
+    file = File.at(path)
+    archive = _Archive.of(Extent(file, 0, file.size))
+    return contents_of(archive.root(), path, archive.array)
+
+
+def read_tensor(extent: Extent) -> StoredArray | NotAnArray:
+    """The tensor that `torch.save` was given alone. Raises `PickleError` where it was given anything else."""
+    archive = _Archive.of(extent)
+    root = archive.root()
+    if isinstance(root, Tensor):
+        return archive.array(root)
+    raise PickleError("it holds something else than one tensor")
 
 
 class _Member(NamedTuple):
-    """A storage in the zip file, and where its bytes begin."""
+    """A storage in the zip file, and where its bytes begin in the file."""
 
     info: zipfile.ZipInfo
     start: int
@@ -75,16 +82,16 @@ class _Member(NamedTuple):
 class _Archive:
     """The zip file: its pickle, its storages by their keys, and the order of the bytes in all of them."""
 
-    file: File
+    extent: Extent
     pickle: bytes
     storages: Mapping[str, _Member]
     order: Literal["<", ">"]
     named: dict[str, Storage] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def at(cls, path: Path) -> _Archive:
-        file = File.at(path)
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+    def of(cls, extent: Extent) -> _Archive:
+        path = extent.file.path
+        with extent.open() as stream, zipfile.ZipFile(stream) as archive:
             names = [name for name in archive.namelist() if _is_pickle(name)]
             if len(names) != 1:
                 raise CheckpointError(f"{path} holds {len(names)} files {_PICKLE}, and torch writes one")
@@ -94,15 +101,15 @@ class _Archive:
             if order not in (b"little", b"big"):
                 raise CheckpointError(f"{path} says that its bytes are in the order {order[:100]!r}")
             storages = {
-                info.filename.removeprefix(f"{folder}data/"): _Member(info, member_start(stream, info))
+                info.filename.removeprefix(f"{folder}data/"): _member(stream, info, extent)
                 for info in archive.infolist()
                 if info.filename.startswith(f"{folder}data/")
             }
-        return cls(file, pickled, storages, ">" if order == b"big" else "<")
+        return cls(extent, pickled, storages, ">" if order == b"big" else "<")
 
-    def contents(self) -> Contents:
-        root = unpickle(self.pickle, CONSTRUCTORS, CONSTANTS, self._storage)
-        return contents_of(root, self.file.path, self._array)
+    def root(self) -> Any:
+        """The object that was saved, with a `Tensor` in the place of each tensor."""
+        return unpickle(self.pickle, CONSTRUCTORS, CONSTANTS, self._storage)
 
     def _storage(self, identity: Any) -> Storage:
         """The storage of a persistent id; as for torch, what is said first of a key holds."""
@@ -116,24 +123,32 @@ class _Archive:
             self.named[key] = Storage(key, kind, self.storages[key].info.file_size)
         return self.named[key]
 
-    def _array(self, tensor: Tensor) -> StoredArray | NotAnArray:
+    def array(self, tensor: Tensor) -> StoredArray | NotAnArray:
+        """The array that is read where and when `tensor` is used."""
         if tensor.size > max(MAX_REPEATED, tensor.span):
             return NotAnArray(f"a tensor of {tensor.shape} that repeats {tensor.span} numbers")
         member, dtype = self.storages[tensor.storage.key], tensor.dtype.newbyteorder(self.order)
         is_stored = member.info.compress_type == zipfile.ZIP_STORED
         if is_stored and tensor.is_contiguous and not tensor.negated and not tensor.conjugated:
-            return self.file.array(tensor.shape, dtype, member.start + tensor.offset * dtype.itemsize)
-        read = partial(_read_part, self.file, member, tensor, dtype)
-        return StoredArray(tensor.shape, dtype, read, self.file.path, ZIP_DAMAGE)
+            return self.extent.file.array(tensor.shape, dtype, member.start + tensor.offset * dtype.itemsize)
+        read = partial(_read_part, self.extent, member, tensor, dtype)
+        return StoredArray(tensor.shape, dtype, read, self.extent.file.path, ZIP_DAMAGE)
 
 
-def _read_part(file: File, member: _Member, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+def _member(stream: BinaryIO, info: zipfile.ZipInfo, extent: Extent) -> _Member:
+    start = member_start(stream, info)
+    if info.compress_type == zipfile.ZIP_STORED and start + info.file_size > extent.size:
+        raise zipfile.BadZipFile(f"{info.filename!r} ends after its archive")
+    return _Member(info, extent.begin + start)
+
+
+def _read_part(extent: Extent, member: _Member, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     """Read a tensor of any strides, as a new array."""
     offset, size = tensor.offset * dtype.itemsize, tensor.span * dtype.itemsize
     if member.info.compress_type == zipfile.ZIP_STORED:
-        numbers = file.bytes_at(member.start + offset, size).view(dtype)
+        numbers = extent.file.bytes_at(member.start + offset, size).view(dtype)
     else:
-        with file.open() as stream, zipfile.ZipFile(stream) as archive:
+        with extent.open() as stream, zipfile.ZipFile(stream) as archive:
             numbers = np.frombuffer(archive.read(member.info)[offset : offset + size], dtype)
     strides = [stride * dtype.itemsize for stride in tensor.strides]
     array = np.ndarray(tensor.shape, dtype, numbers, strides=strides).copy() if size else numbers

@@ -15,6 +15,7 @@ import pytest
 import torch
 from flax import serialization
 from hypothesis import settings
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from mixer_equiv import CheckpointError
 from mixer_equiv.arrays.interop import flatten
@@ -23,6 +24,7 @@ from mixer_equiv.checkpoints.formats import (
     FORMATS,
     StoredArray,
     format_by_suffix,
+    npy,
     npz,
     orbax,
     raw_arrays,
@@ -30,6 +32,7 @@ from mixer_equiv.checkpoints.formats import (
 )
 from mixer_equiv.checkpoints.formats.base import ANY_DAMAGE, DAMAGE, refuse_damage
 from mixer_equiv.checkpoints.formats.pickles import file as pickle_file
+from tests.support.distributed import tensors, write_folder
 
 # So small that most bytes are of the format, and few are numbers.
 TREE: dict[str, np.ndarray] = {
@@ -60,6 +63,11 @@ def _by_flax(path: Path) -> None:
     path.write_bytes(serialization.to_bytes({"params": TREE, **others}))
 
 
+def _by_several_threads(path: Path) -> None:
+    state = {"model": tensors(TREE), "epoch": 3}
+    write_folder(path, state, storage_writer=FileSystemWriter(path, thread_count=2))
+
+
 WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     **{file_format.name: (file_format.suffixes[0], _ours) for file_format in FORMATS if file_format.suffixes},
     "pickle": (".pkl", lambda path: path.write_bytes(pickle.dumps({"params": TREE, "epoch": 3}))),
@@ -67,6 +75,9 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "deflated npz": (".npz", lambda path: np.savez_compressed(path, **TREE)),
     "torch before zip files": (".pt", _by_torch_before_zip_files),
     "msgpack by Flax": (".msgpack", _by_flax),
+    "torch.distributed.checkpoint": ("", _by_several_threads),
+    "npz of objects": (".npz", lambda path: np.savez(path, {"params": TREE, "epoch": 3})),
+    "npy": (".npy", lambda path: np.save(path, {"params": TREE, "epoch": 3}, allow_pickle=True)),
 }
 
 
@@ -147,6 +158,8 @@ CALLED: dict[str, tuple[Any, str]] = dict.fromkeys(WRITERS, (raw_arrays.File, "a
     "pickle": (pickle_file, "contents_of"),
     "torch before zip files": (torch_zip, "_load"),
     "deflated npz": (npz, "_header"),
+    "npz of objects": (npz, "read_tree"),
+    "npy": (npy, "contents_of"),
 }
 
 
@@ -162,9 +175,12 @@ def test_a_bug_of_a_reader_comes_out_as_itself(
     assert caught.value is bug
 
 
+# Formats whose arrays are all read at once.
+AT_ONCE = "pickle", "torch before zip files", "npz of objects", "npy"
+
 # A function of ours that is called when an array is used, and not before.
 USED: dict[str, tuple[Any, str]] = dict.fromkeys(
-    [kind for kind in WRITERS if kind not in ("pickle", "torch before zip files")], (raw_arrays, "_read_into")
+    [kind for kind in WRITERS if kind not in AT_ONCE], (raw_arrays, "_read_into")
 ) | {
     "orbax": (orbax, "_restore"),
     "torch with objects": (raw_arrays.File, "bytes_at"),

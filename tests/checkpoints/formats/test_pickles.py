@@ -6,13 +6,11 @@ import argparse
 import collections
 import datetime
 import io
-import os
 import pickle
 import pickletools
 import random
-import subprocess
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,11 @@ from mixer_equiv.arrays.interop import NotAnArray, to_numpy
 from mixer_equiv.checkpoints import formats
 from mixer_equiv.checkpoints.formats import torch_zip
 from mixer_equiv.checkpoints.formats.pickles import machine as pickle_machine
+from mixer_equiv.checkpoints.formats.pickles.arrays import as_sizes
 from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.machine import PickleError, unpickle
 from mixer_equiv.checkpoints.formats.pickles.tree import read_tree
+from tests.support.hostile import hostile_objects
 
 # Comparison with what torch reads
 
@@ -327,31 +327,10 @@ def test_pickled_arrays_are_read(tmp_path: Path, kind: str, protocol: int) -> No
 # What is hostile
 
 
-class Call:
-    """An object whose pickle calls a function."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-def _hostile(mark: Path) -> Iterator[Any]:
-    yield Call(os.system, f"touch {mark}")
-    yield Call(eval, f"open({str(mark)!r}, 'w')")
-    yield Call(exec, f"open({str(mark)!r}, 'w')")
-    yield Call(open, str(mark), "w")
-    yield Call(subprocess.check_output, ["touch", str(mark)])
-    yield Call(os.mkdir, str(mark))
-    yield Call(getattr, Call(__import__, "os"), "system")
-    yield Call(map, eval, [f"open({str(mark)!r}, 'w')"])
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_nothing_that_a_pickle_names_is_called(tmp_path: Path, zipped: bool) -> None:
     mark = tmp_path / "called"
-    for hostile in _hostile(mark):
+    for hostile in hostile_objects(mark):
         state, path = {"w": np.ones(2), "x": hostile}, tmp_path / "x"
         if zipped:
             members, name = _members({})
@@ -401,6 +380,15 @@ def test_a_pickle_that_would_take_for_ever_is_refused(kind: str) -> None:
         return
     with pytest.raises(PickleError, match=words):
         read_tree(unpickle(data, CONSTRUCTORS, CONSTANTS), lambda tensor: tensor)
+
+
+def test_a_shape_of_shared_lists_is_shown_in_few_words() -> None:
+    nested: list[Any] = []
+    for _ in range(60):
+        nested = [nested, nested]
+    with pytest.raises(PickleError, match="an array has the shape") as caught:
+        as_sizes((nested,))
+    assert len(str(caught.value)) < 2000
 
 
 def test_every_operation_of_pickle_is_read_or_refused_by_name() -> None:

@@ -150,7 +150,10 @@ FOLDERS: dict[str, tuple[list[str], str]] = {
     ),
     "two files": (["a.safetensors", "b.safetensors"], r"holds 2 checkpoints \(a\.safetensors, b\.safetensors\); give"),
     "neither": (["model.safetensors.md"], "a folder with one of them, and this one holds model.safetensors.md"),
-    "nothing": ([], "is a directory; a checkpoint is a file .*, a directory of Orbax or a folder .* holds nothing"),
+    "nothing": (
+        [],
+        "is a directory; a checkpoint is a file .*, a directory of Orbax or .*, or a folder .* holds nothing",
+    ),
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, Framework
-from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS, Tensor
+from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.machine import PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import Tensor
 from mixer_equiv.checkpoints.formats.pickles.tree import contents_of
 from mixer_equiv.errors import CheckpointError
 
@@ -35,10 +36,11 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> Contents:
-    return contents_of(unpickle(path.read_bytes(), CONSTRUCTORS, CONSTANTS), path, _no_tensor)
+    return contents_of(unpickle(path.read_bytes(), CONSTRUCTORS, CONSTANTS), path, no_tensor)
 
 
-def _no_tensor(tensor: Tensor) -> Any:
+def no_tensor(tensor: Tensor) -> NoReturn:
+    """Refuse a tensor: its numbers are in other members of a zip file, which a bare pickle has not."""
     raise PickleError("it has a tensor of torch whose numbers are elsewhere")
 
 

@@ -12,14 +12,9 @@ from typing import Any, NamedTuple
 
 from mixer_equiv.arrays.interop import NotAnArray, as_mapping, is_array
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents
-from mixer_equiv.checkpoints.formats.pickles.constructors import (
-    PickledArray,
-    PickledDtype,
-    Storage,
-    StorageKind,
-    Tensor,
-)
+from mixer_equiv.checkpoints.formats.pickles.arrays import PickledArray, PickledDtype
 from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, Placeholder
+from mixer_equiv.checkpoints.formats.pickles.tensors import Storage, StorageKind, Tensor
 from mixer_equiv.errors import CheckpointError, summarize
 
 # Nothing that people write is nested deeper, and no reader follows objects that hold themselves.
@@ -39,8 +34,9 @@ class Tree(NamedTuple):
 def read_tree(root: Any, array: Callable[[Tensor], Any]) -> Tree:
     """`root` with the array that `array` gives in the place of each tensor, and with all objects as plain data.
 
-    A module of torch, pickled whole, becomes its state_dict, and any other object that holds arrays the dict of its
-    attributes. What is left of other objects is a `NotAnArray`, and a note names them.
+    A module of torch, pickled whole, becomes its state_dict, any other object that holds arrays the dict of its
+    attributes, and NumPy's array of one dict that dict. What is left of other objects is a `NotAnArray`, and a note
+    names them.
     """
     reader = _Reader(array)
     tree = reader.read(root, 0)
@@ -82,6 +78,8 @@ class _Reader:
             raise PickleError(f"its objects hold one another so often that there are more than {MAX_SHOWN}")
         if depth > MAX_DEPTH:
             return NotAnArray(f"something nested more than {MAX_DEPTH} deep")
+        if isinstance(value, PickledArray) and isinstance(value.only, dict):
+            value = value.only
         if not isinstance(value, dict | list | tuple | Placeholder):
             return self._leaf(value)
         if id(value) in self.around:
