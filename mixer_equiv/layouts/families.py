@@ -63,7 +63,7 @@ FAMILIES: Mapping[str, Family] = {
     "CLIP": Family("CLIP, which has an encoder of text too", (r"(^|/)text_projection", _ATTENTION)),
     "Swin": Family("Swin Transformer", (r"relative_position_bias_table$", _ATTENTION, r"downsample/")),
     "language model": Family(
-        "a language model", (r"(word_embeddings|embed_tokens|wte|tok_embeddings|shared)/(weight|embedding)$",)
+        "a language model", (r"(word_embeddings|embed_tokens|wte|tok_embeddings)/(weight|embedding)$", _ATTENTION)
     ),
     "ViT": Family(
         "a Vision Transformer (ViT)",
