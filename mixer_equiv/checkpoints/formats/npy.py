@@ -15,8 +15,8 @@ import numpy as np
 
 from mixer_equiv.checkpoints.formats.base import ANY_DAMAGE, Contents, FileFormat, Framework, refuse_damage
 from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
-from mixer_equiv.checkpoints.formats.pickles.file import no_tensor
 from mixer_equiv.checkpoints.formats.pickles.machine import unpickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import array_in_pickle
 from mixer_equiv.checkpoints.formats.pickles.tree import contents_of
 from mixer_equiv.errors import CheckpointError
 
@@ -60,7 +60,7 @@ def _read(path: Path) -> Contents:
     with path.open("rb") as stream:
         header = read_header(path, str(path), stream)
         if header.dtype.hasobject:
-            return contents_of(read_objects(stream), path, no_tensor)
+            return contents_of(read_objects(stream), path, array_in_pickle)
     raise CheckpointError(
         f"{path} holds one array without a name, of {header.dtype} {header.shape}; a checkpoint has arrays by name: "
         "np.savez('weights.npz', **arrays)"

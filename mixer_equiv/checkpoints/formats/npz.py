@@ -31,7 +31,7 @@ from mixer_equiv.checkpoints.formats.base import (
     zip_names,
 )
 from mixer_equiv.checkpoints.formats.npy import Header, read_header, read_objects
-from mixer_equiv.checkpoints.formats.pickles.file import no_tensor
+from mixer_equiv.checkpoints.formats.pickles.tensors import array_in_pickle
 from mixer_equiv.checkpoints.formats.pickles.tree import Tree, read_tree
 from mixer_equiv.checkpoints.formats.raw_arrays import Checksum, File, crc32, member_start
 from mixer_equiv.errors import CheckpointError
@@ -113,7 +113,7 @@ def _objects(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tre
         )
     with archive.open(info) as member:
         read_header(path, info.filename, member)
-        return read_tree(read_objects(member), no_tensor)
+        return read_tree(read_objects(member), array_in_pickle)
 
 
 def _refuse_positions(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -33,15 +33,20 @@ from mixer_equiv.checkpoints.formats.base import (
 from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.file import is_legacy
 from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, unpickle
-from mixer_equiv.checkpoints.formats.pickles.tensors import Storage, StorageKind, Tensor, storage_of
+from mixer_equiv.checkpoints.formats.pickles.tensors import (
+    MAX_REPEATED,
+    Storage,
+    StorageKind,
+    Tensor,
+    array_in_pickle,
+    array_of,
+    storage_of,
+)
 from mixer_equiv.checkpoints.formats.pickles.tree import contents_of, kind_of
 from mixer_equiv.checkpoints.formats.raw_arrays import Extent, File, member_start
 from mixer_equiv.errors import CheckpointError, MissingDependencyError
 
 _PICKLE = "data.pkl"
-
-# Elements of a tensor that repeats its numbers are made anew when it is read; beyond this it is no parameter.
-MAX_REPEATED = 2**26
 
 
 def _recognise(path: Path) -> bool:
@@ -59,14 +64,14 @@ def _read(path: Path) -> Contents:
         return _legacy(path)
     file = File.at(path)
     archive = _Archive.of(Extent(file, 0, file.size))
-    return contents_of(archive.root(), path, archive.array)
+    return contents_of(archive.root(), path, archive.any_array)
 
 
 def read_tensor(extent: Extent) -> StoredArray | NotAnArray:
     """The tensor that `torch.save` was given alone. Raises `PickleError` where it was given anything else."""
     archive = _Archive.of(extent)
     root = archive.root()
-    if isinstance(root, Tensor):
+    if isinstance(root, Tensor) and root.storage.data is None:
         return archive.array(root)
     raise PickleError("it holds something else than one tensor")
 
@@ -123,6 +128,10 @@ class _Archive:
             self.named[key] = Storage(key, kind, self.storages[key].info.file_size)
         return self.named[key]
 
+    def any_array(self, tensor: Tensor) -> Any:
+        """The array of a tensor, whose numbers may also be in the pickle itself."""
+        return self.array(tensor) if tensor.storage.data is None else array_in_pickle(tensor)
+
     def array(self, tensor: Tensor) -> StoredArray | NotAnArray:
         """The array that is read where and when `tensor` is used."""
         if tensor.size > max(MAX_REPEATED, tensor.span):
@@ -150,10 +159,7 @@ def _read_part(extent: Extent, member: _Member, tensor: Tensor, dtype: np.dtype)
     else:
         with extent.open() as stream, zipfile.ZipFile(stream) as archive:
             numbers = np.frombuffer(archive.read(member.info)[offset : offset + size], dtype)
-    strides = [stride * dtype.itemsize for stride in tensor.strides]
-    array = np.ndarray(tensor.shape, dtype, numbers, strides=strides).copy() if size else numbers
-    array = np.conjugate(array) if tensor.conjugated else array
-    return (np.negative(array) if tensor.negated else array).reshape(tensor.shape)
+    return array_of(tensor, numbers)
 
 
 # Before torch 1.6

@@ -28,7 +28,7 @@ from mixer_equiv.checkpoints.formats import torch_zip
 from mixer_equiv.checkpoints.formats.pickles import machine as pickle_machine
 from mixer_equiv.checkpoints.formats.pickles.arrays import as_sizes
 from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
-from mixer_equiv.checkpoints.formats.pickles.machine import PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickles.machine import Budget, PickleError, unpickle
 from mixer_equiv.checkpoints.formats.pickles.tree import read_tree
 from tests.support.hostile import hostile_objects
 
@@ -395,7 +395,7 @@ def test_every_operation_of_pickle_is_read_or_refused_by_name() -> None:
     """Python itself writes all but those of extensions, of buffers outside, and of objects by names of protocol 0."""
     unread = []
     for opcode in pickletools.opcodes:
-        machine = pickle_machine._Machine({}, {}, None)
+        machine = pickle_machine._Machine({}, {}, None, Budget())
         try:
             machine.step(opcode.name, None)
         except PickleError as error:

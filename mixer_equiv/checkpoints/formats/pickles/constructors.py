@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mixer_equiv.checkpoints.formats.pickles.arrays import ARRAYS, DTYPES
+from mixer_equiv.checkpoints.formats.pickles.embedded import storage_in_bytes
 from mixer_equiv.checkpoints.formats.pickles.machine import AttributeDict, Budget, Constructor, PickleError, as_key
-from mixer_equiv.checkpoints.formats.pickles.tensors import TENSORS, StorageKind
+from mixer_equiv.checkpoints.formats.pickles.tensors import STORAGE_KINDS, TENSORS
 
 
 def _dict(budget: Budget, arguments: tuple[Any, ...]) -> Any:
@@ -77,35 +78,10 @@ CONSTRUCTORS: Mapping[str, Constructor] = {
     "_codecs.encode": _encode,
     **ARRAYS,
     **TENSORS,
-}
-
-_STORAGES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    # Quantised storages, whose tensors are no arrays whatever their bytes.
-    "QInt8Storage": "int8",
-    "QUInt8Storage": "uint8",
-    "QInt32Storage": "int32",
-    "QUInt4x2Storage": "uint8",
-    "QUInt2x4Storage": "uint8",
+    "torch.storage._load_from_bytes": storage_in_bytes,
 }
 
 CONSTANTS: Mapping[str, Any] = {
     **{name: dtype for name, dtype in DTYPES.items() if name.startswith("torch.")},
-    **{
-        f"{module}.{name}": StorageKind(DTYPES[f"torch.{dtype}"])
-        for module in ("torch", "torch.cuda", "torch.storage")
-        for name, dtype in _STORAGES.items()
-    },
-    **{f"{module}.UntypedStorage": StorageKind(None) for module in ("torch", "torch.storage")},
+    **STORAGE_KINDS,
 }

@@ -10,8 +10,8 @@ import numpy as np
 
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, Framework
 from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
-from mixer_equiv.checkpoints.formats.pickles.machine import PickleError, unpickle
-from mixer_equiv.checkpoints.formats.pickles.tensors import Tensor
+from mixer_equiv.checkpoints.formats.pickles.machine import unpickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import array_in_pickle
 from mixer_equiv.checkpoints.formats.pickles.tree import contents_of
 from mixer_equiv.errors import CheckpointError
 
@@ -36,12 +36,7 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> Contents:
-    return contents_of(unpickle(path.read_bytes(), CONSTRUCTORS, CONSTANTS), path, no_tensor)
-
-
-def no_tensor(tensor: Tensor) -> NoReturn:
-    """Refuse a tensor: its numbers are in other members of a zip file, which a bare pickle has not."""
-    raise PickleError("it has a tensor of torch whose numbers are elsewhere")
+    return contents_of(unpickle(path.read_bytes(), CONSTRUCTORS, CONSTANTS), path, array_in_pickle)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> NoReturn:

@@ -12,7 +12,7 @@ import io
 import pickletools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 # More than checkpoints of thousands of arrays need, and little enough for a second or so and some 200 MB.
 MAX_OPERATIONS = 10_000_000
@@ -78,29 +78,30 @@ Constructor = Callable[[Budget, tuple[Any, ...]], Any]
 
 
 def unpickle(
-    data: bytes,
+    data: bytes | BinaryIO,
     constructors: Mapping[str, Constructor],
     constants: Mapping[str, Any],
     persistent: Callable[[Any], Any] | None = None,
+    budget: Budget | None = None,
 ) -> Any:
-    """The object of a pickle of any protocol.
+    """The object of a pickle of any protocol; of a stream, which is read to its end, not further.
 
     A name in `constants` is its value; a call of a name in `constructors` gives what that makes of the arguments.
     `persistent` gives the object of a persistent id. Raises `PickleError` for a pickle that is damaged or of more than
     `MAX_OBJECTS` objects.
     """
-    machine = _Machine(constructors, constants, persistent)
+    machine = _Machine(constructors, constants, persistent, budget or Budget())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of odd escapes in text of protocol 0
-        for name, argument in _operations(data):
+        for name, argument in _operations(io.BytesIO(data) if isinstance(data, bytes) else data):
             if name == "STOP":
                 return machine.pop()
             machine.step(name, argument)
     raise PickleError("it breaks off")
 
 
-def _operations(data: bytes) -> Iterator[tuple[str, Any]]:
-    operations = pickletools.genops(io.BytesIO(data))
+def _operations(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+    operations = pickletools.genops(stream)
     while True:
         try:
             opcode, argument, _ = next(operations)
@@ -133,11 +134,12 @@ class _Machine:
         constructors: Mapping[str, Constructor],
         constants: Mapping[str, Any],
         persistent: Callable[[Any], Any] | None,
+        budget: Budget,
     ) -> None:
         self.constructors, self.constants, self.persistent = constructors, constants, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.budget = Budget()
+        self.budget = budget
 
     def step(self, name: str, argument: Any) -> None:
         self.budget.spend(operations=1)

@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mixer_equiv.arrays.interop import NotAnArray
-from mixer_equiv.checkpoints.formats.pickles.arrays import as_sizes, is_count
+from mixer_equiv.checkpoints.formats.pickles.arrays import DTYPES, as_sizes, is_count
 from mixer_equiv.checkpoints.formats.pickles.machine import Budget, Constructor, Global, PickleError, Placeholder
+
+# Elements of a tensor that repeats its numbers are made anew when it is read; beyond this it is no parameter.
+MAX_REPEATED = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +30,12 @@ class StorageKind:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """The `nbytes` bytes that stand under the name `key`, in a file of their own."""
+    """The `nbytes` bytes that stand under the name `key` in a file of their own, or in `data`, in the pickle itself."""
 
     key: str
     kind: StorageKind
     nbytes: int
+    data: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,25 @@ class Tensor:
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+
+
+def array_of(tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
+    """The array of a tensor, as a new one, from its `span` of numbers."""
+    strides = [stride * numbers.itemsize for stride in tensor.strides]
+    array = np.ndarray(tensor.shape, numbers.dtype, numbers, strides=strides).copy() if tensor.span else numbers
+    array = np.conjugate(array) if tensor.conjugated else array
+    return (np.negative(array) if tensor.negated else array).reshape(tensor.shape)
+
+
+def array_in_pickle(tensor: Tensor) -> np.ndarray | NotAnArray:
+    """The array of a tensor whose numbers are in the pickle itself. Raises `PickleError` if they are elsewhere."""
+    if tensor.storage.data is None:
+        raise PickleError("it has a tensor of torch whose numbers are elsewhere")
+    if tensor.size > max(MAX_REPEATED, tensor.span):
+        return NotAnArray(f"a tensor of {tensor.shape} that repeats {tensor.span} numbers")
+    start = tensor.offset * tensor.dtype.itemsize
+    numbers = tensor.storage.data[start : start + tensor.span * tensor.dtype.itemsize]
+    return array_of(tensor, np.frombuffer(numbers, tensor.dtype) if numbers else np.empty(0, tensor.dtype))
 
 
 class StorageId(NamedTuple):
@@ -187,4 +210,35 @@ TENSORS: Mapping[str, Constructor] = {
     f"{_UTILS}._rebuild_qtensor": _no_array("a quantised torch tensor"),
     f"{_UTILS}._rebuild_wrapper_subclass": _no_array("a torch tensor of a class of its own"),
     f"{_UTILS}._rebuild_meta_tensor_no_storage": _no_array("a torch tensor on the meta device, which has no numbers"),
+}
+
+_STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    # Quantised storages, whose tensors are no arrays whatever their bytes.
+    "QInt8Storage": "int8",
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
+    "QUInt4x2Storage": "uint8",
+    "QUInt2x4Storage": "uint8",
+}
+
+# Classes of storages by the names that pickles give them.
+STORAGE_KINDS: Mapping[str, StorageKind] = {
+    **{
+        f"{module}.{name}": StorageKind(DTYPES[f"torch.{dtype}"])
+        for module in ("torch", "torch.cuda", "torch.storage")
+        for name, dtype in _STORAGES.items()
+    },
+    **{f"{module}.UntypedStorage": StorageKind(None) for module in ("torch", "torch.storage")},
 }
