@@ -124,11 +124,14 @@ def _block_names(layout: Layout) -> _BlockNames | None:
 
 def _find_stacks(leaves: Mapping[str, Any], names: _BlockNames) -> list[_Stack]:
     """Find arrays that are named as the parameters of one block are, and have as many first axes more, of one size."""
-    lengths = {rest.count(NESTING) + 1 for rest in names.ranks}
+    lengths = sorted({rest.count(NESTING) + 1 for rest in names.ranks})
+    last_parts = {rest.rpartition(NESTING)[2] for rest in names.ranks}
     found: dict[str, dict[str, str]] = {}
     for name, leaf in leaves.items():
+        if name[name.rfind(NESTING) + 1 :] not in last_parts or not is_array(leaf):
+            continue
         parts = name.split(NESTING)
-        for length in lengths if is_array(leaf) else ():
+        for length in lengths:
             rest = NESTING.join(parts[-length:])
             if rest in names.ranks and length < len(parts):
                 found.setdefault(NESTING.join(parts[:-length]), {})[rest] = name

@@ -123,9 +123,9 @@ ANY_DTYPE = np.dtype(np.float32)  # layouts do not depend on it
 def _matches(layout: Layout, names: Collection[str]) -> list[LayoutMatch]:
     """A match of the layout behind every prefix where one of its block parameters is found."""
     blocks: dict[str, set[int]] = {}
-    patterns = _block_patterns(layout.rows)
+    patterns = _patterns_by_last_part(layout.rows)
     for name in names:
-        for ending, pattern, factor, offset in patterns:
+        for ending, pattern, factor, offset in (*patterns.get(_last_part(name), ()), *patterns.get("", ())):
             if name.endswith(ending) and (match := pattern.fullmatch(name)):
                 block, rest = divmod(int(match["index"] or 0) - offset, factor)
                 if block >= 0 and not rest:
@@ -171,6 +171,20 @@ class _BlockPattern(NamedTuple):
     pattern: re.Pattern[str]
     factor: int
     offset: int
+
+
+@cache
+def _patterns_by_last_part(rows: tuple[Row, ...]) -> dict[str, list[_BlockPattern]]:
+    """The block patterns by the last part of the names that they match; "" for those in whose last part a number is."""
+    result: dict[str, list[_BlockPattern]] = {}
+    for pattern in _block_patterns(rows):
+        whole_part = _last_part(pattern.ending) != pattern.ending
+        result.setdefault(_last_part(pattern.ending) if whole_part else "", []).append(pattern)
+    return result
+
+
+def _last_part(name: str) -> str:
+    return name[max(name.rfind("/"), name.rfind(".")) + 1 :]
 
 
 @cache
@@ -230,7 +244,8 @@ def _nearest(names: Collection[str], matches: list[LayoutMatch]) -> str:
     parameters = nearest.layout.parameters(nearest.num_blocks).items()
     lacking = [nearest.prefix + name for name, binding in parameters if not binding.row.in_head]
     lacking = [name for name in lacking if name not in names]
-    further = sorted(name for name in names if name.startswith(nearest.prefix) and name not in nearest.names)
+    own = nearest.names
+    further = sorted(name for name in names if name.startswith(nearest.prefix) and name not in own)
     beside = f"; not of it are {summarize(further)}" if further else ""
     return (
         f" The nearest is {nearest.layout.name}, of whose {nearest.num_blocks}-block names {nearest.found} are here and "
