@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-# More than checkpoints of thousands of arrays need, and little enough for a second or so and some 200 MB.
-MAX_OPERATIONS = 10_000_000
-MAX_OBJECTS = 1_000_000
+# More than checkpoints of thousands of arrays need, and little enough for 2 s and 200 MB.
+MAX_OPERATIONS = 2_000_000
+MAX_OBJECTS = 500_000
 
 # Whole numbers from here on can be chosen so that all have one hash, which makes a dict of them slow.
 _MAX_KEY = 2**61 - 1
@@ -45,14 +45,17 @@ class Placeholder:
 
 
 class AttributeDict(dict[Any, Any]):
-    """A dict that may have attributes, as an `OrderedDict` may."""
+    """A dict that may have attributes, as an `OrderedDict` may; None for one that has none."""
+
+    __slots__ = ("attributes",)
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.attributes: dict[Any, Any] = {}
+        self.attributes: dict[Any, Any] | None = None
 
     def build(self, state: Any) -> None:
         if isinstance(state, dict):
+            self.attributes = {} if self.attributes is None else self.attributes
             self.attributes.update(state)
 
 
@@ -310,6 +313,7 @@ class _Machine:
 
     def _build(self, _: Any) -> None:
         state, target = self.pop(), self._top()
+        self.budget.spend(operations=len(state) if isinstance(state, dict) else 1)
         if hasattr(target, "build"):
             target.build(state)
 

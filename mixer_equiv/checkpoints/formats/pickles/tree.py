@@ -21,7 +21,7 @@ from mixer_equiv.errors import CheckpointError, summarize
 MAX_DEPTH = 100
 
 # Objects that a pickle may show, each as often as it stands in others.
-MAX_SHOWN = 1_000_000
+MAX_SHOWN = 500_000
 
 
 class Tree(NamedTuple):
@@ -53,7 +53,7 @@ def contents_of(root: Any, path: Path, array: Callable[[Tensor], Any]) -> Conten
     tree, notes = read_tree(root, array)
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"{path} holds {kind_of(tree)}; expected a state_dict")
-    metadata = getattr(root, "attributes", {}).get(METADATA_KEY)
+    metadata = (getattr(root, "attributes", None) or {}).get(METADATA_KEY)
     return Contents(tree, metadata if isinstance(metadata, str) else None, notes)
 
 
