@@ -162,13 +162,14 @@ _ANY = re.compile("|".join([r"\['", r'\["', r"^\(", *BOXES, *WRAPPERS, *TRANSFOR
 class Undone(NamedTuple):
     """The name as it is read by the name that was given, notes on what was undone, and what could not be, in words.
 
-    `clashes` are of names that would become one, and `lost_orders` those of modules whose order is not known.
+    `clashes` are of names that would become one, and `lost_orders`, by the pair of names, of modules whose order is not
+    known.
     """
 
     names: dict[str, str]
     notes: list[str]
     clashes: list[str]
-    lost_orders: list[str]
+    lost_orders: dict[tuple[str, str], str]
 
 
 # Entries within one another are undone so many deep.
@@ -185,34 +186,35 @@ def undo_entries(names: Collection[str]) -> Undone:
     """
     current = {name: name for name in names}
     notes: dict[str, str] = {}
-    clashes: dict[str, str] = {}
-    lost_orders: dict[str, str] = {}
+    left: set[str] = set()
+    clashes: list[str] = []
+    lost_orders: dict[tuple[str, str], str] = {}
     for _ in range(MAX_PASSES):
         before = current
         if not any(map(_ANY.search, current.values())):
             break
         for what, entry in ENTRIES.items():
-            if what in clashes or what in lost_orders:
+            if what in left:
                 continue
             changed = {given: entry.undo(name) for given, name in current.items()}
             if entry.alone:
                 changed = _only_alone(current, changed)
             differing = [given for given, name in changed.items() if name != current[given]]
             if differing and (clash := _clash(changed)) is not None:
+                left.add(what)
                 both = " and ".join(clash)
                 if entry.numbered:
-                    lost_orders[what] = (
-                        f"{both} are of two classes, each of which Flax numbers from 0, so that {_ORDER}"
-                    )
+                    words = f"{both} are of two classes, each of which Flax numbers from 0, so that {_ORDER}"
+                    lost_orders[clash] = words
                 else:
-                    clashes[what] = f"{both} are both {changed[clash[0]]} without {entry.what}; {_ADVICE}"
+                    clashes.append(f"{both} are both {changed[clash[0]]} without {entry.what}; {_ADVICE}")
             elif differing:
                 count = f"{len(differing)} name{'s'[: len(differing) > 1]}"
                 notes.setdefault(what, f"{entry.what}, was undone in {count}, such as {differing[0]}")
                 current = changed
         if current is before:
             break
-    return Undone(current, list(notes.values()), list(clashes.values()), list(lost_orders.values()))
+    return Undone(current, list(notes.values()), clashes, lost_orders)
 
 
 def _only_alone(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:

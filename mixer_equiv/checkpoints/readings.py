@@ -99,7 +99,7 @@ class _Search:
         surest = next((fit for fit in self.full if fit.accounts_for_all), None)
         if surest is None:
             for error in self.errors:
-                if isinstance(error, SeveralSetsError | LostOrderError):
+                if isinstance(error, SeveralSetsError) or (isinstance(error, LostOrderError) and self._concerns(error)):
                     raise error
         if self.full:
             _check_same_weights(self.full)
@@ -110,6 +110,10 @@ class _Search:
         if self.fits:
             return max(self.fits, key=lambda fit: fit.match.found - fit.departures)
         raise max(self.errors, key=lambda error: getattr(error, "score", 0))
+
+    def _concerns(self, error: LostOrderError) -> bool:
+        """Whether modules of lost order are among those of a fit that is full otherwise."""
+        return any(not fit.match.names.isdisjoint(error.names) for fit in self.full)
 
 
 def choose_reading(leaves: Mapping[str, Any], layouts: Collection[Layout], prefix: str | None = None) -> ChosenReading:
@@ -126,7 +130,7 @@ def choose_reading(leaves: Mapping[str, Any], layouts: Collection[Layout], prefi
     if not search.full or not search.full[0].accounts_for_all:
         undone = _undo_names(chosen)
         search.errors += [SeveralReadingsError(clash) for clash in undone.clashes]
-        search.errors += [LostOrderError(words) for words in undone.lost_orders]
+        search.errors += [LostOrderError(words, names) for names, words in undone.lost_orders.items()]
         _add_undone(search, _undo(chosen, undone), [_with_one_separator(layout) for layout in by_name.values()])
     fit = search.best()
     return _in_spelling(fit, by_name[fit.match.layout.name], [name for name in leaves if name not in chosen])
@@ -137,7 +141,11 @@ class SeveralReadingsError(LayoutError):
 
 
 class LostOrderError(LayoutError):
-    """Names that do not tell the order of blocks."""
+    """Two `names` of modules whose order names do not tell."""
+
+    def __init__(self, message: str, names: tuple[str, str]) -> None:
+        super().__init__(message)
+        self.names = names
 
 
 def _select(leaves: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
@@ -188,12 +196,13 @@ def _add_stacked(search: _Search, reading: Reading, layouts: Sequence[Layout]) -
 
 def _undo(leaves: Mapping[str, Any], undone: Undone) -> Reading:
     """Read `leaves` without what can be undone in names, and with one separator where no two then have one name."""
-    spelled = {given: undone.names.get(given, given) for given in leaves}
+    arrays_last = sorted(leaves, key=lambda name: is_array(leaves[name]))  # and so of two of one name the array is kept
+    spelled = {given: undone.names.get(given, given) for given in arrays_last}
     names = {given: with_one_separator(name) for given, name in spelled.items()}
     if len(set(names.values())) < len(names):
         names = spelled
     return Reading(
-        {names[given]: leaf for given, leaf in leaves.items()},
+        {names[given]: leaves[given] for given in arrays_last},
         {name: given for given, name in names.items()},
         {name: spelled[given] for given, name in names.items()},
         tuple(undone.notes),
