@@ -54,7 +54,11 @@ class LayoutMatch:
 
 
 class UnknownLayoutError(LayoutError):
-    """Arrays of no known layout."""
+    """Arrays of no known layout. `nearest` has the fewest names absent, None where nothing is like any layout."""
+
+    def __init__(self, message: str, nearest: LayoutMatch | None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 class SeveralSetsError(LayoutError):
@@ -81,7 +85,8 @@ def detect(
             f"with prefix={moments[0].prefix!r} (--prefix {moments[0].prefix})"
         )
     if best < 0:
-        raise UnknownLayoutError(_unknown(names, layouts, matches))
+        nearest = max(matches, key=lambda match: match.score, default=None)
+        raise UnknownLayoutError(_unknown(names, layouts, nearest), nearest)
     tied = [match for match in matches if match.score == best]
     if len(tied) > 1:
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
@@ -93,7 +98,7 @@ def detect(
         if other.prefix != first.prefix:
             raise SeveralSetsError(
                 f"two sets of Mixer weights are here, under {first.prefix!r} and {other.prefix!r}; "
-                "say which with prefix= (--prefix)"
+                f"say which with prefix= (--prefix){_how_to_take_the_outer(first.prefix, other.prefix)}"
             )
         if _reading(other) != _reading(first):
             raise LayoutError(
@@ -101,6 +106,14 @@ def detect(
                 "them differently; say which one it is with layout= (--from)"
             )
     return first
+
+
+def _how_to_take_the_outer(*prefixes: str) -> str:
+    """What to do where one prefix is within the other, for the set under the shorter one."""
+    outer, inner = sorted(prefixes, key=len)
+    if not inner.startswith(outer):
+        return ""
+    return f"; for the one under {outer!r}, leave the other out with ignore={[f'{inner}*']} (--ignore '{inner}*')"
 
 
 def _parts(name: str) -> list[str]:
@@ -207,10 +220,9 @@ def _shapes_agree(match: LayoutMatch, shapes: Mapping[str, Shape]) -> bool:
     return all(name not in own or binding.may_have(own[name], sizes) for name, binding in parameters)
 
 
-def _unknown(names: Collection[str], layouts: Iterable[Layout], matches: list[LayoutMatch]) -> str:
+def _unknown(names: Collection[str], layouts: Iterable[Layout], nearest: LayoutMatch | None) -> str:
     shown = summarize(sorted(names)) or "no arrays"
     known = "; ".join(f"{layout.name}: {next(iter(layout.parameters(1)))}" for layout in layouts)
-    nearest = max(matches, key=lambda match: match.score, default=None)
     near = (
         f" The nearest is {nearest.layout.name}, of whose {nearest.num_blocks}-block names "
         f"{nearest.found} are here and {nearest.absent} are not."
