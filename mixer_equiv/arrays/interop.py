@@ -29,6 +29,8 @@ class NotAnArray:
     what: str
 
 
+DISTRIBUTED = "a DTensor, of which each process holds a part; take the whole, which its full_tensor() is"
+
 # Dtypes of parameters, by name.
 DTYPES = {str(dtype): dtype for dtype in map(np.dtype, ("float16", BFLOAT16, "float32", "float64"))}
 
@@ -145,6 +147,8 @@ def _from_torch(name: str, tensor: Any) -> np.ndarray:
 
     if tensor.device.type == "meta":
         raise ConversionError(f"{name}: the tensor is on the meta device and holds no values; load the weights first")
+    if hasattr(tensor, "full_tensor"):
+        raise ConversionError(f"{name}: found {DISTRIBUTED}")
     tensor = tensor.detach().cpu()
     try:
         if tensor.dtype == torch.bfloat16:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mixer_equiv.arrays.interop import NotAnArray
+from mixer_equiv.arrays.interop import DISTRIBUTED, NotAnArray
 from mixer_equiv.checkpoints.formats.pickles.machine import (
     AttributeDict,
     Budget,
@@ -261,7 +261,9 @@ def _of_class(budget: Budget, arguments: tuple[Any, ...]) -> Any:
     match arguments:
         case (Global(function), Global(name), tuple() as inner, *_):
             known = CONSTRUCTORS.get(function)
-            return known(budget, inner) if known and name in _PLAIN_TENSORS else NotAnArray(f"a {name}")
+            if known and name in _PLAIN_TENSORS:
+                return known(budget, inner)
+            return NotAnArray(DISTRIBUTED if name.endswith(".DTensor") else f"a {name}")
     raise PickleError("a tensor of no class")
 
 
