@@ -194,10 +194,6 @@ def as_checkpoint(
 ) -> Checkpoint:
     """`params` as a `Checkpoint`: itself, if it is one already and nothing further is said of it."""
     params = as_tree(params)
-    if not isinstance(params, Mapping):
-        raise ConversionError(
-            f"found a {type(params).__name__}; expected arrays by name, such as model.state_dict() or Flax params"
-        )
     if not isinstance(params, Checkpoint):
         return Checkpoint.from_arrays(params, layout=layout, config=config, ignore=ignore, rename=rename)
     wanted = params.layout if layout is None else get_layout(layout)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mixer_equiv.arrays.interop import is_array
+from mixer_equiv.arrays.interop import NotAnArray, is_array
 from mixer_equiv.arrays.lazy import LazyArrays
 from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.checkpoints import names, validate
@@ -129,7 +129,18 @@ def _choose(leaves: Mapping[str, Any], said: Statements) -> ChosenReading:
             problem = f"{form}; {problem}"
     if written is not None and known is None:
         problem += f"; it was written in the layout {written!r}: register that first (--layout FILE)"
-    raise LayoutError("; ".join([f"{said.source}: {problem}", *said.notes]))
+    raise LayoutError("; ".join([f"{said.source}: {problem}", *_objects_in_words(leaves), *said.notes]))
+
+
+def _objects_in_words(leaves: Mapping[str, Any]) -> list[str]:
+    """What stands in the place of arrays, where there are none."""
+    if any(map(is_array, leaves.values())):
+        return []
+    objects: dict[str, str] = {}
+    for name, leaf in leaves.items():
+        if isinstance(leaf, NotAnArray):
+            objects.setdefault(leaf.what, name)
+    return [f"{name} is {what}" for what, name in objects.items()]
 
 
 def _choose_in(leaves: Mapping[str, Any], layout: Layout, said: Statements) -> ChosenReading:

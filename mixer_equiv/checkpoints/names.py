@@ -35,6 +35,7 @@ WRAPPERS: Mapping[str, str] = {
 BOXES: Mapping[str, str] = {
     "value": "nn.Partitioned or an nnx.Variable",
     "raw_value": "an nnx.Variable",
+    "_raw_value": "a pickled nnx.Variable",
 }
 
 # How the class of a module of Flax begins that a transform made, and the transform.
@@ -71,15 +72,19 @@ def leaves_of(tree: Mapping[Any, Any]) -> dict[str, Any]:
     return leaves
 
 
-def as_tree(params: Any) -> Any:
-    """`params` as a mapping where it is a sequence of paths and leaves, as `nnx.to_flat_state` gives; else itself."""
-    if not isinstance(params, Sequence) or isinstance(params, str | bytes):
+def as_tree(params: Any) -> Mapping[Any, Any]:
+    """`params` as a mapping, also where it is a sequence of paths and leaves, as `nnx.to_flat_state` gives.
+
+    Raises `ConversionError` for anything else.
+    """
+    if isinstance(params, Mapping):
         return params
-    pairs = list(params)
-    is_flat_state = pairs and all(
-        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], tuple) for pair in pairs
+    pairs = list(params) if isinstance(params, Sequence) and not isinstance(params, str | bytes) else []
+    if pairs and all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], tuple) for pair in pairs):
+        return dict(pairs)
+    raise ConversionError(
+        f"found a {type(params).__name__}; expected arrays by name, such as model.state_dict() or Flax params"
     )
-    return dict(pairs) if is_flat_state else params
 
 
 def _unboxed(leaf: Any) -> Any:
@@ -145,8 +150,8 @@ def _of_tuple(name: str) -> str:
 
 
 ENTRIES: Mapping[str, Entry] = {
-    "keystr": Entry("paths as jax.tree_util.keystr writes them", _of_path),
-    "tuple": Entry("tuples written as text", _of_tuple),
+    "keystr": Entry("\"['...']\", of jax.tree_util.keystr", _of_path),
+    "tuple": Entry("'(...)', of tuples as text", _of_tuple),
     **{part: Entry(f"{part!r}, of {what}", _without_end(part), alone=True) for part, what in BOXES.items()},
     **{part: Entry(f"{part!r}, of {what}", _without_part(part)) for part, what in WRAPPERS.items()},
     **{
@@ -302,8 +307,9 @@ def rename_parts(leaves: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[
 
     pattern = _whole_parts(renamed)
     for name, leaf in leaves.items():
-        new = pattern.sub(replace, name) if renamed else name
-        new = new if new == name else _without_empty_parts(new)
+        path = _of_tuple(_of_path(name))  # in which parts can be told from one another
+        new = pattern.sub(replace, path) if renamed else path
+        new = name if new == path else _without_empty_parts(new)
         if new in result:
             raise ConversionError(f"rename= (--rename) makes {origin[new]} and {name} both {new!r}")
         result[new], origin[new] = leaf, name

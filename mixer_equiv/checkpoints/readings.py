@@ -7,16 +7,17 @@ Reads no array. Start at `choose_reading`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mixer_equiv.arrays.interop import is_array
 from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.arrays.stacking import split_stacks
+from mixer_equiv.checkpoints.advice import guess_in_layout
 from mixer_equiv.checkpoints.leading_axes import stacked_blocks, without_copies
-from mixer_equiv.checkpoints.names import Undone, select_below, undo_entries, with_one_separator
+from mixer_equiv.checkpoints.names import Undone, rename_parts, select_below, undo_entries, with_one_separator
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts import Layout, LayoutMatch, detect
 from mixer_equiv.layouts.base import PLACES, Shape, axis_groups
@@ -76,15 +77,18 @@ class _Fit(NamedTuple):
 
 @dataclasses.dataclass
 class _Search:
-    """Fits and errors of the readings so far, in order."""
+    """Fits and errors of the readings so far, in order; `unknown` are those of no known layout."""
 
     prefix: str
     fits: list[_Fit] = dataclasses.field(default_factory=list)
     errors: list[LayoutError] = dataclasses.field(default_factory=list)
+    unknown: list[tuple[UnknownLayoutError, Reading]] = dataclasses.field(default_factory=list)
 
     def add(self, reading: Reading, layouts: Sequence[Layout]) -> None:
         try:
             match = detect(reading.shapes, layouts, reading.shapes, told_prefix=self.prefix)
+        except UnknownLayoutError as error:
+            self.unknown.append((error, reading))
         except LayoutError as error:
             self.errors.append(error)
         else:
@@ -104,12 +108,14 @@ class _Search:
         if self.full:
             _check_same_weights(self.full)
             return surest or self.full[0]
-        for error in self.errors:
-            if not isinstance(error, UnknownLayoutError):
-                raise error
+        if self.errors:
+            raise self.errors[0]
         if self.fits:
             return max(self.fits, key=lambda fit: fit.match.found - fit.departures)
-        raise max(self.errors, key=lambda error: getattr(error, "score", 0))
+        unknown, reading = max(
+            self.unknown, key=lambda pair: -math.inf if (near := pair[0].nearest) is None else near.score
+        )
+        raise LayoutError("\n  ".join([str(unknown), *_renames_in_words(unknown.nearest, reading)]))
 
     def _concerns(self, error: LostOrderError) -> bool:
         """Whether modules of lost order are among those of a fit that is full otherwise."""
@@ -153,12 +159,22 @@ def _select(leaves: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
     try:
         return dict(select_below(leaves, prefix))
     except LayoutError:
-        names = _undo_names(leaves).names
-        with contextlib.suppress(LayoutError):
-            return {
-                name: leaves[name] for name in select_below({new: name for name, new in names.items()}, prefix).values()
-            }
-        raise
+        undone = _undo_names(leaves).names
+        given = {undone.get(name, name): name for name in leaves}
+        return {name: leaves[name] for name in select_below(given, prefix).values()}
+
+
+def _renames_in_words(nearest: LayoutMatch | None, reading: Reading) -> list[str]:
+    """What to type if names that are called otherwise make up for what the nearest layout lacks."""
+    if nearest is None:
+        return []
+    shapes = {name: own.shape for name, own in _own(nearest, reading.shapes).items()}
+    sizes = nearest.layout.axis_sizes(nearest.num_blocks, shapes)
+    guesses = guess_in_layout(nearest.layout, nearest.num_blocks, shapes, sizes)
+    parameters = nearest.layout.parameters(nearest.num_blocks)
+    strangers = {name: name for name in shapes if name not in parameters}
+    placed = sum(name in parameters for name in rename_parts(strangers, guesses.renames))
+    return guesses.in_words() if nearest.score + 2 * placed >= 0 else []
 
 
 def _undo_names(leaves: Mapping[str, Any]) -> Undone:

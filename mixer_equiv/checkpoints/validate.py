@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mixer_equiv.arrays.interop import DTYPES
 from mixer_equiv.arrays.lazy import Spec
-from mixer_equiv.checkpoints.advice import MAX_COMPARED, Guesses, globs_of, guess_renames
+from mixer_equiv.checkpoints.advice import MAX_COMPARED, Guesses, globs_of, guess_in_layout
 from mixer_equiv.checkpoints.names import rename_parts
 from mixer_equiv.checkpoints.other_forms import form_of
 from mixer_equiv.config import AXES, MixerConfig
@@ -225,7 +225,7 @@ def _error(
     elif family is not None:
         reasons.append(f"names of it are those of {family.words}")
     else:
-        guesses = _guess_renames(layout, depth, problems, specs, sizes)
+        guesses = guess_in_layout(layout, depth, {name: spec.shape for name, spec in specs.items()}, sizes)
         lines += _advice(layout, depth, problems, guesses)
         reasons = [] if guesses.renames else _reasons_inexpressible(layout, depth, problems, specs)
     if reasons:
@@ -234,34 +234,12 @@ def _error(
     return ConversionError("\n".join(lines), **keys)
 
 
-def _guess_renames(
-    layout: Layout, depth: int, problems: _Problems, specs: Mapping[str, Spec], sizes: Mapping[str, int]
-) -> Guesses:
-    """Guess which parts of unexpected names are called otherwise in the layout."""
-    parameters = layout.parameters(depth)
-    known = {axis: size for axis, size in sizes.items() if size}  # a head that was not found has 0 classes
-    absent = [name for name in parameters if name not in specs]
-    own = [name for name in parameters if name in specs]
-
-    def may_be(stranger: str, name: str) -> bool:
-        return parameters[name].may_have(specs[stranger].shape, known)
-
-    return guess_renames(list(problems.unexpected), absent, own, may_be)
-
-
 def _advice(layout: Layout, depth: int, problems: _Problems, guesses: Guesses) -> list[str]:
     """Lines that say what to type: names that are probably renamed, and arrays to leave out."""
-    renames, lines = guesses.renames, []
-    if renames:
-        typed = " ".join(f"--rename {old}={new}" for old, new in renames.items())
-        pairs = ", ".join(f"{old} is {new}" for old, new in renames.items())
-        lines.append(f"  probably renamed, {pairs}: pass rename={renames} ({typed})")
-    for old, news in guesses.doubts.items():
-        options = " or ".join(f"--rename {old}={new}" for new in news)
-        lines.append(f"  perhaps renamed, {old} is {' or '.join(news)}: say which with rename= ({options})")
+    lines = [f"  {line}" for line in guesses.in_words()]
     own = layout.parameters(depth)
     strangers = {name: name for name in problems.unexpected if name not in own}
-    left = [name for new, name in rename_parts(strangers, renames).items() if new == name]
+    left = [name for new, name in rename_parts(strangers, guesses.renames).items() if new == name]
     if left and len(left) <= MAX_COMPARED and not guesses.doubts:
         globs = globs_of(left, own)
         typed = " ".join(f"--ignore '{glob}'" for glob in globs)

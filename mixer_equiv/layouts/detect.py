@@ -55,7 +55,11 @@ class LayoutMatch:
 
 
 class UnknownLayoutError(LayoutError):
-    """Arrays of no known layout."""
+    """Arrays of no known layout. `nearest` has the fewest names absent, None where nothing is like any layout."""
+
+    def __init__(self, message: str, nearest: LayoutMatch | None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 class SeveralSetsError(LayoutError):
@@ -82,7 +86,8 @@ def detect(
             f"with prefix={moments[0].prefix!r} (--prefix {moments[0].prefix})"
         )
     if best < 0:
-        raise UnknownLayoutError(_unknown(names, layouts, matches, shapes))
+        nearest = max(matches, key=lambda match: match.score, default=None)
+        raise UnknownLayoutError(_unknown(names, layouts, nearest, shapes), nearest)
     tied = [match for match in matches if match.score == best]
     if len(tied) > 1:
         tied = [match for match in tied if _shapes_agree(match, shapes)] or tied
@@ -94,7 +99,7 @@ def detect(
         if other.prefix != first.prefix:
             raise SeveralSetsError(
                 f"two sets of Mixer weights are here, under {first.prefix!r} and {other.prefix!r}; "
-                "say which with prefix= (--prefix)"
+                f"say which with prefix= (--prefix){_how_to_take_the_outer(first.prefix, other.prefix)}"
             )
         if _reading(other) != _reading(first):
             raise LayoutError(
@@ -102,6 +107,14 @@ def detect(
                 "them differently; say which one it is with layout= (--from)"
             )
     return first
+
+
+def _how_to_take_the_outer(*prefixes: str) -> str:
+    """What to do where one prefix is within the other, for the set under the shorter one."""
+    outer, inner = sorted(prefixes, key=len)
+    if not inner.startswith(outer):
+        return ""
+    return f"; for the one under {outer!r}, leave the other out with ignore={[f'{inner}*']} (--ignore '{inner}*')"
 
 
 def _parts(name: str) -> list[str]:
@@ -223,12 +236,12 @@ def _shapes_agree(match: LayoutMatch, shapes: Mapping[str, Shape]) -> bool:
 
 
 def _unknown(
-    names: Collection[str], layouts: Iterable[Layout], matches: list[LayoutMatch], shapes: Mapping[str, Shape]
+    names: Collection[str], layouts: Iterable[Layout], nearest: LayoutMatch | None, shapes: Mapping[str, Shape]
 ) -> str:
     shown = summarize(sorted(names)) or "no arrays"
     known = "; ".join(f"{layout.name}: {next(iter(layout.parameters(1)))}" for layout in layouts)
     family = family_of(shapes)
-    near = f" Some of these names are those of {family.words}." if family else _nearest(names, matches)
+    near = f" Some of these names are those of {family.words}." if family else _nearest(names, nearest)
     return (
         f"the arrays are of no known layout: found {shown}.{near} If they are of a Mixer, write a table of its names from "
         "its code, `mixer-equiv layouts FILE:Model --image 3x224x224 > ours.toml`, and read them with --layout ours.toml "
@@ -236,9 +249,8 @@ def _unknown(
     )
 
 
-def _nearest(names: Collection[str], matches: list[LayoutMatch]) -> str:
+def _nearest(names: Collection[str], nearest: LayoutMatch | None) -> str:
     """Say which layout has most of the names, and where it departs."""
-    nearest = max(matches, key=lambda match: match.score, default=None)
     if nearest is None:
         return ""
     parameters = nearest.layout.parameters(nearest.num_blocks).items()

@@ -11,12 +11,17 @@ from mixer_equiv.errors import CheckpointError, summarize
 _STEP = re.compile(r"(?:.*\D)?(\d{1,18})(?:\.[A-Za-z]\w*)?")
 
 
+def steps_in(folder: Path) -> dict[Path, int]:
+    """Find what may be of a step in a folder, with the number of the step."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    return {entry: int(match[1]) for entry in entries if (match := _STEP.fullmatch(entry.name))}
+
+
 def path_of_step(folder: Path, step: int) -> Path:
     """Find what stands in `folder` for the step of this number. Raises `CheckpointError` that names the steps there."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder of steps, so step={step} (--step) says nothing of it")
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    numbers = {entry: int(match[1]) for entry in entries if (match := _STEP.fullmatch(entry.name))}
+    numbers = steps_in(folder)
     found = [entry for entry, number in numbers.items() if number == step]
     if len(found) == 1:
         return found[0]
