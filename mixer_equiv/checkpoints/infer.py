@@ -23,6 +23,7 @@ from mixer_equiv.checkpoints.readings import ChosenReading, choose_reading
 from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import ConfigError, ConversionError, LayoutError, summarize
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, find_layout, get_layout
+from mixer_equiv.layouts.detect import UnknownLayoutError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Inferred:
     notes: tuple[str, ...]
     image_size_is_assumed: bool
     assumed_from: str | None
+    prefix: str
 
 
 def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
@@ -94,6 +96,7 @@ def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
         tuple(notes),
         found.image_size_is_assumed,
         said.metadata.assumed_from if trained_with is not None and _is_written(said) else None,
+        match.prefix,
     )
 
 
@@ -125,7 +128,8 @@ def _choose(leaves: Mapping[str, Any], said: Statements) -> ChosenReading:
         problem = f"not all of its names are of {chosen.match.layout.name}, the nearest known layout"
     except LayoutError as error:
         problem = str(error)
-        if form := form_of(LazyArrays({name: leaf for name, leaf in leaves.items() if is_array(leaf)}).specs):
+        arrays = LazyArrays({name: leaf for name, leaf in leaves.items() if is_array(leaf)})
+        if isinstance(error, UnknownLayoutError) and (form := form_of(arrays.specs)):
             problem = f"{form}; {problem}"
     if written is not None and known is None:
         problem += f"; it was written in the layout {written!r}: register that first (--layout FILE)"
@@ -273,7 +277,9 @@ def _config_of_shapes(computed: Conventions, arrays: _Arrays, said: Statements, 
     sizes = arrays.sizes
     shown = {*sizes, *(PATCH_AXES if patch_columns(sizes) else ())}
     if not shown >= set(AXES) - {"classes"}:
-        raise validate.unknown_sizes_error(said.source, arrays.layout, arrays.depth, arrays.arrays.specs, sizes)
+        raise validate.unknown_sizes_error(
+            said.source, arrays.layout, arrays.depth, arrays.arrays.specs, sizes, arrays.match.prefix
+        )
     config = config_from_axes(
         sizes,
         arrays.depth,

@@ -29,6 +29,7 @@ WRAPPERS: Mapping[str, str] = {
     "_fpw_module": "FSDP before torch 2.0",
     "_forward_module": "Lightning Fabric",
     "_module": "Opacus",
+    "_mapping": "a pickled nnx.State",
 }
 
 # The last part of the name of an array that is alone in an object around it, and which objects these are.
@@ -256,8 +257,28 @@ def select_below(leaves: Mapping[str, Any], prefix: str | None) -> Mapping[str, 
             inside = {name: leaf for name, leaf in leaves.items() if spell(name).startswith(spell(whole))}
             if inside and (whole == "" or whole[-1] in SEPARATORS):
                 return inside
+    if (meant := _prefix_with(with_one_separator(prefix).strip(NESTING), leaves)) is not None:
+        return {name: leaf for name, leaf in leaves.items() if with_one_separator(name).startswith(meant)}
     tops = sorted({name.partition(NESTING)[0] for name in leaves})
     raise LayoutError(f"no array lies under the prefix {prefix!r}; at the top are {', '.join(tops[:8])}")
+
+
+def _prefix_with(told: str, names: Iterable[str]) -> str | None:
+    """The only prefix that ends in the parts `told`, or has it for a word of its last part: "state_dict_ema"."""
+    whole, words = set(), set()
+    for name in names:
+        parts = with_one_separator(name).split(NESTING)[:-1]
+        for end in range(1, len(parts) + 1):
+            prefix = NESTING.join(parts[:end])
+            if f"/{prefix}".endswith(f"/{told}"):
+                whole.add(f"{prefix}/")
+            elif told in re.split(r"[_\-]", parts[end - 1]):
+                words.add(f"{prefix}/")
+    for found in (whole, words):
+        outermost = [one for one in found if not any(one != other and one.startswith(other) for other in found)]
+        if outermost:
+            return outermost[0] if len(outermost) == 1 else None
+    return None
 
 
 def strip_prefix(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> Stripped:
@@ -265,14 +286,16 @@ def strip_prefix(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> S
 
     `beside` are names already left out. Leaves beside the prefix's nesting are left out too, and so are
     single numbers beside a dotted prefix, such as the count of averages beside "module.": no parameter is
-    one. Raises `ConversionError` for a name that is there both with and without the prefix.
+    one. Names of others beside a dotted prefix lose the nesting. Raises `ConversionError` for a name that is there both
+    with and without the prefix.
     """
     nesting = prefix[: prefix.rfind(NESTING) + 1]
     apart = {n for n, leaf in leaves.items() if not n.startswith(prefix) and getattr(leaf, "shape", ()) == ()}
     inside = [name for name in leaves if name.startswith(nesting) and name not in apart]
-    own = {name.removeprefix(prefix): leaves[name] for name in inside}
+    stripped = {name: name.removeprefix(prefix if name.startswith(prefix) else nesting) for name in inside}
+    own = {stripped[name]: leaves[name] for name in inside}
     if len(own) < len(inside):
-        twice = sorted(name for name in inside if not name.startswith(prefix) and prefix + name in leaves)
+        twice = sorted(n for n in inside if not n.startswith(prefix) and prefix + n.removeprefix(nesting) in leaves)
         raise ConversionError(
             f"these are here both with and without the prefix {prefix!r}: {', '.join(twice[:MAX_LISTED])}",
             unexpected_keys=twice,

@@ -115,7 +115,9 @@ class _Search:
         unknown, reading = max(
             self.unknown, key=lambda pair: -math.inf if (near := pair[0].nearest) is None else near.score
         )
-        raise LayoutError("\n  ".join([str(unknown), *_renames_in_words(unknown.nearest, reading)]))
+        raise UnknownLayoutError(
+            "\n  ".join([str(unknown), *_renames_in_words(unknown.nearest, reading)]), unknown.nearest
+        )
 
     def _concerns(self, error: LostOrderError) -> bool:
         """Whether modules of lost order are among those of a fit that is full otherwise."""

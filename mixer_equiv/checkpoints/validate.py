@@ -19,17 +19,21 @@ from mixer_equiv.checkpoints.other_forms import form_of
 from mixer_equiv.config import AXES, MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConversionError, InexpressibleError
 from mixer_equiv.layouts import LINEN, Binding, Layout
-from mixer_equiv.layouts.base import Shape
+from mixer_equiv.layouts.base import Shape, fill
 from mixer_equiv.layouts.families import Family, family_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """The Mixer whose parameters some arrays are to be. `is_stated` tells a config that was not inferred from them."""
+    """The Mixer whose parameters some arrays are to be.
+
+    `is_stated` tells a config that was not inferred from them, and `prefix` what was stripped from their names.
+    """
 
     layout: Layout
     config: MixerConfig
     is_stated: bool
+    prefix: str
 
     def shape(self, binding: Binding) -> Shape | None:
         """The shape of a parameter; None for the head of a model that is stated to have none."""
@@ -100,7 +104,7 @@ def check(
     if problems:
         if expected.is_stated:
             source += ", with the config that was given or is in its metadata,"
-        raise _error(source, layout, depth, problems, specs, expected.config.axis_sizes)
+        raise _error(source, layout, depth, problems, specs, expected.config.axis_sizes, expected.prefix)
     _leave_out_half_a_head(bindings, filled)
     return filled
 
@@ -174,7 +178,7 @@ def _symbolic_text(shape: tuple[int | str, ...]) -> str:
 
 
 def unknown_sizes_error(
-    source: str, layout: Layout, depth: int, specs: Mapping[str, Spec], sizes: Mapping[str, int]
+    source: str, layout: Layout, depth: int, specs: Mapping[str, Spec], sizes: Mapping[str, int], prefix: str
 ) -> ConversionError:
     """Make the error for arrays that do not show the size of every axis: all that is wrong, as far as `sizes` tell."""
     bindings = layout.parameters(depth)
@@ -186,7 +190,7 @@ def unknown_sizes_error(
         elif not binding.may_have(specs[name].shape, sizes):
             problems.mis_shaped[name] = f"found {specs[name].shape}, expected {text}"
     if problems:
-        return _error(source, layout, depth, problems, specs, sizes)
+        return _error(source, layout, depth, problems, specs, sizes, prefix)
     unseen = ", ".join(axis for axis in AXES if axis not in sizes)
     return ConversionError(f"{source}: no array of the layout {layout.name} shows the size of {unseen}; give config=")
 
@@ -198,6 +202,7 @@ def _error(
     problems: _Problems,
     specs: Mapping[str, Spec],
     sizes: Mapping[str, int],
+    prefix: str,
 ) -> ConversionError:
     lines = [f"{source} cannot fill the layout {layout.name} of {depth} blocks:"]
     for kind, items in problems.by_kind.items():
@@ -217,16 +222,18 @@ def _error(
         "unexpected_keys": problems.unexpected,
         "mismatched_keys": problems.mis_shaped | problems.mis_typed,
     }
-    form = form_of({name: specs[name] for items in problems.by_kind.values() for name in items if name in specs})
+    strangers = {name: specs[name] for items in problems.by_kind.values() for name in items if name in specs}
+    tops = {_top(name) for name in layout.parameters(depth)}
+    form = form_of({name: spec for name, spec in strangers.items() if _top(name) in tops})
     family = _family(layout, depth, problems, specs)
-    reasons = []
+    reasons = _extras(problems)
     if form:
         lines.append(f"  {form}")
     elif family is not None:
         reasons.append(f"names of it are those of {family.words}")
-    else:
+    elif not reasons:
         guesses = guess_in_layout(layout, depth, {name: spec.shape for name, spec in specs.items()}, sizes)
-        lines += _advice(layout, depth, problems, guesses)
+        lines += _advice(layout, depth, problems, guesses, prefix)
         reasons = [] if guesses.renames else _reasons_inexpressible(layout, depth, problems, specs)
     if reasons:
         lines += [f"  no official Mixer is this: {reason}" for reason in reasons]
@@ -234,17 +241,54 @@ def _error(
     return ConversionError("\n".join(lines), **keys)
 
 
-def _advice(layout: Layout, depth: int, problems: _Problems, guesses: Guesses) -> list[str]:
+def _advice(layout: Layout, depth: int, problems: _Problems, guesses: Guesses, prefix: str) -> list[str]:
     """Lines that say what to type: names that are probably renamed, and arrays to leave out."""
     lines = [f"  {line}" for line in guesses.in_words()]
     own = layout.parameters(depth)
     strangers = {name: name for name in problems.unexpected if name not in own}
     left = [name for new, name in rename_parts(strangers, guesses.renames).items() if new == name]
-    if left and len(left) <= MAX_COMPARED and not guesses.doubts:
-        globs = globs_of(left, own)
-        typed = " ".join(f"--ignore '{glob}'" for glob in globs)
-        lines.append(f"  to leave out what is no part of the Mixer, pass ignore={globs} ({typed})")
+    if not left or len(left) > MAX_COMPARED or guesses.doubts:
+        return lines
+    starts = _starts_of_blocks(layout, depth)
+    for names, words in (
+        ([name for name in left if not name.startswith(starts)], "to leave out what is no part of the Mixer"),
+        ([name for name in left if name.startswith(starts)], "only if the code of its blocks does not use these"),
+    ):
+        if names:
+            globs = globs_of(names, [*own, *(prefix + name for name in own)])
+            typed = " ".join(f"--ignore '{glob}'" for glob in globs)
+            lines.append(f"  {words}, pass ignore={globs} ({typed})")
+    if any(_SECOND_HEAD.search(name) for name in left):
+        lines.append(
+            "  a model that was distilled gives the mean of both its heads; without one it is another function"
+        )
     return lines
+
+
+_SECOND_HEAD = re.compile(r"(^|[./])head_dist([./]|$)")
+
+
+def _starts_of_blocks(layout: Layout, depth: int) -> tuple[str, ...]:
+    """How the names of all that is in a block begin."""
+    matches = [re.match(r"[^{]*\{\d*i[^}]*\}[^./]*[./]", row.foreign) for row in layout.rows if row.in_block]
+    return tuple({fill(match[0], i, depth) for match in matches if match for i in range(depth)})
+
+
+# Parameters that change what a Mixer computes, by their names, and what they are.
+_EXTRAS = {
+    re.compile(r"(^|[./])(ls_?\d*[./](gamma|scale|weight)|gamma_\d|layer_?scale\w*)([./]|$)"): (
+        "LayerScale, which no official block has; multiplied into the layer before it (kernel * gamma, bias * gamma) "
+        "and left out, it is one"
+    ),
+    re.compile(r"(^|[./])(cls_token|class_token|dist_token)([./]|$)"): "a class token, which no official Mixer has",
+    re.compile(r"(^|[./])(pos_?embed\w*|position_embedding\w*)([./]|$)"): (
+        "a position embedding, which no official Mixer has; of zeros, it is left out with ignore= (--ignore)"
+    ),
+}
+
+
+def _extras(problems: _Problems) -> list[str]:
+    return [words for pattern, words in _EXTRAS.items() if any(map(pattern.search, problems.unexpected))]
 
 
 def _family(layout: Layout, depth: int, problems: _Problems, specs: Mapping[str, Spec]) -> Family | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.arrays.stacking import split_stacks
-from mixer_equiv.errors import LayoutError, summarize
+from mixer_equiv.errors import MAX_LISTED, LayoutError, summarize
 from mixer_equiv.layouts.base import Layout, Row, Shape
 from mixer_equiv.layouts.families import family_of
 
@@ -95,12 +95,15 @@ def detect(
     own = first.names & set(_split_names(first.layout, names, shapes))
     # A set that lacks its head, or some array, still counts as a set: choosing another one silently would be wrong.
     others += [m for m in matches if 2 * m.score >= best and m.prefix != first.prefix and own.isdisjoint(m.names)]
+    prefixes = list(dict.fromkeys([first.prefix, *(other.prefix for other in others)]))
+    if len(prefixes) > 1:
+        count = "two" if len(prefixes) == 2 else len(prefixes)
+        *before, last = map(repr, prefixes[:MAX_LISTED])
+        raise SeveralSetsError(
+            f"{count} sets of Mixer weights are here, under {', '.join(before)} and {last}; "
+            f"say which with prefix= (--prefix){_how_to_take_the_outer(*prefixes[:2])}"
+        )
     for other in others:
-        if other.prefix != first.prefix:
-            raise SeveralSetsError(
-                f"two sets of Mixer weights are here, under {first.prefix!r} and {other.prefix!r}; "
-                f"say which with prefix= (--prefix){_how_to_take_the_outer(first.prefix, other.prefix)}"
-            )
         if _reading(other) != _reading(first):
             raise LayoutError(
                 f"these names and shapes fit the layouts {first.layout.name} and {other.layout.name}, which read "
@@ -239,6 +242,8 @@ def _unknown(
     names: Collection[str], layouts: Iterable[Layout], nearest: LayoutMatch | None, shapes: Mapping[str, Shape]
 ) -> str:
     shown = summarize(sorted(names)) or "no arrays"
+    if names and all(not OPTIMIZER_STATE.isdisjoint(_parts(name)) for name in names):
+        return f"only the state of an optimizer is here ({shown}); give the file of the model"
     known = "; ".join(f"{layout.name}: {next(iter(layout.parameters(1)))}" for layout in layouts)
     family = family_of(shapes)
     near = f" Some of these names are those of {family.words}." if family else _nearest(names, nearest)

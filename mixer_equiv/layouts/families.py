@@ -29,6 +29,7 @@ def _is_gated(shapes: Mapping[str, Shape]) -> bool:
         (shapes[name], shapes[other])
         for name in shapes
         if re.search(r"token\w*/fc1/weight$", name) and (other := name.replace("/fc1/", "/fc2/")) in shapes
+        if len(shapes[name]) >= 2 and len(shapes[other]) >= 2
     ]
     return bool(pairs) and all(first[0] == 2 * second[1] for first, second in pairs)
 
