@@ -65,12 +65,17 @@ KINDS = (
 def leave_out_data(leaves: Mapping[str, Any], parameters: Collection[str]) -> Stripped:
     """Leave out what cannot be a weight: leaves that are no arrays, counts, metrics, and the mean and std of images.
 
-    Those that have the name of one of `parameters` stay, so that an error tells what stands in its place.
+    Those that have the name of one of `parameters` stay, so that an error tells what stands in its place, and so do
+    metrics and statistics within a module of theirs, where they may be learned.
     """
+    inside = tuple({re.sub(r"[^./]*$", "", name) for name in parameters})
     found: dict[str, list[str]] = {}
     for name, leaf in leaves.items():
         last = re.split(r"[./]", name)[-1]
-        kind = next((kind for kind in KINDS if kind.holds(last, leaf)), None) if name not in parameters else None
+        is_beside = name not in parameters and (
+            not is_array(leaf) or not name.startswith(inside) or _is_count(last, leaf)
+        )
+        kind = next((kind for kind in KINDS if kind.holds(last, leaf)), None) if is_beside else None
         if kind is not None:
             found.setdefault(kind.note, []).append(name)
     left_out = {name for names in found.values() for name in names}

@@ -44,8 +44,8 @@ class Checkpoint(Mapping[str, Any]):
     known, else those that the layout's code computes. `config_is_stated` tells a config that was given,
     or stood in the file, from an inferred one. `image_size_is_assumed` tells an image size that was
     guessed from the number of tokens. `assumed_from` is the name of the layout whose code's conventions
-    `trained_with` are, where conversion carried these along for lack of better knowledge. `prefix` is what
-    was stripped from the names. `notes` say what was stripped, left out or assumed on the way.
+    `trained_with` are, where conversion carried these along for lack of better knowledge. `given` has
+    the names of the parameters in the file. `notes` say what was stripped, left out or assumed on the way.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -57,7 +57,7 @@ class Checkpoint(Mapping[str, Any]):
     notes: tuple[str, ...] = ()
     image_size_is_assumed: bool = False
     assumed_from: str | None = None
-    prefix: str = ""
+    given: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         array = self.whole[name]
@@ -157,7 +157,7 @@ class Checkpoint(Mapping[str, Any]):
             trained_with=trained_with,
             prefix=prefix,
             ignore=ignore,
-            rename=rename or {},
+            rename={} if rename is None else rename,
             called=called,
             notes=notes,
         )
@@ -172,7 +172,7 @@ class Checkpoint(Mapping[str, Any]):
             notes=(*notes, *inferred.notes),
             image_size_is_assumed=inferred.image_size_is_assumed,
             assumed_from=inferred.assumed_from,
-            prefix=inferred.prefix,
+            given=inferred.given,
         )
 
     def check(self, *, target: Layout | None = None, allow_missing: Collection[str] = ()) -> validate.Filled:
@@ -182,7 +182,7 @@ class Checkpoint(Mapping[str, Any]):
         of another shape, and is then left out, with a note. Messages also give the names of the layout
         `target`. Raises one `ConversionError` with all that is wrong.
         """
-        expected = validate.Expected(self.layout, self.config, self.config_is_stated, self.prefix)
+        expected = validate.Expected(self.layout, self.config, self.config_is_stated, self.given)
         return validate.check(self.specs, expected, source=self.source, target=target, allow_missing=allow_missing)
 
 

@@ -132,7 +132,7 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str],
         config_is_stated=True,
         notes=(*source.notes, *notes),
         assumed_from=assumed_from,
-        prefix="",
+        given=(),
     )
 
 

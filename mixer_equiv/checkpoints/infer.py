@@ -61,11 +61,12 @@ class Inferred:
     notes: tuple[str, ...]
     image_size_is_assumed: bool
     assumed_from: str | None
-    prefix: str
+    given: tuple[str, ...]
 
 
 def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
     """Find everything that a `Checkpoint` knows of its arrays. What is said outranks what they show."""
+    _check_options(said)
     renamed = names.rename_parts(names.leaves_of(arrays), said.rename)
     ignored = leave_out_ignored(renamed, said.ignore)
     whole = with_masks(ignored.leaves)
@@ -84,9 +85,11 @@ def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
     weights, left_out = leave_out_data(own, match.layout.parameters(match.num_blocks))
     notes += left_out
     tidied = _tidy(match, split_stacks(weights, match.layout.depth_of_stack), notes)
+    in_match = match.names
+    given = tuple(given for name, given in chosen.given.items() if name in in_match)
     stated = _stated_config(said)
     trained_with = _trained_with(said, match.layout, notes)
-    found = _resolve_config(stated, trained_with or match.layout.computes, _Arrays(match, tidied), said, notes)
+    found = _resolve_config(stated, trained_with or match.layout.computes, _Arrays(match, tidied, given), said, notes)
     return Inferred(
         tidied,
         match.layout,
@@ -96,8 +99,21 @@ def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
         tuple(notes),
         found.image_size_is_assumed,
         said.metadata.assumed_from if trained_with is not None and _is_written(said) else None,
-        match.prefix,
+        given,
     )
+
+
+def _check_options(said: Statements) -> None:
+    """Raise `ConfigError` for options of another type than they have."""
+    texts = [*said.rename, *said.rename.values()] if isinstance(said.rename, Mapping) else [None]
+    for option, value, is_right in (
+        ("prefix", said.prefix, said.prefix is None or isinstance(said.prefix, str)),
+        ("rename", said.rename, all(isinstance(text, str) for text in texts)),
+        ("ignore", said.ignore, isinstance(said.ignore, Collection) and all(isinstance(g, str) for g in said.ignore)),
+    ):
+        if not is_right:
+            expected = {"prefix": "a text", "rename": "a dict of texts", "ignore": "a list of globs"}[option]
+            raise ConfigError(f"{option} is {value!r}; it must be {expected}")
 
 
 def _notes_on_ignored(said: Statements, leaves: Mapping[str, Any], *ignored: Ignored) -> list[str]:
@@ -216,6 +232,7 @@ class _Arrays:
 
     match: LayoutMatch
     arrays: LazyArrays
+    given: tuple[str, ...]
 
     @property
     def layout(self) -> Layout:
@@ -278,7 +295,7 @@ def _config_of_shapes(computed: Conventions, arrays: _Arrays, said: Statements, 
     shown = {*sizes, *(PATCH_AXES if patch_columns(sizes) else ())}
     if not shown >= set(AXES) - {"classes"}:
         raise validate.unknown_sizes_error(
-            said.source, arrays.layout, arrays.depth, arrays.arrays.specs, sizes, arrays.match.prefix
+            said.source, arrays.layout, arrays.depth, arrays.arrays.specs, sizes, arrays.given
         )
     config = config_from_axes(
         sizes,

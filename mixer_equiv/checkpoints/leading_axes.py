@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from mixer_equiv.arrays.interop import is_array
 from mixer_equiv.arrays.stacking import first_copy, split_stacks
 from mixer_equiv.checkpoints.names import NESTING
+from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts import Layout
 from mixer_equiv.layouts.base import Shape, axis_groups, fill
 
@@ -30,16 +31,12 @@ class Copies(NamedTuple):
 
 
 def without_copies(leaves: Mapping[str, Any]) -> Copies | None:
-    """Take the first axis of arrays for equal copies, if it has one size in most of them; None if it has not."""
-    arrays = {name: leaf for name, leaf in leaves.items() if is_array(leaf)}
-    sizes = Counter(leaf.shape[0] for leaf in arrays.values() if len(leaf.shape))
-    count, arrays_of_it = sizes.most_common(1)[0] if sizes else (0, 0)
-    if not count or 2 * arrays_of_it < len(arrays):
+    """Take the first axis of arrays for equal copies, if it has one size in all that have axes; None if it has not."""
+    arrays = {name: leaf for name, leaf in leaves.items() if is_array(leaf) and len(leaf.shape)}
+    numbers = {leaf.shape[0] for leaf in arrays.values()}
+    if len(numbers) != 1 or 0 in numbers:
         return None
-    has_copies = {name for name, leaf in arrays.items() if len(leaf.shape) and leaf.shape[0] == count}
-    return Copies(
-        {name: first_copy(name, leaf) if name in has_copies else leaf for name, leaf in leaves.items()}, count
-    )
+    return Copies({name: first_copy(name, leaf) if name in arrays else leaf for name, leaf in leaves.items()}, *numbers)
 
 
 class Stacked(NamedTuple):
@@ -73,23 +70,41 @@ def stacked_blocks(leaves: Mapping[str, Any], layout: Layout) -> Stacked | None:
     """Take the first axes of arrays for blocks of `layout`, where the arrays are named as one block's parameters are.
 
     The blocks may stand under any name, such as "ScanMixerBlock_0" or "blocks"; stacks whose names differ in their
-    last number follow one another. None if there are none.
+    last number follow one another, without a gap. None if there are none, or nothing of the layout is outside of them.
+    Raises `LayoutError` if other arrays have the blocks' names too.
     """
     names = _block_names(layout)
     stacks = _find_stacks(leaves, names) if names else []
-    if not names or not stacks:
-        return None
     outside = {row.foreign for row in layout.rows if not row.in_block and not row.is_absent and "{" not in row.foreign}
-    result = Stacked(dict(leaves), {}, {}, [])
-    for prefix, group in _by_prefix(stacks, _prefixes(leaves, outside)).items():
-        if len({re.sub(r"\d+(?=\D*$)", "", stack.place) for stack in group}) > 1:
+    prefixes = _prefixes(leaves, outside)
+    if not names or not stacks or not prefixes:
+        return None
+    own = {name for stack in stacks for name in stack.arrays.values()}
+    result = Stacked({name: leaf for name, leaf in leaves.items() if name not in own}, {}, {}, [])
+    for prefix, group in _by_prefix(stacks, prefixes).items():
+        if not _follow_one_another(group):
             return None
         block = 0
         for stack in group:
             block = _put_blocks(result, leaves, stack, prefix, names, block)
         places = ", ".join(stack.place for stack in group)
         result.notes.append(f"{places} was taken for a stack of {block} blocks, by the first axes of its arrays")
+    for new, source in result.sources.items():
+        if new in leaves and new not in own:
+            raise LayoutError(
+                f"a part of the stack {source} would be {new}, which is another array here; leave one of them out with "
+                "ignore= (--ignore GLOB)"
+            )
     return result
+
+
+def _follow_one_another(group: list[_Stack]) -> bool:
+    """Whether the names of stacks differ in their last numbers alone, and these have no gap."""
+    if len(group) == 1:
+        return True
+    kinds = {re.sub(r"\d+(?=\D*$)", "", stack.place) for stack in group}
+    numbers = [int(number) for stack in group for number in re.findall(r"\d{1,9}", stack.place)[-1:]]
+    return len(kinds) == 1 and numbers == list(range(numbers[0], numbers[0] + len(group))) and numbers[0] in (0, 1)
 
 
 def _put_blocks(
@@ -98,7 +113,6 @@ def _put_blocks(
     """Put the parameters of a stack's blocks into `result`, from number `block` on; the number after the last one."""
     following = block
     for rest, name in stack.arrays.items():
-        del result.leaves[name]
         following = block
         for part, leaf in split_stacks({name: leaves[name]}, lambda _: len(stack.counts)).items():
             new = f"{prefix}{fill(names.start, following, 0)}/{rest}"

@@ -124,10 +124,27 @@ def _without_end(part: str) -> Callable[[str], str]:
 
 
 def _without_transform(transform: str) -> Callable[[str], str]:
-    others = "|".join(TRANSFORMS)
-    # Of a class of its own number, such as CheckpointMixerBlock_0, also behind the names of other transforms.
-    pattern = re.compile(rf"(?:^|(?<=[./]))((?:{others})*?){transform}(?=(?:{others})*[A-Z]\w*_\d+(?:[./]|$))")
-    return lambda name: pattern.sub(r"\1", name) if transform in name else name
+    # Of a class that has a number, such as CheckpointMixerBlock_0, also within the names of other transforms.
+    starts = tuple(TRANSFORMS)
+
+    def undo_part(part: str) -> str:
+        kept = ""
+        while part.startswith(starts):
+            begin = max((start for start in starts if part.startswith(start)), key=len)
+            kept, part = kept + (begin if begin != transform else ""), part[len(begin) :]
+        return kept + part
+
+    def undo(name: str) -> str:
+        if transform not in name:
+            return name
+        parts = re.split(r"([./])", name)
+        return "".join(undo_part(part) if _NUMBERED_CLASS.fullmatch(part) else part for part in parts)
+
+    return undo
+
+
+# A module of Flax without a name of its own; longer ones nobody writes.
+_NUMBERED_CLASS = re.compile(r"(?=.{1,200}$)[A-Z]\w*[A-Za-z]\w*_\d+")
 
 
 _KEY = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d+"""
@@ -137,17 +154,21 @@ _PATH_PART = re.compile(rf"\[({_KEY})\]|(\w+)")
 
 
 def _of_path(name: str) -> str:
-    """ "['stem']['kernel']", which `jax.tree_util.keystr` gives, as "stem/kernel"."""
-    if not re.search(r"""\[['"]""", name) or not _PATH.fullmatch(name):
+    """ "['stem']['kernel']", which `jax.tree_util.keystr` gives, as "stem/kernel", also behind other parts."""
+    begin = re.search(r"""(?:^|(?<=[/.]))(?=\.?\w*(?:\[\d+\])*\[['"])""", name)
+    if begin is None or not _PATH.fullmatch(name, begin.start()):
         return name
-    return NESTING.join((match[1] or match[2]).strip("'\"") for match in _PATH_PART.finditer(name))
+    parts = [(match[1] or match[2]).strip("'\"") for match in _PATH_PART.finditer(name, begin.start())]
+    return name[: begin.start()] + NESTING.join(parts)
 
 
 def _of_tuple(name: str) -> str:
-    """ "('stem', 'kernel')", the text of a tuple, as "stem/kernel"."""
-    if not name.startswith("(") or not _TUPLE.fullmatch(name):
+    """ "('stem', 'kernel')", the text of a tuple, as "stem/kernel", also behind other parts."""
+    begin = re.search(r"(?:^|(?<=[/.]))(?=\()", name)
+    if begin is None or not _TUPLE.fullmatch(name, begin.start()):
         return name
-    return NESTING.join(part.strip("'\"") for part in re.findall(_KEY, name))
+    parts = [part.strip("'\"") for part in re.findall(_KEY, name[begin.start() :])]
+    return name[: begin.start()] + NESTING.join(parts)
 
 
 ENTRIES: Mapping[str, Entry] = {
@@ -162,7 +183,7 @@ ENTRIES: Mapping[str, Entry] = {
 }
 
 # Some part of each entry, to tell at once that a name has none.
-_ANY = re.compile("|".join([r"\['", r'\["', r"^\(", *BOXES, *WRAPPERS, *TRANSFORMS]))
+_ANY = re.compile("|".join([r"\['", r'\["', r"\(", *BOXES, *WRAPPERS, *TRANSFORMS]))
 
 
 class Undone(NamedTuple):
@@ -178,8 +199,9 @@ class Undone(NamedTuple):
     lost_orders: dict[tuple[str, str], str]
 
 
-# Entries within one another are undone so many deep.
+# Entries within one another are undone so many deep, in names of so many characters.
 MAX_PASSES = 8
+LONGEST_NAME = 2000
 
 _ADVICE = "say which is which with rename= (--rename OLD=NEW), or leave one out with ignore= (--ignore GLOB)"
 _ORDER = "either may be the first; give each its place with rename= (--rename OLD=NEW)"
@@ -190,7 +212,7 @@ def undo_entries(names: Collection[str]) -> Undone:
 
     An entry that would give two arrays one name is left as it is.
     """
-    current = {name: name for name in names}
+    current = {name: name for name in names if len(name) <= LONGEST_NAME}
     notes: dict[str, str] = {}
     left: set[str] = set()
     clashes: list[str] = []
@@ -225,7 +247,8 @@ def undo_entries(names: Collection[str]) -> Undone:
 
 def _only_alone(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
     """The names after an entry, but those before where another array has a name below the new one."""
-    below = Counter(parent for name in before.values() for parent in _parents(name))
+    changed = {after[given] for given, name in before.items() if after[given] != name}
+    below = Counter(parent for name in before.values() for parent in _parents(name) if parent in changed)
     return {given: after[given] if below[after[given]] == 1 else name for given, name in before.items()}
 
 

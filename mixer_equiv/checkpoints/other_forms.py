@@ -39,8 +39,14 @@ FORMS: Mapping[str, Form] = {
         "adapters (LoRA) of PEFT beside the weights",
         "merge them and save again: model = model.merge_and_unload(); torch.save(model.state_dict(), 'merged.pt')",
     ),
+    "spectral_norm": Form(
+        _called("weight_u"),
+        "a vector of torch.nn.utils.spectral_norm beside the weights",
+        "make the weights and save again: [torch.nn.utils.remove_spectral_norm(m) for m in model.modules() "
+        "if hasattr(m, 'weight_u')]",
+    ),
     "pruning": Form(
-        _called("(?:weight|bias)_(?:mask|orig)"),
+        _called("(?:weight|bias)_mask"),
         "a mask of torch.nn.utils.prune beside the weights",
         "make it permanent and save again: [torch.nn.utils.prune.remove(m, n) for m in model.modules() "
         "for n in ('weight', 'bias') if hasattr(m, f'{n}_mask')]",
@@ -78,6 +84,12 @@ FORMS: Mapping[str, Form] = {
         lambda name, spec: str(spec.dtype).startswith("float8"),
         "float8 numbers, which mean nothing without their scales",
         "multiply them and save again, such as weight.float() * weight_scale_inv",
+    ),
+    "FSDP": Form(
+        _called(r"_?flat_param(?:_\d+)?"),
+        "the flat parameters of FSDP, of which each process holds a part",
+        "save the whole state_dict: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+        "options=StateDictOptions(full_state_dict=True))",
     ),
     "ZeRO-3": Form(
         lambda name, spec: spec.shape == (0,),

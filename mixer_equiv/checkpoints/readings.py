@@ -79,7 +79,7 @@ class _Fit(NamedTuple):
 class _Search:
     """Fits and errors of the readings so far, in order; `unknown` are those of no known layout."""
 
-    prefix: str
+    prefix: str | None
     fits: list[_Fit] = dataclasses.field(default_factory=list)
     errors: list[LayoutError] = dataclasses.field(default_factory=list)
     unknown: list[tuple[UnknownLayoutError, Reading]] = dataclasses.field(default_factory=list)
@@ -107,7 +107,7 @@ class _Search:
                     raise error
         if self.full:
             _check_same_weights(self.full)
-            return surest or self.full[0]
+            return surest or max(self.full, key=lambda fit: fit.match.found)
         if self.errors:
             raise self.errors[0]
         if self.fits:
@@ -133,7 +133,7 @@ def choose_reading(leaves: Mapping[str, Any], layouts: Collection[Layout], prefi
     """
     by_name = {layout.name: layout for layout in layouts}
     chosen = _select(leaves, prefix)
-    search = _Search(prefix or "")
+    search = _Search(prefix)
     search.add(Reading(chosen, _same(chosen), _same(chosen)), list(by_name.values()))
     if not search.full or not search.full[0].accounts_for_all:
         undone = _undo_names(chosen)
@@ -192,9 +192,7 @@ def _same(names: Collection[str]) -> dict[str, str]:
 
 def _add_undone(search: _Search, reading: Reading, layouts: Sequence[Layout]) -> None:
     """Add `reading`, and those in which leading axes of its arrays count blocks or copies."""
-    plain = search.fits[0].reading if search.fits else None
-    if not search.full or plain is None or reading.leaves.keys() != set(map(with_one_separator, plain.leaves)):
-        search.add(reading, layouts)
+    search.add(reading, layouts)
     _add_stacked(search, reading, layouts)
     if not search.full and (single := without_copies(reading.leaves)) is not None:
         note = f"every array was taken for {single.number} equal copies, as of so many devices, and the first one read"
@@ -205,7 +203,12 @@ def _add_undone(search: _Search, reading: Reading, layouts: Sequence[Layout]) ->
 
 def _add_stacked(search: _Search, reading: Reading, layouts: Sequence[Layout]) -> None:
     for layout in layouts:
-        if (stacked := stacked_blocks(reading.leaves, layout)) is not None:
+        try:
+            stacked = stacked_blocks(reading.leaves, layout)
+        except LayoutError as error:
+            search.errors.append(SeveralReadingsError(str(error)))
+            continue
+        if stacked is not None:
             sources = {name: stacked.sources.get(name, name) for name in stacked.leaves}
             given = {name: reading.given[source] + stacked.places.get(name, "") for name, source in sources.items()}
             spelled = {name: reading.spelled.get(name, name) for name in stacked.leaves}
@@ -267,11 +270,15 @@ def _departures(match: LayoutMatch, shapes: Mapping[str, Shape]) -> int:
 
 
 def _check_same_weights(fits: Sequence[_Fit]) -> None:
-    """Raise `SeveralReadingsError` if some of `fits` have not the same arrays, in the same axes, as the first."""
+    """Raise `SeveralReadingsError` if some of `fits` have not the same arrays, in the same axes, as the first.
+
+    A head may be in some of them alone.
+    """
     first, *others = fits
     wanted = _sources(first)
     for other in others:
-        if _sources(other) != wanted:
+        found = _sources(other)
+        if any(found[name] != wanted[name] for name in found.keys() & wanted.keys()):
             raise SeveralReadingsError(
                 f"these names and shapes can be read in two ways, which are not the same weights: {_in_words(first)}; "
                 f"or {_in_words(other)}; say which with layout= (--from), prefix= (--prefix) or rename= (--rename)"

@@ -27,13 +27,13 @@ from mixer_equiv.layouts.families import Family, family_of
 class Expected:
     """The Mixer whose parameters some arrays are to be.
 
-    `is_stated` tells a config that was not inferred from them, and `prefix` what was stripped from their names.
+    `is_stated` tells a config that was not inferred from them, and `given` has the names in the file of its parameters.
     """
 
     layout: Layout
     config: MixerConfig
     is_stated: bool
-    prefix: str
+    given: Collection[str]
 
     def shape(self, binding: Binding) -> Shape | None:
         """The shape of a parameter; None for the head of a model that is stated to have none."""
@@ -104,7 +104,7 @@ def check(
     if problems:
         if expected.is_stated:
             source += ", with the config that was given or is in its metadata,"
-        raise _error(source, layout, depth, problems, specs, expected.config.axis_sizes, expected.prefix)
+        raise _error(source, layout, depth, problems, specs, expected.config.axis_sizes, expected.given)
     _leave_out_half_a_head(bindings, filled)
     return filled
 
@@ -178,7 +178,7 @@ def _symbolic_text(shape: tuple[int | str, ...]) -> str:
 
 
 def unknown_sizes_error(
-    source: str, layout: Layout, depth: int, specs: Mapping[str, Spec], sizes: Mapping[str, int], prefix: str
+    source: str, layout: Layout, depth: int, specs: Mapping[str, Spec], sizes: Mapping[str, int], given: Collection[str]
 ) -> ConversionError:
     """Make the error for arrays that do not show the size of every axis: all that is wrong, as far as `sizes` tell."""
     bindings = layout.parameters(depth)
@@ -190,7 +190,7 @@ def unknown_sizes_error(
         elif not binding.may_have(specs[name].shape, sizes):
             problems.mis_shaped[name] = f"found {specs[name].shape}, expected {text}"
     if problems:
-        return _error(source, layout, depth, problems, specs, sizes, prefix)
+        return _error(source, layout, depth, problems, specs, sizes, given)
     unseen = ", ".join(axis for axis in AXES if axis not in sizes)
     return ConversionError(f"{source}: no array of the layout {layout.name} shows the size of {unseen}; give config=")
 
@@ -202,7 +202,7 @@ def _error(
     problems: _Problems,
     specs: Mapping[str, Spec],
     sizes: Mapping[str, int],
-    prefix: str,
+    given: Collection[str],
 ) -> ConversionError:
     lines = [f"{source} cannot fill the layout {layout.name} of {depth} blocks:"]
     for kind, items in problems.by_kind.items():
@@ -233,7 +233,7 @@ def _error(
         reasons.append(f"names of it are those of {family.words}")
     elif not reasons:
         guesses = guess_in_layout(layout, depth, {name: spec.shape for name, spec in specs.items()}, sizes)
-        lines += _advice(layout, depth, problems, guesses, prefix)
+        lines += _advice(layout, depth, problems, guesses, given)
         reasons = [] if guesses.renames else _reasons_inexpressible(layout, depth, problems, specs)
     if reasons:
         lines += [f"  no official Mixer is this: {reason}" for reason in reasons]
@@ -241,7 +241,7 @@ def _error(
     return ConversionError("\n".join(lines), **keys)
 
 
-def _advice(layout: Layout, depth: int, problems: _Problems, guesses: Guesses, prefix: str) -> list[str]:
+def _advice(layout: Layout, depth: int, problems: _Problems, guesses: Guesses, given: Collection[str]) -> list[str]:
     """Lines that say what to type: names that are probably renamed, and arrays to leave out."""
     lines = [f"  {line}" for line in guesses.in_words()]
     own = layout.parameters(depth)
@@ -255,7 +255,7 @@ def _advice(layout: Layout, depth: int, problems: _Problems, guesses: Guesses, p
         ([name for name in left if name.startswith(starts)], "only if the code of its blocks does not use these"),
     ):
         if names:
-            globs = globs_of(names, [*own, *(prefix + name for name in own)])
+            globs = globs_of(names, [*own, *given])
             typed = " ".join(f"--ignore '{glob}'" for glob in globs)
             lines.append(f"  {words}, pass ignore={globs} ({typed})")
     if any(_SECOND_HEAD.search(name) for name in left):

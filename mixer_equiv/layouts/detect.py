@@ -19,7 +19,7 @@ from mixer_equiv.layouts.families import family_of
 
 # Names under which optax, Flax's old optimizers and torch keep arrays shaped like the parameters.
 OPTIMIZER_STATE = frozenset(
-    {"opt_state", "mu", "nu", "trace", "momentum", "param_states", "exp_avg", "exp_avg_sq", "momentum_buffer"}
+    {"opt_state", "mu", "nu", "trace", "param_states", "exp_avg", "exp_avg_sq", "momentum_buffer"}
 )
 
 
@@ -45,12 +45,17 @@ class LayoutMatch:
         """Names of all its arrays, prefix included."""
         return {self.prefix + name for name in self.layout.parameters(self.num_blocks)}
 
-    def is_of_optimizer(self, told_prefix: str) -> bool:
+    @property
+    def is_a_set(self) -> bool:
+        """Whether more than half of its parameters are there."""
+        return self.found > self.absent
+
+    def is_of_optimizer(self, told_prefix: str | None) -> bool:
         """Whether the arrays are an optimizer's moments, which have the names of the parameters.
 
         Keys in `told_prefix`, which the caller gave, do not count.
         """
-        further = Counter(_parts(self.prefix)) - Counter(_parts(told_prefix))
+        further = Counter(_parts(self.prefix)) - Counter(_parts(told_prefix or ""))
         return not OPTIMIZER_STATE.isdisjoint(further)
 
 
@@ -67,15 +72,17 @@ class SeveralSetsError(LayoutError):
 
 
 def detect(
-    names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[str, Shape], *, told_prefix: str = ""
+    names: Collection[str], layouts: Iterable[Layout], shapes: Mapping[str, Shape], *, told_prefix: str | None = None
 ) -> LayoutMatch:
     """The layout and prefix that account for most of `names`.
 
     An optimizer's moments are never taken for weights, except under `told_prefix`, where the caller says that weights
-    are. Raises `LayoutError` if none fits, or if several fit that would give different canonical arrays.
+    are; of several sets there, it is the one that has no further prefix. Raises `LayoutError` if none fits, or if several fit that would give different canonical arrays.
     """
     layouts = tuple(layouts)
     matches = [match for layout in layouts for match in _matches(layout, _split_names(layout, names, shapes))]
+    if told_prefix is not None:
+        matches = [match for match in matches if match.prefix.rstrip("./") == told_prefix.rstrip("./")] or matches
     moments = [match for match in matches if match.is_of_optimizer(told_prefix) and match.score >= 0]
     matches = [match for match in matches if not match.is_of_optimizer(told_prefix)]
     best = max((match.score for match in matches), default=-1)
@@ -94,7 +101,7 @@ def detect(
     first, *others = tied
     own = first.names & set(_split_names(first.layout, names, shapes))
     # A set that lacks its head, or some array, still counts as a set: choosing another one silently would be wrong.
-    others += [m for m in matches if 2 * m.score >= best and m.prefix != first.prefix and own.isdisjoint(m.names)]
+    others += [m for m in matches if m.is_a_set and m.prefix != first.prefix and own.isdisjoint(m.names)]
     prefixes = list(dict.fromkeys([first.prefix, *(other.prefix for other in others)]))
     if len(prefixes) > 1:
         count = "two" if len(prefixes) == 2 else len(prefixes)
@@ -212,13 +219,13 @@ def _block_patterns(rows: tuple[Row, ...]) -> list[_BlockPattern]:
             for found in row.numbers:
                 regex += re.escape(row.foreign[end : found.start()])
                 if found["of"] == "i" and index:
-                    regex, index = rf"{regex}(?P<index>\d+)", ""
+                    regex, index = rf"{regex}(?P<index>\d{{1,9}})", ""
                     factor, offset = int(found["factor"] or 1), int(found["offset"] or 0)
                 else:
-                    regex += r"\d+"
+                    regex += r"\d{1,9}"
                 end = found.end()
             after = row.foreign[end:]
-            pattern = re.compile(rf"(?P<prefix>.*[./])?{index}{regex}{re.escape(after)}")
+            pattern = re.compile(rf"(?P<prefix>.*[./])?{index}{regex}{re.escape(after)}", re.DOTALL)
             patterns.append(_BlockPattern(after, pattern, factor, offset))
     return patterns
 

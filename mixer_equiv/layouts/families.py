@@ -42,7 +42,9 @@ _BLOCKS = r"(^|/)\w*(blocks?|layers?|stages)\w*/\d+/"
 
 # The first that fits is taken: special ones come before general ones.
 FAMILIES: Mapping[str, Family] = {
-    "gMLP": Family("gMLP, whose token mixing is a gate", (r"(gate|sgu|spatial_gating\w*)/(proj|norm|weight|bias)",)),
+    "gMLP": Family(
+        "gMLP, whose token mixing is a gate", (r"(^|/)(gate|sgu|spatial_gating\w*)/(proj|norm|weight|bias)",)
+    ),
     "gMixer": Family(
         "gMixer, a Mixer with gated MLPs (GluMlp), half of whose first layer is a gate", (r"token",), _is_gated
     ),
@@ -56,7 +58,10 @@ FAMILIES: Mapping[str, Family] = {
     "Wave-MLP": Family("Wave-MLP", (r"theta_[hw]_conv",)),
     "AS-MLP": Family("AS-MLP", (r"axial_shift/",)),
     "FocalNet": Family("FocalNet", (r"modulation/focal_layers/",)),
-    "PoolFormer": Family("PoolFormer or another MetaFormer", (_BLOCKS, r"(layer_scale_?\d|token_mixer)/")),
+    "PoolFormer": Family(
+        "PoolFormer or another MetaFormer",
+        (_BLOCKS, r"(layer_scale_?\d|res_scale_?\d|token_mixer/(pool|pwconv|dwconv|q|qkv))(/|$)"),
+    ),
     "ConvMixer": Family(
         "ConvMixer, which is made of convolutions and BatchNorms", (r"\d+/0/fn/\d+/weight$", r"running_mean$")
     ),

@@ -305,13 +305,16 @@ def test_moments_of_optimizers_are_no_weights(place: Any) -> None:
 
 def test_a_few_names_below_moments_are_of_no_layout() -> None:
     few = {f"mu/blocks.0.norm1.{end}": (20,) for end in ("weight", "bias")}
-    with pytest.raises(LayoutError, match="the arrays are of no known layout"):
+    with pytest.raises(LayoutError, match="only the state of an optimizer is here"):
         detect(few, LAYOUTS.values(), few)
 
 
-@pytest.mark.parametrize(("blocks", "is_a_set"), [(range(12), True), (range(7), True), (range(4), False), ([], False)])
-def test_a_second_set_counts_from_half_of_the_first_on(blocks: Any, is_a_set: Any) -> None:
-    names = {**names_of(LINEN, range(12), "a/"), **names_of(LINEN, blocks, "b/")}
+@pytest.mark.parametrize(
+    ("prefix", "blocks", "is_a_set"),
+    [("b/", range(12), True), ("b/", range(7), True), ("b/", range(1), True), ("b/", [], False)],
+)
+def test_a_second_set_counts_however_deep_it_is(prefix: str, blocks: Any, is_a_set: Any) -> None:
+    names = {**names_of(LINEN, range(12), "a/"), **names_of(LINEN, blocks, prefix)}
     if is_a_set:
         with pytest.raises(LayoutError, match=r"under 'a/' and 'b/'; say which with prefix= \(--prefix\)"):
             detect(names, [LINEN], {})
@@ -319,14 +322,31 @@ def test_a_second_set_counts_from_half_of_the_first_on(blocks: Any, is_a_set: An
         assert detect(names, [LINEN], {}).prefix == "a/"
 
 
-@pytest.mark.parametrize(("lost", "is_a_set"), [(["head/bias"], True), (["head/bias", "head/kernel"], False)])
-def test_just_half_of_the_first_is_a_second_set(lost: Any, is_a_set: Any) -> None:
-    """Of 150 names 76 and one that is absent, which counts against them, as those of a head do not."""
-    names = {**names_of(LINEN, range(12), "a/"), **names_of(LINEN, range(6), "b/")}
-    for name in ("stem/bias", *lost):
+@pytest.mark.parametrize(("lost", "is_a_set"), [(7, True), (8, False)])
+def test_just_half_of_its_own_parameters_is_no_second_set(lost: int, is_a_set: Any) -> None:
+    """Of 18 names of one block, two of which are of a head and do not count against it."""
+    names = {**names_of(LINEN, range(12), "a/"), **names_of(LINEN, range(1), "b/")}
+    for name in [
+        "head/kernel",
+        "head/bias",
+        *(f"MixerBlock_0/token_mixing/Dense_{i}/{e}" for i in (0, 1) for e in ENDS),
+    ]:
         del names[f"b/{name}"]
+    for name in [name for name in names if name.startswith("b/MixerBlock_0/channel_mixing")][: lost - 4]:
+        del names[name]
     with pytest.raises(LayoutError, match="two sets") if is_a_set else contextlib.nullcontext():
         assert detect(names, [LINEN], {}).prefix == "a/"
+
+
+ENDS = ("kernel", "bias")
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_all_sets_are_listed(count: int) -> None:
+    names = {name: () for i in range(count) for name in names_of(LINEN, range(2 + i), f"set_{i}/")}
+    with pytest.raises(LayoutError, match=f"{count} sets of Mixer weights are here, under .* and 'set_") as caught:
+        detect(names, [LINEN], {})
+    assert all(f"'set_{i}/'" in str(caught.value) for i in range(count))
 
 
 # What is said of names of no layout

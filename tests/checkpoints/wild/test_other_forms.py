@@ -54,10 +54,11 @@ def typed(message: str, model: nn.Module) -> None:
 OF_TORCH: dict[str, Callable[[nn.Module], Any]] = {
     "weight_norm": nn.utils.weight_norm,
     "parametrization": parametrizations.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils")
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz", None])
 @pytest.mark.parametrize("form", OF_TORCH)
 def test_factors_of_weights_are_named_and_what_is_said_to_be_run_makes_weights(
@@ -160,6 +161,7 @@ BY_ARRAYS: dict[str, Callable[[str, np.ndarray], dict[str, Any]]] = {
     "int8 of bitsandbytes": int8,
     "4-bit": gptq,
     "float8": float8,
+    "FSDP": lambda name, array: {f"{name.rpartition('.')[0]}._flat_param": array.reshape(-1)},
     "ZeRO-3": lambda name, array: {name: array.reshape(-1)[:0]},
 }
 
