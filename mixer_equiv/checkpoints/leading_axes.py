@@ -30,13 +30,17 @@ class Copies(NamedTuple):
     number: int
 
 
-def without_copies(leaves: Mapping[str, Any]) -> Copies | None:
-    """Take the first axis of arrays for equal copies, if it has one size in all that have axes; None if it has not."""
+def without_copies(leaves: Mapping[str, Any], given: Mapping[str, str]) -> Copies | None:
+    """Take the first axis of arrays for equal copies, if it has one size in all that have axes; None if it has not.
+
+    Errors call an array by its name in the file, which `given` has.
+    """
     arrays = {name: leaf for name, leaf in leaves.items() if is_array(leaf) and len(leaf.shape)}
     numbers = {leaf.shape[0] for leaf in arrays.values()}
     if len(numbers) != 1 or 0 in numbers:
         return None
-    return Copies({name: first_copy(name, leaf) if name in arrays else leaf for name, leaf in leaves.items()}, *numbers)
+    copies = {name: first_copy(given[name], leaf) for name, leaf in arrays.items()}
+    return Copies({**leaves, **copies}, *numbers)
 
 
 class Stacked(NamedTuple):

@@ -54,6 +54,10 @@ def from_json(text: Any, source: str) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
+# Of more blocks no file tells; every block makes work before an array is looked at.
+MAX_BLOCKS = 4096
+
+
 @dataclasses.dataclass(frozen=True)
 class Metadata:
     """The fields in a file's metadata, each checked when it is asked for.
@@ -90,9 +94,12 @@ class Metadata:
         if values is None:
             return None
         try:
-            return MixerConfig.from_dict(values)
+            config = MixerConfig.from_dict(values)
         except ConfigError as error:
             raise self._error(error) from error
+        if config.num_blocks > MAX_BLOCKS:
+            raise self._error(f"num_blocks is {config.num_blocks}; no Mixer has more than {MAX_BLOCKS}")
+        return config
 
     @property
     def states_trained_with(self) -> bool:

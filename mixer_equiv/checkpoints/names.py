@@ -207,14 +207,19 @@ _ADVICE = "say which is which with rename= (--rename OLD=NEW), or leave one out 
 _ORDER = "either may be the first; give each its place with rename= (--rename OLD=NEW)"
 
 
-def undo_entries(names: Collection[str]) -> Undone:
+def entries_of(names: Collection[str]) -> frozenset[str]:
+    """The `ENTRIES` that change any of these names."""
+    return frozenset(what for what, entry in ENTRIES.items() if any(entry.undo(name) != name for name in names))
+
+
+def undo_entries(names: Collection[str], but: Collection[str] = ()) -> Undone:
     """Undo all `ENTRIES` in the names of arrays, again until none has any of them, or `MAX_PASSES` times.
 
-    An entry that would give two arrays one name is left as it is.
+    Those in `but` are left as they are, and so is one that would give two arrays one name.
     """
     current = {name: name for name in names if len(name) <= LONGEST_NAME}
     notes: dict[str, str] = {}
-    left: set[str] = set()
+    left = set(but)
     clashes: list[str] = []
     lost_orders: dict[tuple[str, str], str] = {}
     for _ in range(MAX_PASSES):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mixer_equiv.arrays.interop import is_array
@@ -17,7 +17,14 @@ from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.checkpoints.advice import guess_in_layout
 from mixer_equiv.checkpoints.leading_axes import stacked_blocks, without_copies
-from mixer_equiv.checkpoints.names import Undone, rename_parts, select_below, undo_entries, with_one_separator
+from mixer_equiv.checkpoints.names import (
+    Undone,
+    entries_of,
+    rename_parts,
+    select_below,
+    undo_entries,
+    with_one_separator,
+)
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts import Layout, LayoutMatch, detect
 from mixer_equiv.layouts.base import PLACES, Shape, axis_groups
@@ -136,10 +143,11 @@ def choose_reading(leaves: Mapping[str, Any], layouts: Collection[Layout], prefi
     search = _Search(prefix)
     search.add(Reading(chosen, _same(chosen), _same(chosen)), list(by_name.values()))
     if not search.full or not search.full[0].accounts_for_all:
-        undone = _undo_names(chosen)
-        search.errors += [SeveralReadingsError(clash) for clash in undone.clashes]
-        search.errors += [LostOrderError(words, names) for names, words in undone.lost_orders.items()]
-        _add_undone(search, _undo(chosen, undone), [_with_one_separator(layout) for layout in by_name.values()])
+        for own_entries, group in _by_entries(by_name.values()).items():
+            undone = _undo_names(chosen, own_entries)
+            search.errors += [SeveralReadingsError(clash) for clash in undone.clashes]
+            search.errors += [LostOrderError(words, names) for names, words in undone.lost_orders.items()]
+            _add_undone(search, _undo(chosen, undone), list(map(_with_one_separator, group)))
     fit = search.best()
     return _in_spelling(fit, by_name[fit.match.layout.name], [name for name in leaves if name not in chosen])
 
@@ -179,8 +187,16 @@ def _renames_in_words(nearest: LayoutMatch | None, reading: Reading) -> list[str
     return guesses.in_words() if nearest.score + 2 * placed >= 0 else []
 
 
-def _undo_names(leaves: Mapping[str, Any]) -> Undone:
-    return undo_entries([name for name, leaf in leaves.items() if is_array(leaf)])
+def _undo_names(leaves: Mapping[str, Any], but: Collection[str] = ()) -> Undone:
+    return undo_entries([name for name, leaf in leaves.items() if is_array(leaf)], but)
+
+
+def _by_entries(layouts: Iterable[Layout]) -> dict[frozenset[str], list[Layout]]:
+    """Layouts by the entries that their own names have, as one whose code calls something "module" has."""
+    result: dict[frozenset[str], list[Layout]] = {}
+    for layout in layouts:
+        result.setdefault(entries_of([row.foreign for row in layout.rows]), []).append(layout)
+    return result
 
 
 def _same(names: Collection[str]) -> dict[str, str]:
@@ -194,7 +210,7 @@ def _add_undone(search: _Search, reading: Reading, layouts: Sequence[Layout]) ->
     """Add `reading`, and those in which leading axes of its arrays count blocks or copies."""
     search.add(reading, layouts)
     _add_stacked(search, reading, layouts)
-    if not search.full and (single := without_copies(reading.leaves)) is not None:
+    if not search.full and (single := without_copies(reading.leaves, reading.given)) is not None:
         note = f"every array was taken for {single.number} equal copies, as of so many devices, and the first one read"
         reading = dataclasses.replace(reading, leaves=single.leaves, notes=(*reading.notes, note))
         search.add(reading, layouts)
@@ -314,10 +330,10 @@ def _in_spelling(fit: _Fit, layout: Layout, beside: list[str]) -> ChosenReading:
     behind = {name: name.removeprefix(match.prefix) for name in reading.leaves if name.startswith(match.prefix)}
     first = next(name for name, rest in behind.items() if rest in own)
     prefix = reading.spelled[first][: len(match.prefix)]
-    names = {
-        name: prefix + own[behind[name]] if behind.get(name) in own else reading.spelled[name]
-        for name in reading.leaves
-    }
+    names = {name: reading.spelled[name] for name in reading.leaves}
+    if layout.tidy is not None:  # which knows further names, of the same separators
+        names |= {name: prefix + rest for name, rest in behind.items() if is_array(reading.leaves[name])}
+    names |= {name: prefix + own[rest] for name, rest in behind.items() if rest in own}
     changed = [name for name, new in names.items() if behind.get(name) in own and new != reading.spelled[name]]
     notes = list(reading.notes)
     if changed:

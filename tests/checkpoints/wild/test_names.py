@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer_equiv import Checkpoint, LayoutError
+from mixer_equiv import Checkpoint, ConversionError, LayoutError
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, get_layout
@@ -195,3 +196,58 @@ def test_blocks_of_two_classes_are_refused_unless_only_one_order_is_possible(cho
         Checkpoint.from_arrays(arrays, config=CONFIG)
     back = {new: old for old, new in renamed.items() if new != old}
     assert changed(truth("linen"), Checkpoint.from_arrays(arrays, config=CONFIG, rename=back).arrays) == []
+
+
+@pytest.mark.parametrize("entries", [["_orig_mod"], ["/ for ."], ["replicated"], ["value", "/ for ."]])
+def test_a_layout_s_own_parts_are_no_wrappers(entries: list[str]) -> None:
+    rows = tuple(
+        dataclasses.replace(row, foreign=row.foreign.replace("mlp_tokens", "module.tok"))
+        for row in LAYOUTS["timm"].rows
+    )
+    own = dataclasses.replace(LAYOUTS["timm"], name="own", aliases=(), rows=rows, provenance={})
+    arrays: Any = {name.replace("mlp_tokens", "module.tok"): array for name, array in truth("timm").items()}
+    expected = dict(arrays)
+    for entry in entries:
+        arrays = ENTRIES[entry](arrays, np.random.default_rng(3))
+    assert changed(expected, Checkpoint.from_arrays(arrays, layout=own, config=CONFIG).arrays) == []
+
+
+def stack_of(arrays: Mapping[str, np.ndarray], place: str, blocks: Iterable[int]) -> Arrays:
+    rests = [name.partition("/")[2] for name in arrays if name.startswith("MixerBlock_0/")]
+    return {f"{place}/{rest}": np.stack([arrays[f"MixerBlock_{i}/{rest}"] for i in blocks]) for rest in rests}
+
+
+def without_blocks(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    return {name: array for name, array in arrays.items() if not name.startswith("MixerBlock_")}
+
+
+def test_two_stacks_follow_one_another() -> None:
+    arrays = truth("linen")
+    halves = [stack_of(arrays, f"ScanMixerBlock_{i}", range(7 * i, 7 + 5 * i)) for i in range(2)]
+    found = Checkpoint.from_arrays({**without_blocks(arrays), **halves[0], **halves[1]}, config=CONFIG)
+    assert changed(arrays, found.arrays) == []
+
+
+def test_a_stack_beside_a_block_of_the_same_name_is_refused() -> None:
+    arrays = truth("linen")
+    plain = {name: array for name, array in arrays.items() if name.startswith("MixerBlock_1/")}
+    with pytest.raises(LayoutError, match=r"would be MixerBlock_1/\S+, which is another array here"):
+        Checkpoint.from_arrays({**without_blocks(arrays), **stack_of(arrays, "blocks", range(12)), **plain})
+
+
+def test_stacks_with_a_gap_between_their_numbers_are_refused() -> None:
+    arrays = truth("linen")
+    stacks = [stack_of(arrays, f"stage_{i}/blocks", range(4)) for i in (0, 1, 3)]
+    with pytest.raises(LayoutError, match="no known layout"):
+        Checkpoint.from_arrays({**without_blocks(arrays), **stacks[0], **stacks[1], **stacks[2]})
+
+
+def test_copies_that_differ_are_refused_when_they_are_read() -> None:
+    arrays = {name: np.stack([array, array]) for name, array in truth("timm").items()}
+    arrays["head.bias"][1, 0] += 1
+    found = Checkpoint.from_arrays(arrays, lazy=True)
+    with pytest.raises(
+        ConversionError, match=r"head\.bias has 2 arrays along its first axis, .* number 1 is not equal"
+    ):
+        found.arrays["head.bias"]
+    assert found.arrays["head.weight"].tobytes() == truth("timm")["head.weight"].tobytes()
