@@ -213,6 +213,8 @@ def _tensor(budget: Budget, arguments: tuple[Any, ...]) -> Any:
             if storage.kind.dtype is None:
                 return NotAnArray("a tensor of no dtype")
             return _part(storage, storage.kind.dtype, offset, shape, strides, rest[2] if len(rest) > 2 else None)
+        case (NotAnArray() as other, *_):
+            return other
     raise PickleError("a tensor of no storage")
 
 
@@ -358,6 +360,7 @@ CONSTRUCTORS: Mapping[str, Constructor] = {
     f"{_UTILS}._rebuild_device_tensor_from_numpy": _first,
     f"{_UTILS}._rebuild_device_tensor_from_cpu_tensor": _first,
     "torch._tensor._rebuild_from_type_v2": _of_class,
+    "torch.storage._load_from_bytes": _no_array("a torch tensor as pickle itself writes it; write it by torch.save"),
     f"{_UTILS}._rebuild_sparse_tensor": _no_array("a sparse torch tensor"),
     f"{_UTILS}._rebuild_nested_tensor": _no_array("a nested torch tensor"),
     f"{_UTILS}._rebuild_qtensor": _no_array("a quantised torch tensor"),
