@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from mixer_equiv.checkpoints.names import with_one_separator
 from mixer_equiv.errors import MAX_LISTED
 from mixer_equiv.layouts import Layout
 from mixer_equiv.layouts.base import Shape
@@ -81,9 +82,10 @@ def guess_in_layout(layout: Layout, depth: int, shapes: Mapping[str, Shape], siz
         numbered = not parameters[name].row.in_block or _numbers(stranger)
         return bool(numbered) and parameters[name].may_have(shapes[stranger], known)
 
-    strangers = [name for name in shapes if name not in parameters]
-    absent = [name for name in parameters if name not in shapes]
-    return guess_renames(strangers, absent, [name for name in parameters if name in shapes], may_be)
+    theirs, ours = ({with_one_separator(name): name for name in names} for names in (shapes, parameters))
+    strangers = [name for read, name in theirs.items() if read not in ours]
+    absent = [name for read, name in ours.items() if read not in theirs]
+    return guess_renames(strangers, absent, [name for read, name in theirs.items() if read in ours], may_be)
 
 
 def guess_renames(strangers: Collection[str], absent: Collection[str], own: Collection[str], may_be: MayBe) -> Guesses:
@@ -101,7 +103,8 @@ def guess_renames(strangers: Collection[str], absent: Collection[str], own: Coll
         alike.setdefault(_fixed(name), []).append(name)
     near = [(stranger, name) for stranger in strangers for name in alike.get(_fixed(stranger), ())]
     pairs = {pair for stranger, name in near if (pair := _difference(stranger, name, words))}
-    possible = [_rename(old, new, strangers, set(absent), own, may_be) for old, new in pairs]
+    by_name = {with_one_separator(name): name for name in absent}
+    possible = [_rename(old, new, strangers, by_name, own, may_be) for old, new in pairs]
     likely = _by_number([one for one in possible if one is not None])
     likely.sort(key=lambda one: (-one.likeness, one.old, one.new))
     taken: set[str] = set()
@@ -141,17 +144,18 @@ def _difference(stranger: str, name: str, words: set[str]) -> tuple[str, str] | 
     None where they can be no rename: a part that the layout has too, one of `words`, stands for itself, and so does
     the number of a part that is the same but for it. So no guess moves an array to another block.
     """
-    theirs, ours = re.split(r"([./])", stranger), re.split(r"([./])", name)
+    both = [re.split(r"([./])", one) for one in (stranger, name)]
+    theirs, ours = ([with_one_separator(part) for part in parts] for parts in both)
     end = 0
     while end < min(len(theirs), len(ours)) - 1 and theirs[-1 - end] == ours[-1 - end]:
         end += 1
     begin = 0
     while begin < min(len(theirs), len(ours)) - end - 1 and theirs[begin] == ours[begin]:
         begin += 1
-    old, new = ("".join(parts[begin : len(parts) - end]).strip("./") for parts in (theirs, ours))
+    old, new = ("".join(parts[begin : len(parts) - end]).strip("./") for parts in both)
     if not (old and new) or not words.intersection(_parts(old)) <= set(_parts(new)):
         return None
-    numbered = [{_unnumbered(part): part for part in _parts(both) if not part.isdigit()} for both in (old, new)]
+    numbered = [{_unnumbered(part): part for part in _parts(one) if not part.isdigit()} for one in (old, new)]
     differing = [kind for kind in numbered[0].keys() & numbered[1].keys() if numbered[0][kind] != numbered[1][kind]]
     return None if differing else (old, new)
 
@@ -205,23 +209,29 @@ def _step(theirs: set[int], ours: set[int]) -> int | None:
 
 
 def _rename(
-    old: str, new: str, strangers: Collection[str], absent: set[str], own: Collection[str], may_be: MayBe
+    old: str, new: str, strangers: Collection[str], absent: Mapping[str, str], own: Collection[str], may_be: MayBe
 ) -> _Rename | None:
-    """The rename if each name that it changes becomes that of an absent parameter of its own; None if not."""
+    """The rename if each name that it changes becomes that of an absent parameter of its own; None if not.
+
+    `absent` has the names of parameters by the same names with one separator.
+    """
     part = re.compile(rf"(?:^|(?<=[./])){re.escape(old)}(?=[./]|$)")
     if any(old in name and part.search(name) for name in own):
         return None
     arrays = [name for name in strangers if old in name and part.search(name)]
-    places = {part.sub(lambda _: new, name): name for name in arrays}
-    if len(places) < len(arrays) or not all(name in absent and may_be(array, name) for name, array in places.items()):
+    places = {absent.get(with_one_separator(part.sub(lambda _: new, name))): name for name in arrays}
+    if len(places) < len(arrays) or not all(name and may_be(array, name) for name, array in places.items()):
         return None
-    return _Rename(old, new, frozenset(arrays), frozenset(places))
+    return _Rename(old, new, frozenset(arrays), frozenset(filter(None, places)))
 
 
 def globs_of(strangers: Collection[str], own: Collection[str]) -> list[str]:
-    """Few globs that match all of `strangers` and none of `own`, such as "text.*" and "blocks.*.gate.*"."""
+    """Few globs that match all of `strangers` and none of `own`, such as "text.*" and "blocks.*.gate.*".
+
+    They match none of `own` with other separators either, which the file may have.
+    """
     globs: list[str] = []
-    own = list(own)
+    own = [name.replace(old, new) for name in own for old, new in (("", ""), (".", "/"), ("/", "."))]
     for name in strangers:
         if not any(fnmatch.fnmatchcase(name, glob) for glob in globs):
             globs.append(next(glob for glob in _candidates(name) if not fnmatch.filter(own, glob)))

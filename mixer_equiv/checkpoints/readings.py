@@ -8,7 +8,6 @@ Reads no array. Start at `choose_reading`.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -75,11 +74,21 @@ class _Fit(NamedTuple):
         return not self.departures
 
     @property
+    def own(self) -> set[str]:
+        """Names of the arrays that are parameters, or stacks of them."""
+        names = self.match.names
+        bases = {PLACES.sub("", name) for name in names} if self.match.layout.stacks else set()
+        return self.reading.shapes.keys() & (names | bases)
+
+    @property
     def accounts_for_all(self) -> bool:
         """Whether every array is a parameter of it."""
-        own = self.match.names
-        bases = {PLACES.sub("", name) for name in own} if self.match.layout.stacks else set()
-        return all(name in own or name in bases for name in self.reading.shapes)
+        return len(self.own) == len(self.reading.shapes)
+
+    @property
+    def score(self) -> int:
+        """How many arrays of the file are parameters, less the departures."""
+        return len({PLACES.sub("", self.reading.given[name]) for name in self.own}) - self.departures
 
 
 @dataclasses.dataclass
@@ -118,13 +127,11 @@ class _Search:
         if self.errors:
             raise self.errors[0]
         if self.fits:
-            return max(self.fits, key=lambda fit: fit.match.found - fit.departures)
-        unknown, reading = max(
-            self.unknown, key=lambda pair: -math.inf if (near := pair[0].nearest) is None else near.score
-        )
-        raise UnknownLayoutError(
-            "\n  ".join([str(unknown), *_renames_in_words(unknown.nearest, reading)]), unknown.nearest
-        )
+            return max(self.fits, key=lambda fit: fit.score)
+        unknown = sorted(self.unknown, key=lambda pair: -pair[0].score)
+        advice = filter(None, (_renames_in_words(error.nearest, reading) for error, reading in unknown))
+        nearest = unknown[0][0]
+        raise UnknownLayoutError("\n  ".join([str(nearest), *next(advice, [])]), nearest.nearest)
 
     def _concerns(self, error: LostOrderError) -> bool:
         """Whether modules of lost order are among those of a fit that is full otherwise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -65,6 +66,7 @@ class UnknownLayoutError(LayoutError):
     def __init__(self, message: str, nearest: LayoutMatch | None) -> None:
         super().__init__(message)
         self.nearest = nearest
+        self.score = -math.inf if nearest is None else nearest.score
 
 
 class SeveralSetsError(LayoutError):

@@ -23,7 +23,7 @@ from mixer_equiv.checkpoints.formats.orbax import ORBAX, is_item
 from mixer_equiv.checkpoints.formats.shard_sets import part_of
 from mixer_equiv.checkpoints.formats.sharded import SHARDED, parse_size, sharded_path, write_sharded
 from mixer_equiv.checkpoints.formats.single import FILE_FORMATS, by_suffix, recognised
-from mixer_equiv.checkpoints.formats.steps import path_of_step, steps_in
+from mixer_equiv.checkpoints.formats.steps import path_of_step, step_to_type, steps_in
 from mixer_equiv.errors import CheckpointError, summarize
 
 # A part of a folder of DCP may look like a file of another format.
@@ -102,12 +102,10 @@ def is_replaceable(path: Path, file_format: FileFormat) -> bool:
 
 def _by_suffix(path: Path) -> FileFormat:
     if path.is_dir():
-        steps = sorted(step for entry, step in steps_in(path).items() if recognised(entry, FORMATS))
-        if steps:
-            shown = summarize([str(step) for step in steps], shown=12)
-            raise CheckpointError(
-                f"{path} is a directory of the steps {shown}; say which with step={steps[-1]} (--step {steps[-1]})"
-            )
+        steps = {entry: step for entry, step in steps_in(path).items() if recognised(entry, FORMATS)}
+        if typed := step_to_type(path, steps):
+            shown = summarize([str(step) for step in sorted(steps.values())], shown=12)
+            raise CheckpointError(f"{path} is a directory of the steps {shown}; say which with {typed}")
         raise CheckpointError(
             f"{path} is a directory; a checkpoint is a file ({', '.join(SUFFIXES)}), a directory of Orbax or of "
             "torch.distributed.checkpoint, or a folder with one of them, and this one holds "

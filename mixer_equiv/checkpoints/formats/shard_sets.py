@@ -14,6 +14,7 @@ from typing import NamedTuple
 from mixer_equiv.checkpoints.formats import atomic
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents
 from mixer_equiv.checkpoints.formats.single import FILE_FORMATS, read_file
+from mixer_equiv.checkpoints.formats.steps import step_to_type
 from mixer_equiv.errors import CheckpointError, summarize
 
 INDEX_SUFFIX = ".index.json"
@@ -278,8 +279,9 @@ def _only_checkpoint(folder: Path) -> _FoundInFolder:
         rest = ", ".join(name for name in names if name != first.name)
         return _FoundInFolder(first, (f"{first.name} was read, and not {rest} beside it",))
     if found:
+        or_step = f", or its step: {typed}" if (typed := step_to_type(folder, found)) else ""
         raise CheckpointError(
-            f"{folder} holds {len(found)} checkpoints ({', '.join(names)}); give the path of one of them"
+            f"{folder} holds {len(found)} checkpoints ({', '.join(names)}); give the path of one of them{or_step}"
         )
     raise CheckpointError(f"{folder} holds no checkpoint; it holds {contents_in_words(folder)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from mixer_equiv.errors import CheckpointError, summarize
@@ -15,6 +16,13 @@ def steps_in(folder: Path) -> dict[Path, int]:
     """Find what may be of a step in a folder, with the number of the step."""
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     return {entry: int(match[1]) for entry in entries if (match := _STEP.fullmatch(entry.name))}
+
+
+def step_to_type(folder: Path, found: Collection[Path]) -> str:
+    """How to say which of several checkpoints in a folder is meant, where each is the only one of its step; else ""."""
+    numbers = steps_in(folder)
+    of_steps = [numbers[path] for path in found if path in numbers and list(numbers.values()).count(numbers[path]) == 1]
+    return f"step={max(of_steps)} (--step {max(of_steps)})" if of_steps and len(of_steps) == len(found) else ""
 
 
 def path_of_step(folder: Path, step: int) -> Path:

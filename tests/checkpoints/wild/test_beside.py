@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from mixer_equiv import Checkpoint, ConversionError, convert, load
-from tests.support.checkpoints import checkpoint
+from tests.support.checkpoints import CONFIG, checkpoint
+from tests.support.command_line import run
 from tests.support.files import changed
 
 STATE = dict(checkpoint("torch").arrays)
@@ -65,3 +67,61 @@ def test_an_object_in_the_place_of_a_weight_is_named(tmp_path: Path) -> None:
         ConversionError, match=r"head\.bias: found an object of argparse\.Namespace; a parameter must be"
     ):
         load(tmp_path / "x.pt")
+
+
+# Numbers of training and of images: the names, shapes and dtype of a kind, and the note on it.
+CHANNELS = CONFIG.in_channels
+VECTORS = ((CHANNELS,), (1, CHANNELS, 1, 1), (CHANNELS, 1, 1))
+SINGLES = ((), (1,))
+KINDS: list[tuple[tuple[str, ...], tuple[tuple[int, ...], ...], type, str]] = [
+    (
+        ("mean", "std", "pixel_mean", "normalize.std", "image_mean"),
+        VECTORS,
+        np.float32,
+        "left out: {}, by which code scales its images; scale them in the same way before the model",
+    ),
+    (("num_batches_tracked", "steps", "n_averaged"), SINGLES, np.int64, "left out, since no weights can be: {}"),
+    (
+        ("best_acc1", "val_loss", "epoch", "lr", "top5"),
+        SINGLES,
+        np.float32,
+        "left out, as numbers that tell of training: {}",
+    ),
+]
+NUMBERS: dict[str, tuple[str, np.ndarray, str]] = {
+    f"{name} {shape}": (name, np.ones(shape, dtype), note)
+    for names, shapes, dtype, note in KINDS
+    for name, shape in itertools.product(names, shapes)
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_of_training_and_of_images_are_left_out_with_a_note(case: str) -> None:
+    name, array, note = NUMBERS[case]
+    found = Checkpoint.from_arrays({**STATE, name: array})
+    found.check()
+    assert changed(STATE, found.arrays) == []
+    assert note.format(name) in found.notes
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_they_are_left_out_of_files_and_the_command_line_says_so(tmp_path: Path, suffix: str) -> None:
+    arrays = {**STATE, **{name: array for name, array, _ in NUMBERS.values()}}
+    if suffix == ".npz":
+        np.savez(tmp_path / "x.npz", **arrays)
+    else:
+        torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, tmp_path / "x.pt")
+    shown = " ".join(run("convert", tmp_path / f"x{suffix}", tmp_path / "y.npz", "--to", "torch").output.split())
+    for words in ("by which code scales its images", "since no weights can be", "as numbers that tell of training"):
+        assert words in shown
+    assert changed(STATE, load(tmp_path / "y.npz").arrays) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("mean", (20,)), ("std", (3, 2)), ("running_mean", (3,)), ("best_acc1", (2,)), ("accent", ()), ("gain", (1,))],
+)
+def test_what_is_called_so_in_another_shape_or_nearly_so_is_unexpected(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConversionError) as caught:
+        convert({**STATE, name: np.ones(shape, np.float32)}, to="linen")
+    assert caught.value.unexpected_keys == (name,)
