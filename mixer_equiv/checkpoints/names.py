@@ -155,20 +155,30 @@ _PATH_PART = re.compile(rf"\[({_KEY})\]|(\w+)")
 
 def _of_path(name: str) -> str:
     """ "['stem']['kernel']", which `jax.tree_util.keystr` gives, as "stem/kernel", also behind other parts."""
-    begin = re.search(r"""(?:^|(?<=[/.]))(?=\.?\w*(?:\[\d+\])*\[['"])""", name)
-    if begin is None or not _PATH.fullmatch(name, begin.start()):
+    bracket = re.search(r"""\[['"]""", name)
+    begin = _begin_of(_PATH, name, bracket.start() if bracket else -1)
+    if begin is None:
         return name
-    parts = [(match[1] or match[2]).strip("'\"") for match in _PATH_PART.finditer(name, begin.start())]
-    return name[: begin.start()] + NESTING.join(parts)
+    parts = [(match[1] or match[2]).strip("'\"") for match in _PATH_PART.finditer(name, begin)]
+    return name[:begin] + NESTING.join(parts)
 
 
 def _of_tuple(name: str) -> str:
     """ "('stem', 'kernel')", the text of a tuple, as "stem/kernel", also behind other parts."""
-    begin = re.search(r"(?:^|(?<=[/.]))(?=\()", name)
-    if begin is None or not _TUPLE.fullmatch(name, begin.start()):
+    begin = _begin_of(_TUPLE, name, name.find("("))
+    if begin is None:
         return name
-    parts = [part.strip("'\"") for part in re.findall(_KEY, name[begin.start() :])]
-    return name[: begin.start()] + NESTING.join(parts)
+    return name[:begin] + NESTING.join(part.strip("'\"") for part in re.findall(_KEY, name[begin:]))
+
+
+def _begin_of(pattern: re.Pattern[str], name: str, last: int) -> int | None:
+    """Where the first part begins, at `last` or before, from which on the name is of a pattern."""
+    begins = [0, *(match.end() for match in re.finditer(r"[./]", name[: max(last, 0)]))] if last >= 0 else []
+    return next((begin for begin in begins[:MAX_PARTS] if pattern.fullmatch(name, begin)), None)
+
+
+# Texts of paths stand behind fewer parts.
+MAX_PARTS = 20
 
 
 ENTRIES: Mapping[str, Entry] = {

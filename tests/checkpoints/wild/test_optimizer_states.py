@@ -94,7 +94,7 @@ def test_averages_beside_the_weights_are_chosen_by_the_option_that_the_error_say
 
 def test_a_prefix_of_nothing_is_told_what_is_there_by_the_names_that_can_be_typed(tmp_path: Path) -> None:
     held = OF_JAX["npz by keystr"](train_state(), tmp_path)
-    message = " ".join(run("convert", held, tmp_path / "y.npz", "--prefix", ".params", status=2).stderr.split())
+    message = " ".join(run("convert", held, tmp_path / "y.npz", "--prefix", ".weights", status=2).stderr.split())
     tops = message.rpartition("at the top are ")[2].split(", ")
     assert "params" in tops
     run("convert", held, tmp_path / "y.npz", "--prefix", "params", "--to", "linen")
