@@ -404,6 +404,41 @@ def test_a_pickle_that_would_take_for_ever_is_refused(kind: str) -> None:
         read_tree(unpickle(data, CONSTRUCTORS, CONSTANTS), lambda tensor: tensor)
 
 
+def _unicode(text: str) -> bytes:
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
+def _calls(name: bytes, arguments: bytes, count: int) -> bytes:
+    """A pickle of a list of what `count` calls with the same arguments give."""
+    return b"\x80\x04](c" + name + b"\nq\x01" + arguments + b"q\x02R" + b"h\x01h\x02R" * (count - 1) + b"e."
+
+
+def _bytes(data: bytes) -> bytes:
+    return b"B" + len(data).to_bytes(4, "little") + data
+
+
+def _storage() -> bytes:
+    stream = io.BytesIO()
+    torch.save(torch.zeros(2**18).untyped_storage(), stream, _use_new_zipfile_serialization=False)
+    return stream.getvalue()
+
+
+# What is called, and arguments of a megabyte.
+COPIES: dict[str, tuple[bytes, Callable[[], bytes]]] = {
+    "text": (b"_codecs\nencode", lambda: _unicode("a" * 2**20) + _unicode("latin1") + b"\x86"),
+    "bytes": (b"builtins\nbytearray", lambda: _bytes(bytes(2**20)) + b"\x85"),
+    "storages": (b"torch.storage\n_load_from_bytes", lambda: _bytes(_storage()) + b"\x85"),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_small_pickle_that_copies_bytes_again_and_again_is_refused(kind: str) -> None:
+    name, arguments = COPIES[kind]
+    assert len(unpickle(_calls(name, arguments(), 60), CONSTRUCTORS, CONSTANTS)) == 60
+    with pytest.raises(PickleError, match="copies the same bytes again and again"):
+        unpickle(_calls(name, arguments(), 100), CONSTRUCTORS, CONSTANTS)
+
+
 def test_a_shape_of_shared_lists_is_shown_in_few_words() -> None:
     nested: list[Any] = []
     for _ in range(60):

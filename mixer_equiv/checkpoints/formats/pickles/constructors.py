@@ -46,19 +46,19 @@ def _encode(budget: Budget, arguments: tuple[Any, ...]) -> bytes:
     """`_codecs.encode`, by which old protocols write bytes as text."""
     match arguments:
         case (str() as text, "latin1" | "latin-1"):
-            budget.spend(operations=len(text) // 1000)
+            budget.spend(copied=len(text))
             return text.encode("latin-1")
     raise PickleError("text that stands for bytes in some other code than latin1")
 
 
-def _bytes(made: Callable[[bytes], Any]) -> Constructor:
+def _bytes(made: Callable[[bytes | bytearray], Any]) -> Constructor:
     def of(budget: Budget, arguments: tuple[Any, ...]) -> Any:
         match arguments:
             case ():
                 return made(b"")
             case (bytes() | bytearray() as given,):
-                budget.spend(operations=len(given) // 1000)
-                return made(bytes(given))
+                budget.spend(copied=len(given))
+                return made(given)
         raise PickleError("bytes of what are none")
 
     return of
