@@ -11,7 +11,7 @@ import numpy as np
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, Framework
 from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.machine import unpickle
-from mixer_equiv.checkpoints.formats.pickles.tensors import array_in_pickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import Repetitions
 from mixer_equiv.checkpoints.formats.pickles.tree import contents_of
 from mixer_equiv.errors import CheckpointError
 
@@ -36,7 +36,7 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> Contents:
-    return contents_of(unpickle(path.read_bytes(), CONSTRUCTORS, CONSTANTS), path, array_in_pickle)
+    return contents_of(unpickle(path.read_bytes(), CONSTRUCTORS, CONSTANTS), path, Repetitions().array_in_pickle)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> NoReturn:
