@@ -6,6 +6,7 @@ by `read_header` and `read_objects`. Start at `NPY`.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 import numpy as np
 
 from mixer_equiv.checkpoints.formats.base import ANY_DAMAGE, Contents, FileFormat, Framework, refuse_damage
+from mixer_equiv.checkpoints.formats.no_checkpoint import WITHOUT_NAMES
 from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
 from mixer_equiv.checkpoints.formats.pickles.machine import unpickle
 from mixer_equiv.checkpoints.formats.pickles.tensors import Repetitions
@@ -80,6 +82,10 @@ def _read(path: Path) -> Contents:
         header = read_header(path, str(path), stream)
         if header.dtype.hasobject:
             return contents_of(read_objects(stream), path, Repetitions().array_in_pickle)
+        size = header.dtype.itemsize * math.prod(header.shape)
+        stream.seek(stream.tell() + min(size, path.stat().st_size))
+        if stream.read(len(_MAGIC)) == _MAGIC:
+            raise CheckpointError(f"{path} holds arrays {WITHOUT_NAMES}")
     raise CheckpointError(
         f"{path} holds one array without a name, of {header.dtype} {header.shape}; a checkpoint has arrays by name: "
         "np.savez('weights.npz', **arrays)"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -65,3 +66,30 @@ def test_an_object_in_the_place_of_a_weight_is_named(tmp_path: Path) -> None:
         ConversionError, match=r"head\.bias: found an object of argparse\.Namespace; a parameter must be"
     ):
         load(tmp_path / "x.pt")
+
+
+NO_NUMBERS: dict[str, Callable[[], Any]] = {
+    "text": lambda: np.array("mixer"),
+    "bytes": lambda: np.array([b"a", b"b"]),
+    "objects": lambda: np.array([None, 1], object),
+    "fields": lambda: np.zeros(2, "f4,i4"),
+    "key": lambda: jax.random.key(0),
+    "keys": lambda: jax.random.split(jax.random.key(0), 2),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_arrays_of_no_numbers_are_left_out_unless_a_parameter_has_their_name(kind: str) -> None:
+    found = Checkpoint.from_arrays({**STATE, "beside": NO_NUMBERS[kind]()})
+    assert "left out, since no weights can be: beside" in found.notes
+    assert changed(STATE, found.arrays) == []
+    with pytest.raises(ConversionError, match=r"head\.bias: "):
+        Checkpoint.from_arrays({**STATE, "head.bias": NO_NUMBERS[kind]()})
+
+
+@pytest.mark.parametrize("kind", ["text", "bytes", "objects", "fields"])
+def test_arrays_of_no_numbers_in_a_file_are_left_out(tmp_path: Path, kind: str) -> None:
+    np.savez(tmp_path / "x.npz", **STATE, beside=NO_NUMBERS[kind]())
+    found = load(tmp_path / "x.npz")
+    assert "left out, since no weights can be: beside" in found.notes
+    assert changed(STATE, found.arrays) == []

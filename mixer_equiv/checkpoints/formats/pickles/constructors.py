@@ -64,6 +64,17 @@ def _bytes(made: Callable[[bytes | bytearray], Any]) -> Constructor:
     return of
 
 
+class JoblibError(PickleError):
+    """A pickle between whose parts the bytes of arrays stand, which joblib alone knows how to tell apart."""
+
+
+def _of_joblib(budget: Budget, arguments: tuple[Any, ...]) -> Any:
+    raise JoblibError(
+        "was written by joblib, whose files are no plain pickles; load it where it was written, and save its arrays by "
+        "name: np.savez('weights.npz', **arrays)"
+    )
+
+
 _BUILTINS = "builtins", "__builtin__"
 
 CONSTRUCTORS: Mapping[str, Constructor] = {
@@ -79,6 +90,7 @@ CONSTRUCTORS: Mapping[str, Constructor] = {
     **ARRAYS,
     **TENSORS,
     "torch.storage._load_from_bytes": storage_in_bytes,
+    **{f"joblib.numpy_pickle.{name}": _of_joblib for name in ("NumpyArrayWrapper", "NDArrayWrapper")},
 }
 
 CONSTANTS: Mapping[str, Any] = {
