@@ -78,8 +78,23 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_array(value: Any) -> bool:
-    """Whether `value` has shape and dtype, as arrays of NumPy, torch and JAX and `Deferred` ones have."""
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+    """Whether `value` has shape and dtype, as arrays of NumPy, torch and JAX and `Deferred` ones have.
+
+    Arrays of JAX's typed keys of random numbers are none: no dtype of NumPy is theirs.
+    """
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not _is_of_keys(value.dtype)
+
+
+def _is_of_keys(dtype: Any) -> bool:
+    return not isinstance(dtype, np.dtype) and type(dtype).__module__.partition(".")[0] == "jax"
+
+
+def holds_numbers(dtype: Any) -> bool:
+    """Whether arrays of a dtype hold numbers, and no text, objects or fields; two-byte void is bfloat16."""
+    if not isinstance(dtype, np.dtype) or dtype == np.dtype("V2"):
+        return True
+    # The types of ml_dtypes are of kind "V" too, without being void: their module tells.
+    return dtype.kind not in "OSUVT" or dtype.type.__module__ == "ml_dtypes"
 
 
 def to_numpy(name: str, array: Any) -> np.ndarray:
@@ -102,8 +117,7 @@ def to_numpy(name: str, array: Any) -> np.ndarray:
         return result.view(BFLOAT16)
     if not result.dtype.isnative:
         return result.astype(result.dtype.newbyteorder("="))
-    # The types of ml_dtypes are of kind "V" too, without being void: their module tells.
-    if result.dtype.kind in "OSUV" and result.dtype.type.__module__ != "ml_dtypes":
+    if not holds_numbers(result.dtype):
         raise ConversionError(f"{name}: found an array of {result.dtype}; a parameter must be an array of numbers")
     return result
 

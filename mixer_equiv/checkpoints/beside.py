@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from mixer_equiv.arrays.interop import is_array, stored_dtype
+from mixer_equiv.arrays.interop import holds_numbers, is_array, stored_dtype
 from mixer_equiv.checkpoints.names import Stripped
 from mixer_equiv.errors import ConversionError, summarize
 
@@ -33,7 +33,7 @@ class _Kind(NamedTuple):
 
 
 def _is_no_array(last: str, leaf: Any) -> bool:
-    return not is_array(leaf)
+    return not is_array(leaf) or not holds_numbers(leaf.dtype)
 
 
 def _is_count(last: str, leaf: Any) -> bool:
@@ -63,7 +63,7 @@ KINDS = (
 
 
 def leave_out_data(leaves: Mapping[str, Any], parameters: Collection[str]) -> Stripped:
-    """Leave out what cannot be a weight: leaves that are no arrays, counts, metrics, and the mean and std of images.
+    """Leave out what cannot be a weight: leaves of no numbers, counts, metrics, and the mean and std of images.
 
     Those that have the name of one of `parameters` stay, so that an error tells what stands in its place, and so do
     metrics and statistics within a module of theirs, where they may be learned.

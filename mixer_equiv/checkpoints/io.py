@@ -81,7 +81,7 @@ def _names_of(path: Path) -> list[str]:
     path = path.absolute()
     folder = path if path.is_dir() else path.parent
     release = []
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         told = json.loads((folder / "config.json").read_text())
         release = [f"{told['architecture']}.{told['pretrained_cfg']['tag']}"]
     return [*release, path.name, *(parent.name for parent in list(path.parents)[:3])]

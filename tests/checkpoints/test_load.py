@@ -50,6 +50,12 @@ def test_code_in_a_pickle_would_leave_a_trace(tmp_path: Path) -> None:
 # Files that others wrote
 
 
+def test_a_config_beside_it_that_is_nested_too_deep_tells_nothing(tmp_path: Path) -> None:
+    path = save(checkpoint(), tmp_path / "mixer.npz")
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    assert changed(checkpoint().arrays, load(path).arrays) == []
+
+
 @pytest.mark.parametrize("found_as", [*SUFFIXES, ".ckpt", ""])
 @pytest.mark.parametrize("written_as", [".npz", ".safetensors", ".pt"])
 def test_a_file_is_read_by_what_it_holds(tmp_path: Path, written_as: str, found_as: str) -> None:
@@ -223,7 +229,11 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda path: path.write_bytes(pickle.dumps(MakesDirectory(path.parent / "trace"), protocol=2)),
         r"an object of posix\.mkdir; expected a state_dict",
     ),
-    "pt of a list": (".pt", lambda path: torch.save([torch.ones(3)], path), "holds a list; expected a state_dict"),
+    "pt of a list": (
+        ".pt",
+        lambda path: torch.save([torch.ones(3)], path),
+        "holds a list of 1 array without a name; expected a state_dict",
+    ),
     "pt of a tensor": (".pt", lambda path: torch.save(torch.ones(3), path), "holds an array without a name; expected"),
 }
 

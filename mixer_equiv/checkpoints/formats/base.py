@@ -122,6 +122,23 @@ def _first_sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
 
 
+# Compressed pickles, which are read whole, may be as large as this, or this many times their size in the file.
+MAX_INFLATED, MAX_RATIO = 2**28, 100
+
+
+def read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Read a whole member of a zip archive at `path`. Raises `CheckpointError` for one that is inflated too far."""
+    if info.file_size > max(MAX_INFLATED, MAX_RATIO * info.compress_size):
+        raise CheckpointError(
+            f"{path} holds {info.filename!r} of {info.file_size} bytes compressed to {info.compress_size}; no weights "
+            "can be compressed so far"
+        )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others are not inflated in parts
+        raise CheckpointError(f"{path} holds {info.filename!r} compressed in a way that no writer of weights uses")
+    with archive.open(info) as member:
+        return member.read(info.file_size)  # and not what there is, which may be more than the directory tells
+
+
 def zip_names(path: Path) -> list[str]:
     """Names in a zip archive; none for a file that is no archive."""
     if not zipfile.is_zipfile(path):

@@ -5,6 +5,7 @@ A member that is an array of Python objects is a pickle; the one dict in it is r
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zipfile
@@ -27,11 +28,12 @@ from mixer_equiv.checkpoints.formats.base import (
     FileFormat,
     Framework,
     StoredArray,
+    read_member,
     refuse_damage,
     zip_names,
 )
 from mixer_equiv.checkpoints.formats.npy import Header, read_header, read_objects
-from mixer_equiv.checkpoints.formats.pickles.tensors import array_in_pickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import Repetitions
 from mixer_equiv.checkpoints.formats.pickles.tree import Tree, read_tree
 from mixer_equiv.checkpoints.formats.raw_arrays import Checksum, File, crc32, member_start
 from mixer_equiv.errors import CheckpointError
@@ -40,9 +42,6 @@ _SUFFIX = ".npy"
 
 # Names that `np.savez` gives to arrays without any.
 _POSITION = re.compile(r"arr_\d+")
-
-# Compressed pickles, which are read whole, may be as large as this, or this many times their size in the file.
-MAX_INFLATED, MAX_RATIO = 2**28, 100
 
 
 def _recognise(path: Path) -> bool:
@@ -53,11 +52,12 @@ def _read(path: Path) -> Contents:
     file = File.at(path)
     arrays: dict[str, Any] = {}
     notes: list[str] = []
+    repetitions = Repetitions()
     with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
         for name, info in _members(path, archive).items():
             arrays[name] = _array(file, stream, archive, info)
             if arrays[name] is None:
-                arrays[name], found = _objects(path, archive, info)
+                arrays[name], found = _objects(path, archive, info, repetitions)
                 notes += found
         comment = archive.comment.decode("utf-8", "replace")
     _refuse_positions(path, arrays)
@@ -104,16 +104,11 @@ def _header(path: Path, info: zipfile.ZipInfo, stream: Any, end: int) -> Header 
     return header
 
 
-def _objects(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tree:
+def _objects(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, repetitions: Repetitions) -> Tree:
     """The dict that an array of Python objects holds; a `NotAnArray` in place of anything else."""
-    if info.file_size > max(MAX_INFLATED, MAX_RATIO * info.compress_size):
-        raise CheckpointError(
-            f"{path} holds {info.filename!r} of {info.file_size} bytes compressed to {info.compress_size}; no weights "
-            "can be compressed so far"
-        )
-    with archive.open(info) as member:
-        read_header(path, info.filename, member)
-        return read_tree(read_objects(member), array_in_pickle)
+    stream = io.BytesIO(read_member(path, archive, info))
+    read_header(path, info.filename, stream)
+    return read_tree(read_objects(stream), repetitions.array_in_pickle)
 
 
 def _refuse_positions(path: Path, arrays: Mapping[str, Any]) -> None:

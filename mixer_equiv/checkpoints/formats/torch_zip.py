@@ -27,6 +27,7 @@ from mixer_equiv.checkpoints.formats.base import (
     FileFormat,
     Framework,
     StoredArray,
+    read_member,
     refuse_damage,
     zip_names,
 )
@@ -34,11 +35,10 @@ from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONS
 from mixer_equiv.checkpoints.formats.pickles.file import is_legacy
 from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, unpickle
 from mixer_equiv.checkpoints.formats.pickles.tensors import (
-    MAX_REPEATED,
+    Repetitions,
     Storage,
     StorageKind,
     Tensor,
-    array_in_pickle,
     array_of,
     storage_of,
 )
@@ -92,6 +92,7 @@ class _Archive:
     storages: Mapping[str, _Member]
     order: Literal["<", ">"]
     named: dict[str, Storage] = dataclasses.field(default_factory=dict)
+    repetitions: Repetitions = dataclasses.field(default_factory=Repetitions)
 
     @classmethod
     def of(cls, extent: Extent) -> _Archive:
@@ -101,10 +102,10 @@ class _Archive:
             if len(names) != 1:
                 raise CheckpointError(f"{path} holds {len(names)} files {_PICKLE}, and torch writes one")
             folder = names[0].removesuffix(_PICKLE)
-            pickled = archive.read(names[0])
-            order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in archive.namelist() else b"little"
+            pickled = read_member(path, archive, archive.getinfo(names[0]))
+            order = _order(archive, f"{folder}byteorder")
             if order not in (b"little", b"big"):
-                raise CheckpointError(f"{path} says that its bytes are in the order {order[:100]!r}")
+                raise CheckpointError(f"{path} says that its bytes are in the order {order!r}")
             storages = {
                 info.filename.removeprefix(f"{folder}data/"): _member(stream, info, extent)
                 for info in archive.infolist()
@@ -130,18 +131,26 @@ class _Archive:
 
     def any_array(self, tensor: Tensor) -> Any:
         """The array of a tensor, whose numbers may also be in the pickle itself."""
-        return self.array(tensor) if tensor.storage.data is None else array_in_pickle(tensor)
+        return self.array(tensor) if tensor.storage.data is None else self.repetitions.array_in_pickle(tensor)
 
     def array(self, tensor: Tensor) -> StoredArray | NotAnArray:
         """The array that is read where and when `tensor` is used."""
-        if tensor.size > max(MAX_REPEATED, tensor.span):
-            return NotAnArray(f"a tensor of {tensor.shape} that repeats {tensor.span} numbers")
+        if (refused := self.repetitions.refuse(tensor)) is not None:
+            return refused
         member, dtype = self.storages[tensor.storage.key], tensor.dtype.newbyteorder(self.order)
         is_stored = member.info.compress_type == zipfile.ZIP_STORED
-        if is_stored and tensor.is_contiguous and not tensor.negated and not tensor.conjugated:
+        if is_stored and tensor.is_plain:
             return self.extent.file.array(tensor.shape, dtype, member.start + tensor.offset * dtype.itemsize)
         read = partial(_read_part, self.extent, member, tensor, dtype)
         return StoredArray(tensor.shape, dtype, read, self.extent.file.path, ZIP_DAMAGE)
+
+
+def _order(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The order of bytes that the member `name` tells, and no more of it than shows what it is."""
+    if name not in archive.namelist():
+        return b"little"
+    with archive.open(name) as member:
+        return member.read(100)
 
 
 def _member(stream: BinaryIO, info: zipfile.ZipInfo, extent: Extent) -> _Member:

@@ -20,7 +20,7 @@ import pytest
 from mixer_equiv import CheckpointError, ConversionError, LayoutError, convert, load, save
 from mixer_equiv.arrays.interop import NotAnArray, flatten, to_numpy, unflatten
 from mixer_equiv.checkpoints import formats
-from mixer_equiv.checkpoints.formats import npz
+from mixer_equiv.checkpoints.formats import base
 from mixer_equiv.checkpoints.formats.npy import NPY
 from tests.support.checkpoints import checkpoint, in_layout
 from tests.support.command_line import run
@@ -217,16 +217,28 @@ def _object_header() -> bytes:
     return stream.getvalue()
 
 
+def _header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 HEADER = _object_header()
+DEEP = "{'descr': '<f4', 'fortran_order': False, 'shape': " + "-" * 9000 + "1}\n"
 DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "npz without its pickle": (_member(HEADER), "PickleError"),
     "npz with half a pickle": (_member(HEADER + b"\x80\x04}"), "PickleError"),
     "npz with junk": (_member(HEADER + b"junk"), "PickleError"),
     "npz with an extension": (_member(HEADER + b"\x80\x02\x82\x01."), "the operation EXT1"),
     "npz of zeros": (
-        _member(HEADER + bytes(npz.MAX_INFLATED), zipfile.ZIP_DEFLATED),
+        _member(HEADER + bytes(base.MAX_INFLATED), zipfile.ZIP_DEFLATED),
         r"holds 'params\.npy' of 268435\d+ bytes compressed to \d+; no weights can be compressed so far",
     ),
+    "npy nested too deep": (lambda path: path.write_bytes(_header(DEEP)), "its header is nested too deep"),
+    "npz nested too deep": (_member(_header(DEEP)), "its header is nested too deep"),
+    "npz of a long header": (
+        _member(b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little"), zipfile.ZIP_DEFLATED),
+        "it declares a header of 2147483648 bytes",
+    ),
+    "npz by bzip2": (_member(HEADER + b"\x80\x02}.", zipfile.ZIP_BZIP2), "in a way that no writer of weights uses"),
     "npy without its pickle": (lambda path: path.write_bytes(HEADER), "PickleError"),
     "npy with half a pickle": (lambda path: path.write_bytes(HEADER + b"\x80\x04}"), "PickleError"),
     "npy with half a header": (lambda path: path.write_bytes(HEADER[:20]), "ValueError"),

@@ -9,6 +9,7 @@ import io
 import pickle
 import pickletools
 import random
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,17 +20,24 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from flax.core import freeze
 
-from mixer_equiv import CheckpointError, MixerEquivError
+from mixer_equiv import Checkpoint, CheckpointError, MixerEquivError, load
 from mixer_equiv.arrays.interop import NotAnArray, to_numpy
+from mixer_equiv.arrays.lazy import Deferred
 from mixer_equiv.checkpoints import formats
-from mixer_equiv.checkpoints.formats import torch_zip
+from mixer_equiv.checkpoints.formats import base, torch_zip
 from mixer_equiv.checkpoints.formats.pickles import machine as pickle_machine
+from mixer_equiv.checkpoints.formats.pickles import tree
 from mixer_equiv.checkpoints.formats.pickles.arrays import as_sizes
 from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
-from mixer_equiv.checkpoints.formats.pickles.machine import Budget, PickleError, unpickle
+from mixer_equiv.checkpoints.formats.pickles.machine import Budget, Global, PickleError, Placeholder, unpickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import TENSORS, Repetitions, Storage, StorageKind, Tensor
 from mixer_equiv.checkpoints.formats.pickles.tree import read_tree
+from mixer_equiv.models.nnx import MlpMixer
+from tests.support.checkpoints import checkpoint
+from tests.support.files import changed
 from tests.support.hostile import hostile_objects
 from tests.support.scripts import BLOCKED, printed
 
@@ -357,7 +365,7 @@ def _nested(count: int) -> bytes:
 
 
 BOMBS = {
-    "shared lists": (_nested(60), "hold one another so often"),
+    "shared lists": (_nested(60), "each counted as often as it stands in others"),
     "objects": (b"\x80\x02" + b"}" * (pickle_machine.MAX_OBJECTS + 1) + b".", "makes more than 500000 objects"),
     "a memo": (b"\x80\x02K\x01" + b"\x94" * (pickle_machine.MAX_OBJECTS + 1) + b".", "makes more than 500000 objects"),
     "a key of tuples": (b"\x80\x02})" + b"\x86" * 0 + b"\x85" * 70 + b"K\x01s.", "is a tuple that holds others"),
@@ -404,6 +412,41 @@ def test_a_pickle_that_would_take_for_ever_is_refused(kind: str) -> None:
         read_tree(unpickle(data, CONSTRUCTORS, CONSTANTS), lambda tensor: tensor)
 
 
+def _unicode(text: str) -> bytes:
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
+def _calls(name: bytes, arguments: bytes, count: int) -> bytes:
+    """A pickle of a list of what `count` calls with the same arguments give."""
+    return b"\x80\x04](c" + name + b"\nq\x01" + arguments + b"q\x02R" + b"h\x01h\x02R" * (count - 1) + b"e."
+
+
+def _bytes(data: bytes) -> bytes:
+    return b"B" + len(data).to_bytes(4, "little") + data
+
+
+def _storage() -> bytes:
+    stream = io.BytesIO()
+    torch.save(torch.zeros(2**18).untyped_storage(), stream, _use_new_zipfile_serialization=False)
+    return stream.getvalue()
+
+
+# What is called, and arguments of a megabyte.
+COPIES: dict[str, tuple[bytes, Callable[[], bytes]]] = {
+    "text": (b"_codecs\nencode", lambda: _unicode("a" * 2**20) + _unicode("latin1") + b"\x86"),
+    "bytes": (b"builtins\nbytearray", lambda: _bytes(bytes(2**20)) + b"\x85"),
+    "storages": (b"torch.storage\n_load_from_bytes", lambda: _bytes(_storage()) + b"\x85"),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_small_pickle_that_copies_bytes_again_and_again_is_refused(kind: str) -> None:
+    name, arguments = COPIES[kind]
+    assert len(unpickle(_calls(name, arguments(), 60), CONSTRUCTORS, CONSTANTS)) == 60
+    with pytest.raises(PickleError, match="copies the same bytes again and again"):
+        unpickle(_calls(name, arguments(), 100), CONSTRUCTORS, CONSTANTS)
+
+
 def test_a_shape_of_shared_lists_is_shown_in_few_words() -> None:
     nested: list[Any] = []
     for _ in range(60):
@@ -442,6 +485,103 @@ def test_a_storage_that_is_missing_short_or_strange_is_refused(tmp_path: Path) -
         _write(path, content)
         with pytest.raises(CheckpointError, match=words):
             formats.read(path)
+
+
+def test_a_pickle_that_is_inflated_too_far_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "MAX_INFLATED", 2**20)
+    members, name = _members({"x": torch.ones(4)})
+    _write(tmp_path / "x.pt", {**members, name: bytes(2**21)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match=r"data\.pkl' of 2097152 bytes compressed to \d+; no weights can be"):
+        formats.read(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("told", [{"conj": True}, {"neg": True}])
+def test_bits_that_no_tensor_of_a_dtype_has_are_refused(told: Any) -> None:
+    storage = Storage("0", StorageKind(np.dtype(bool)), 2, bytes(2))
+    with pytest.raises(PickleError, match=f"a tensor of bool is {next(iter(told))}"):
+        TENSORS["torch._utils._rebuild_tensor_v2"](Budget(), (storage, 0, (2,), (1,), False, {}, told))
+
+
+@pytest.mark.parametrize("placements", [5, None, (), "", [5]])
+def test_a_distributed_tensor_of_no_placements_is_no_array(placements: Any) -> None:
+    part = Tensor(Storage("0", StorageKind(np.dtype("f4")), 4, bytes(4)), np.dtype("f4"), 0, (1,), (1,))
+    spec = Placeholder("DTensorSpec")
+    spec.state = {"placements": placements}
+    state = (1, {"_local_tensor": part, "_spec": spec})
+    arguments = (Global("f"), Global("torch.distributed.tensor.DTensor"), (0, 0, (1,)), state)
+    found = TENSORS["torch._tensor._rebuild_from_type_v2"](Budget(), arguments)
+    assert isinstance(found, NotAnArray)
+
+
+def _pickled(folder: Path, state: Any) -> Path:
+    (folder / "x.pkl").write_bytes(pickle.dumps(state))
+    return folder / "x.pkl"
+
+
+@pytest.mark.parametrize("save", [_saved, _pickled])
+def test_tensors_that_repeat_numbers_share_one_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[[Path, Any], Path]
+) -> None:
+    monkeypatch.setattr(Repetitions.__init__, "__defaults__", (2500,))
+    state = {f"x{i}": torch.full((1,), float(i)).expand(1000) for i in range(4)}
+    found = formats.read(save(tmp_path, {**state, "y": torch.ones(2)})).arrays
+    assert [isinstance(leaf, NotAnArray) for leaf in found.values()] == [False, False, True, True, False]
+    for name in ("x0", "x1", "y"):
+        np.testing.assert_array_equal(np.asarray(found[name]), {**state, "y": torch.ones(2)}[name])
+
+
+def test_a_pickled_tensor_that_repeats_numbers_is_made_when_it_is_read(tmp_path: Path) -> None:
+    found = formats.read(_pickled(tmp_path, {"x": torch.zeros(1).expand(2**20)})).arrays["x"]
+    assert isinstance(found, Deferred)
+    assert found.shape == (2**20,)
+
+
+@pytest.mark.parametrize("save", [_saved, _pickled])
+def test_a_long_list_of_numbers_beside_weights_is_read(tmp_path: Path, save: Callable[[Path, Any], Path]) -> None:
+    losses = [0.1] * (tree.MAX_SHOWN + 1)
+    found = formats.read(save(tmp_path, {"x": torch.ones(2), "losses": losses})).arrays
+    assert found["losses"] == losses
+
+
+def test_numbers_that_are_shown_too_often_are_refused() -> None:
+    numbers = [1.5] * 1000
+    with pytest.raises(PickleError, match="each counted as often as it stands in others"):
+        read_tree([numbers] * (tree.MAX_PLAIN // 1000 + 1), lambda tensor: tensor)
+
+
+ROOTS: dict[str, Callable[[Any], Any]] = {
+    "a tuple": lambda state: (12, state, {}),
+    "a list": lambda state: [state, {"step": 3}],
+    "params and state": lambda state: (state, None),
+}
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("save", [_saved, _pickled])
+def test_a_root_that_is_a_list_has_its_positions_for_names(
+    tmp_path: Path, save: Callable[[Path, Any], Path], root: str
+) -> None:
+    state = dict(checkpoint("timm"))
+    assert changed(checkpoint("timm").arrays, load(save(tmp_path, ROOTS[root](state))).arrays) == []
+
+
+def test_a_list_of_arrays_is_refused_and_the_remedy_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = checkpoint("timm").arrays
+    path = _pickled(tmp_path, list(given.values()))
+    with pytest.raises(CheckpointError, match=rf"holds a list of {len(given)} arrays without names") as caught:
+        load(path)
+    monkeypatch.chdir(tmp_path)
+    typed = re.search(r"np\.savez\(.*strict=True\)\)\)", str(caught.value).replace("\n", " "))
+    assert typed is not None
+    exec(typed[0].rstrip(","), {"np": np, "names": list(given), "arrays": list(given.values())})
+    assert changed(given, load("named.npz").arrays) == []
+
+
+def test_a_state_of_nnx_is_loaded_alone_and_split(tmp_path: Path) -> None:
+    model = MlpMixer(checkpoint().config, rngs=nnx.Rngs(0))
+    expected = Checkpoint.from_arrays(nnx.state(model)).arrays
+    for state in (nnx.state(model), nnx.split(model), nnx.to_pure_dict(nnx.state(model))):
+        assert changed(expected, load(_pickled(tmp_path, state)).arrays) == []
 
 
 def test_what_holds_no_arrays_by_name_is_refused(tmp_path: Path) -> None:

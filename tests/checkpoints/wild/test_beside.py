@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -125,3 +126,30 @@ def test_what_is_called_so_in_another_shape_or_nearly_so_is_unexpected(name: str
     with pytest.raises(ConversionError) as caught:
         convert({**STATE, name: np.ones(shape, np.float32)}, to="linen")
     assert caught.value.unexpected_keys == (name,)
+
+
+NO_NUMBERS: dict[str, Callable[[], Any]] = {
+    "text": lambda: np.array("mixer"),
+    "bytes": lambda: np.array([b"a", b"b"]),
+    "objects": lambda: np.array([None, 1], object),
+    "fields": lambda: np.zeros(2, "f4,i4"),
+    "key": lambda: jax.random.key(0),
+    "keys": lambda: jax.random.split(jax.random.key(0), 2),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_arrays_of_no_numbers_are_left_out_unless_a_parameter_has_their_name(kind: str) -> None:
+    found = Checkpoint.from_arrays({**STATE, "beside": NO_NUMBERS[kind]()})
+    assert "left out, since no weights can be: beside" in found.notes
+    assert changed(STATE, found.arrays) == []
+    with pytest.raises(ConversionError, match=r"head\.bias: "):
+        Checkpoint.from_arrays({**STATE, "head.bias": NO_NUMBERS[kind]()})
+
+
+@pytest.mark.parametrize("kind", ["text", "bytes", "objects", "fields"])
+def test_arrays_of_no_numbers_in_a_file_are_left_out(tmp_path: Path, kind: str) -> None:
+    np.savez(tmp_path / "x.npz", **STATE, beside=NO_NUMBERS[kind]())
+    found = load(tmp_path / "x.npz")
+    assert "left out, since no weights can be: beside" in found.notes
+    assert changed(STATE, found.arrays) == []

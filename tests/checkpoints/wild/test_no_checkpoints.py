@@ -10,15 +10,19 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from mixer_equiv import CheckpointError, load, save
 from mixer_equiv.checkpoints.formats.no_checkpoint import ADDRESSES, KINDS
-from tests.support.checkpoints import checkpoint
+from mixer_equiv.models.torch import MlpMixer
+from tests.support.checkpoints import CONFIG, checkpoint
 from tests.support.command_line import run
 from tests.support.files import changed
 
@@ -97,6 +101,8 @@ OTHERS = {
     "git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 832816016\n",
     "web page": b"\n<!DOCTYPE html><html><title>404</title></html>",
     "zstd": b"\x28\xb5\x2f\xfd" + bytes(50),
+    "zlib": zlib.compress(b"weights"),
+    "Equinox": b'{"depth": 2}\n\x93NUMPY\x01\x00' + bytes(50),
     "7z": b"7z\xbc\xaf\x27\x1c" + bytes(50),
     "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(50),
     "GGUF": b"GGUF" + bytes(50),
@@ -110,8 +116,51 @@ def test_what_is_something_else_is_called_what_it_is(tmp_path: Path, kind: str, 
     (tmp_path / f"x{suffix}").write_bytes(OTHERS[kind])
     with pytest.raises(CheckpointError) as caught:
         load(tmp_path / f"x{suffix}")
-    assert KINDS[kind].words.format(path=tmp_path / f"x{suffix}") in str(caught.value)
+    path = tmp_path / f"x{suffix}"
+    assert KINDS[kind].words.format(path=path, quoted=repr(str(path))) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_program_of_torch_export_is_named_and_the_remedy_saves_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MlpMixer(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    image = torch.ones(1, CONFIG.in_channels, *CONFIG.image_hw)
+    torch.export.save(torch.export.export(model, (image,)), "x.pt2")
+    for path in (Path("x.pt2"), Path("x.pt")):
+        Path("x.pt2").rename(path)
+        with pytest.raises(CheckpointError, match=f"{path} is a program of torch.export") as caught:
+            load(path)
+        path.rename("x.pt2")
+    Path("x.pt2").rename("x.pt")
+    exec(str(caught.value).partition("save its weights: ")[2], {"torch": torch})
+    expected = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    assert changed(expected, load("weights.pt").arrays) == []
+
+
+def test_arrays_one_behind_the_other_are_said_to_have_no_names(tmp_path: Path) -> None:
+    with (tmp_path / "x.eqx").open("wb") as stream:
+        for size in (3, 5):
+            np.save(stream, np.ones(size, np.float32))
+    with pytest.raises(CheckpointError, match="holds arrays without names, one behind the other, as eqx"):
+        load(tmp_path / "x.eqx")
+
+
+@pytest.mark.parametrize(
+    ("compress", "words"), [(0, "was written by joblib"), (3, "is compressed by zlib"), (9, "is compressed by zlib")]
+)
+def test_a_file_of_joblib_is_named_and_the_remedy_saves_its_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: int, words: str
+) -> None:
+    joblib = pytest.importorskip("joblib")
+    joblib.dump(dict(checkpoint().arrays), tmp_path / "x.pkl", compress=compress)
+    with pytest.raises(CheckpointError, match=f"x.pkl {words}") as caught:
+        load(tmp_path / "x.pkl")
+    monkeypatch.chdir(tmp_path)
+    known = {"np": np, "joblib": joblib, "arrays": joblib.load("x.pkl")}
+    exec(str(caught.value).partition("arrays by name: ")[2], known)
+    assert changed(checkpoint().arrays, load("weights.npz").arrays) == []
 
 
 def test_each_kind_is_made_by_a_test() -> None:

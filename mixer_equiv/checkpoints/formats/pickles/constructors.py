@@ -46,22 +46,33 @@ def _encode(budget: Budget, arguments: tuple[Any, ...]) -> bytes:
     """`_codecs.encode`, by which old protocols write bytes as text."""
     match arguments:
         case (str() as text, "latin1" | "latin-1"):
-            budget.spend(operations=len(text) // 1000)
+            budget.spend(copied=len(text))
             return text.encode("latin-1")
     raise PickleError("text that stands for bytes in some other code than latin1")
 
 
-def _bytes(made: Callable[[bytes], Any]) -> Constructor:
+def _bytes(made: Callable[[bytes | bytearray], Any]) -> Constructor:
     def of(budget: Budget, arguments: tuple[Any, ...]) -> Any:
         match arguments:
             case ():
                 return made(b"")
             case (bytes() | bytearray() as given,):
-                budget.spend(operations=len(given) // 1000)
-                return made(bytes(given))
+                budget.spend(copied=len(given))
+                return made(given)
         raise PickleError("bytes of what are none")
 
     return of
+
+
+class JoblibError(PickleError):
+    """A pickle between whose parts the bytes of arrays stand, which joblib alone knows how to tell apart."""
+
+
+def _of_joblib(budget: Budget, arguments: tuple[Any, ...]) -> Any:
+    raise JoblibError(
+        "was written by joblib, whose files are no plain pickles; load it where it was written, and save its arrays by "
+        "name: np.savez('weights.npz', **arrays)"
+    )
 
 
 _BUILTINS = "builtins", "__builtin__"
@@ -79,6 +90,7 @@ CONSTRUCTORS: Mapping[str, Constructor] = {
     **ARRAYS,
     **TENSORS,
     "torch.storage._load_from_bytes": storage_in_bytes,
+    **{f"joblib.numpy_pickle.{name}": _of_joblib for name in ("NumpyArrayWrapper", "NDArrayWrapper")},
 }
 
 CONSTANTS: Mapping[str, Any] = {

@@ -24,7 +24,8 @@ def storage_in_bytes(budget: Budget, arguments: tuple[Any, ...]) -> Storage:
 
 
 def _storage(budget: Budget, data: bytes) -> Storage:
-    stream = io.BytesIO(data)
+    budget.spend(copied=len(data))
+    stream = io.BytesIO(data)  # which shares them
     magic, version, system = (unpickle(stream, {}, {}, budget=budget) for _ in range(3))
     if (magic, version) != (_MAGIC, _VERSION) or not isinstance(system, dict) or not system.get("little_endian"):
         raise PickleError("a storage in bytes that torch did not write, or not on a machine of this byte order")

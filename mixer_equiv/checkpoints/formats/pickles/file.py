@@ -9,9 +9,9 @@ from typing import NoReturn
 import numpy as np
 
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, Framework
-from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS
+from mixer_equiv.checkpoints.formats.pickles.constructors import CONSTANTS, CONSTRUCTORS, JoblibError
 from mixer_equiv.checkpoints.formats.pickles.machine import unpickle
-from mixer_equiv.checkpoints.formats.pickles.tensors import array_in_pickle
+from mixer_equiv.checkpoints.formats.pickles.tensors import Repetitions
 from mixer_equiv.checkpoints.formats.pickles.tree import contents_of
 from mixer_equiv.errors import CheckpointError
 
@@ -36,7 +36,11 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> Contents:
-    return contents_of(unpickle(path.read_bytes(), CONSTRUCTORS, CONSTANTS), path, array_in_pickle)
+    try:
+        root = unpickle(path.read_bytes(), CONSTRUCTORS, CONSTANTS)
+    except JoblibError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    return contents_of(root, path, Repetitions().array_in_pickle)
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: str, framework: Framework) -> NoReturn:

@@ -18,6 +18,9 @@ from typing import Any, BinaryIO
 MAX_OPERATIONS = 2_000_000
 MAX_OBJECTS = 500_000
 
+# Bytes that calls may copy: each is in the pickle, and in few calls; a small pickle may copy this many at least.
+MAX_COPIES, MIN_COPIED = 4, 2**26
+
 # Whole numbers from here on can be chosen so that all have one hash, which makes a dict of them slow.
 _MAX_KEY = 2**61 - 1
 
@@ -65,10 +68,19 @@ class Budget:
 
     operations: int = MAX_OPERATIONS
     objects: int = MAX_OBJECTS
+    copied: int = MIN_COPIED
 
-    def spend(self, *, operations: int = 0, objects: int = 0) -> None:
+    @classmethod
+    def of(cls, size: int) -> Budget:
+        """The budget of a pickle of `size` bytes."""
+        return cls(copied=MIN_COPIED + MAX_COPIES * size)
+
+    def spend(self, *, operations: int = 0, objects: int = 0, copied: int = 0) -> None:
         self.operations -= operations
         self.objects -= objects
+        self.copied -= copied
+        if self.copied < 0:
+            raise PickleError("it copies the same bytes again and again, which no pickle of weights does")
         if self.operations < 0 or self.objects < 0:
             raise PickleError(
                 f"it makes more than {MAX_OBJECTS} objects, or takes more than {MAX_OPERATIONS} steps; weights of a "
@@ -93,7 +105,8 @@ def unpickle(
     `persistent` gives the object of a persistent id. Raises `PickleError` for a pickle that is damaged or of more than
     `MAX_OBJECTS` objects.
     """
-    machine = _Machine(constructors, constants, persistent, budget or Budget())
+    budget = budget or Budget.of(len(data) if isinstance(data, bytes) else 0)
+    machine = _Machine(constructors, constants, persistent, budget)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of odd escapes in text of protocol 0
         for name, argument in _operations(io.BytesIO(data) if isinstance(data, bytes) else data):

@@ -9,15 +9,17 @@ import dataclasses
 import math
 import reprlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mixer_equiv.arrays.interop import NotAnArray
+from mixer_equiv.arrays.lazy import Deferred
 from mixer_equiv.checkpoints.formats.pickles.arrays import DTYPES, as_sizes, is_count
 from mixer_equiv.checkpoints.formats.pickles.machine import Budget, Constructor, Global, PickleError, Placeholder
 
-# Elements of a tensor that repeats its numbers are made anew when it is read; beyond this it is no parameter.
+# Elements that the tensors of a file may repeat: they are made anew when a tensor is read, and no parameter has many.
 MAX_REPEATED = 2**26
 
 
@@ -68,6 +70,11 @@ class Tensor:
         return True
 
     @property
+    def is_plain(self) -> bool:
+        """Whether its elements are those of the storage, one behind the other."""
+        return self.is_contiguous and not self.conjugated and not self.negated
+
+    @property
     def span(self) -> int:
         """Elements from the first to the last, the last one included; 0 if there are none."""
         if 0 in self.shape:
@@ -83,15 +90,37 @@ def array_of(tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
     return (np.negative(array) if tensor.negated else array).reshape(tensor.shape)
 
 
-def array_in_pickle(tensor: Tensor) -> np.ndarray | NotAnArray:
-    """The array of a tensor whose numbers are in the pickle itself. Raises `PickleError` if they are elsewhere."""
-    if tensor.storage.data is None:
-        raise PickleError("it has a tensor of torch whose numbers are elsewhere")
-    if tensor.size > max(MAX_REPEATED, tensor.span):
-        return NotAnArray(f"a tensor of {tensor.shape} that repeats {tensor.span} numbers")
-    start = tensor.offset * tensor.dtype.itemsize
-    numbers = tensor.storage.data[start : start + tensor.span * tensor.dtype.itemsize]
-    return array_of(tensor, np.frombuffer(numbers, tensor.dtype) if numbers else np.empty(0, tensor.dtype))
+@dataclasses.dataclass
+class Repetitions:
+    """How many elements the tensors of one file may still repeat."""
+
+    left: int = MAX_REPEATED
+
+    def refuse(self, tensor: Tensor) -> NotAnArray | None:
+        """What stands for a tensor that repeats more; None for any other, whose repetitions are spent."""
+        repeated = max(tensor.size - tensor.span, 0)
+        if repeated > self.left:
+            return NotAnArray(f"a tensor of {tensor.shape} that repeats {tensor.span} numbers")
+        self.left -= repeated
+        return None
+
+    def array_in_pickle(self, tensor: Tensor) -> np.ndarray | Deferred | NotAnArray:
+        """The array of a tensor whose numbers are in the pickle itself. Raises `PickleError` if they are elsewhere."""
+        if tensor.storage.data is None:
+            raise PickleError("it has a tensor of torch whose numbers are elsewhere")
+        if (refused := self.refuse(tensor)) is not None:
+            return refused
+        numbers = _numbers(tensor, tensor.storage.data)
+        if tensor.is_plain:
+            return numbers.reshape(tensor.shape)
+        return Deferred(tensor.shape, tensor.dtype, partial(array_of, tensor, numbers))
+
+
+def _numbers(tensor: Tensor, data: bytes) -> np.ndarray:
+    """The `span` of numbers of a tensor, as a part of its storage."""
+    if not tensor.span:
+        return np.empty(0, tensor.dtype)
+    return np.frombuffer(data, tensor.dtype, tensor.span, tensor.offset * tensor.dtype.itemsize)
 
 
 class StorageId(NamedTuple):
@@ -138,10 +167,10 @@ def _part(storage: Storage, dtype: np.dtype, offset: Any, shape: Any, strides: A
         raise PickleError(f"a tensor of the shape {sizes} has the strides {reprlib.repr(strides)}")
     if not is_count(offset):
         raise PickleError(f"a tensor begins at {reprlib.repr(offset)}")
-    told = bits if isinstance(bits, dict) else {}
-    made = Tensor(
-        storage, dtype, offset, sizes, strides, told.get("conj", False) is True, told.get("neg", False) is True
-    )
+    conjugated, negated = (isinstance(bits, dict) and bits.get(bit) is True for bit in ("conj", "neg"))
+    if (conjugated and dtype.kind != "c") or (negated and dtype.kind == "b"):
+        raise PickleError(f"a tensor of {dtype} is {'conjugated' if conjugated else 'negated'}, as none can be")
+    made = Tensor(storage, dtype, offset, sizes, strides, conjugated, negated)
     end = (offset + made.span) * dtype.itemsize
     if made.span and end > storage.nbytes:
         raise PickleError(f"a tensor of the shape {sizes} ends {end} bytes into a storage of {storage.nbytes}")
@@ -175,14 +204,19 @@ def _of_all_devices(inner: tuple[Any, ...], state: list[Any]) -> Any:
     """The part of a DTensor that is in the file, if it is the whole, by the shape among its `inner` arguments."""
     match inner, state:
         case (_, _, shape, *_), [(_, {"_local_tensor": Tensor() as part, "_spec": Placeholder(state=dict() as spec)})]:
-            placements = spec.get("placements")
-            is_sum = any("Partial" in getattr(one, "name", "Partial") for one in placements or [None])
-            if shape == part.shape and not is_sum:
+            if shape == part.shape and not _is_sum(spec.get("placements")):
                 return part
     return NotAnArray(
         "a part of a DTensor, whose other parts other processes have; gather it where it is, by tensor.full_tensor(), "
         "and save it again"
     )
+
+
+def _is_sum(placements: Any) -> bool:
+    """Whether the parts of a DTensor are to be added, or may be, for all that its placements say."""
+    if not isinstance(placements, tuple | list) or not placements:
+        return True
+    return any("Partial" in getattr(one, "name", "Partial") for one in placements)
 
 
 def _no_array(what: str) -> Constructor:

@@ -20,8 +20,9 @@ from mixer_equiv.errors import CheckpointError, summarize
 # Nothing that people write is nested deeper, and no reader follows objects that hold themselves.
 MAX_DEPTH = 100
 
-# Objects that a pickle may show, each as often as it stands in others.
-MAX_SHOWN = 500_000
+# Objects, and single numbers and texts, that a pickle may show, each as often as it stands in others.
+MAX_SHOWN, MAX_PLAIN = 500_000, 4_000_000
+_PLAIN = (int, float, str, bytes, type(None))
 
 
 class Tree(NamedTuple):
@@ -50,9 +51,10 @@ def read_tree(root: Any, array: Callable[[Tensor], Any]) -> Tree:
 
 def contents_of(root: Any, path: Path, array: Callable[[Tensor], Any]) -> Contents:
     """What the object of a pickle holds. Raises `CheckpointError` for one that has no arrays by name."""
-    tree, notes = read_tree(root, array)
-    if not isinstance(tree, Mapping):
-        raise CheckpointError(f"{path} holds {kind_of(tree)}; expected a state_dict")
+    read, notes = read_tree(root, array)
+    tree = as_mapping(read)
+    if tree is None:
+        raise CheckpointError(f"{path} holds {kind_of(read)}; expected a state_dict{_advice(read)}")
     metadata = (getattr(root, "attributes", None) or {}).get(METADATA_KEY)
     return Contents(tree, metadata if isinstance(metadata, str) else None, notes)
 
@@ -61,7 +63,23 @@ def kind_of(tree: Any) -> str:
     """What the one object of a file is, in words."""
     if isinstance(tree, NotAnArray):
         return tree.what
+    if _are_arrays(tree):
+        return f"a list of {len(tree)} arrays without names" if len(tree) > 1 else "a list of 1 array without a name"
     return "an array without a name" if is_array(tree) else f"a {type(tree).__name__}"
+
+
+def _are_arrays(tree: Any) -> bool:
+    return isinstance(tree, list | tuple) and bool(tree) and all(map(is_array, tree))
+
+
+def _advice(tree: Any) -> str:
+    """How to name arrays that are in a list."""
+    if not _are_arrays(tree):
+        return ""
+    return (
+        "; name them in the order in which they were saved: np.savez('named.npz', **dict(zip(names, arrays, "
+        "strict=True))), where names is list(model.state_dict()) for torch"
+    )
 
 
 @dataclasses.dataclass
@@ -70,12 +88,11 @@ class _Reader:
     opened: set[str] = dataclasses.field(default_factory=set)
     passed: set[str] = dataclasses.field(default_factory=set)
     shown: int = 0
+    plain: int = 0
     around: set[int] = dataclasses.field(default_factory=set)  # ids of the objects that hold the one that is read
 
     def read(self, value: Any, depth: int) -> Any:
-        self.shown += 1
-        if self.shown > MAX_SHOWN:
-            raise PickleError(f"its objects hold one another so often that there are more than {MAX_SHOWN}")
+        self._count(value)
         if depth > MAX_DEPTH:
             return NotAnArray(f"something nested more than {MAX_DEPTH} deep")
         if isinstance(value, PickledArray) and isinstance(value.only, dict):
@@ -89,6 +106,17 @@ class _Reader:
             return self._node(value, depth)
         finally:
             self.around.discard(id(value))
+
+    def _count(self, value: Any) -> None:
+        if isinstance(value, _PLAIN):
+            self.plain += 1
+        else:
+            self.shown += 1
+        if self.shown > MAX_SHOWN or self.plain > MAX_PLAIN:
+            raise PickleError(
+                f"it shows more than {MAX_SHOWN} objects, or {MAX_PLAIN} numbers and texts, each counted as often as "
+                "it stands in others"
+            )
 
     def _node(self, value: Any, depth: int) -> Any:
         match value:
