@@ -5,15 +5,13 @@ Knows no single format: `formats` finds the one of a path. Start at `load`.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays.lazy import as_lazy
-from mixer_equiv.checkpoints import formats, metadata
+from mixer_equiv.checkpoints import formats, metadata, origin
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.formats.atomic import replacement
 from mixer_equiv.checkpoints.names import rename_prefixes
@@ -42,7 +40,7 @@ def load(
 
     The layout is detected unless given. `image_size`, in pixels, is what shapes cannot tell;
     without it the squarest grid is assumed and noted. `trained_with` are the conventions that the
-    weights need, where nothing in the file or its name says them. `prefix`, such as "ema", tells
+    weights need, where nothing in the file, its modules or its name says them. `prefix`, such as "ema", tells
     which of several sets of weights in one file is meant. `ignore` has globs of names that are left
     out, such as "text.*", and `rename` parts of names with what they are called instead, such as
     {"classifier": "head"}. `step` chooses one of several steps in a folder, of which else the last is read.
@@ -59,6 +57,12 @@ def load(
     """
     path = Path(path) if step is None else formats.path_of_step(Path(path), step)
     contents = formats.read(path, mmap=mmap, verify=verify)
+    fields = metadata.from_json(contents.metadata, str(path))
+    called, computed = origin.names_of(path), origin.conventions_of(contents.computed or {})
+    notes = contents.notes
+    if trained_with is None and config is None and not metadata.Metadata(fields, str(path)).states_trained_with:
+        trained_with, notes = computed.conventions, (*notes, *computed.notes)
+        notes = notes if trained_with else (*notes, *called.notes)
     return Checkpoint.from_arrays(
         contents.arrays,
         layout=layout,
@@ -70,21 +74,10 @@ def load(
         rename=rename,
         lazy=lazy,
         source=str(path),
-        metadata=metadata.from_json(contents.metadata, str(path)),
-        called=_names_of(path),
-        notes=contents.notes,
+        metadata=fields,
+        called=called.names,
+        notes=notes,
     )
-
-
-def _names_of(path: Path) -> list[str]:
-    """Names by which weights may be known: the release in the hub's config.json, the file's name, its folders'."""
-    path = path.absolute()
-    folder = path if path.is_dir() else path.parent
-    release = []
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        told = json.loads((folder / "config.json").read_text())
-        release = [f"{told['architecture']}.{told['pretrained_cfg']['tag']}"]
-    return [*release, path.name, *(parent.name for parent in list(path.parents)[:3])]
 
 
 def save(

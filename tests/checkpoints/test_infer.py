@@ -220,6 +220,31 @@ def test_a_folder_from_the_hub_tells_what_its_weights_were_trained_with(tmp_path
         assert load(folder / "pytorch_model.bin").trained_with is None
 
 
+FURTHER = {
+    "another number of classes": ({"num_classes": 10}, None),
+    "other labels": ({"id2label": {"0": "cat", "1": "dog"}}, None),
+    "a state of training": ({}, "trainer_state.json"),
+    "arguments of training": ({"num_classes": 21843}, "training_args.bin"),
+}
+
+
+@pytest.mark.parametrize(("told", "beside"), FURTHER.values(), ids=FURTHER)
+def test_a_release_that_was_trained_further_says_nothing_of_the_code(
+    tmp_path: Path, told: dict[str, Any], beside: str | None
+) -> None:
+    torch.save({name: torch.tensor(array) for name, array in in_layout("timm").items()}, tmp_path / "x.bin")
+    release = {"architecture": "mixer_b16_224", "pretrained_cfg": {"tag": "goog_in21k", "num_classes": 21843}}
+    (tmp_path / "config.json").write_text(json.dumps(release))
+    assert load(tmp_path).trained_with == OFFICIAL_CONVENTIONS
+    (tmp_path / "config.json").write_text(json.dumps(release | told))
+    if beside:
+        (tmp_path / beside).write_text("{}")
+    found = load(tmp_path)
+    assert found.trained_with is None
+    began = "by config.json it began as mixer_b16_224.goog_in21k and was trained further"
+    assert f"{began}; by which code is not recorded" in found.notes
+
+
 def test_metadata_and_statements_outweigh_a_name(tmp_path: Path) -> None:
     arrays = in_layout("timm")
     goog = tmp_path / "mixer_b16_224.goog_in21k.safetensors"

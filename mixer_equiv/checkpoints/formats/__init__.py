@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.checkpoints.formats import shard_sets
+from mixer_equiv.checkpoints.formats import folders, ranks, shard_sets
 from mixer_equiv.checkpoints.formats.base import Contents, FileFormat, StoredArray, refuse_damage
 from mixer_equiv.checkpoints.formats.dcp.folder import DCP
 from mixer_equiv.checkpoints.formats.no_checkpoint import address_refusal, refusal
@@ -64,6 +64,7 @@ def read(path: Path, *, mmap: bool = False, verify: bool = True) -> Contents:
     with refuse_damage(path, file_format.damage):
         contents = shard_sets.read_set_of(path) if file_format in FILE_FORMATS else None
         contents = contents or file_format.read(path)
+        contents = contents._replace(notes=(*contents.notes, *ranks.notes_on(path)))
         if mmap or not verify:
             return contents._replace(arrays=_map_stored(contents.arrays, _mapped if mmap else _unverified))
         return contents
@@ -109,7 +110,7 @@ def _by_suffix(path: Path) -> FileFormat:
         raise CheckpointError(
             f"{path} is a directory; a checkpoint is a file ({', '.join(SUFFIXES)}), a directory of Orbax or of "
             "torch.distributed.checkpoint, or a folder with one of them, and this one holds "
-            f"{shard_sets.contents_in_words(path)}"
+            f"{folders.contents_in_words(path)}"
         )
     if words := refusal(path):
         raise CheckpointError(words)

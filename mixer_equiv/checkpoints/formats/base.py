@@ -47,11 +47,16 @@ ANY_DAMAGE: Damage = (Exception,)
 
 
 class Contents(NamedTuple):
-    """Arrays of a file by name, possibly nested, our metadata as text, None if it has none, and what was noticed."""
+    """Arrays of a file by name, possibly nested, our metadata as text, None if it has none, and what was noticed.
+
+    `computed` are settings of the modules that a file holds whole, such as {"activation": "gelu", "layer_norm_eps":
+    1e-5}; a setting is left out where they have none, or do not agree.
+    """
 
     arrays: Mapping[str, Any]
     metadata: str | None
     notes: tuple[str, ...] = ()
+    computed: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,14 @@ def read_objects(stream: IO[bytes]) -> Any:
     return unpickle(stream.read(), CONSTRUCTORS, CONSTANTS)
 
 
+def holds_objects(path: Path) -> bool:
+    """Whether a file has an array of Python objects, such as one dict, and not of numbers."""
+    if not _recognise(path):
+        return False
+    with path.open("rb") as stream:
+        return read_header(path, str(path), stream).dtype.hasobject
+
+
 def _recognise(path: Path) -> bool:
     if not path.is_file():
         return False

@@ -52,7 +52,7 @@ def _items(path: Path) -> dict[str, Path]:
     if is_item(path):
         return {"": path}
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
-    steps = {int(match[2]): folder for folder in folders if (match := _STEP.fullmatch(folder.name))}
+    steps = _steps_in(path)
     if (path / "_CHECKPOINT_METADATA").exists() or (_STEP.fullmatch(path.name) and not steps):
         return {folder.name: folder for folder in folders if is_item(folder)}
     found = (_items(steps[number]) for number in sorted(steps, reverse=True) if _is_committed(steps[number]))
@@ -82,9 +82,27 @@ def _read(path: Path) -> Contents:
             f"{path} is no Orbax checkpoint; {damaged}expected a directory with _METADATA, or of steps"
         )
     read = {name: _tree(orbax, folder.absolute()) for name, folder in items.items()}
+    notes = _notes_on_step(path, items)
     if len(read) == 1:
-        return next(iter(read.values()))
-    return Contents({name: contents.arrays for name, contents in read.items()}, None)
+        return next(iter(read.values()))._replace(notes=notes)
+    return Contents({name: contents.arrays for name, contents in read.items()}, None, notes)
+
+
+def _notes_on_step(path: Path, items: Mapping[str, Path]) -> tuple[str, ...]:
+    """Say which of several steps in `path` the items are of."""
+    name, item = next(iter(items.items()))
+    step = item.parent if name else item
+    steps = _steps_in(path)
+    if step == path or len(steps) < 2:
+        return ()
+    shown = summarize([str(number) for number in sorted(steps)], shown=12)
+    return (f"{step.name} was read, of the steps {shown}; step= (--step) says another",)
+
+
+def _steps_in(path: Path) -> dict[int, Path]:
+    """Find the folders of steps by their numbers."""
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir()) if path.is_dir() else []
+    return {int(match[2]): folder for folder in folders if (match := _STEP.fullmatch(folder.name))}
 
 
 def _tree(orbax: Any, path: Path) -> Contents:

@@ -1,6 +1,6 @@
-"""Checkpoints in several files, with an index or by numbers in their names, and folders that hold one checkpoint.
+"""Checkpoints in several files, with an index or by numbers in their names.
 
-Start at `read_set` for an index or a folder, and at `read_set_of` for a file.
+Start at `read_by_index` for an index, and at `read_set_of` for a file. `folders` finds the set in a folder.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from mixer_equiv.checkpoints.formats import atomic
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents
-from mixer_equiv.checkpoints.formats.single import FILE_FORMATS, read_file
-from mixer_equiv.checkpoints.formats.steps import step_to_type
+from mixer_equiv.checkpoints.formats.ranks import refuse_ranks
+from mixer_equiv.checkpoints.formats.single import read_file
 from mixer_equiv.errors import CheckpointError, summarize
 
 INDEX_SUFFIX = ".index.json"
@@ -56,13 +56,14 @@ def part_of(path: Path) -> Part | None:
 
 def is_index(path: Path) -> bool:
     """Whether a file is an index, by its name or by how it begins."""
-    if _is_named_as_index(path):
+    if is_named_as_index(path):
         return path.is_file()
     with path.open("rb") as stream:
         return stream.read(1) == b"{" and b'"weight_map"' in stream.read(2**20)
 
 
-def _is_named_as_index(path: Path) -> bool:
+def is_named_as_index(path: Path) -> bool:
+    """Whether a path has the name of an index."""
     return path.name.lower().endswith(INDEX_SUFFIX)
 
 
@@ -85,21 +86,16 @@ def read_index(path: Path) -> Index:
     return Index(weight_map, ours if isinstance(ours, str) else None)
 
 
-def read_set(path: Path) -> Contents:
-    """Read all files of the set of which `path` is the index or the folder."""
-    return _read_folder(path) if path.is_dir() else _read_by_index(path)
-
-
 def read_set_of(path: Path) -> Contents | None:
     """Read all files of the set that the file `path` is one of; None for a file that is a whole checkpoint."""
-    _refuse_ranks([path])
+    refuse_ranks(path)
     index, part = _index_that_names(path), part_of(path)
     if index is not None:
         note = f"{path.name} is one of the files of {index.name}, all of which were read"
-        contents = _read_by_index(index)
+        contents = read_by_index(index)
     elif part is not None:
         note = f"{path.name} is part {part.number} of {part.total}, all of which were read"
-        contents = _read_parts(_all_parts(path, part))
+        contents = read_parts(all_parts(path, part))
     else:
         return None
     return contents._replace(notes=(*contents.notes, note))
@@ -108,7 +104,7 @@ def read_set_of(path: Path) -> Contents | None:
 def _index_that_names(path: Path) -> Path | None:
     """The index beside a file that names it among others."""
     for index in sorted(path.parent.glob(f"*{INDEX_SUFFIX}")):
-        shards = _shards_named_by(index)
+        shards = shards_named_by(index)
         if path.name in shards and len(shards) > 1:
             return index
     return None
@@ -117,7 +113,7 @@ def _index_that_names(path: Path) -> Path | None:
 # By an index
 
 
-def _shards_named_by(index: Path) -> set[str]:
+def shards_named_by(index: Path) -> set[str]:
     """The files that an index names; none for one that is damaged, of which whoever asks for it is told."""
     try:
         return set(read_index(index).weight_map.values()) if index.is_file() else set()
@@ -125,7 +121,8 @@ def _shards_named_by(index: Path) -> set[str]:
         return set()
 
 
-def _read_by_index(path: Path) -> Contents:
+def read_by_index(path: Path) -> Contents:
+    """Read all files that an index names. Raises `CheckpointError`."""
     weight_map, metadata = read_index(path)
     names = check_shards(path, set(weight_map.values()))
     read = {shard: _read_shard(path, shard) for shard in names}
@@ -166,22 +163,8 @@ def _is_file_name(name: str) -> bool:
 
 # By numbers in names
 
-# "shard-00002-model-00001-of-00001.safetensors": the part of each array that one rank had. No file tells of how many.
-_OF_A_RANK = re.compile(r"shard-\d+-.*-\d+-of-\d+\.safetensors")
 
-
-def _refuse_ranks(files: Iterable[Path]) -> None:
-    for file in files:
-        if _OF_A_RANK.fullmatch(file.name):
-            raise CheckpointError(
-                f"{file} has one rank's part of arrays, as torch's HuggingFaceStorageWriter(save_distributed=True) "
-                "writes them; put the parts of all ranks together: from torch.distributed.checkpoint import "
-                "HuggingFaceStorageReader, state_dict_loader; torch.save(state_dict_loader._load_state_dict_from_keys("
-                f"storage_reader=HuggingFaceStorageReader({str(file.parent)!r})), 'whole.pt')"
-            )
-
-
-def _all_parts(path: Path, part: Part) -> list[Path]:
+def all_parts(path: Path, part: Part) -> list[Path]:
     """All files of a set, in order. Raises `CheckpointError` if some are missing."""
     beside = {file: other for file in path.parent.iterdir() if (other := part_of(file)) and file.suffix == path.suffix}
     found = {other.number: file for file, other in beside.items() if other.is_of_set(part)}
@@ -195,7 +178,8 @@ def _all_parts(path: Path, part: Part) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def _read_parts(paths: Sequence[Path]) -> Contents:
+def read_parts(paths: Sequence[Path]) -> Contents:
+    """Read all files of a set together. Raises `CheckpointError` for a name that two of them hold."""
     read = {path: read_file(path) for path in paths}
     holders: dict[str, Path] = {}
     for path, contents in read.items():
@@ -209,83 +193,3 @@ def _read_parts(paths: Sequence[Path]) -> Contents:
 
 def _notes(read: Iterable[Contents]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(note for contents in read for note in contents.notes))
-
-
-# Folders
-
-# What trainers and the hub write beside a model, which is no model.
-_BESIDE = re.compile(
-    r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state|global_step).*", re.IGNORECASE
-)
-
-# The hub's names of one model in several formats, of which its own libraries take the first that is there.
-_OF_THE_HUB = (
-    *("model.safetensors", "model.safetensors.index.json"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack"),
-)
-
-# "checkpoint_100": what `flax.training.checkpoints` wrote after 100 steps.
-_STEP = re.compile(r"checkpoint_(\d{1,18})")
-
-_SUFFIXES = (*(suffix for file_format in FILE_FORMATS for suffix in file_format.suffixes), ".pkl", ".pickle", ".ckpt")
-
-
-class _FoundInFolder(NamedTuple):
-    path: Path
-    notes: tuple[str, ...] = ()
-
-
-def holds_checkpoint(folder: Path) -> bool:
-    """Whether anything in a folder may be a checkpoint, or a part of one."""
-    return any(map(_may_be_checkpoint, folder.iterdir()))
-
-
-def _may_be_checkpoint(file: Path) -> bool:
-    name = file.name.lower()
-    named = name.endswith((*_SUFFIXES, INDEX_SUFFIX)) or _STEP.fullmatch(name)
-    return bool(named) and not _BESIDE.fullmatch(name) and not name.startswith(".") and file.is_file()
-
-
-def _read_folder(folder: Path) -> Contents:
-    path, notes = _only_checkpoint(folder)
-    if _is_named_as_index(path):
-        contents = _read_by_index(path)
-    elif part := part_of(path):
-        contents = _read_parts(_all_parts(path, part))
-    else:
-        contents = read_file(path)
-    return contents._replace(notes=(*notes, *contents.notes))
-
-
-def _only_checkpoint(folder: Path) -> _FoundInFolder:
-    """The one checkpoint in a folder: an index, a file, the first part of a set, or the last of several steps."""
-    files = sorted(file for file in folder.iterdir() if _may_be_checkpoint(file))
-    _refuse_ranks(files)
-    steps = {int(match[1]): file for file in files if (match := _STEP.fullmatch(file.name))}
-    found = [file for file in files if not part_of(file) and file not in steps.values()]
-    shards = {shard for file in found if _is_named_as_index(file) for shard in _shards_named_by(file)}
-    sets = {
-        (part.stem, part.total): file for file in reversed(files) if (part := part_of(file)) and file.name not in shards
-    }
-    found = [*(file for file in found if file.name not in shards), *sets.values()]
-    if steps:
-        found.append(steps[max(steps)])
-    if len(found) == 1:
-        return _FoundInFolder(found[0], (f"{found[0].name} is the last of {len(steps)} steps",) * (len(steps) > 1))
-    found.sort()
-    names = [file.name for file in found]
-    if found and set(names) <= set(_OF_THE_HUB):
-        first = min(found, key=lambda file: _OF_THE_HUB.index(file.name))
-        rest = ", ".join(name for name in names if name != first.name)
-        return _FoundInFolder(first, (f"{first.name} was read, and not {rest} beside it",))
-    if found:
-        or_step = f", or its step: {typed}" if (typed := step_to_type(folder, found)) else ""
-        raise CheckpointError(
-            f"{folder} holds {len(found)} checkpoints ({', '.join(names)}); give the path of one of them{or_step}"
-        )
-    raise CheckpointError(f"{folder} holds no checkpoint; it holds {contents_in_words(folder)}")
-
-
-def contents_in_words(folder: Path) -> str:
-    """What is in a folder, in words."""
-    return summarize(sorted(file.name for file in folder.iterdir())) or "nothing"

@@ -19,8 +19,8 @@ import numpy as np
 
 from mixer_equiv.arrays.chunks import group_by_size
 from mixer_equiv.arrays.lazy import as_lazy, specs_of
-from mixer_equiv.checkpoints.formats import atomic, safetensors, shard_sets
-from mixer_equiv.checkpoints.formats.base import METADATA_KEY, FileFormat, Framework
+from mixer_equiv.checkpoints.formats import atomic, folders, safetensors, shard_sets
+from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents, FileFormat, Framework
 from mixer_equiv.errors import CheckpointError, summarize
 
 SUFFIX = ".safetensors.index.json"
@@ -50,8 +50,12 @@ def parse_size(size: str | int | None) -> int:
 
 def _recognise(path: Path) -> bool:
     if path.is_dir():
-        return shard_sets.holds_checkpoint(path)
+        return folders.holds_checkpoint(path)
     return path.is_file() and shard_sets.is_index(path)
+
+
+def _read(path: Path) -> Contents:
+    return folders.read_folder(path) if path.is_dir() else shard_sets.read_by_index(path)
 
 
 def write_sharded(
@@ -157,7 +161,7 @@ SHARDED = FileFormat(
     "sharded safetensors",
     (SUFFIX,),
     _recognise,
-    shard_sets.read_set,
+    _read,
     _write,
     several_files=True,
     damage=safetensors.SAFETENSORS_DAMAGE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 import torch
 
 from mixer_equiv import Checkpoint, ConventionWarning, convert, load, save
+from mixer_equiv.bench.peers_torch import with_conventions
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.layouts import LAYOUTS, Conventions
+from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer
 from tests.support.checkpoints import in_layout
 from tests.support.command_line import run
@@ -136,3 +139,61 @@ def test_another_name_of_the_layout_keeps_what_is_known(tmp_path: Path) -> None:
     with warned(True):
         there = convert(known, to="linen", from_="timm")
     assert (settings_of(there.trained_with), there.assumed_from) == (("silu", 1e-3), None)
+
+
+# Modules that were saved whole
+
+
+def whole(folder: Path, activation: str = "gelu_tanh", layer_norm_eps: float = 1e-6) -> tuple[Path, torch.nn.Module]:
+    torch.manual_seed(3)
+    model = with_conventions(timm_mixer(CONFIG), activation, layer_norm_eps).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    torch.save(model, folder / "x.pth")
+    return folder / "x.pth", model
+
+
+def test_a_module_of_timm_s_with_the_tanh_gelu_needs_no_warning_in_flax(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = timm_mixer(CONFIG, act_layer=partial(torch.nn.GELU, approximate="tanh")).eval()
+    torch.save(model, tmp_path / "x.pth")
+    found = load(tmp_path / "x.pth", image_size=CONFIG.image_hw)
+    assert "its modules compute tanh GELU, LayerNorm eps 1e-06" in found.notes
+    assert (settings_of(found.config), found.assumed_from) == (("gelu_tanh", 1e-6), None)
+    with warned(False):
+        converted = convert(found, to="linen")
+    images = np.random.default_rng(0).normal(size=(2, *CONFIG.image_hw, 3)).astype(np.float32)
+    ours = FlaxMixer(converted.config).apply({"params": converted.params}, images)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
+@pytest.mark.parametrize("layer_norm_eps", [1e-5, 1e-3])
+def test_what_modules_compute_goes_through_a_conversion(tmp_path: Path, activation: str, layer_norm_eps: float) -> None:
+    path, _ = whole(tmp_path, activation, layer_norm_eps)
+    with warned(True):
+        converted = convert(load(path), to="linen")
+    assert settings_of(load(save(converted, tmp_path / "x.npz")).config) == (activation, layer_norm_eps)
+
+
+def test_the_caller_outranks_the_modules_and_these_a_name(tmp_path: Path) -> None:
+    path, _ = whole(tmp_path, "gelu", 1e-5)
+    named = path.rename(tmp_path / "mixer_b16_224.goog_in21k.pth")
+    assert settings_of(load(named).config) == ("gelu", 1e-5)
+    assert settings_of(load(named, trained_with=Conventions("silu", 1e-3)).config) == ("silu", 1e-3)
+
+
+def test_modules_that_differ_say_so_and_tell_nothing(tmp_path: Path) -> None:
+    path, model = whole(tmp_path)
+    model.blocks[1].mlp_tokens.act = torch.nn.ReLU()
+    torch.save(model, path)
+    found = load(path)
+    assert found.trained_with is None
+    assert "its modules differ in activation: gelu_tanh, relu" in found.notes
+    model = with_conventions(timm_mixer(CONFIG, act_layer=torch.nn.Mish), "gelu", 1e-5)
+    torch.save(model, path)
+    found = load(path)
+    assert found.trained_with is None
+    assert any(note.startswith("its modules compute Mish, LayerNorm eps 1e-05, which") for note in found.notes)

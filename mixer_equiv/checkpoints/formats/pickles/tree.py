@@ -14,6 +14,7 @@ from mixer_equiv.arrays.interop import NotAnArray, as_mapping, is_array
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents
 from mixer_equiv.checkpoints.formats.pickles.arrays import PickledArray, PickledDtype
 from mixer_equiv.checkpoints.formats.pickles.machine import Global, PickleError, Placeholder
+from mixer_equiv.checkpoints.formats.pickles.settings import Settings
 from mixer_equiv.checkpoints.formats.pickles.tensors import Storage, StorageKind, Tensor
 from mixer_equiv.errors import CheckpointError, summarize
 
@@ -39,24 +40,28 @@ def read_tree(root: Any, array: Callable[[Tensor], Any]) -> Tree:
     attributes, and NumPy's array of one dict that dict. What is left of other objects is a `NotAnArray`, and a note
     names them.
     """
+    return _read_by(_Reader(array), root)
+
+
+def contents_of(root: Any, path: Path, array: Callable[[Tensor], Any]) -> Contents:
+    """What the object of a pickle holds. Raises `CheckpointError` for one that has no arrays by name."""
     reader = _Reader(array)
+    read, notes = _read_by(reader, root)
+    tree = as_mapping(read)
+    if tree is None:
+        raise CheckpointError(f"{path} holds {kind_of(read)}; expected a state_dict{_advice(read)}")
+    metadata = (getattr(root, "attributes", None) or {}).get(METADATA_KEY)
+    return Contents(tree, metadata if isinstance(metadata, str) else None, notes, reader.settings.agreed)
+
+
+def _read_by(reader: _Reader, root: Any) -> Tree:
     tree = reader.read(root, 0)
     notes = []
     if reader.opened:
         notes.append(f"read as the arrays in them: {summarize(sorted(reader.opened))}")
     if reader.passed:
         notes.append(f"objects that are no arrays were passed over: {summarize(sorted(reader.passed))}")
-    return Tree(tree, tuple(notes))
-
-
-def contents_of(root: Any, path: Path, array: Callable[[Tensor], Any]) -> Contents:
-    """What the object of a pickle holds. Raises `CheckpointError` for one that has no arrays by name."""
-    read, notes = read_tree(root, array)
-    tree = as_mapping(read)
-    if tree is None:
-        raise CheckpointError(f"{path} holds {kind_of(read)}; expected a state_dict{_advice(read)}")
-    metadata = (getattr(root, "attributes", None) or {}).get(METADATA_KEY)
-    return Contents(tree, metadata if isinstance(metadata, str) else None, notes)
+    return Tree(tree, (*notes, *reader.settings.notes))
 
 
 def kind_of(tree: Any) -> str:
@@ -89,6 +94,7 @@ class _Reader:
     passed: set[str] = dataclasses.field(default_factory=set)
     shown: int = 0
     plain: int = 0
+    settings: Settings = dataclasses.field(default_factory=Settings)
     around: set[int] = dataclasses.field(default_factory=set)  # ids of the objects that hold the one that is read
 
     def read(self, value: Any, depth: int) -> Any:
@@ -156,6 +162,7 @@ class _Reader:
         """Names and tensors of a module and of all modules in it, as its state_dict has them."""
         if depth > MAX_DEPTH:
             raise PickleError(f"its modules are nested more than {MAX_DEPTH} deep")
+        self.settings.add(module)
         for name, item in _kept(module).items():
             self.shown += 1
             if is_module(item):
