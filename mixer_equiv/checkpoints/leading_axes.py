@@ -46,7 +46,8 @@ def without_copies(leaves: Mapping[str, Any], given: Mapping[str, str]) -> Copie
 class Stacked(NamedTuple):
     """Leaves with the parameters of each block in place of arrays that have those of all blocks.
 
-    `sources` has the name of the array that a parameter is a part of, and `places` its place in it, as "[3]".
+    `sources` has the name of the array that a parameter is a part of, and `places` its place in it, as "[3]"; "" where
+    it is all of it.
     """
 
     leaves: dict[str, Any]
@@ -121,7 +122,7 @@ def _put_blocks(
         for part, leaf in split_stacks({name: leaves[name]}, lambda _: len(stack.counts)).items():
             new = f"{prefix}{fill(names.start, following, 0)}/{rest}"
             result.leaves[new], result.sources[new] = leaf, name
-            result.places[new] = part.removeprefix(name)
+            result.places[new] = part.removeprefix(name) if math.prod(stack.counts) > 1 else ""
             following += 1
     return following
 

@@ -174,11 +174,6 @@ def _flip_a_byte(path: Path) -> None:
     path.write_bytes(damaged)
 
 
-def _float8_safetensors(path: Path) -> None:
-    header = b'{"head.bias":{"dtype":"F8_E4M3","shape":[7],"data_offsets":[0,7]}}'
-    path.write_bytes(struct.pack("<Q", len(header)) + header + b"1234567")
-
-
 def _pickled(wrap: Callable[[Any], Any], zipped: bool) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         evil = wrap(MakesDirectory(path.parent / "trace"))
@@ -206,7 +201,6 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda path: path.write_bytes(struct.pack("<Q", 2**60) + b"{" + JUNK),
         "SafetensorError: ",
     ),
-    "safetensors of float8": (".safetensors", _float8_safetensors, "F8_E4M3|float8|head.bias"),
     "junk pt": (".pt", lambda path: path.write_bytes(JUNK), "not a checkpoint|so it is not loaded"),
     "text pt": (".pt", lambda path: path.write_text("hello"), "damaged or not a checkpoint"),
     "npz with a member twice": (".npz", lambda path: _npz(path, twice=True), "holds head/bias.npy more than once"),
