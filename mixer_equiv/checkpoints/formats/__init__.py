@@ -107,6 +107,9 @@ def _by_suffix(path: Path) -> FileFormat:
         if typed := step_to_type(path, steps):
             shown = summarize([str(step) for step in sorted(steps.values())], shown=12)
             raise CheckpointError(f"{path} is a directory of the steps {shown}; say which with {typed}")
+        files = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+        if len(files) == 1 and (words := refusal(files[0])):
+            raise CheckpointError(words)
         raise CheckpointError(
             f"{path} is a directory; a checkpoint is a file ({', '.join(SUFFIXES)}), a directory of Orbax or of "
             "torch.distributed.checkpoint, or a folder with one of them, and this one holds "

@@ -158,3 +158,9 @@ def test_a_file_called_latest_that_names_nothing_is_no_step(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(CheckpointError, match="is a directory"):
         load(tmp_path)
+
+
+def test_the_only_file_of_a_folder_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model.tar.gz").write_bytes(bytes.fromhex("1f8b0800"))
+    with pytest.raises(CheckpointError, match=r"model\.tar\.gz is compressed by gzip; unpack it"):
+        load(tmp_path)
