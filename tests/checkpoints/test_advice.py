@@ -82,25 +82,27 @@ def test_what_is_right_is_among_the_doubts(renamed: Renamed) -> None:
 def test_no_guess_moves_an_array_to_another_block(data: st.DataObject) -> None:
     layout = LAYOUTS[data.draw(st.sampled_from(NAMED))]
     block = {
-        name: found[1] if (found := re.match(r"MixerBlock_(\d+)/", binding.canonical)) else None
-        for name, binding in layout.parameters(DEPTH).items()
+        name: found[1]
+        for name, binding in layout.parameters(3 * DEPTH).items()
+        if (found := re.match(r"MixerBlock_(\d+)/", binding.canonical))
     }
-    in_blocks = sorted(name for name in block if block[name] is not None)
-    away = data.draw(st.sets(st.sampled_from(in_blocks), min_size=1, max_size=6))
-    moved = data.draw(st.sets(st.sampled_from(in_blocks), min_size=1, max_size=6))
-    numbered = data.draw(st.sampled_from(["qq", "qq1", "qq_0", "ln2"]))
-    strange = {re.sub(r"([./])[^./]+([./][^./]+)$", rf"\1{numbered}\2", name): block[name] for name in moved}
-    shapes = dict.fromkeys([*(name for name in block if name not in away), *strange], (5,))
-    guesses = guess_renames(
-        [name for name in strange if name not in block],
-        away,
-        [name for name in shapes if name in block],
-        lambda *_: True,
-    )
+    parameters = layout.parameters(DEPTH)
+    absent = data.draw(st.sets(st.sampled_from(sorted(block.keys() & parameters)), min_size=1, max_size=6))
+    moved = data.draw(st.sets(st.sampled_from(sorted(block)), min_size=1, max_size=6))
+    part = data.draw(st.sampled_from(["qq", "qq1", "qq_0", "ln2", None]))
+    called = {name: name if part is None else re.sub(r"[^./]+(?=[./][^./]+$)", part, name) for name in moved}
+    strange = {new: block[name] for name, new in called.items() if new not in parameters}
+    guesses = guess_renames(list(strange), absent, list(parameters.keys() - absent), lambda *_: True)
     for old, news in [*((old, [new]) for old, new in guesses.renames.items()), *guesses.doubts.items()]:
         for new in news:
             for read, name in rename_parts({name: name for name in strange}, {old: new}).items():
                 assert read == name or block[read] == strange[name]
+
+
+def test_no_array_whose_name_has_no_number_is_of_a_block() -> None:
+    shapes = shapes_in(LAYOUTS["linen"], CONFIG.axis_sizes)
+    extra = {name.replace("MixerBlock_2/LayerNorm_0", "extra"): shape for name, shape in shapes.items()}
+    assert guess(LAYOUTS["linen"], extra) == Guesses({}, {})
 
 
 # Names that stand in for those of timm's LayerNorms and MLPs, and what is guessed: by numbers, by letters, or not.
@@ -117,6 +119,7 @@ CALLED: dict[str, tuple[str, dict[str, str], Guesses]] = {
         {"norm1": "ln3", "norm2": "ln7"},
         Guesses({}, {"ln3": ["norm1", "norm2"], "ln7": ["norm1", "norm2"]}),
     ),
+    "another number": ("linen", {"LayerNorm_0": "ln3"}, Guesses({}, {})),
     "no numbers": (
         "timm",
         {"norm1": "pre", "norm2": "post"},
@@ -173,6 +176,10 @@ def test_of_two_arrays_that_could_be_one_parameter_neither_is_chosen() -> None:
     ]
 
 
+def test_no_guess_renames_what_is_in_its_place() -> None:
+    assert guess_renames(["head.weight"], ["pre.head.weight"], ["head.bias"], lambda *_: True) == Guesses({}, {})
+
+
 def test_shapes_decide_which_array_it_is() -> None:
     strangers = ["classifier.weight", "head_dist.weight"]
     found = guess_renames(strangers, ["head.weight"], [], lambda stranger, _: stranger.startswith("classifier"))
@@ -220,3 +227,7 @@ GLOBS: dict[str, tuple[list[str], list[str]]] = {
 def test_globs_are_as_wide_as_they_can_be(case: str) -> None:
     strangers, expected = GLOBS[case]
     assert globs_of(strangers, list(LAYOUTS["timm"].parameters(12))) == expected
+
+
+def test_no_glob_matches_a_parameter_that_the_file_spells_otherwise() -> None:
+    assert globs_of(["MixerBlock_0.gate.w"], list(LAYOUTS["linen"].parameters(12))) == ["MixerBlock_0.gate.*"]

@@ -103,6 +103,11 @@ WRAPPED: dict[str, tuple[Wrap, str | None, str | None]] = {
         _of_part("_checkpoint_wrapped_module", "torch's activation checkpointing"),
     ),
     "DataParallel": (DataParallel, "the prefix 'module.' was", "the prefix 'module.' was"),
+    "DataParallel of blocks": (
+        each_block(DataParallel),
+        _of_part("module", "DataParallel, DistributedDataParallel or AveragedModel"),
+        _of_part("module", "DataParallel, DistributedDataParallel or AveragedModel"),
+    ),
     "DistributedDataParallel": (DistributedDataParallel, "the prefix 'module.' was", "the prefix 'module.' was"),
     "FSDP": (fsdp, None, "the prefix '_fsdp_wrapped_module.' was"),
     "FSDP of blocks": (each_block(fsdp), None, _of_part("_fsdp_wrapped_module", "FSDP")),
