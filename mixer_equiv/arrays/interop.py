@@ -105,6 +105,8 @@ def to_numpy(name: str, array: Any) -> np.ndarray:
     """
     if isinstance(array, NotAnArray):
         raise ConversionError(f"{name}: found {array.what}; a parameter must be an array of numbers")
+    if isinstance(array, np.ma.MaskedArray):
+        raise ConversionError(f"{name}: found a masked array, and files have no masks; fill it: array.filled(0)")
     if _is_torch(array):
         array = _from_torch(name, array)
     try:

@@ -20,6 +20,7 @@ from mixer_equiv.checkpoints.beside import Ignored, leave_out_data, leave_out_ig
 from mixer_equiv.checkpoints.metadata import Metadata
 from mixer_equiv.checkpoints.other_forms import form_of, with_masks
 from mixer_equiv.checkpoints.readings import ChosenReading, choose_reading
+from mixer_equiv.checkpoints.renaming import rename_parts
 from mixer_equiv.config import AXES, PATCH_AXES, MixerConfig, Size, config_from_axes, fitting_image_sizes, patch_columns
 from mixer_equiv.errors import ConfigError, ConversionError, LayoutError, summarize
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, LayoutMatch, find_layout, get_layout
@@ -67,7 +68,7 @@ class Inferred:
 def infer(arrays: Mapping[str, Any], said: Statements) -> Inferred:
     """Find everything that a `Checkpoint` knows of its arrays. What is said outranks what they show."""
     _check_options(said)
-    renamed = names.rename_parts(names.leaves_of(arrays), said.rename)
+    renamed = rename_parts(names.leaves_of(arrays), said.rename)
     ignored = leave_out_ignored(renamed, said.ignore)
     whole = with_masks(ignored.leaves)
     chosen = _choose(whole.leaves, said)

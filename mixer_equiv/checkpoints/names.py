@@ -171,6 +171,11 @@ def _of_tuple(name: str) -> str:
     return name[:begin] + NESTING.join(part.strip("'\"") for part in re.findall(_KEY, name[begin:]))
 
 
+def path_of(name: str) -> str:
+    """A name with "/" between the parts of a path that it is the text of; else the name itself."""
+    return _of_tuple(_of_path(name))
+
+
 def _begin_of(pattern: re.Pattern[str], name: str, last: int) -> int | None:
     """Where the first part begins, at `last` or before, from which on the name is of a pattern."""
     begins = [0, *(match.end() for match in re.finditer(r"[./]", name[: max(last, 0)]))] if last >= 0 else []
@@ -263,7 +268,7 @@ def undo_entries(names: Collection[str], but: Collection[str] = ()) -> Undone:
 def _only_alone(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
     """The names after an entry, but those before where another array has a name below the new one."""
     changed = {after[given] for given, name in before.items() if after[given] != name}
-    below = Counter(parent for name in before.values() for parent in _parents(name) if parent in changed)
+    below = Counter(parent for name in before.values() for parent in parents_of(name) if parent in changed)
     return {given: after[given] if below[after[given]] == 1 else name for given, name in before.items()}
 
 
@@ -347,81 +352,5 @@ def strip_prefix(leaves: Mapping[str, Any], prefix: str, beside: list[str]) -> S
     return Stripped(own, notes)
 
 
-# Renaming
-
-
-def rename_parts(leaves: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """`leaves` with some parts of their names replaced, each wherever it stands: {"classifier": "head"}.
-
-    What is replaced is one or more whole parts of a name, and so is what it becomes; nothing takes it out. Raises
-    `ConversionError` for what no name has, and for two names that become one.
-    """
-    result: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    by_parts = {with_one_separator(old): new for old, new in renamed.items()}
-    used: set[str] = set()
-
-    def replace(match: re.Match[str]) -> str:
-        old = with_one_separator(match[0])
-        used.add(old)
-        return by_parts[old]
-
-    pattern = _whole_parts(renamed)
-    for name, leaf in leaves.items():
-        path = _of_tuple(_of_path(name))  # in which parts can be told from one another
-        new = pattern.sub(replace, path) if renamed else path
-        new = name if new == path else _without_empty_parts(new)
-        if new in result:
-            raise ConversionError(f"rename= (--rename) makes {origin[new]} and {name} both {new!r}")
-        result[new], origin[new] = leaf, name
-    for old in renamed:
-        if with_one_separator(old) not in used:
-            raise ConversionError(
-                f"rename= (--rename) {old!r}: no name has this part; the names are {summarize(sorted(leaves))}"
-            )
-    return result
-
-
-def _whole_parts(olds: Collection[str]) -> re.Pattern[str]:
-    longest_first = sorted(olds, key=len, reverse=True)
-    parts = "|".join(r"[./]".join(map(re.escape, re.split(r"[./]", old))) for old in longest_first)
-    return re.compile(rf"(?:^|(?<=[./]))(?:{parts})(?=[./]|$)")
-
-
-def _without_empty_parts(name: str) -> str:
-    return re.sub(r"^[./]|[./]$|([./])[./]+", r"\1", name)
-
-
-def rename_prefixes(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, str]:
-    """Give each of `names` a new one, with the longest of `prefixes` that it begins with replaced, once.
-
-    Raises `ConversionError` for a prefix that no name has, and for two names that become one.
-    """
-    result = {}
-    for name in names:
-        old = max((old for old in prefixes if name.startswith(old)), key=len, default=None)
-        result[name] = name if old is None else prefixes[old] + name.removeprefix(old)
-    for old in prefixes:
-        if not any(name.startswith(old) for name in names):
-            raise ConversionError(f"rename_prefix {old!r}: no name begins so; they begin as {next(iter(names), '')}")
-    twice = [name for name, count in Counter(result.values()).items() if count > 1]
-    if twice:
-        raise ConversionError(f"rename_prefix makes several names the same: {', '.join(twice[:MAX_LISTED])}")
-    empty = [name for name, new in result.items() if "" in new.split(NESTING)]
-    if empty:
-        raise ConversionError(f"rename_prefix leaves an empty name of {', '.join(empty[:MAX_LISTED])}")
-    below = names_below_another(result.values())
-    if below:
-        listed = ", ".join(below[:MAX_LISTED])
-        raise ConversionError(f"rename_prefix puts arrays below another, where no nested file can have both: {listed}")
-    return result
-
-
-def names_below_another(names: Iterable[str]) -> list[str]:
-    """Find names of which another is a parent, as "a/b" is of "a/b/c": no nested dict has both."""
-    names = set(names)
-    return sorted(name for name in names if any(parent in names for parent in _parents(name, NESTING)))
-
-
-def _parents(name: str, separators: str = "./") -> list[str]:
+def parents_of(name: str, separators: str = "./") -> list[str]:
     return [name[: match.start()] for match in re.finditer(f"[{separators}]", name)]

@@ -19,11 +19,11 @@ from mixer_equiv.checkpoints.leading_axes import stacked_blocks, without_copies
 from mixer_equiv.checkpoints.names import (
     Undone,
     entries_of,
-    rename_parts,
     select_below,
     undo_entries,
     with_one_separator,
 )
+from mixer_equiv.checkpoints.renaming import rename_parts
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts import Layout, LayoutMatch, detect
 from mixer_equiv.layouts.base import PLACES, Shape, axis_groups

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from mixer_equiv.arrays.interop import DTYPES
 from mixer_equiv.arrays.lazy import Spec
 from mixer_equiv.checkpoints.advice import MAX_COMPARED, Guesses, globs_of, guess_in_layout
-from mixer_equiv.checkpoints.names import rename_parts
 from mixer_equiv.checkpoints.other_forms import form_of
+from mixer_equiv.checkpoints.renaming import rename_parts
 from mixer_equiv.config import AXES, MixerConfig
 from mixer_equiv.errors import MAX_LISTED, ConversionError, InexpressibleError
 from mixer_equiv.layouts import LINEN, Binding, Layout

@@ -87,7 +87,7 @@ def convert(
     """Convert a checkpoint from one layout and file format to another, bit for bit, array by array."""
     from mixer_equiv.checkpoints import io as checkpoint_io
     from mixer_equiv.checkpoints.formats import parse_size
-    from mixer_equiv.checkpoints.names import rename_prefixes
+    from mixer_equiv.checkpoints.renaming import rename_prefixes
 
     with report_errors():
         if drop_head and num_classes is not None:

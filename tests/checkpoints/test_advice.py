@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer_equiv.checkpoints.advice import Guesses, globs_of, guess_in_layout, guess_renames
-from mixer_equiv.checkpoints.names import rename_parts, with_one_separator
+from mixer_equiv.checkpoints.names import with_one_separator
+from mixer_equiv.checkpoints.renaming import rename_parts
 from mixer_equiv.layouts import LAYOUTS, Layout
 from mixer_equiv.layouts.base import Shape
 from tests.support.sizes import CONFIG, EQUAL

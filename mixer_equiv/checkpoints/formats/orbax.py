@@ -32,7 +32,7 @@ from mixer_equiv.checkpoints.formats.base import (
     StoredArray,
     refuse_damage,
 )
-from mixer_equiv.checkpoints.names import names_below_another
+from mixer_equiv.checkpoints.renaming import names_below_another
 from mixer_equiv.errors import CheckpointError, summarize
 
 # Orbax restores many arrays as fast as one, so neighbours of about this many bytes are restored together.

@@ -153,3 +153,10 @@ def test_arrays_of_no_numbers_in_a_file_are_left_out(tmp_path: Path, kind: str) 
     found = load(tmp_path / "x.npz")
     assert "left out, since no weights can be: beside" in found.notes
     assert changed(STATE, found.arrays) == []
+
+
+def test_a_masked_array_is_refused_whose_mask_would_be_lost() -> None:
+    masked = np.ma.array(STATE["head.bias"], mask=False)
+    with pytest.raises(ConversionError, match=r"head\.bias: found a masked array, .* fill it: array\.filled\(0\)"):
+        convert({**STATE, "head.bias": masked}, to="linen")
+    convert({**STATE, "head.bias": masked.filled(0)}, to="linen")

@@ -16,7 +16,8 @@ from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.checkpoints.formats.base import ZIP_DAMAGE, Contents, FileFormat, Framework
 from mixer_equiv.checkpoints.formats.dcp.chunks import arrays_of
 from mixer_equiv.checkpoints.formats.dcp.metadata import merge, read_metadata
-from mixer_equiv.checkpoints.names import NESTING, names_below_another
+from mixer_equiv.checkpoints.names import NESTING
+from mixer_equiv.checkpoints.renaming import names_below_another
 from mixer_equiv.errors import CheckpointError, summarize
 
 _SUFFIX = ".distcp"
