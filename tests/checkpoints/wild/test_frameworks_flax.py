@@ -197,10 +197,12 @@ def copies(count: int) -> Any:
 
 
 @pytest.mark.parametrize("holder", OF_JAX)
-@pytest.mark.parametrize("count", [1, 8])
-def test_of_copies_for_devices_one_is_read(tmp_path: Path, count: int, holder: str) -> None:
-    tree = jax_utils.replicate(PARAMS) if count == 1 else copies(count)
-    assert_read(OF_JAX[holder](tree, tmp_path), f"every array was taken for {count} equal copies")
+def test_of_copies_for_devices_one_is_read(tmp_path: Path, holder: str) -> None:
+    assert_read(OF_JAX[holder](copies(8), tmp_path), "every array was taken for 8 equal copies")
+
+
+def test_a_copy_for_one_device_is_read() -> None:
+    assert_read(jax_utils.replicate(PARAMS), "every array was taken for 1 equal copies")
 
 
 REPLICATED = """
