@@ -580,7 +580,8 @@ def test_a_list_of_arrays_is_refused_and_the_remedy_names_them(tmp_path: Path, m
 def test_a_state_of_nnx_is_loaded_alone_and_split(tmp_path: Path) -> None:
     model = MlpMixer(checkpoint().config, rngs=nnx.Rngs(0))
     expected = Checkpoint.from_arrays(nnx.state(model)).arrays
-    for state in (nnx.state(model), nnx.split(model), nnx.to_pure_dict(nnx.state(model))):
+    beside_a_graph = ("graph", nnx.state(model))  # as nnx.split gives it, whose graph old Flax cannot pickle
+    for state in (nnx.state(model), beside_a_graph, nnx.to_pure_dict(nnx.state(model))):
         assert changed(expected, load(_pickled(tmp_path, state)).arrays) == []
 
 
