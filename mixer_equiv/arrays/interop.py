@@ -97,6 +97,11 @@ def holds_numbers(dtype: Any) -> bool:
     return dtype.kind not in "OSUVT" or dtype.type.__module__ == "ml_dtypes"
 
 
+def shapes_of(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays among `leaves`."""
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
+
+
 def to_numpy(name: str, array: Any) -> np.ndarray:
     """`array` as a NumPy array of the same bits and dtype, sharing memory where it can.
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mixer_equiv.arrays.interop import NotAnArray, is_array
+from mixer_equiv.arrays.interop import NotAnArray, is_array, shapes_of
 from mixer_equiv.arrays.lazy import LazyArrays
 from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.checkpoints import names, validate
@@ -126,10 +126,6 @@ def _notes_on_ignored(said: Statements, leaves: Mapping[str, Any], *ignored: Ign
     return [f"left out, as told: {summarize(left_out)}"] if left_out else []
 
 
-def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in leaves.items() if is_array(leaf)}
-
-
 def _choose(leaves: Mapping[str, Any], said: Statements) -> ChosenReading:
     """Choose a reading in the layout that the caller names, else in the one that the metadata name, else in any."""
     if said.layout is not None:
@@ -179,7 +175,7 @@ def _tidy(match: LayoutMatch, leaves: Mapping[str, Any], notes: list[str]) -> La
     """Bring arrays of old files to the names and shapes of the layout's table, if the layout knows how."""
     if match.layout.tidy is None:
         return LazyArrays(leaves)
-    shapes = _shapes(leaves)
+    shapes = shapes_of(leaves)
     changes = match.layout.tidy(match.layout, match.num_blocks, shapes)
     changed = [name for name, change in changes.items() if change != (name, shapes[name])]
     if changed:

@@ -80,9 +80,11 @@ def stacked_blocks(leaves: Mapping[str, Any], layout: Layout) -> Stacked | None:
     """
     names = _block_names(layout)
     stacks = _find_stacks(leaves, names) if names else []
+    if not names or not stacks:
+        return None
     outside = {row.foreign for row in layout.rows if not row.in_block and not row.is_absent and "{" not in row.foreign}
     prefixes = _prefixes(leaves, outside)
-    if not names or not stacks or not prefixes:
+    if not prefixes:
         return None
     own = {name for stack in stacks for name in stack.arrays.values()}
     result = Stacked({name: leaf for name, leaf in leaves.items() if name not in own}, {}, {}, [])

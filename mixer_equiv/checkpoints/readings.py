@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
-from mixer_equiv.arrays.interop import is_array
-from mixer_equiv.arrays.lazy import Spec
-from mixer_equiv.arrays.stacking import split_stacks
+from mixer_equiv.arrays.interop import is_array, shapes_of
 from mixer_equiv.checkpoints.advice import guess_in_layout
 from mixer_equiv.checkpoints.leading_axes import stacked_blocks, without_copies
 from mixer_equiv.checkpoints.names import (
@@ -26,8 +25,8 @@ from mixer_equiv.checkpoints.names import (
 from mixer_equiv.checkpoints.renaming import rename_parts
 from mixer_equiv.errors import LayoutError
 from mixer_equiv.layouts import Layout, LayoutMatch, detect
-from mixer_equiv.layouts.base import PLACES, Shape, axis_groups
-from mixer_equiv.layouts.detect import ANY_DTYPE, SeveralSetsError, UnknownLayoutError
+from mixer_equiv.layouts.base import PLACES, Row, Shape, axis_groups
+from mixer_equiv.layouts.detect import SeveralSetsError, UnknownLayoutError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +42,10 @@ class Reading:
     spelled: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, Shape]:
         """Shapes of the arrays among the leaves."""
-        return {name: tuple(leaf.shape) for name, leaf in self.leaves.items() if is_array(leaf)}
+        return shapes_of(self.leaves)
 
 
 class ChosenReading(NamedTuple):
@@ -202,8 +201,13 @@ def _by_entries(layouts: Iterable[Layout]) -> dict[frozenset[str], list[Layout]]
     """Layouts by the entries that their own names have, as one whose code calls something "module" has."""
     result: dict[frozenset[str], list[Layout]] = {}
     for layout in layouts:
-        result.setdefault(entries_of([row.foreign for row in layout.rows]), []).append(layout)
+        result.setdefault(_own_entries(layout.rows), []).append(layout)
     return result
+
+
+@cache
+def _own_entries(rows: tuple[Row, ...]) -> frozenset[str]:
+    return entries_of([row.foreign for row in rows])
 
 
 def _same(names: Collection[str]) -> dict[str, str]:
@@ -271,14 +275,11 @@ class _Own(NamedTuple):
 
 def _own(match: LayoutMatch, shapes: Mapping[str, Shape]) -> dict[str, _Own]:
     """Arrays behind the prefix of a match by the names of the layout's table."""
-    below = {name: shape for name, shape in shapes.items() if name.startswith(match.prefix)}
-    specs = {name: Spec(shape, ANY_DTYPE) for name, shape in below.items()}
-    parts = split_stacks(specs, match.layout.depth_of_stack) if match.layout.stacks else specs
-    own = {name.removeprefix(match.prefix): _Own(name, tuple(spec.shape)) for name, spec in parts.items()}
-    if match.layout.tidy is None:
-        return own
-    changes = match.layout.tidy(match.layout, match.num_blocks, {name: one.shape for name, one in own.items()})
-    return {new: _Own(own[name].name, shape) for name, (new, shape) in changes.items()}
+    own = match.own_shapes(shapes)
+    tidied = {name: (name, shape) for name, shape in own.items()}
+    if match.layout.tidy is not None:
+        tidied = match.layout.tidy(match.layout, match.num_blocks, own)
+    return {new: _Own(match.prefix + name, shape) for name, (new, shape) in tidied.items()}
 
 
 def _departures(match: LayoutMatch, shapes: Mapping[str, Shape]) -> int:

@@ -46,6 +46,12 @@ class LayoutMatch:
         """Names of all its arrays, prefix included."""
         return {self.prefix + name for name in self.layout.parameters(self.num_blocks)}
 
+    def own_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Those of `shapes` that are of names behind the prefix, by the rest of the name, with stacks in their parts."""
+        leaves = {name: Spec(shape, _ANY_DTYPE) for name, shape in shapes.items() if name.startswith(self.prefix)}
+        parts = split_stacks(leaves, self.layout.depth_of_stack) if self.layout.stacks else leaves
+        return {name.removeprefix(self.prefix): tuple(leaf.shape) for name, leaf in parts.items()}
+
     @property
     def is_a_set(self) -> bool:
         """Whether more than half of its parameters are there."""
@@ -79,7 +85,8 @@ def detect(
     """The layout and prefix that account for most of `names`.
 
     An optimizer's moments are never taken for weights, except under `told_prefix`, where the caller says that weights
-    are; of several sets there, it is the one that has no further prefix. Raises `LayoutError` if none fits, or if several fit that would give different canonical arrays.
+    are; of several sets there, it is the one that has no further prefix. Raises `LayoutError` if none fits, or if
+    several fit that would give different canonical arrays.
     """
     layouts = tuple(layouts)
     matches = [match for layout in layouts for match in _matches(layout, _split_names(layout, names, shapes))]
@@ -138,11 +145,11 @@ def _split_names(layout: Layout, names: Collection[str], shapes: Mapping[str, Sh
     if not layout.stacks:
         return names
     return split_stacks(
-        {name: Spec(shapes[name], ANY_DTYPE) for name in names if name in shapes}, layout.depth_of_stack
+        {name: Spec(shapes[name], _ANY_DTYPE) for name in names if name in shapes}, layout.depth_of_stack
     )
 
 
-ANY_DTYPE = np.dtype(np.float32)  # layouts do not depend on it
+_ANY_DTYPE = np.dtype(np.float32)  # layouts do not depend on it
 
 
 def _matches(layout: Layout, names: Collection[str]) -> list[LayoutMatch]:
@@ -239,9 +246,7 @@ def _reading(match: LayoutMatch) -> dict[str, tuple[str, str]]:
 
 
 def _shapes_agree(match: LayoutMatch, shapes: Mapping[str, Shape]) -> bool:
-    leaves = {name: Spec(shape, ANY_DTYPE) for name, shape in shapes.items() if name.startswith(match.prefix)}
-    parts = split_stacks(leaves, match.layout.depth_of_stack)
-    own = {name.removeprefix(match.prefix): leaf.shape for name, leaf in parts.items()}
+    own = match.own_shapes(shapes)
     sizes = match.layout.axis_sizes(match.num_blocks, own)
     parameters = match.layout.parameters(match.num_blocks).items()
     return all(name not in own or binding.may_have(own[name], sizes) for name, binding in parameters)

@@ -167,7 +167,8 @@ def _of_truth(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def test_a_transformed_model_computes_the_same_of_the_same_arrays(kind: str) -> None:
     assert BLOCKS[kind][1] in params_of(kind)
     actual = jax.jit(Mixer(kind).apply)({"params": params_of(kind)}, IMAGES)
-    np.testing.assert_allclose(actual, MlpMixer(CONFIG)(TRUTH, IMAGES), rtol=1e-3, atol=1e-3)
+    expected = MlpMixer(CONFIG)(TRUTH, IMAGES)
+    assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 1e-6  # float32 against float64
 
 
 # Each kind in memory, and one of each way to name blocks in every format.

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer_equiv import Checkpoint, ConversionError, LayoutError
+from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, get_layout
@@ -89,14 +90,7 @@ def as_tuple(arrays: Arrays, rng: Any) -> Arrays:
 
 
 def nested(arrays: Arrays, rng: Any) -> Any:
-    tree: dict[Any, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = array
-    return tree
+    return unflatten(arrays)
 
 
 def with_tuples(arrays: Arrays, rng: Any) -> Any:
