@@ -1,0 +1,97 @@
+"""`PlaceFinder`: the line of the user's code and the module of the model behind the operation under way.
+
+A frame is the user's unless its file belongs to Python, to a framework, or to the recorder: timm's models are the
+user's. Nothing here knows a framework. Start at `PlaceFinder.current`.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from mixer_equiv.equivalence.place import Place
+
+__all__ = ["Place", "PlaceFinder"]
+
+# Packages that carry operations out for the code of a model.
+_LIBRARIES = ("torch", "functorch", "jax", "jaxlib", "flax", "optax", "einops", "opt_einsum", "numpy", "scipy")
+_TYPE_CHECKERS = ("jaxtyping", "beartype", "typeguard", "chex")
+_INSTALLED = ("site-packages", "dist-packages")
+_RECORDER = str(Path(__file__).parents[1]) + os.sep
+
+
+class PlaceFinder:
+    """Finds places in one run of a model.
+
+    `modules` are the paths of the model's modules, by their ids. The search up the stack ends at `recorder`, the file
+    that calls the model: frames above it belong to whoever asked for the run.
+    """
+
+    def __init__(self, modules: Mapping[int, str], recorder: str) -> None:
+        self._modules, self._recorder = modules, recorder
+        self._libraries = _library_folders()
+        self._is_users: dict[str, bool] = {}
+        self._places: dict[tuple[str, int, str], Place] = {}
+
+    def current(self) -> Place | None:
+        """The place of the operation under way: the innermost user's frame and the innermost module on the stack."""
+        frame: FrameType | None = sys._getframe(1)
+        file, line, module = "", 0, None
+        while frame is not None and (not file or module is None):
+            code = frame.f_code
+            if code.co_filename == self._recorder:
+                break
+            if not file and self.is_users(code.co_filename):
+                file, line = code.co_filename, frame.f_lineno
+            if module is None and code.co_argcount and code.co_varnames[0] == "self":
+                module = self._modules.get(id(frame.f_locals.get("self")))
+            frame = frame.f_back
+        return self.place(file, line, module or "") if file or module else None
+
+    def is_users(self, file: str) -> bool:
+        """Whether the code in this file, as a code object names it, is the user's."""
+        if file not in self._is_users:
+            self._is_users[file] = self._look_up(file)
+        return self._is_users[file]
+
+    def _look_up(self, file: str) -> bool:
+        if file.startswith("<"):  # typed in a notebook or generated; the source that it has tells them apart
+            return bool(linecache.getline(file, 1))
+        is_installed = any(folder in Path(file).parts for folder in _INSTALLED)
+        is_python = file.startswith(_STANDARD_LIBRARY) and not is_installed
+        return not is_python and not file.startswith(self._libraries)
+
+    def place(self, file: str, line: int, module: str) -> Place:
+        """The place with its source text; equal places are one object."""
+        key = file, line, module
+        if key not in self._places:
+            linecache.checkcache(file)
+            self._places[key] = Place(_readable_path(file), line, linecache.getline(file, line).strip(), module)
+        return self._places[key]
+
+
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
+
+
+def _library_folders() -> tuple[str, ...]:
+    """The folders of the recorder, and of the libraries that are imported."""
+    loaded = (sys.modules.get(name) for name in (*_LIBRARIES, *_TYPE_CHECKERS))
+    files = (getattr(module, "__file__", None) for module in loaded)
+    return (_RECORDER, *(os.path.dirname(file) + os.sep for file in files if file))
+
+
+def _readable_path(file: str) -> str:
+    """A path relative to where packages are installed, or to the current folder, else its last two parts."""
+    path = Path(file)
+    if not path.is_absolute():
+        return file
+    installed = [number for number, part in enumerate(path.parts) if part in _INSTALLED]
+    if installed:
+        return "/".join(path.parts[installed[-1] + 1 :])
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else "/".join(path.parts[-2:])
