@@ -34,8 +34,9 @@ from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.report import Gradients, Report, Training
 from mixer_equiv.equivalence.sides.base import Image, NotAMixer, WeightedSide
+from mixer_equiv.equivalence.sides.drawn_weights import random_images
 from mixer_equiv.equivalence.sides.resolve import resolve
-from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said, random_images
+from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
 
 # Somebody else's model is run on few images, because every value of it is recorded.

@@ -85,6 +85,21 @@ class Unnamed:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Breach:
+    """A way in which a model is not one function of each image, whatever program was found in it.
+
+    `fault` is its id in the catalogue. `found` and `expected` are the two sides of the cause, `count` tells how often
+    it shows, and `evidence` where and how.
+    """
+
+    fault: str
+    found: str
+    expected: str
+    count: str
+    evidence: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Searched(abc.ABC):
     """The observations of a search, whatever it ended in.
@@ -149,9 +164,11 @@ class FoundMixer(Searched):
         """The same result with more notices."""
         return dataclasses.replace(self, notices=(*self.notices, *notices))
 
-    def refused(self, reason: str) -> NothingFound:
-        """Turn the result into `NothingFound`, for this reason."""
-        return NothingFound(**self._observations(), reasons=(reason,), residual=None, missing=None, is_blind=False)
+    def refused(self, reason: str, *breaches: Breach) -> NothingFound:
+        """Turn the result into `NothingFound`, for this reason and these breaches."""
+        return NothingFound(
+            **self._observations(), reasons=(reason,), residual=None, missing=None, is_blind=False, breaches=breaches
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -160,13 +177,14 @@ class NothingFound(Searched):
 
     Where the official program was followed to the output, `missing` is None and `residual` is how far the replayed
     output was from the real one; else `missing` is the first step that was not found. `is_blind` tells that there was
-    no output to follow.
+    no output to follow. `breaches` are seen in its outputs alone.
     """
 
     reasons: tuple[str, ...]
     residual: float | None
     missing: str | None
     is_blind: bool
+    breaches: tuple[Breach, ...] = ()
 
     @property
     def reached_output(self) -> bool:
@@ -176,6 +194,8 @@ class NothingFound(Searched):
         """The same result with more notices."""
         return dataclasses.replace(self, notices=(*self.notices, *notices))
 
-    def refused(self, reason: str) -> NothingFound:
-        """The same result with one more reason."""
-        return dataclasses.replace(self, residual=None, reasons=(*self.reasons, reason))
+    def refused(self, reason: str, *breaches: Breach) -> NothingFound:
+        """The same result with one more reason, and more breaches."""
+        return dataclasses.replace(
+            self, residual=None, reasons=(*self.reasons, reason), breaches=(*self.breaches, *breaches)
+        )

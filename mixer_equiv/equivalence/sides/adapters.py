@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
 from mixer_equiv.equivalence.notice import Notice
+from mixer_equiv.equivalence.record.calls import Calls, Function
+from mixer_equiv.equivalence.record.state import restoring_state
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
 from mixer_equiv.errors import MixerEquivError
@@ -29,7 +31,7 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
         raise MixerEquivError(
             f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
         )
-    from mixer_equiv.equivalence.record.torch import find_unlisted_parameters, gradients, outputs, record
+    from mixer_equiv.equivalence.record.torch import call, find_unlisted_parameters, gradients, record
     from mixer_equiv.equivalence.record.torch.parametrizations import find_computed_weights, treat_as_parameters
 
     dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
@@ -67,14 +69,15 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
             wanted = dtypes[np.dtype(dtype)]
             return gradients(module, batch_of(images), draw, own, output, cotangent, filled, wanted)
 
-    def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
+    def call_in_turn(batches: Sequence[np.ndarray], draw: Draw, training: bool, seed: int, skipped: int) -> Calls:
         with running():
-            return outputs(module, batch_of(images), draw, own, filled, training=training, seed=seed)
+            given = [batch_of(images) for images in batches]
+            return call(module, given, draw, own, filled, training=training, seed=seed, skipped=skipped)
 
     filled, notices = _arguments(module.forward)
     if computed:
         notices += (Notice(f"computed from other parameters, and taken for parameters here: {', '.join(computed)}"),)
-    return ForeignModel(name, "torch", run, own, put, differentiate, rerun, notices, computed=tuple(computed))
+    return ForeignModel(name, "torch", run, own, put, differentiate, call_in_turn, notices, computed=tuple(computed))
 
 
 # Values of arguments, by name, that put a model into inference where the default is missing or the opposite.
@@ -147,42 +150,50 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignMod
         notices += (Notice(f"the collections {', '.join(others)} are left as init makes them"),)
     shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
 
-    def apply(params: Mapping[str, Any], batch: Any) -> Any:
-        return module.apply({**others, "params": unflatten(params)}, batch, **filled)
+    def apply(params: Mapping[str, Any], batch: Any, kept: Any) -> tuple[Any, None]:
+        return module.apply({**others, "params": unflatten(params)}, batch, **filled), None
 
-    model = _of_jax(name, lambda training, seed: apply, shapes, own, notices)
+    model = _of_jax(name, module, lambda training, seed: apply, shapes, own, notices)
     return dataclasses.replace(model, has_modes=False)
 
 
 def _of_jax(
     name: str,
-    applied: Callable[[bool, int], Callable[[Mapping[str, Any], Any], Any]],
+    module: Any,
+    applied: Callable[[bool, int], Function],
     shapes: Mapping[str, tuple[int, ...]],
     own: Mapping[str, Any],
     notices: tuple[Notice, ...],
 ) -> ForeignModel:
-    """Adapt a function of parameters by name and images; `applied` makes it for a mode and a seed of its keys."""
-    from mixer_equiv.equivalence.record.jax import gradients, record
+    """Adapt a function of parameters by name and images; `applied` makes it for a mode and a seed of its keys.
 
-    function = applied(False, 0)
+    What its calls change in `module`, and in what that refers to, is put back.
+    """
+    from mixer_equiv.equivalence.record.jax import call, gradients, record
+
+    objects = [("", module)]
+
+    @contextlib.contextmanager
+    def running() -> Iterator[None]:
+        with _errors_named(name), restoring_state(objects):
+            yield
 
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
-        with _errors_named(name):
-            return record(function, shapes, images, draw, dtype, every=every)
+        with running():
+            return record(applied(False, 0), shapes, images, draw, dtype, every=every)
 
     def differentiate(
         images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
     ) -> Mapping[str, np.ndarray]:
-        with _errors_named(name):
-            return gradients(function, shapes, images, draw, output, cotangent, dtype)
+        with running():
+            return gradients(applied(False, 0), shapes, images, draw, output, cotangent, dtype)
 
-    def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
-        with _errors_named(name), warnings.catch_warnings():
+    def call_in_turn(batches: Sequence[np.ndarray], draw: Draw, training: bool, seed: int, skipped: int) -> Calls:
+        with running(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # JAX warns of statistics in float32 beside float64
-            trace = record(applied(training, seed), shapes, images, draw, every=False, seed=seed)
-        return {path: trace.values[number].array for path, number in trace.outputs.items()}
+            return call(applied(training, seed), shapes, batches, draw, objects, seed=seed, skipped=skipped)
 
-    return ForeignModel(name, "flax", run, own, lambda arrays: None, differentiate, rerun, notices)
+    return ForeignModel(name, "flax", run, own, lambda arrays: None, differentiate, call_in_turn, notices)
 
 
 def _of_nnx(module: Any, name: str) -> ForeignModel:
@@ -193,12 +204,23 @@ def _of_nnx(module: Any, name: str) -> ForeignModel:
     own = dict(flatten(nnx.to_pure_dict(params)))
     shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
 
-    def apply(given: Mapping[str, Any], batch: Any, *, training: bool, seed: int) -> Any:
-        state = params.copy() if hasattr(params, "copy") else params
-        nnx.replace_by_pure_dict(state, _as_pure(given))
-        made = nnx.merge(graph, state, jax.tree.map(partial(_reseeded, seed=seed), rest))
-        (made.train if training else made.eval)()
-        return made(batch, **filled)
+    def applied(training: bool, seed: int) -> Function:
+        held = [graph]
+
+        def apply(given: Mapping[str, Any], batch: Any, kept: Any) -> tuple[Any, Any]:
+            """Call the module that the call before left, with its attributes and variables."""
+            if kept is None:
+                state = params.copy() if hasattr(params, "copy") else params
+                nnx.replace_by_pure_dict(state, _as_pure(given))
+                made = nnx.merge(graph, state, jax.tree.map(partial(_reseeded, seed=seed), rest))
+                (made.train if training else made.eval)()
+            else:
+                made = nnx.merge(held[0], kept)
+            result = made(batch, **filled)
+            held[0], left = nnx.split(made)
+            return result, left
+
+        return apply
 
     def _as_pure(given: Mapping[str, Any]) -> Any:
         return jax_tree(nnx.to_pure_dict(params), given)
@@ -212,7 +234,7 @@ def _of_nnx(module: Any, name: str) -> ForeignModel:
         nnx.update(module, state)
 
     filled, notices = _arguments(module.__call__)
-    model = _of_jax(name, lambda training, seed: partial(apply, training=training, seed=seed), shapes, own, notices)
+    model = _of_jax(name, module, applied, shapes, own, notices)
     return dataclasses.replace(model, put=put)
 
 

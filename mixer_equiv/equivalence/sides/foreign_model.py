@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from mixer_equiv.equivalence.notice import Notice
+from mixer_equiv.equivalence.record.calls import Calls
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.errors import MixerEquivError
 
@@ -29,9 +30,12 @@ class Differentiate(Protocol):
         """Gradients, by parameter, of the sum of the result at `output` times a cotangent of its shape."""
 
 
-class Rerun(Protocol):
-    def __call__(self, images: np.ndarray, draw: Draw, training: bool, seed: int) -> Mapping[str, np.ndarray]:
-        """The results by their paths, in eval or train mode, with random generators so seeded."""
+class CallInTurn(Protocol):
+    def __call__(self, batches: Sequence[np.ndarray], draw: Draw, training: bool, seed: int, skipped: int) -> Calls:
+        """Calls in a row, in eval or train mode, each with random generators so seeded.
+
+        Before the last one, what counts calls is moved on by those `skipped`.
+        """
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,7 +53,7 @@ class ForeignModel:
     own: Mapping[str, Any]
     put: Callable[[Mapping[str, np.ndarray]], None]
     differentiate: Differentiate
-    rerun: Rerun
+    call_in_turn: CallInTurn
     notices: tuple[Notice, ...] = ()
     has_modes: bool = True
     computed: tuple[str, ...] = ()
@@ -61,6 +65,13 @@ class ForeignModel:
         if not trace.outputs:
             raise MixerEquivError(f"{self.name} returned no array; a Mixer gives logits (batch, classes)")
         return trace
+
+    def calls(
+        self, batches: Sequence[np.ndarray], draw: Draw, *, training: bool = False, seed: int = 0, skipped: int = 0
+    ) -> Calls:
+        """Call the model on each batch in turn; nothing that a call leaves is taken back before the last."""
+        with np.errstate(all="ignore"):
+            return self.call_in_turn(batches, draw, training, seed, skipped)
 
 
 def part_of(parameters: Mapping[str, Any], name: str) -> Any:

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mixer_equiv.equivalence.mixer.find import find_mixer
-from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound
+from mixer_equiv.equivalence.mixer.replay import replay
+from mixer_equiv.equivalence.mixer.result import Breach, FoundMixer, NothingFound
 from mixer_equiv.equivalence.notice import Notice
-from mixer_equiv.equivalence.record.trace import Draw
+from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
-from mixer_equiv.errors import MixerEquivError
+from mixer_equiv.equivalence.sides.trials import (
+    IN_PAIRS,
+    IN_TURN,
+    MANY,
+    PAIR,
+    REASONS,
+    InTurn,
+    Subject,
+    find_branches,
+    find_dependence,
+    find_limits,
+    find_memory,
+)
+from mixer_equiv.errors import MixerEquivError, summarize
 
 Found = FoundMixer | NothingFound
 Outputs = Mapping[str, np.ndarray]
@@ -23,8 +38,8 @@ Outputs = Mapping[str, np.ndarray]
 # Mixer, as for a model with a loop over images.
 BATCHES = (2, 1)
 
-# Images that are added to see whether they change the results for the first ones.
-MORE_IMAGES = 3
+# The standard deviation of images that make what follows the stem large.
+LARGE = 100.0
 
 # Runs of a model that draws random numbers, to see whether its outputs depend on them.
 RANDOM_RUNS = 32
@@ -52,33 +67,86 @@ class _Search:
 
     def result(self) -> Found:
         found = self._best()
-        images, draw = self._images(self.seed, found.batch), generic(self.seed)
-        outputs = self.model.rerun(images, draw, False, 0)
-        if not self._same_in_training(images, draw, found.output, outputs):
+        subject = Subject(self.model, generic(self.seed), found.output)
+        images = self._images(self.seed, MANY)
+        first, *others = self._outputs(found, images)
+        if not self._same_in_training(found, images[: found.batch], first):
             found = found.noting(IN_TRAINING)
-        runs = RANDOM_RUNS if found.draws else 1
-        if any(not _alike(outputs, self.model.rerun(images, draw, False, other)) for other in range(1, runs + 1)):
+        if any(not _alike(first, other) for other in others):
             reason = f"two runs of {self.model.name} on the same images differ, in eval mode: is dropout always on?"
             # A number that was taken for a constant of the code may be chance; the place where it departs is not.
             unknown = tuple(deviation for deviation in found.deviations if deviation.kind == "unknown")
             return dataclasses.replace(found.refused(reason), deviations=unknown)
         if found.draws:
+            runs = len(others)
             found = found.noting(Notice(f"it draws random numbers in eval mode, which moved no output in {runs} runs"))
-        if not found.reached_output:
-            return found
-        more = np.concatenate([images, self._images(self.seed + 1, MORE_IMAGES)])
-        reason = self._dependence_on_others(found, more, draw, outputs[found.output])
-        if reason:
-            return found.refused(reason)
-        shape, row = outputs[found.output].shape, (found.batch, outputs[found.output].size // found.batch)
-        if shape != row:
-            found = found.noting(Notice(f"it returns {shape}, which is read as {row}"))
+        found = self._tried(found, subject, images, first)
         if isinstance(found, NothingFound) or found.is_by_convention:
             return found  # running it on other weights, beside a model of its config, is the second opinion
         again = self._once(self.seed + 1, found.batch)
         if isinstance(again, NothingFound) or _finding(found) != _finding(again):
             return found.refused(f"{self.model.name} is one thing with some weights and another with others")
         return found
+
+    def _outputs(self, found: Found, images: np.ndarray) -> list[Outputs]:
+        """The outputs for as many images as the search had, with generators of one seed and then of others."""
+        batch, draw = images[: found.batch], generic(self.seed)
+        seeds = range(1 + (RANDOM_RUNS if found.draws else 1))
+        return [self.model.calls([batch], draw, seed=seed).outputs[0] for seed in seeds]
+
+    def _tried(self, found: Found, subject: Subject, images: np.ndarray, outputs: Outputs) -> Found:
+        """The result after the trials of the model's outputs, of which some are `outputs`."""
+        if not found.output:
+            subject = dataclasses.replace(subject, output=next(iter(outputs), ""))
+        shape, row = outputs[subject.output].shape, (found.batch, outputs[subject.output].size // found.batch)
+        if found.reached_output and shape != row:
+            found = found.noting(Notice(f"it returns {shape}, which is read as {row}"))
+        seen = self._in_turn(found, subject, images)
+        if seen is None:
+            return found
+        if seen.rows[0].size == 0:
+            many = len(seen.numbers[0])
+            made = subject.call(images[:many]).outputs[0].get(subject.output, np.empty(0)).shape
+            return found.refused(f"{self.model.name} returns {made} for {many} images, and no row for each")
+        breach = find_dependence(subject, seen, images)
+        if breach is None and seen.counted:
+            breach = find_memory(subject, images[:1], seen.changed)
+        if breach is not None:
+            return self._refused(found, breach)
+        if seen.counted:
+            found = found.noting(_written(seen.counted))
+        return self._tried_elsewhere(found)
+
+    def _refused(self, found: Found, breach: Breach) -> NothingFound:
+        return found.refused(f"{self.model.name} {REASONS[breach.fault]}", breach)
+
+    def _tried_elsewhere(self, found: Found) -> Found:
+        """The result after trials on images of other kinds, and on weights and images that are large.
+
+        A Mixer whose deviations are settings alone is held against the official program with these settings.
+        """
+        function = replay(found.config, found.deviations) if isinstance(found, FoundMixer) else None
+        if isinstance(found, NothingFound) or function is None:
+            return found
+        side = ForeignSide(self.model, found)
+        config = found.config
+        shape = (1, *config.image_hw, config.in_channels)
+        for weights, find in (
+            (side.draw(self.seed), partial(find_branches, shape=shape, seed=self.seed)),
+            (side.draw(self.seed, large=True), partial(find_limits, images=LARGE * self._images(self.seed, PAIR))),
+        ):
+            subject = Subject(self.model, weights.values, found.output)
+            breach = find(subject, partial(function, weights.canonical))
+            if breach is not None:
+                return self._refused(found, breach)
+        return found
+
+    def _in_turn(self, found: Found, subject: Subject, images: np.ndarray) -> InTurn | None:
+        """Calls on batches of every size, or of the only one that the model takes; None where it takes none other."""
+        for numbers in (IN_TURN, IN_PAIRS):
+            with contextlib.suppress(MixerEquivError):
+                return InTurn.of(subject, images, numbers)
+        return None
 
     def _best(self) -> Found:
         best = self._once(self.seed, BATCHES[0], thorough=False)
@@ -97,28 +165,13 @@ class _Search:
         channels, height, width = self.image
         return np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
 
-    def _dependence_on_others(self, found: Found, more: np.ndarray, draw: Draw, alone: np.ndarray) -> str:
-        """Say why the output is not a row for each image, whatever the others; empty where it is.
-
-        `alone` is the output for the first images of `more`. A model may not take so many.
-        """
-        name = self.model.name
-        with contextlib.suppress(MixerEquivError):
-            among = self.model.rerun(more, draw, False, 0).get(found.output, np.empty(0))
-            if among.shape[:1] != more.shape[:1]:
-                return f"{name} returns {among.shape} for {len(more)} images, and no row for each"
-            first = among.reshape(len(more), -1)[: found.batch]
-            if first.size != alone.size or not np.allclose(first.reshape(-1), alone.reshape(-1), 1e-9, 1e-9):
-                return f"what {name} computes for an image depends on the other images of its batch"
-        return ""
-
-    def _same_in_training(self, images: np.ndarray, draw: Draw, output: str, outputs: Outputs) -> bool:
-        """Whether train mode gives what eval mode does, at this output or else the first."""
+    def _same_in_training(self, found: Found, images: np.ndarray, outputs: Outputs) -> bool:
+        """Whether train mode gives what eval mode does, at the output found or else the first."""
         if not self.model.has_modes:
             return True
-        output = output if output in outputs else next(iter(outputs))
+        output = found.output if found.output in outputs else next(iter(outputs))
         try:
-            made = self.model.rerun(images, draw, True, 0).get(output)
+            made = self.model.calls([images], generic(self.seed), training=True).outputs[0].get(output)
         except MixerEquivError:  # it takes more there, such as labels
             return False
         expected = outputs[output]
@@ -127,6 +180,11 @@ class _Search:
             and made.shape == expected.shape
             and np.allclose(made, expected, 1e-9, 1e-9, equal_nan=True)
         )
+
+
+def _written(paths: Collection[str]) -> Notice:
+    text = f"calls change {summarize(tuple(paths), 3)}, on which no output was seen to depend"
+    return Notice(text, "state_written")
 
 
 def _alike(one: Outputs, other: Outputs) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mixer_equiv.equivalence.record.precision import device
+from mixer_equiv.equivalence.record.state import Change
 from mixer_equiv.equivalence.record.torch.arguments import leaves_of
 from mixer_equiv.equivalence.record.trace import Draw, Value
 
@@ -105,6 +106,25 @@ class Tape:
         if tensor.numel() == 1 and name is None and not tensor.is_complex():
             self.scalars.append(float(tensor.item()))
         return new
+
+    def forget_values(self) -> None:
+        """Forget the values of a call: what the module keeps of them is taken as it is by the next."""
+        self.values.clear()
+        self._known = {id(tensor): (tensor, -1) for tensor in self.stand_ins.values()}
+        self._by_storage.clear()
+
+    def contents(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of what these tensors, or their stand-ins, hold now, by their names."""
+        with _without_modes():
+            held = {name: self.stand_ins.get(id(tensor), tensor) for name, tensor in tensors.items()}
+            return {name: tensor.detach().clone() for name, tensor in held.items()}
+
+    def changes(self, tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Iterator[Change]:
+        """What was written into these tensors, or their stand-ins, since their contents were those `before`."""
+        for name, now in self.contents(tensors).items():
+            if not now.is_meta and not torch.equal(now, before[name].to(now)):
+                write: Callable[[Any], Any] = self.stand_ins.get(id(tensors[name]), now).copy_
+                yield Change(name, before[name].to(now), now, write)
 
     def record_result(self, operation: str, sources: list[int], result: Any) -> None:
         """Record the tensors that an operation made of the values with these numbers."""
