@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixer_equiv.equivalence.record.isolation import restoring_state
+from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
 from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators
 from mixer_equiv.equivalence.record.torch.dispatch_modes import DispatchMode, FunctionMode
@@ -46,7 +47,7 @@ def record(
     """
     if names is None:
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
-    tape = Tape(draw, names, dtype)
+    tape = Tape(draw, names, dtype, _places_in(module))
     with _isolated(module) as generators, torch_full_precision(), _default_dtype(dtype):
         given = arguments[0].to(device(), dtype)
         entry = tape.enter(given)
@@ -85,7 +86,7 @@ def gradients(
 
     Gradients of unused parameters are 0. Raises `MixerEquivError` if all are unused, or no gradient is kept.
     """
-    tape = Tape(draw, names, dtype, differentiable=True)
+    tape = Tape(draw, names, dtype, _places_in(module), differentiable=True)
     with _isolated(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
         given = argument.to(device(), dtype)
         tape.enter(given)
@@ -118,13 +119,18 @@ def outputs(
     seed: int,
 ) -> dict[str, np.ndarray]:
     """The outputs of one pass in float64, with parameters drawn as for `record`, and all generators seeded."""
-    tape = Tape(draw, names, torch.float64, differentiable=True)
+    tape = Tape(draw, names, torch.float64, _places_in(module), differentiable=True)
     with _isolated(module, training, seed), torch_full_precision(), _default_dtype(torch.float64):
         given = argument.to(device(), torch.float64)
         tape.enter(given)
         with FunctionMode(tape), DispatchMode(tape):
             result = module(given, **(kwargs or {}))
     return {path: leaf.detach().to("cpu", torch.float64).numpy() for path, leaf in result_tensors(result)}
+
+
+def _places_in(module: Any) -> PlaceFinder:
+    modules = module.named_modules() if isinstance(module, nn.Module) else ()
+    return PlaceFinder({id(submodule): name for name, submodule in modules}, __file__)
 
 
 @contextlib.contextmanager
