@@ -36,6 +36,7 @@ class PlaceFinder:
         self._modules, self._recorder = modules, recorder
         self._libraries = _library_folders()
         self._is_users: dict[str, bool] = {}
+        self._paths: dict[str, str] = {}
         self._places: dict[tuple[str, int, str], Place] = {}
 
     def current(self) -> Place | None:
@@ -44,12 +45,15 @@ class PlaceFinder:
         file, line, module = "", 0, None
         while frame is not None and (not file or module is None):
             code = frame.f_code
-            if code.co_filename == self._recorder:
-                break
-            if not file and self.is_users(code.co_filename):
-                file, line = code.co_filename, frame.f_lineno
-            if module is None and code.co_argcount and code.co_varnames[0] == "self":
-                module = self._modules.get(id(frame.f_locals.get("self")))
+            path = code.co_filename
+            if path.startswith(_RECORDER):
+                if path == self._recorder:
+                    break
+            else:
+                if not file and self.is_users(path):
+                    file, line = path, frame.f_lineno
+                if module is None and code.co_varnames[:1] == ("self",):
+                    module = self._modules.get(id(frame.f_locals.get("self")))
             frame = frame.f_back
         return self.place(file, line, module or "") if file or module else None
 
@@ -70,8 +74,10 @@ class PlaceFinder:
         """The place with its source text; equal places are one object."""
         key = file, line, module
         if key not in self._places:
-            linecache.checkcache(file)
-            self._places[key] = Place(_readable_path(file), line, linecache.getline(file, line).strip(), module)
+            if file not in self._paths:
+                linecache.checkcache(file)  # the user may have changed it since an earlier run
+                self._paths[file] = _readable_path(file)
+            self._places[key] = Place(self._paths[file], line, linecache.getline(file, line).strip(), module)
         return self._places[key]
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mixer_equiv.equivalence.place import Place
 from mixer_equiv.equivalence.record.array_fingerprint import Fingerprint
 
 # Gives a parameter the value that it has in a run, by its name and shape.
@@ -33,6 +34,7 @@ class Value:
         leaves: The names of the parameters in it, where it does not depend on the input.
         name: Its name, if it is a parameter.
         is_view: Whether it has all elements of an earlier value, and no others.
+        place: The line of the model's code and the module that made it, if one did.
     """
 
     number: int
@@ -43,6 +45,7 @@ class Value:
     leaves: frozenset[str] = frozenset()
     name: str | None = None
     is_view: bool = False
+    place: Place | None = None
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -66,6 +69,7 @@ class Trace:
         scalars: The numbers that occurred as arguments of operations.
         narrow_dtypes: Floats other than the pass's for which the code asked.
         uses_random_numbers: Whether random numbers were drawn.
+        decisions: The places at which numbers that depend on the input decided, or could, what was run.
     """
 
     values: list[Value]
@@ -76,6 +80,7 @@ class Trace:
     scalars: tuple[float, ...]
     narrow_dtypes: tuple[str, ...] = ()
     uses_random_numbers: bool = False
+    decisions: tuple[str, ...] = ()
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mixer_equiv.equivalence.record.calls import Calls, move_on
+from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
 from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators, seed_generators
 from mixer_equiv.equivalence.record.state import Change, ModelState, restoring_state
@@ -49,7 +50,7 @@ def record(
     """
     if names is None:
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
-    tape = Tape(draw, names, dtype)
+    tape = Tape(draw, names, dtype, _places_in(module))
     with _isolated(module) as session, torch_full_precision(), _default_dtype(dtype):
         given = arguments[0].to(device(), dtype)
         entry = tape.enter(given)
@@ -69,6 +70,7 @@ def record(
         hidden=tuple(tape.hidden),
         scalars=tuple(dict.fromkeys(tape.scalars)),
         narrow_dtypes=tuple(dict.fromkeys(tape.narrow_dtypes)),
+        decisions=tuple(dict.fromkeys(tape.decisions)),
         uses_random_numbers=uses_random_numbers,
     )
 
@@ -88,7 +90,7 @@ def gradients(
 
     Gradients of unused parameters are 0. Raises `MixerEquivError` if all are unused, or no gradient is kept.
     """
-    tape = Tape(draw, names, dtype, differentiable=True)
+    tape = Tape(draw, names, dtype, _places_in(module), differentiable=True)
     with _isolated(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
         given = argument.to(device(), dtype)
         tape.enter(given)
@@ -126,7 +128,7 @@ def call(
     What a call leaves in the module stays for the next. All generators begin each call with `seed`. Before the last
     call, what counts calls is moved on by those `skipped`.
     """
-    tape = Tape(draw, names, torch.float64, differentiable=True)
+    tape = Tape(draw, names, torch.float64, _places_in(module), differentiable=True)
     made: list[dict[str, np.ndarray]] = []
     set_anew: list[Change] = []
     overwritten: list[Change] = []
@@ -157,6 +159,11 @@ class _Session:
     generators: GeneratorWatch
     parts: list[tuple[str, Any]]
     buffers: Mapping[str, Tensor]
+
+
+def _places_in(module: Any) -> PlaceFinder:
+    modules = module.named_modules() if isinstance(module, nn.Module) else ()
+    return PlaceFinder({id(submodule): name for name, submodule in modules}, __file__)
 
 
 @contextlib.contextmanager

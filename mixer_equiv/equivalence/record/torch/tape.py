@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_equiv.equivalence.place import Place
+from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device
 from mixer_equiv.equivalence.record.state import Change
 from mixer_equiv.equivalence.record.torch.arguments import leaves_of
@@ -23,6 +25,7 @@ class RecordedTensor:
 
     def __init__(self, number: int, tensor: Tensor, operation: str, inputs: tuple[int, ...], is_data: bool) -> None:
         self.number, self.tensor, self.operation, self.inputs, self.is_data = number, tensor, operation, inputs, is_data
+        self.place: Place | None = None
         self.leaves: frozenset[str] = frozenset()
         self.name: str | None = None
         self.is_view = False
@@ -37,7 +40,15 @@ class RecordedTensor:
         real = self.tensor.real if self.tensor.is_complex() else self.tensor
         array = real.detach().to("cpu", torch.float64).numpy() if with_array else np.empty(0)
         return Value(
-            self.number, array, self.operation, self.inputs, self.is_data, self.leaves, self.name, self.is_view
+            self.number,
+            array,
+            self.operation,
+            self.inputs,
+            self.is_data,
+            self.leaves,
+            self.name,
+            self.is_view,
+            self.place,
         )
 
 
@@ -45,18 +56,26 @@ class Tape:
     """The record of one pass.
 
     `names` are the module's parameters, each of which gets the value that `draw` gives it; every float is of
-    `dtype`. A `differentiable` tape keeps autograd's graph, and records no values.
+    `dtype`. `places` finds where each value is made. A `differentiable` tape keeps autograd's graph, and records no
+    values.
     """
 
     def __init__(
-        self, draw: Draw, names: Mapping[str, Tensor], dtype: torch.dtype, *, differentiable: bool = False
+        self,
+        draw: Draw,
+        names: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        places: PlaceFinder,
+        *,
+        differentiable: bool = False,
     ) -> None:
-        self.draw, self.dtype, self.differentiable = draw, dtype, differentiable
+        self.draw, self.dtype, self.places, self.differentiable = draw, dtype, places, differentiable
         self.names = {id(parameter): name for name, parameter in reversed(list(names.items()))}
         self.values: list[RecordedTensor] = []
         self.hidden: list[str] = []
         self.scalars: list[float] = []
         self.narrow_dtypes: list[str] = []
+        self.decisions: list[str] = []
         self.uses_random_numbers = False
         self.stand_ins: dict[int, Tensor] = {}
         self._alive: list[Any] = list(names.values())  # so that no id is used twice
@@ -130,6 +149,7 @@ class Tape:
         """Record the tensors that an operation made of the values with these numbers."""
         inputs = tuple(dict.fromkeys(sources))
         is_data, leaves = self._origin(inputs)
+        place = self.places.current()
         for tensor in leaves_of(result):
             if isinstance(tensor, Tensor) and tensor.dtype in FLOATS:
                 if id(tensor) in self._known and self._known[id(tensor)][0] is tensor:
@@ -137,9 +157,16 @@ class Tape:
                 alike = [i for i in inputs if self.values[i].tensor.numel() == tensor.numel()]
                 is_view = any(_storage(self.values[i].tensor) == _storage(tensor) for i in alike)
                 value = self._add(tensor, operation, inputs, is_data=is_data)
-                value.leaves, value.is_view = leaves, is_view
+                value.leaves, value.is_view, value.place = leaves, is_view, place
             elif isinstance(tensor, Tensor):
-                self._add(tensor, operation, inputs, is_data=is_data)
+                self._add(tensor, operation, inputs, is_data=is_data).place = place
+
+    def record_exit(self, tensors: Iterable[Tensor]) -> None:
+        """Note the place, if it is there that numbers which depend on the input leave torch for Python."""
+        numbers = [self._known[id(tensor)][1] for tensor in tensors if id(tensor) in self._known]
+        if any(number >= 0 and self.values[number].is_data for number in numbers):
+            place = self.places.current()
+            self.decisions.append("" if place is None else f"{place} ({place.text})" if place.text else str(place))
 
     def prepare_write(self, tensor: Tensor) -> None:
         """Copy the recorded values that share memory with a tensor, which is about to be written into."""
@@ -153,8 +180,10 @@ class Tape:
         inputs = tuple(dict.fromkeys([*sources, *older]))
         is_data, leaves = self._origin(inputs)
         sharing = [known for known, _ in self._known.values() if _storage(known) == storage]
+        place = self.places.current()
         for shared in sharing:
-            self._add(shared, operation, inputs, is_data=is_data).leaves = leaves
+            value = self._add(shared, operation, inputs, is_data=is_data)
+            value.leaves, value.place = leaves, place
 
     def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedTensor:
         value = RecordedTensor(len(self.values), tensor, operation, inputs, is_data)
