@@ -108,7 +108,14 @@ def _is_activation(deviation: Deviation) -> bool:
 def causes_of(side: NotAMixer) -> list[Cause]:
     """Name what a model does otherwise than the official one, as far as it was followed."""
     found = side.found
-    return [*_grouped(found.deviations, side.name, found.depth, ()), *constraint_causes(side.name, found.constraints)]
+    breaches = [
+        Cause(b.fault, "code", b.expected, b.found, b.count, f"in {side.name}: {b.evidence}") for b in found.breaches
+    ]
+    return [
+        *breaches,
+        *_grouped(found.deviations, side.name, found.depth, ()),
+        *constraint_causes(side.name, found.constraints),
+    ]
 
 
 def departures(found: FoundMixer) -> list[str]:

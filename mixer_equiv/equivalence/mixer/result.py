@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Know
 from mixer_equiv.equivalence.mixer.official_program import deviations_of
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace
+from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import Constraint, Layout
 
 
@@ -99,6 +100,10 @@ class Breach:
     count: str
     evidence: str
 
+    def also(self, places: Collection[str]) -> Breach:
+        """The same, with places of the model's code that may be its reason."""
+        return dataclasses.replace(self, evidence=f"{self.evidence}; {summarize(places, 3)}") if places else self
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Searched(abc.ABC):
@@ -108,7 +113,8 @@ class Searched(abc.ABC):
     found, `knows_layer_norm` tells whether a LayerNorm is among them, and `depth` is the number of blocks.
     `constraints` are conditions on the official weights. `notices` are for the user.
     `output` is the path of the result that was followed, empty where none was reached. The search ran on `batch`
-    images; `draws` tells whether the model drew random numbers.
+    images; `draws` tells whether the model drew random numbers, and `decisions` are the places at which numbers of the
+    images decided, or could, what was run.
     """
 
     deviations: tuple[Deviation, ...]
@@ -120,6 +126,7 @@ class Searched(abc.ABC):
     output: str
     batch: int
     draws: bool
+    decisions: tuple[str, ...]
 
     @property
     def is_settled(self) -> bool:
@@ -141,7 +148,9 @@ class FoundMixer(Searched):
 
     `config` has the sizes, and those conventions that it computes throughout. `layout` names its parameters.
     `sources` are the official parameters among the values of a run, which has `num_values`; `stages` are the places of
-    the official stages among them. `residual` is that of its output against the official program with the deviations.
+    the official stages among them.
+    `residual` is that of its output against the official program with the deviations. `idle` are operations that
+    changed nothing.
     """
 
     config: MixerConfig
@@ -150,6 +159,7 @@ class FoundMixer(Searched):
     residual: float | None
     stages: Mapping[str, StagePlace]
     num_values: int
+    idle: tuple[str, ...]
 
     @property
     def reached_output(self) -> bool:

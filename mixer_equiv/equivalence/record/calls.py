@@ -7,13 +7,14 @@ condition on the thousandth call needs no thousand calls.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from mixer_equiv.equivalence.record.state import ABSENT, Change
+from mixer_equiv.equivalence.record.state import ABSENT, Change, copied_count, count_of
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -56,6 +57,9 @@ def _moved(before: Any, now: Any, calls: int) -> Any:
     if isinstance(before, list) and isinstance(now, list):
         added = now[len(before) :]
         return [*now, *added * calls] if added and len(added) * calls <= _LONGEST else None
+    if isinstance(before, itertools.count) and isinstance(now, itertools.count):
+        (then, step), (reached, _) = count_of(before), count_of(now)
+        return copied_count(now, ahead=calls * round((reached - then) / step))
     if not (_is_number(before) and _is_number(now)):
         return None
     moved = now + calls * (now - before)

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import re
 import sys
 import sysconfig
 from collections import deque
@@ -82,8 +83,8 @@ class ModelState:
             yield from _items(path, value)
         elif isinstance(value, tuple | Mapping):
             yield from _items(path, value)
-        elif isinstance(value, itertools.count | GeneratorType):
-            self._held.append(_iterator(path, value))
+        elif isinstance(value, GeneratorType):
+            self._held.append(_generator(path, value))
         elif isinstance(value, functools.partial):
             yield from ((path, part) for part in (value.func, *value.args, *value.keywords.values()))
         elif isinstance(value, MethodType):
@@ -163,12 +164,12 @@ def _array(path: str, array: np.ndarray) -> _Held:
     return _Held(lambda: write(before), changes)
 
 
-def _iterator(path: str, iterator: Any) -> _Held:
-    """An iterator, which cannot be put back."""
+def _generator(path: str, generator: GeneratorType[Any, Any, Any]) -> _Held:
+    """A generator, which cannot be put back."""
 
     def place() -> str:
-        frame = getattr(iterator, "gi_frame", None)
-        return repr(iterator) if frame is None else f"{frame.f_lasti} {frame.f_locals!r}"
+        frame = generator.gi_frame
+        return "done" if frame is None else f"{frame.f_lasti} {frame.f_locals!r}"
 
     before = place()
 
@@ -181,6 +182,8 @@ def _iterator(path: str, iterator: Any) -> _Held:
 
 def _container(path: str, container: Any) -> _Held:
     before = copy.copy(container)
+    if isinstance(container, dict | list):
+        _clone_counts(container, container.items() if isinstance(container, dict) else enumerate(container))
 
     def restore() -> None:
         now = list(_elements(container))
@@ -218,6 +221,7 @@ def _changed_entries(path: str, held: dict[Any, Any], before: Mapping[Any, Any])
 def _entries(path: str, held: dict[str, Any], keys: Iterable[str]) -> _Held:
     """Some entries of a dict that has others as well."""
     before = {key: held[key] for key in keys}
+    _clone_counts(held, before.items())
 
     def changes() -> Iterator[Change]:
         now = {key: held[key] for key in before if key in held}
@@ -235,6 +239,9 @@ def _entries(path: str, held: dict[str, Any], keys: Iterable[str]) -> _Held:
 
 def _class(kind: type, before: Mapping[str, Any]) -> _Held:
     path = kind.__name__
+    for key, value in before.items():
+        if isinstance(value, itertools.count):
+            setattr(kind, key, copied_count(value))
 
     def changes() -> Iterator[Change]:
         now = {key: vars(kind)[key] for key in before if key in vars(kind)}
@@ -252,6 +259,8 @@ def _class(kind: type, before: Mapping[str, Any]) -> _Held:
 
 def _cell(path: str, cell: CellType) -> _Held:
     before = cell.cell_contents
+    if isinstance(before, itertools.count):
+        cell.cell_contents = copied_count(before)
 
     def write(value: Any) -> None:
         cell.cell_contents = value
@@ -263,6 +272,26 @@ def _cell(path: str, cell: CellType) -> _Held:
     return _Held(lambda: write(before), changes)
 
 
+def _clone_counts(holder: Any, items: Iterable[tuple[Any, Any]]) -> None:
+    """Let a holder have other counts in the place of its own, since one that was counted on cannot be put back."""
+    for key, value in list(items):
+        if isinstance(value, itertools.count):
+            holder[key] = copied_count(value)
+
+
+def copied_count(count: itertools.count[Any], ahead: int = 0) -> itertools.count[Any]:
+    """A count that goes on from where this one is, or from some steps ahead."""
+    start, step = count_of(count)
+    return itertools.count(start + ahead * step, step)
+
+
+def count_of(count: itertools.count[Any]) -> tuple[Any, Any]:
+    """The next number of a count, and its step."""
+    numbers = re.findall(r"-?[\d.]+(?:e[-+]?\d+)?", repr(count))
+    start, step = (*map(float if "." in repr(count) else int, numbers), 1)[:2]
+    return start, step
+
+
 def _has_value(cell: CellType) -> bool:
     try:
         return cell.cell_contents is not None or True
@@ -272,6 +301,8 @@ def _has_value(cell: CellType) -> bool:
 
 def _is_same(one: Any, other: Any) -> bool:
     """Whether two values are one object, or equal ones of a kind that never changes."""
+    if isinstance(one, itertools.count) and isinstance(other, itertools.count):
+        return repr(one) == repr(other)
     return one is other or (isinstance(one, _IMMUTABLE) and type(one) is type(other) and one == other)
 
 

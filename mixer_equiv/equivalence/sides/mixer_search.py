@@ -14,13 +14,13 @@ from mixer_equiv.equivalence.mixer.find import find_mixer
 from mixer_equiv.equivalence.mixer.replay import replay
 from mixer_equiv.equivalence.mixer.result import Breach, FoundMixer, NothingFound
 from mixer_equiv.equivalence.notice import Notice
+from mixer_equiv.equivalence.record.idle import idle_operations
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
 from mixer_equiv.equivalence.sides.trials import (
     IN_PAIRS,
     IN_TURN,
     MANY,
-    PAIR,
     REASONS,
     InTurn,
     Subject,
@@ -81,6 +81,8 @@ class _Search:
             runs = len(others)
             found = found.noting(Notice(f"it draws random numbers in eval mode, which moved no output in {runs} runs"))
         found = self._tried(found, subject, images, first)
+        if found.decisions and isinstance(found, FoundMixer):
+            found = found.noting(_decided(found.decisions))
         if isinstance(found, NothingFound) or found.is_by_convention:
             return found  # running it on other weights, beside a model of its config, is the second opinion
         again = self._once(self.seed + 1, found.batch)
@@ -115,31 +117,37 @@ class _Search:
             return self._refused(found, breach)
         if seen.counted:
             found = found.noting(_written(seen.counted))
-        return self._tried_elsewhere(found)
+        return self._tried_elsewhere(found, len(seen.numbers[-1]) if seen.numbers is IN_PAIRS else 1)
 
     def _refused(self, found: Found, breach: Breach) -> NothingFound:
         return found.refused(f"{self.model.name} {REASONS[breach.fault]}", breach)
 
-    def _tried_elsewhere(self, found: Found) -> Found:
+    def _tried_elsewhere(self, found: Found, at_least: int) -> Found:
         """The result after trials on images of other kinds, and on weights and images that are large.
 
-        A Mixer whose deviations are settings alone is held against the official program with these settings.
+        A Mixer whose deviations are settings alone is held against the official program with these settings. The model
+        is called on `at_least` so many images.
         """
         function = replay(found.config, found.deviations) if isinstance(found, FoundMixer) else None
         if isinstance(found, NothingFound) or function is None:
             return found
-        side = ForeignSide(self.model, found)
-        config = found.config
-        shape = (1, *config.image_hw, config.in_channels)
-        for weights, find in (
-            (side.draw(self.seed), partial(find_branches, shape=shape, seed=self.seed)),
-            (side.draw(self.seed, large=True), partial(find_limits, images=LARGE * self._images(self.seed, PAIR))),
-        ):
-            subject = Subject(self.model, weights.values, found.output)
-            breach = find(subject, partial(function, weights.canonical))
-            if breach is not None:
-                return self._refused(found, breach)
-        return found
+        side, config = ForeignSide(self.model, found), found.config
+        usual, large = side.draw(self.seed), side.draw(self.seed, large=True)
+        subject = Subject(self.model, usual.values, found.output, at_least)
+        shape = 1, *config.image_hw, config.in_channels
+        if breach := find_branches(subject, partial(function, usual.canonical), shape, self.seed):
+            return self._refused(found, breach.also(found.decisions))
+        images = LARGE * self._images(self.seed, found.batch)
+        subject = dataclasses.replace(subject, draw=large.values)
+        breach = find_limits(subject, partial(function, large.canonical), images)
+        if not found.idle and breach is None:
+            return found
+        still = idle_operations(self.model.trace(images, large.values))
+        if breach is not None:
+            reached = [operation for operation in found.idle if operation not in still]
+            return self._refused(found, breach.also(reached))
+        unreached = [operation for operation in found.idle if operation in still]
+        return found.noting(_idle(unreached)) if unreached else found
 
     def _in_turn(self, found: Found, subject: Subject, images: np.ndarray) -> InTurn | None:
         """Calls on batches of every size, or of the only one that the model takes; None where it takes none other."""
@@ -180,6 +188,18 @@ class _Search:
             and made.shape == expected.shape
             and np.allclose(made, expected, 1e-9, 1e-9, equal_nan=True)
         )
+
+
+def _idle(operations: Collection[str]) -> Notice:
+    text = f"not seen at work, and so not compared: {summarize(operations, 3)}, whose results were their inputs"
+    return Notice(text)
+
+
+def _decided(places: Collection[str]) -> Notice:
+    text = (
+        f"numbers of the images decide, or could, what is run, and no kind of image was seen to: {summarize(places, 3)}"
+    )
+    return Notice(text, "decision")
 
 
 def _written(paths: Collection[str]) -> Notice:
