@@ -99,6 +99,7 @@ class _Seen:
             "batch": self.batch,
             "draws": self.trace.uses_random_numbers,
             "decisions": self.trace.decisions,
+            "constants": self.trace.constants,
         }
 
     def nothing(self, reasons: Iterable[str], *, is_blind: bool = False) -> NothingFound:

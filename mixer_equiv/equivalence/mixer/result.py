@@ -114,7 +114,7 @@ class Searched(abc.ABC):
     `constraints` are conditions on the official weights. `notices` are for the user.
     `output` is the path of the result that was followed, empty where none was reached. The search ran on `batch`
     images; `draws` tells whether the model drew random numbers, and `decisions` are the places at which numbers of the
-    images decided, or could, what was run.
+    images decided, or could, what was run. `constants` are tensors of the model, no parameters, that met the images.
     """
 
     deviations: tuple[Deviation, ...]
@@ -127,6 +127,7 @@ class Searched(abc.ABC):
     batch: int
     draws: bool
     decisions: tuple[str, ...]
+    constants: tuple[str, ...]
 
     @property
     def is_settled(self) -> bool:

@@ -88,10 +88,12 @@ def call(
     *,
     seed: int = 0,
     skipped: int = 0,
+    changes: list[Change] | None = None,
 ) -> Calls:
     """Call a function on each batch in turn, in float64, with parameters drawn as for `record`.
 
-    The first gets None as kept. `objects`, each under a name, are those in which a call may leave something besides.
+    The first gets None as kept. `objects`, each under a name, are those in which a call may leave something besides; to
+    `changes` the function adds what it changes in others.
     All generators begin each call with `seed`. Before the last call, what counts calls is moved on by those `skipped`.
     """
     made: list[dict[str, np.ndarray]] = []
@@ -101,14 +103,15 @@ def call(
     with jax_full_precision(), fork_generators(seed):
         drawn = _draw_parameters(shapes, draw, np.float64)
         for number, batch in enumerate(batches, 1):
-            state = ModelState(objects)
+            state, others = ModelState(objects), [] if changes is None else changes
+            others.clear()
             seed_generators(seed)
             given = batch.astype(np.float64)
             interpreter, _, outputs, numbers = _interpret(function, drawn, drawn, given, np.float64, kept=kept)
             arrays = interpreter.arrays
             made.append({path: np.asarray(arrays[number]) for path, number in outputs.items()})
             leaves, tree = jax.tree.flatten(jax.tree.map(arrays.__getitem__, numbers))
-            by_call = state.changes(), [] if kept is None else list(_changes(kept, leaves, tree))
+            by_call = [*state.changes(), *others], [] if kept is None else list(_changes(kept, leaves, tree))
             set_anew += by_call[0]
             overwritten += by_call[1]
             if number == len(batches) - 1:

@@ -35,6 +35,7 @@ class Value:
         name: Its name, if it is a parameter.
         is_view: Whether it has all elements of an earlier value, and no others.
         place: The line of the model's code and the module that made it, if one did.
+        constants: The names of the constant tensors of the model in it, where it does not depend on the input.
     """
 
     number: int
@@ -46,6 +47,7 @@ class Value:
     name: str | None = None
     is_view: bool = False
     place: Place | None = None
+    constants: frozenset[str] = frozenset()
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -115,6 +117,12 @@ class Trace:
             if not any(value.fingerprint.matches(other.fingerprint) for other in alike):
                 alike.append(value)
         return [value for values in distinct.values() for value in values]
+
+    @cached_property
+    def constants(self) -> tuple[str, ...]:
+        """The names of constant tensors of the model that meet the input."""
+        met = (self.values[i].constants for value in self.data for i in value.inputs if not self.values[i].is_data)
+        return tuple(sorted(frozenset().union(*met)))
 
     @cached_property
     def uses(self) -> dict[frozenset[str], list[int]]:

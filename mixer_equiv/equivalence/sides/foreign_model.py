@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +44,9 @@ class ForeignModel:
 
     `own` are its own parameters by name, and `put` gives it others. `notices` are what a user should know of how it
     is called; `has_modes` tells whether it can be put into train mode. `computed` are those of its parameters that it
-    computes from others, and therefore holds but for rounding.
+    computes from others, and therefore holds but for rounding. `constants` are other tensors of it by name, of which
+    its checkpoints hold those `saved`; `drawing` gives the same model in which some of them are parameters.
+    `labels_constants` tells whether its traces know where constants meet the images.
     """
 
     name: str
@@ -57,6 +59,10 @@ class ForeignModel:
     notices: tuple[Notice, ...] = ()
     has_modes: bool = True
     computed: tuple[str, ...] = ()
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    saved: frozenset[str] = frozenset()
+    drawing: Callable[[Collection[str]], ForeignModel] | None = None
+    labels_constants: bool = True
 
     def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64, *, every: bool = True) -> Trace:
         """Record a run. Raises `MixerEquivError` where the model raises or returns no array."""
@@ -65,6 +71,10 @@ class ForeignModel:
         if not trace.outputs:
             raise MixerEquivError(f"{self.name} returned no array; a Mixer gives logits (batch, classes)")
         return trace
+
+    def drawn(self, names: Collection[str]) -> ForeignModel:
+        """The same model, in which these constant tensors are parameters."""
+        return self if self.drawing is None else self.drawing(names)
 
     def calls(
         self, batches: Sequence[np.ndarray], draw: Draw, *, training: bool = False, seed: int = 0, skipped: int = 0
@@ -83,6 +93,10 @@ def part_of(parameters: Mapping[str, Any], name: str) -> Any:
     return part
 
 
+# Names of statistics that are never negative.
+_VARIANCES = ("running_var", "/var")
+
+
 def generic(seed: int) -> Draw:
     """Random values that no two parameters have in common, of sizes that keep activations near 1.
 
@@ -90,6 +104,10 @@ def generic(seed: int) -> Draw:
     """
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = values(name, shape)
+        return np.abs(drawn) if name.endswith(_VARIANCES) else drawn
+
+    def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.default_rng([seed, *name.encode()])
         if len([size for size in shape if size > 1]) < 2:
             # With more axes it may be a kernel of one column, of which a GELU must not see large sums alone.

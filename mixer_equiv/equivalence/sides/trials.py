@@ -159,6 +159,9 @@ def find_memory(subject: Subject, image: np.ndarray, changed: Sequence[str]) -> 
 # From random numbers and a shape (1, height, width, channels) to an image.
 Kind = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
+# The kinds whose numbers are far from 1, so that a limit is reached.
+FAR = ("of whole numbers up to 255", "of some hundreds")
+
 KINDS: Mapping[str, Kind] = {
     "of zero mean": lambda rng, shape: rng.standard_normal(shape),
     "in [0, 1]": lambda rng, shape: rng.uniform(0, 1, shape),
@@ -172,8 +175,13 @@ KINDS: Mapping[str, Kind] = {
 Expected = Callable[[np.ndarray], np.ndarray]
 
 
-def find_branches(subject: Subject, expected: Expected, shape: tuple[int, ...], seed: int) -> Breach | None:
-    """A breach where images of some kind, each of this shape (1, height, width, channels), give something else."""
+def find_branches(
+    subject: Subject, expected: Expected, shape: tuple[int, ...], seed: int, *, decides: bool
+) -> Breach | None:
+    """A breach where images of some kind, each of this shape (1, height, width, channels), give something else.
+
+    Large images may reach a limit, if the model does not decide on numbers of the images.
+    """
     rng = np.random.default_rng([seed, 4])
     images = [kind(rng, shape) for kind in KINDS.values()]
     apart = [
@@ -184,6 +192,8 @@ def find_branches(subject: Subject, expected: Expected, shape: tuple[int, ...], 
     if not over:
         return None
     distance, kind = max(over)
+    if not decides and all(kind in FAR for _, kind in over):
+        return _limit(distance, f"for images {kind}")
     return Breach(
         "branch",
         f"something else for images {' and '.join(kind for _, kind in over)}",
@@ -198,12 +208,16 @@ def find_limits(subject: Subject, expected: Expected, images: np.ndarray) -> Bre
     distance = residual(subject.rows(images)[0], expected(images))
     if distance <= ROW_TOLERANCE:
         return None
+    return _limit(distance, "where activations, stream and logits reach some 100")
+
+
+def _limit(distance: float, where: str) -> Breach:
     return Breach(
         "limit",
         "something else where values are large",
         "the same function for all numbers",
-        "large weights and images",
-        f"off by {distance:.1e} where activations, stream and logits reach some 100",
+        "large values",
+        f"off by {distance:.1e} {where}",
     )
 
 

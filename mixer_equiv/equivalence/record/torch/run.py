@@ -37,6 +37,7 @@ def record(
     *,
     names: Mapping[str, Tensor] | None = None,
     listed: Container[str] | None = None,
+    constants: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float64,
     kwargs: Mapping[str, Any] | None = None,
     every: bool = True,
@@ -45,13 +46,14 @@ def record(
 
     `draw(name, shape)` gives each parameter its value. `names` are the parameters by name, the
     module's own by default, of which the `listed` ones are in its state_dict; others that the pass
-    uses are called "hidden 0" and so on. Buffers and constants keep their values. Everything is
-    computed in `dtype`. Unless `every` value is asked for, only the outputs have their arrays.
+    uses are called "hidden 0" and so on. Buffers and constants keep their values; `constants` are those that
+    have names. Everything is computed in `dtype`. Unless `every` value is asked for, only the outputs have their
+    arrays.
     """
     if names is None:
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
-    tape = Tape(draw, names, dtype, _places_in(module))
-    with _isolated(module) as session, torch_full_precision(), _default_dtype(dtype):
+    tape = Tape(draw, names, dtype, _places_in(module), constants=constants)
+    with _isolated(module, names) as session, torch_full_precision(), _default_dtype(dtype):
         given = arguments[0].to(device(), dtype)
         entry = tape.enter(given)
         with FunctionMode(tape), DispatchMode(tape):
@@ -91,7 +93,7 @@ def gradients(
     Gradients of unused parameters are 0. Raises `MixerEquivError` if all are unused, or no gradient is kept.
     """
     tape = Tape(draw, names, dtype, _places_in(module), differentiable=True)
-    with _isolated(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
+    with _isolated(module, names), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
         given = argument.to(device(), dtype)
         tape.enter(given)
         # Inside, because a checkpointed part is run once more on the way back.
@@ -132,7 +134,7 @@ def call(
     made: list[dict[str, np.ndarray]] = []
     set_anew: list[Change] = []
     overwritten: list[Change] = []
-    with _isolated(module, training, seed) as session, torch_full_precision(), _default_dtype(torch.float64):
+    with _isolated(module, names, training, seed) as session, torch_full_precision(), _default_dtype(torch.float64):
         for number, batch in enumerate(batches, 1):
             state, held = ModelState(session.parts), tape.contents(session.buffers)
             seed_generators(seed)
@@ -167,11 +169,15 @@ def _places_in(module: Any) -> PlaceFinder:
 
 
 @contextlib.contextmanager
-def _isolated(module: Any, training: bool = False, seed: int = 0) -> Iterator[_Session]:
-    """Inside, the module is in eval or train mode, and generators begin with `seed`; after it, all is as it was."""
+def _isolated(module: Any, names: Mapping[str, Tensor], training: bool = False, seed: int = 0) -> Iterator[_Session]:
+    """Inside, the module is in eval or train mode, and generators begin with `seed`; after it, all is as it was.
+
+    `names` are the tensors that are drawn.
+    """
     is_module = isinstance(module, nn.Module)
     parts = list(module.named_modules()) if is_module else [("", module)]
-    buffers = dict(module.named_buffers()) if is_module else {}
+    drawn = {id(tensor) for tensor in names.values()}
+    buffers = {name: held for name, held in module.named_buffers() if id(held) not in drawn} if is_module else {}
     with fork_generators(seed) as generators, torch.inference_mode(False), restoring_state(parts):
         for _, submodule in parts if is_module else ():
             submodule.training = training
