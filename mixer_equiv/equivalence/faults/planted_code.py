@@ -76,7 +76,12 @@ STEPS: dict[str, Doing] = {
 }
 
 
-def _only(name: str, operation: str, doing: Doing) -> dict[str, Doing]:
+def standard(operation: str) -> Doing:
+    """How an operation is done officially."""
+    return STEPS[operation]
+
+
+def only_at(name: str, operation: str, doing: Doing) -> dict[str, Doing]:
     """Do a step by `doing` where its name contains `name`, and officially elsewhere."""
 
     def chosen(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
@@ -175,7 +180,7 @@ def _before(name: str, change: StreamChange) -> dict[str, Doing]:
     def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         return _linear(model, step, [change(inputs[0], model.weights)], parameters)
 
-    return _only(name, "linear", doing)
+    return only_at(name, "linear", doing)
 
 
 def _on_branch(name: str, change: StreamChange) -> dict[str, Doing]:
@@ -184,7 +189,7 @@ def _on_branch(name: str, change: StreamChange) -> dict[str, Doing]:
     def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         return inputs[0] + change(inputs[1], model.weights)
 
-    return _only(name, "add", doing)
+    return only_at(name, "add", doing)
 
 
 def _normalised_features(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -197,7 +202,7 @@ def _scaled_images(model: PlantedMixer, step: Step, inputs: list[Tensor], parame
 
 BRANCH = "MixerBlock_1/channel_mixing/add"
 FEATURES = "MixerBlock_1/channel_mixing/Dense_1"
-FINAL_MISSING = _only("pre_head_layer_norm", "layer_norm", _first_input)
+FINAL_MISSING = only_at("pre_head_layer_norm", "layer_norm", _first_input)
 
 PLANTED: dict[str, PlantedCode] = {
     "activation: erf GELU": _activation(F.gelu),
@@ -209,38 +214,38 @@ PLANTED: dict[str, PlantedCode] = {
     "eps 1e-12": _eps(1e-12),
     "eps 1e-3": _eps(1e-3),
     "eps 1e-5 in one place": PlantedCode(
-        "layer_norm_eps", _only("MixerBlock_0/LayerNorm_1", "layer_norm", partial(_norm, eps=1e-5))
+        "layer_norm_eps", only_at("MixerBlock_0/LayerNorm_1", "layer_norm", partial(_norm, eps=1e-5))
     ),
     "LayerNorm missing": PlantedCode(
-        "layer_norm_missing", _only("MixerBlock_0/LayerNorm_1", "layer_norm", _first_input)
+        "layer_norm_missing", only_at("MixerBlock_0/LayerNorm_1", "layer_norm", _first_input)
     ),
     "final LayerNorm missing": PlantedCode("layer_norm_missing", FINAL_MISSING),
     "LayerNorm after the addition": PlantedCode(
-        "post_norm", {**_only("MixerBlock_", "layer_norm", _first_input), "add": _norm_after_addition}
+        "post_norm", {**only_at("MixerBlock_", "layer_norm", _first_input), "add": _norm_after_addition}
     ),
     "LayerNorm over both axes": PlantedCode("layer_norm_axes", {"layer_norm": partial(_norm, axes=(-2, -1))}),
     "LayerNorm after the pool": PlantedCode("norm_after_pool", {**FINAL_MISSING, "mean": _norm_after_mean}),
     "unbiased variance": PlantedCode("layer_norm_variance", {"layer_norm": partial(_norm, correction=1)}),
     "RMSNorm": PlantedCode("layer_norm_mean", {"layer_norm": _root_mean_square}),
-    "residual missing, tokens": PlantedCode("residual_missing", _only("token_mixing/add", "add", _first_input)),
-    "residual missing, channels": PlantedCode("residual_missing", _only("channel_mixing/add", "add", _first_input)),
+    "residual missing, tokens": PlantedCode("residual_missing", only_at("token_mixing/add", "add", _first_input)),
+    "residual missing, channels": PlantedCode("residual_missing", only_at("channel_mixing/add", "add", _first_input)),
     "residual of the normalised stream": PlantedCode(
         "residual_normalised", {"layer_norm": _remembering_norm, "add": _normalised}
     ),
     "residual of the stem": PlantedCode(
-        "residual", {**_only("stem", "linear", _remembering_stem), **_only(BRANCH, "add", _stem_added)}
+        "residual", {**only_at("stem", "linear", _remembering_stem), **only_at(BRANCH, "add", _stem_added)}
     ),
     "max pooling": _pool(lambda x: x.amax(1)),
     "sum pooling": _pool(lambda x: x.sum(1)),
     "first token": _pool(lambda x: x[:, 0]),
-    "softmax output": PlantedCode("output", _only("head", "linear", _softmax)),
+    "softmax output": PlantedCode("output", only_at("head", "linear", _softmax)),
     "view for a transpose": PlantedCode("transpose", {"swap": _elementwise(_reshaped)}),
     "position embedding": PlantedCode(
-        "position_embedding", _only("stem", "linear", _embedded), extra={"position": ("tokens", "hidden")}
+        "position_embedding", only_at("stem", "linear", _embedded), extra={"position": ("tokens", "hidden")}
     ),
     "MLP head": PlantedCode(
         "mlp_head",
-        _only("head", "linear", _two_layers),
+        only_at("head", "linear", _two_layers),
         extra={"hidden/kernel": ("hidden", "hidden"), "hidden/bias": ("hidden",)},
     ),
     "a layer more": PlantedCode(
@@ -280,7 +285,7 @@ PLANTED: dict[str, PlantedCode] = {
     "blocks tied": PlantedCode("tied_blocks", held={"MixerBlock_{i}/": "MixerBlock_0/"}),
     "no stem bias": PlantedCode("absent_parameters", held={"stem/bias": None}),
     "parameters not in the state_dict": PlantedCode("not_in_state_dict"),
-    "dropout in train mode": PlantedCode("train_mode", _only("head", "linear", _dropped_out)),
+    "dropout in train mode": PlantedCode("train_mode", only_at("head", "linear", _dropped_out)),
     "an option": PlantedCode("option"),
 }
 
@@ -293,6 +298,7 @@ class PlantedMixer(nn.Module):
 
     last_normed: Tensor
     stem: Tensor
+    calls = 0
 
     def __init__(self, config: MixerConfig, planted: PlantedCode | None = None) -> None:
         super().__init__()
@@ -308,6 +314,8 @@ class PlantedMixer(nn.Module):
         weights = {n: nn.Parameter(torch.zeros(shape)) for n, shape in shapes.items() if self.held.get(n, n) == n}
         is_hidden = planted.fault == "not_in_state_dict"
         self.weights: Any = weights if is_hidden else nn.ParameterDict(weights)
+        if planted.fault == "constant_buffer":
+            self.register_buffer("gate", torch.ones(max(config.num_classes, 1)))
 
     @torch.no_grad()
     def initialise(self, seed: int, *, everything: bool) -> None:

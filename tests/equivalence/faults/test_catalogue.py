@@ -13,10 +13,11 @@ from mixer_equiv import MixerConfig, MixerEquivError, load, verify
 from mixer_equiv.checkpoints.differences import PORT_FAULTS
 from mixer_equiv.data import digits
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE, RECOGNISED_BY, Fault, verdict_of
-from mixer_equiv.equivalence.faults.planted_code import PLANTED
+from mixer_equiv.equivalence.faults.kill_matrix import planted_in_code
 from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
 from mixer_equiv.equivalence.report import Report
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.trials import REASONS
 from mixer_equiv.layouts import CONSTRAINTS
 from tests.support import sizes
 from tests.support.small_verify import IMAGE, SMALL
@@ -157,8 +158,11 @@ UNPLANTED = {
     "reshape": "its planted form is the transposition by .view, which shows as both",
 }
 
-RECOGNISED = {*RECOGNISED_BY.values(), *BY_VALUE}
-IN_CODE = {planted.fault for planted in PLANTED.values()}
+# The faults that are seen in outputs alone: by the trials of a model, and by its error in float32.
+BY_OUTPUTS = {*REASONS, "float32"}
+
+RECOGNISED = {*RECOGNISED_BY.values(), *BY_VALUE, *BY_OUTPUTS}
+IN_CODE = {planted.fault for planted in planted_in_code().values()}
 IN_WEIGHTS = {planted.fault for planted in PLANTED_WEIGHTS.values()}
 
 
