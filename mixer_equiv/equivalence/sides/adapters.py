@@ -189,6 +189,8 @@ def _of_nnx(module: Any, name: str) -> ForeignModel:
     """Adapt a `flax.nnx.Module` that takes images (batch, height, width, channels)."""
     jax = require("jax", "flax", "verifying an nnx module")
     nnx = require("flax.nnx", "flax", "verifying an nnx module")
+    from mixer_equiv.equivalence.record.module_scopes import naming_calls
+
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     own = dict(flatten(nnx.to_pure_dict(params)))
     shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
@@ -198,7 +200,8 @@ def _of_nnx(module: Any, name: str) -> ForeignModel:
         nnx.replace_by_pure_dict(state, _as_pure(given))
         made = nnx.merge(graph, state, jax.tree.map(partial(_reseeded, seed=seed), rest))
         (made.train if training else made.eval)()
-        return made(batch, **filled)
+        with naming_calls({"/".join(map(str, path)): part for path, part in nnx.iter_modules(made)}):
+            return made(batch, **filled)
 
     def _as_pure(given: Mapping[str, Any]) -> Any:
         return jax_tree(nnx.to_pure_dict(params), given)

@@ -51,7 +51,7 @@ def test_line_is_the_users_innermost_and_module_is_the_models_innermost() -> Non
 
 
 def test_frames_from_the_recorder_upward_have_no_place() -> None:
-    assert found(recorder=__file__) is None
+    assert found(recorder=PlaceFinder.current.__code__.co_filename) is None
 
 
 def test_without_modules_a_place_is_a_line_alone() -> None:
