@@ -34,7 +34,7 @@ class Cause:
     """One reason why two sides differ.
 
     `name` is that of the fault in the catalogue; `count` says in how many places it was found, `evidence` where
-    and how it shows.
+    and how it shows, and `places` the lines of the model's own code that do it, with its modules.
     """
 
     name: str
@@ -43,6 +43,12 @@ class Cause:
     found: str
     count: str
     evidence: str
+    places: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The evidence, and the places in the model's own code."""
+        return ", ".join(filter(None, (self.evidence, *self.places)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,9 +257,9 @@ def details(report: Report) -> list[Paragraph]:
     if report.first_divergence:
         paragraphs.append(Paragraph("first", f"over the threshold from {readable(report.first_divergence)} on"))
     for cause in report.causes:
-        evidence = f"; {cause.evidence}" if cause.evidence else ""
+        where = f"; {cause.where}" if cause.where else ""
         paragraphs.append(
-            Paragraph(cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{evidence}")
+            Paragraph(cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{where}")
         )
     if report.residual_without_causes is not None:
         after = number(report.residual_without_causes)

@@ -114,6 +114,16 @@ class Trace:
                 alike.append(value)
         return [value for values in distinct.values() for value in values]
 
+    def place_after(self, value: Value) -> Place | None:
+        """The place of the first operation on a value, but for views by which a framework's function ends."""
+        same = {value.number}
+        for later in self.values[value.number + 1 :]:
+            if not same.isdisjoint(later.inputs):
+                if not later.is_view or later.place != value.place:
+                    return later.place
+                same.add(later.number)
+        return None
+
     @cached_property
     def uses(self) -> dict[frozenset[str], list[int]]:
         """The numbers of values at which parameters meet the input, by the parameters' names."""
