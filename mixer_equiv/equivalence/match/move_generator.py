@@ -94,14 +94,16 @@ class MoveGenerator:
     def _place_of(self, move: Move, step: Step, state: SearchState) -> Place | None:
         """The place of the move's value where it is known how that is made, else of the next operation.
 
-        An operation on several values that is left out is missing where the last of them ends.
+        An operation on several values that is left out is missing where the last of them ends. What is known and has no
+        value of its own is a view.
         """
         kinds = {deviation.kind for deviation in move.deviations}
         if kinds == {"variant"} and move.seen is not None and move.seen.number > state.position:
             return move.seen.place
         last = state.seen[step.inputs[-1]] or self.trace.values[state.position]
-        is_end = kinds == {"skip"} and len(step.inputs) > 1
-        return last.place if is_end else self.trace.place_after(last)
+        if kinds == {"skip"} and len(step.inputs) > 1:
+            return last.place
+        return self.trace.place_after(last, views=kinds.isdisjoint({"skip", "unknown"}))
 
     def _moves(self, step: Step, state: SearchState, budget: int) -> Iterator[Move]:
         inputs = tuple(state.values[place] for place in step.inputs)
