@@ -41,7 +41,7 @@ def naming_calls(modules: Mapping[str, Any]) -> Iterator[None]:
 
     with _CLASSES, contextlib.ExitStack() as stack:
         for kind in {type(module): None for module in modules.values()}:
-            owner = next((base for base in kind.__mro__ if "__call__" in vars(base)), None)
+            owner = next((base for base in kind.__mro__ if callable(vars(base).get("__call__"))), None)
             if owner is not None:
                 own = vars(owner)["__call__"]
                 stack.callback(*((setattr, kind, "__call__", own) if owner is kind else (delattr, kind, "__call__")))
