@@ -15,8 +15,8 @@ import numpy as np
 
 from mixer_equiv import MixerConfig
 from mixer_equiv.equivalence.policy import residual
+from mixer_equiv.equivalence.sides.drawn_weights import random_images, random_params
 from mixer_equiv.equivalence.sides.runners import run_flax, run_torch
-from mixer_equiv.equivalence.sides.weights import random_images, random_params
 
 
 class Sizes(NamedTuple):

@@ -15,7 +15,7 @@ from mixer_equiv import Checkpoint, MixerConfig, convert
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LINEN, TORCH, Layout
 
 Arrays = Mapping[str, np.ndarray]

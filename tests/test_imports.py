@@ -15,7 +15,7 @@ import pytest
 
 from mixer_equiv import MissingDependencyError
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from tests.matrix.__main__ import BASE
 from tests.support.scripts import BLOCKED, printed, python
 

@@ -20,7 +20,8 @@ class Policy:
     at which a failure of `residual` is rounding in ill-conditioned rows and not another function.
     `lost` is the float32 residual that leaves no digits to compare.
     `variation` is how far the outputs must move with the image, relative to their size, to show
-    anything. `float32_ratio` bounds the ratio of the sides' errors in low precision before a warning.
+    anything. `float32_ratio` bounds the ratio of the sides' errors in low precision before a warning, and
+    `float32_error` a side's error in float32 relative to what rounding explains, before it is another function.
     """
 
     residual: float = 1e-12
@@ -31,6 +32,7 @@ class Policy:
     lost: float = 1e-2
     variation: float = 1e-4
     float32_ratio: float = 4.0
+    float32_error: float = 8.0
 
     def is_rounding(self, float64: float, float32: float) -> bool:
         """Whether the float32 residual is so much larger that the float64 one must be rounding."""

@@ -15,7 +15,7 @@ from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.config import as_image, size_differences
 from mixer_equiv.equivalence.judge.causes import departures
-from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound
+from mixer_equiv.equivalence.mixer.result import Unnamed
 from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.sides.adapters import foreign_model_of
 from mixer_equiv.equivalence.sides.base import Image
@@ -152,10 +152,13 @@ def _loses(array: np.ndarray, dtype: np.dtype) -> bool:
 
 def _searched(model: ForeignModel, image: Image, seed: int) -> ForeignSide:
     """Search a model for a Mixer. Raises `InexpressibleError` where none is found, or none that has a layout."""
-    found = search(model, image, seed)
-    reasons = found.reasons if isinstance(found, NothingFound) else ()
-    if isinstance(found, FoundMixer):
-        if isinstance(found.layout, Layout):
-            return ForeignSide(model, found)
-        reasons = (found.layout.reason,)
+    side = search(model, image, seed)
+    if isinstance(side, ForeignSide) and side.is_named:
+        return side
+    if isinstance(side, ForeignSide):
+        reasons: tuple[str, ...] = tuple(
+            layout.reason for layout in (side.found.layout,) if isinstance(layout, Unnamed)
+        )
+    else:
+        reasons = side.found.reasons
     raise InexpressibleError(f"{model.name} has no layout: {'; '.join(reasons)}", reasons=reasons)

@@ -19,6 +19,7 @@ from mixer_equiv.config import MixerConfig, as_image, size_differences
 from mixer_equiv.equivalence.judge.causes import round_trip_causes, weight_causes
 from mixer_equiv.equivalence.judge.decide import explained, judge, trained_apart, with_gradients
 from mixer_equiv.equivalence.judge.evidence import Evidence, gather
+from mixer_equiv.equivalence.judge.float32 import in_float32
 from mixer_equiv.equivalence.judge.gradients import common_space, compare_gradients
 from mixer_equiv.equivalence.judge.report_assembly import (
     not_found,
@@ -34,8 +35,9 @@ from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.report import Gradients, Report, Training
 from mixer_equiv.equivalence.sides.base import Image, NotAMixer, WeightedSide
+from mixer_equiv.equivalence.sides.drawn_weights import random_images
 from mixer_equiv.equivalence.sides.resolve import resolve
-from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said, random_images
+from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
 
 # Somebody else's model is run on few images, because every value of it is recorded.
@@ -163,6 +165,7 @@ def _compared(
     judgement = judge(evidence, asked.policy, port_causes)
     if searched:
         judgement = explained(judgement, a.side, b.side, port_causes)
+    judgement = in_float32(judgement, evidence, asked.policy)
     by_default = asked.gradients is None and origin == "random" and searched
     if port_causes or (asked.fail_fast and judgement.verdict != "equivalent"):
         asked = dataclasses.replace(asked, gradients=False, train_steps=0)

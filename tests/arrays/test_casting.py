@@ -11,7 +11,7 @@ from mixer_equiv import ConversionError
 from mixer_equiv.arrays.casting import cast
 from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.checkpoints.io import load, save
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.testing.strategies import DTYPES
 from tests.support.checkpoints import CONFIG, checkpoint, in_layout
 from tests.support.files import arbitrary_bits, changed

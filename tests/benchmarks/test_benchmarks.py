@@ -25,8 +25,8 @@ from mixer_equiv.bench.environment import Machine
 from mixer_equiv.bench.measurement import measure_cells
 from mixer_equiv.bench.peers_torch import TutorialMixer
 from mixer_equiv.equivalence.policy import residual
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.equivalence.sides.runners import run_reference
-from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.formulation import TOKENS_CHOICES
 from mixer_equiv.models.torch import activations as torch_activations
 from mixer_equiv.models.torch import fast_mlp, fused_onednn

@@ -31,7 +31,7 @@ from mixer_equiv import (
 from mixer_equiv.arrays.interop import flatten, to_torch, unflatten
 from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer

@@ -38,8 +38,8 @@ from mixer_equiv.checkpoints.formats import SUFFIXES, StoredArray
 from mixer_equiv.checkpoints.inspection import inspect
 from mixer_equiv.config import fitting_patches
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.equivalence.sides.locate import import_timm
-from mixer_equiv.equivalence.sides.weights import random_params
 from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS
 from mixer_equiv.layouts.timm import TIMM
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer

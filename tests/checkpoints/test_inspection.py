@@ -6,7 +6,7 @@ import numpy as np
 
 from mixer_equiv import Checkpoint
 from mixer_equiv.checkpoints.inspection import Finding, inspect
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from tests.support.checkpoints import CONFIG, checkpoint
 from tests.support.scripts import BLOCKED, printed
 

@@ -21,7 +21,7 @@ from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.checkpoints.io import load, save
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LAYOUTS
 from mixer_equiv.models.torch import MlpMixer
 from tests.support.checkpoints import CONFIG, JUNK, checkpoint

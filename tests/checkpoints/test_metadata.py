@@ -16,7 +16,7 @@ from mixer_equiv.checkpoints import metadata
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.checkpoints.io import load, save
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, Conventions
 from tests.support.checkpoints import CONFIG, checkpoint
 from tests.support.files import changed

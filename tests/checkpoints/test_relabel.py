@@ -10,7 +10,7 @@ from mixer_equiv import Checkpoint, InexpressibleError, convert
 from mixer_equiv.checkpoints.convention_warnings import describe_conventions
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.errors import MAX_LISTED
 from mixer_equiv.layouts import LINEN, Conventions, Layout
 from mixer_equiv.layouts.timm import TIMM

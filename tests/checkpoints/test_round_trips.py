@@ -16,7 +16,7 @@ from safetensors import safe_open
 from mixer_equiv import Checkpoint
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.checkpoints.io import load, save
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LAYOUTS, Conventions
 from mixer_equiv.models.torch import MlpMixer
 from mixer_equiv.testing.strategies import DTYPES

@@ -17,7 +17,7 @@ from mixer_equiv.arrays.lazy import Deferred, LazyArrays
 from mixer_equiv.checkpoints import formats
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.checkpoints.io import load, save
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from tests.support.checkpoints import CONFIG, JUNK, checkpoint, files_of, old_checkpoint
 from tests.support.files import changed, files_no_larger_than, snapshot
 

@@ -40,7 +40,7 @@ from mixer_equiv.arrays.stacking import split_stacks
 from mixer_equiv.checkpoints.formats import SUFFIXES, atomic, format_by_suffix, npz, raw_arrays, read
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LAYOUTS
 from mixer_equiv.models.torch import MlpMixer
 from tests.support.checkpoints import WRITABLE

@@ -30,7 +30,7 @@ from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_images, random_params
 from mixer_equiv.layouts import LINEN
 from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
 from mixer_equiv.models.torch import MlpMixer as TorchMixer

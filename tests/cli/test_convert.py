@@ -11,7 +11,7 @@ import pytest
 
 from mixer_equiv import convert, load
 from mixer_equiv.checkpoints.formats import SUFFIXES
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LAYOUTS
 from mixer_equiv.testing.strategies import DTYPES
 from tests.support.checkpoints import JUNK, WRITABLE

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mixer_equiv import convert, save
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from tests.support.command_line import CONFIG, assert_one_message, params, run, strict_json
 
 

@@ -16,7 +16,7 @@ from mixer_equiv import LAYOUTS, MixerConfig
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.cli import app
 from mixer_equiv.cli.exit_status import EXIT_STATUS
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.formulation import CHANNELS_CHOICES, PATCH_CHOICES, TOKENS_CHOICES
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from mixer_equiv import Checkpoint, ConfigError, convert, verify
 from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import device
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from tests.support.small_verify import IMAGE, SMALL, run
 from tests.support.structures import OwnMixer
 

@@ -23,7 +23,7 @@ from mixer_equiv import (
 )
 from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.data import digits
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from tests.support.sizes import CONFIG, IMAGE, SMALL, in_float32

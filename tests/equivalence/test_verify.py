@@ -21,7 +21,7 @@ from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides import runners
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_images, random_params
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer
 from mixer_equiv.models.flax import activations as flax_activations
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer

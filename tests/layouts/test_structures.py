@@ -17,9 +17,9 @@ from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.drawn_weights import random_images, random_params
 from mixer_equiv.equivalence.sides.locate import import_timm
 from mixer_equiv.equivalence.sides.runners import run_reference
-from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.layouts import Conventions
 from mixer_equiv.models.nnx import MlpMixer as NnxMixer
 from tests.support.kernels import STEM_COLUMNS, TOKENS_BY_CONV1D

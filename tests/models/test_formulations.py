@@ -24,8 +24,8 @@ from mixer_equiv.equivalence.policy import gradient_residuals, residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.torch import record
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.drawn_weights import random_images, random_params
 from mixer_equiv.equivalence.sides.runners import run_reference
-from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.formulation import CHANNELS_CHOICES, CONVOLUTIONAL, FORMULATIONS, PATCH_CHOICES, TOKENS_CHOICES
 from mixer_equiv.layouts import LINEN, TORCH, get_layout
 from mixer_equiv.layouts.natural import natural

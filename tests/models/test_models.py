@@ -18,8 +18,8 @@ from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.config import ACTIVATION_NAMES
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.drawn_weights import random_images, random_params
 from mixer_equiv.equivalence.sides.runners import run_flax, run_reference, run_torch, stage_names
-from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.models.flax import model as flax_models
 from mixer_equiv.models.torch import model as torch_models
 from mixer_equiv.testing.strategies import configs

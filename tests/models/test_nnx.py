@@ -17,8 +17,8 @@ from mixer_equiv.config import ACTIVATION_NAMES
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.drawn_weights import random_images, random_params
 from mixer_equiv.equivalence.sides.runners import run_flax, stage_names
-from mixer_equiv.equivalence.sides.weights import random_images, random_params
 from mixer_equiv.models import nnx as nnx_models
 from mixer_equiv.models.flax import model as linen_models
 from tests.support.structures import run_official

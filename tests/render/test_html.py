@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mixer_equiv import Checkpoint, save, verify
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.render.html import to_html
 from tests.support.small_verify import IMAGE, SMALL, run
 from tests.support.structures import OwnMixer

@@ -14,7 +14,7 @@ from mixer_equiv.checkpoints import formats
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.io import save
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN
 
 # No layout's own conventions, so that they can come from the metadata only.

@@ -11,7 +11,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from mixer_equiv.cli import app
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from tests.support.sizes import SMALL
 
 CONFIG = SMALL

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 
 
 def arbitrary_bits(dtype: str) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mixer_equiv import MixerConfig
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 
 CONFIG = DEFAULT_CONFIG
 SMALL = CONFIG.replace(num_blocks=2)

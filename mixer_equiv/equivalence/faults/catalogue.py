@@ -71,6 +71,11 @@ _ROWS = (
     Fault("extra_layer_norm", "code", "inexpressible", "a further LayerNorm"),
     Fault("constant", "code", "different", "arithmetic with a number"),
     Fault("preprocessing", "code", "different", "images changed before the patches are taken", "", "input"),
+    Fault("neighbours", "code", "different", "images that change the results of others in their batch", "", "rows"),
+    Fault("memory", "code", "different", "results that depend on the calls before", "", "calls"),
+    Fault("branch", "code", "different", "another function for images of some kind", "", "images"),
+    Fault("limit", "code", "different", "a clamp or cut-off that large values reach", "", "values"),
+    Fault("float32", "code", "different", "another function in float32 than in float64", "", "outputs"),
     Fault("unknown", "code", "different", "a step that is no known variant of the official one", "", "steps"),
     Fault("shared_parameters", "constraint", "equivalent_under", "one array for several parameters"),
     Fault("tied_blocks", "constraint", "equivalent_under", "the same parameters in all blocks"),
@@ -98,6 +103,9 @@ _ROWS = (
     Fault("not_in_state_dict", "notice", "equivalent", "parameters that are in no state_dict"),
     Fault("train_mode", "notice", "equivalent", "another function in train mode, as with dropout"),
     Fault("option", "notice", "equivalent", "an argument that was left at its default"),
+    Fault("decision", "notice", "equivalent", "numbers of the images that could decide what is run"),
+    Fault("state_written", "notice", "equivalent", "calls that change what stays for the next"),
+    Fault("constant_buffer", "notice", "equivalent", "a buffer of the state_dict that meets the images"),
     Fault("ill_conditioned", "notice", "equivalent", "rows whose mean is far larger than their deviation"),
 )
 

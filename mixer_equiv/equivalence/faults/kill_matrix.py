@@ -18,8 +18,8 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE
 from mixer_equiv.equivalence.report import Verdict
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.drawn_weights import random_images
 from mixer_equiv.equivalence.sides.runners import run_torch
-from mixer_equiv.equivalence.sides.weights import random_images
 from mixer_equiv.equivalence.verify import verify
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import BFLOAT16
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 
 Arrays = Mapping[str, np.ndarray]
 

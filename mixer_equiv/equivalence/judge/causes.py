@@ -109,7 +109,14 @@ def _is_activation(deviation: Deviation) -> bool:
 def causes_of(side: NotAMixer) -> list[Cause]:
     """Name what a model does otherwise than the official one, as far as it was followed."""
     found = side.found
-    return [*_grouped(found.deviations, side.name, found.depth, ()), *constraint_causes(side.name, found.constraints)]
+    breaches = [
+        Cause(b.fault, "code", b.expected, b.found, b.count, f"in {side.name}: {b.evidence}") for b in found.breaches
+    ]
+    return [
+        *breaches,
+        *_grouped(found.deviations, side.name, found.depth, ()),
+        *constraint_causes(side.name, found.constraints),
+    ]
 
 
 def departures(found: FoundMixer) -> list[str]:
@@ -171,7 +178,7 @@ def ill_conditioned(reference: Stages) -> str:
     streams = [name for name in reference if name.startswith(("stem", "MixerBlock"))]
     norms = [f"MixerBlock_{i}/LayerNorm_{j}" for i in range(len(streams) // 2) for j in (0, 1)]
     ratios = zip(
-        map(_mean_square_over_variance, (reference[name] for name in streams)),
+        map(mean_square_over_variance, (reference[name] for name in streams)),
         [*norms, "pre_head_layer_norm"],
         strict=True,
     )
@@ -179,6 +186,7 @@ def ill_conditioned(reference: Stages) -> str:
     return f"{where} sees rows with mean^2/variance up to {worst:.1e}, which cost digits, most in Flax's fast variance"
 
 
-def _mean_square_over_variance(x: np.ndarray) -> float:
+def mean_square_over_variance(x: np.ndarray) -> float:
+    """The largest ratio of the mean's square to the variance over the rows of `x`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.nan_to_num(np.square(x.mean(axis=-1)) / x.var(axis=-1), posinf=np.inf).max())

@@ -13,8 +13,8 @@ from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.policy import residual
 from mixer_equiv.equivalence.report import Stage
 from mixer_equiv.equivalence.sides.base import WeightedSide
+from mixer_equiv.equivalence.sides.drawn_weights import random_images
 from mixer_equiv.equivalence.sides.runners import RUNNER_NAMES, Stages
-from mixer_equiv.equivalence.sides.weights import random_images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, Param
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.place import Place
-from mixer_equiv.equivalence.record.trace import Trace, Value
+from mixer_equiv.equivalence.record.idle import idle_operations
+from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS, Constraint
 from mixer_equiv.layouts.families import family_of
@@ -54,7 +55,7 @@ def find_mixer(
         layout = Unnamed(f"its tokens are {_called(order, config)}, so that no layout is of its parameters")
     if isinstance(layout, Unnamed):
         notices.append(Notice(layout.reason))
-    notices += map(Notice, [*_unused(trace), *_idle(trace)])
+    notices += map(Notice, _unused(trace))
     seen = dataclasses.replace(seen, notices=tuple(notices), constraints=named.constraints)
     if lacking := _lacking(match, deviations, config):
         return seen.nothing(lacking)
@@ -71,6 +72,7 @@ def find_mixer(
         residual=match.residual,
         stages=dict(_stages(match, tokens)),
         num_values=len(trace.values),
+        idle=idle_operations(trace),
     )
 
 
@@ -97,6 +99,8 @@ class _Seen:
             "output": self.match.output if isinstance(self.match, WholeMatch) else "",
             "batch": self.batch,
             "draws": self.trace.uses_random_numbers,
+            "decisions": self.trace.decisions,
+            "constants": self.trace.constants,
         }
 
     def nothing(self, reasons: Iterable[str], *, is_blind: bool = False) -> NothingFound:
@@ -286,33 +290,3 @@ def _unused(trace: Trace) -> list[str]:
     effective = {name for leaves in trace.uses for name in leaves}
     unused = [name for name in trace.parameters if name not in effective]
     return [f"parameters without effect: {', '.join(unused)}"] if unused else []
-
-
-# Operations whose result may equal their input by design (copies, casts, times one): no sign of a branch that was
-# never taken.
-_COPIES = frozenset(
-    {
-        *("clone", "_to_copy", "copy_", "detach", "alias", "lift_fresh", "cat", "stack", "sub", "div"),
-        *("copy", "copy_p", "convert_element_type", "concatenate", "slice", "squeeze", "optimization_barrier", "name"),
-        *("sharding_constraint", "stop_gradient", "mul", "add"),
-    }
-)
-
-
-def _idle(trace: Trace) -> list[str]:
-    """Operations that changed nothing on these inputs and may change others, such as a clamp out of reach."""
-    idle = dict.fromkeys(
-        value.operation
-        for value in trace.data
-        if value.operation not in _COPIES and any(_is_same(value, trace.values[number]) for number in value.inputs)
-    )
-    said = f"not seen at work, and so not compared: {', '.join(idle)}, whose results were their inputs"
-    return [said] if idle else []
-
-
-def _is_same(value: Value, earlier: Value) -> bool:
-    if not earlier.is_data or earlier.array.shape != value.array.shape or not value.size:
-        return False
-    # A variance is never negative, so that clamping it at 0 changes nothing on any input.
-    safe = value.operation == "max" and value.array.min() >= 0
-    return not safe and np.array_equal(earlier.array, value.array)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Know
 from mixer_equiv.equivalence.mixer.official_program import deviations_of
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace
+from mixer_equiv.errors import summarize
 from mixer_equiv.layouts import Constraint, Layout
 
 
@@ -85,6 +86,25 @@ class Unnamed:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Breach:
+    """A way in which a model is not one function of each image, whatever program was found in it.
+
+    `fault` is its id in the catalogue. `found` and `expected` are the two sides of the cause, `count` tells how often
+    it shows, and `evidence` where and how.
+    """
+
+    fault: str
+    found: str
+    expected: str
+    count: str
+    evidence: str
+
+    def also(self, places: Collection[str]) -> Breach:
+        """The same, with places of the model's code that may be its reason."""
+        return dataclasses.replace(self, evidence=f"{self.evidence}; {summarize(places, 3)}") if places else self
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Searched(abc.ABC):
     """The observations of a search, whatever it ended in.
@@ -93,7 +113,8 @@ class Searched(abc.ABC):
     found, `knows_layer_norm` tells whether a LayerNorm is among them, and `depth` is the number of blocks.
     `constraints` are conditions on the official weights. `notices` are for the user.
     `output` is the path of the result that was followed, empty where none was reached. The search ran on `batch`
-    images; `draws` tells whether the model drew random numbers.
+    images; `draws` tells whether the model drew random numbers, and `decisions` are the places at which numbers of the
+    images decided, or could, what was run. `constants` are tensors of the model, no parameters, that met the images.
     """
 
     deviations: tuple[Deviation, ...]
@@ -105,6 +126,8 @@ class Searched(abc.ABC):
     output: str
     batch: int
     draws: bool
+    decisions: tuple[str, ...]
+    constants: tuple[str, ...]
 
     @property
     def is_settled(self) -> bool:
@@ -126,7 +149,9 @@ class FoundMixer(Searched):
 
     `config` has the sizes, and those conventions that it computes throughout. `layout` names its parameters.
     `sources` are the official parameters among the values of a run, which has `num_values`; `stages` are the places of
-    the official stages among them. `residual` is that of its output against the official program with the deviations.
+    the official stages among them.
+    `residual` is that of its output against the official program with the deviations. `idle` are operations that
+    changed nothing.
     """
 
     config: MixerConfig
@@ -135,6 +160,7 @@ class FoundMixer(Searched):
     residual: float | None
     stages: Mapping[str, StagePlace]
     num_values: int
+    idle: tuple[str, ...]
 
     @property
     def reached_output(self) -> bool:
@@ -149,9 +175,11 @@ class FoundMixer(Searched):
         """The same result with more notices."""
         return dataclasses.replace(self, notices=(*self.notices, *notices))
 
-    def refused(self, reason: str) -> NothingFound:
-        """Turn the result into `NothingFound`, for this reason."""
-        return NothingFound(**self._observations(), reasons=(reason,), residual=None, missing=None, is_blind=False)
+    def refused(self, reason: str, *breaches: Breach) -> NothingFound:
+        """Turn the result into `NothingFound`, for this reason and these breaches."""
+        return NothingFound(
+            **self._observations(), reasons=(reason,), residual=None, missing=None, is_blind=False, breaches=breaches
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -160,13 +188,14 @@ class NothingFound(Searched):
 
     Where the official program was followed to the output, `missing` is None and `residual` is how far the replayed
     output was from the real one; else `missing` is the first step that was not found. `is_blind` tells that there was
-    no output to follow.
+    no output to follow. `breaches` are seen in its outputs alone.
     """
 
     reasons: tuple[str, ...]
     residual: float | None
     missing: str | None
     is_blind: bool
+    breaches: tuple[Breach, ...] = ()
 
     @property
     def reached_output(self) -> bool:
@@ -176,6 +205,8 @@ class NothingFound(Searched):
         """The same result with more notices."""
         return dataclasses.replace(self, notices=(*self.notices, *notices))
 
-    def refused(self, reason: str) -> NothingFound:
-        """The same result with one more reason."""
-        return dataclasses.replace(self, residual=None, reasons=(*self.reasons, reason))
+    def refused(self, reason: str, *breaches: Breach) -> NothingFound:
+        """The same result with one more reason, and more breaches."""
+        return dataclasses.replace(
+            self, residual=None, reasons=(*self.reasons, reason), breaches=(*self.breaches, *breaches)
+        )

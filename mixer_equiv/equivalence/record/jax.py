@@ -6,8 +6,10 @@ The function is traced once; its equations are then run one by one in float64, l
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from mixer_equiv.equivalence.record.calls import Calls, Function, move_on
 from mixer_equiv.equivalence.record.equation_places import EquationPlaces
 from mixer_equiv.equivalence.record.precision import jax_full_precision
-from mixer_equiv.equivalence.record.randomness import fork_generators
+from mixer_equiv.equivalence.record.randomness import fork_generators, seed_generators
+from mixer_equiv.equivalence.record.state import Change, ModelState
 from mixer_equiv.equivalence.record.trace import Draw, Trace, Value
 
 
 def record(
-    function: Callable[[Mapping[str, Any], Any], Any],
+    function: Function,
     shapes: Mapping[str, tuple[int, ...]],
     images: np.ndarray,
     draw: Draw,
@@ -31,14 +35,14 @@ def record(
     every: bool = True,
     seed: int = 0,
 ) -> Trace:
-    """Record `function(parameters by name, images)`, with every parameter drawn by its name and shape.
+    """Record the function, with every parameter drawn by its name and shape.
 
     Everything is computed in `dtype`, also where the function asks for another float. Unless `every` value is
     asked for, only the outputs have their arrays. Python's and NumPy's generators begin with `seed`.
     """
     with jax_full_precision(), fork_generators(seed) as generators:
         drawn = _draw_parameters(shapes, draw, dtype)
-        interpreter, entry, outputs = _interpret(function, drawn, drawn, images.astype(dtype), dtype)
+        interpreter, entry, outputs, _ = _interpret(function, drawn, drawn, images.astype(dtype), dtype)
         outputs = {path: number for path, number in outputs.items() if interpreter.values[number].is_data}
         wanted = range(len(interpreter.arrays)) if every else set(outputs.values())
         values = [interpreter.fill(value) if value.number in wanted else value for value in interpreter.values]
@@ -56,7 +60,7 @@ def record(
 
 
 def gradients(
-    function: Callable[[Mapping[str, Any], Any], Any],
+    function: Function,
     shapes: Mapping[str, tuple[int, ...]],
     images: np.ndarray,
     draw: Draw,
@@ -76,37 +80,102 @@ def gradients(
         return {name: np.asarray(gradient) for name, gradient in jax.grad(scalar)(drawn).items()}
 
 
+def call(
+    function: Function,
+    shapes: Mapping[str, tuple[int, ...]],
+    batches: Sequence[np.ndarray],
+    draw: Draw,
+    objects: Collection[tuple[str, Any]],
+    *,
+    seed: int = 0,
+    skipped: int = 0,
+    changes: list[Change] | None = None,
+) -> Calls:
+    """Call a function on each batch in turn, in float64, with parameters drawn as for `record`.
+
+    The first gets None as kept. `objects`, each under a name, are those in which a call may leave something besides; to
+    `changes` the function adds what it changes in others.
+    All generators begin each call with `seed`. Before the last call, what counts calls is moved on by those `skipped`.
+    """
+    made: list[dict[str, np.ndarray]] = []
+    set_anew: list[Change] = []
+    overwritten: list[Change] = []
+    kept: Any = None
+    with jax_full_precision(), fork_generators(seed):
+        drawn = _draw_parameters(shapes, draw, np.float64)
+        for number, batch in enumerate(batches, 1):
+            state, others = ModelState(objects), [] if changes is None else changes
+            others.clear()
+            seed_generators(seed)
+            given = batch.astype(np.float64)
+            interpreter, _, outputs, numbers = _interpret(function, drawn, drawn, given, np.float64, kept=kept)
+            arrays = interpreter.arrays
+            made.append({path: np.asarray(arrays[number]) for path, number in outputs.items()})
+            leaves, tree = jax.tree.flatten(jax.tree.map(arrays.__getitem__, numbers))
+            by_call = [*state.changes(), *others], [] if kept is None else list(_changes(kept, leaves, tree))
+            set_anew += by_call[0]
+            overwritten += by_call[1]
+            if number == len(batches) - 1:
+                move_on(itertools.chain(*by_call), skipped)
+            kept = jax.tree.unflatten(tree, leaves)
+    return Calls.of(made, set_anew, overwritten)
+
+
+def _changes(before: Any, leaves: list[Any], tree: Any) -> Iterator[Change]:
+    """What differs of the arrays that a call keeps, in `leaves` of a `tree`, from those that it was given."""
+    then = dict(jax.tree_util.tree_leaves_with_path(before))
+    for i, (path, now) in enumerate(jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(tree, leaves))):
+        old = then.get(path)
+        if old is not None and not np.array_equal(_plain(old), _plain(now)):
+            yield Change(_name_of(path), old, now, partial(leaves.__setitem__, i))
+
+
+def _plain(array: Any) -> np.ndarray:
+    """An array of JAX in NumPy; of random keys, their numbers."""
+    is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if is_key else array)
+
+
+def _name_of(path: tuple[Any, ...]) -> str:
+    keys = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    return ".".join(key for key in keys if key != "value")
+
+
 def _draw_parameters(shapes: Mapping[str, tuple[int, ...]], draw: Draw, dtype: Any) -> dict[str, Any]:
     return {name: jnp.asarray(draw(name, shape), dtype).reshape(shape) for name, shape in shapes.items()}
 
 
 class _Interpreted(NamedTuple):
-    """A run of a function: the number of its input, and those of its outputs by path."""
+    """A run of a function: the numbers of its input, of its outputs by path, and of what it keeps, in a tree."""
 
     interpreter: _Interpreter
     entry: int
     outputs: dict[str, int]
+    kept: Any
 
 
 def _interpret(
-    function: Callable[[Mapping[str, Any], Any], Any],
+    function: Function,
     like: Mapping[str, Any],
     params: Mapping[str, Any],
     images: np.ndarray,
     dtype: Any,
     *,
+    kept: Any = None,
     differentiable: bool = False,
 ) -> _Interpreted:
     """Run the function on `params`, by the jaxpr that it has for parameters `like` these."""
     # A function of its own each time, because JAX keeps a traced function, with the random numbers of that time.
-    closed, result = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(dict(like), images)
+    closed, result = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(dict(like), images, kept)
     interpreter = _Interpreter(np.dtype(dtype), differentiable)
     leaves = [interpreter.add(params[name], "parameter", (), name=name) for name in sorted(params)]
     entry = interpreter.add(images, "input", (), is_data=True)
     consts = [interpreter.constant(const) for const in closed.consts]
-    numbers = interpreter.run(closed.jaxpr, consts, [*leaves, entry])
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(result)[0]]
-    return _Interpreted(interpreter, entry, dict(zip(paths, numbers, strict=True)))
+    held = [interpreter.constant(leaf) for leaf in jax.tree.leaves(kept)]
+    numbers = interpreter.run(closed.jaxpr, consts, [*leaves, entry, *held])
+    tree = jax.tree.unflatten(jax.tree.structure(result), numbers)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(result[0])[0]]
+    return _Interpreted(interpreter, entry, dict(zip(paths, numbers, strict=False)), tree[1])
 
 
 # Constants of activations. jax.nn.gelu rounds the roots to the dtype of its input, and JAX all Python's floats.

@@ -30,15 +30,21 @@ def fork_generators(seed: int) -> Iterator[GeneratorWatch]:
     states = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())) if torch else contextlib.nullcontext():
-        if torch:
-            torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+        seed_generators(seed)
         try:
             yield GeneratorWatch()
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def seed_generators(seed: int) -> None:
+    """Let the generators of Python, NumPy and torch begin with `seed`."""
+    torch = sys.modules.get("torch")
+    if torch:
+        torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _states() -> tuple[object, ...]:

@@ -35,6 +35,7 @@ class Value:
         name: Its name, if it is a parameter.
         is_view: Whether it has all elements of an earlier value, and no others.
         place: The line of the model's code and the module that made it, if one did.
+        constants: The names of the constant tensors of the model in it, where it does not depend on the input.
     """
 
     number: int
@@ -46,6 +47,7 @@ class Value:
     name: str | None = None
     is_view: bool = False
     place: Place | None = None
+    constants: frozenset[str] = frozenset()
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -69,6 +71,7 @@ class Trace:
         scalars: The numbers that occurred as arguments of operations.
         narrow_dtypes: Floats other than the pass's for which the code asked.
         uses_random_numbers: Whether random numbers were drawn.
+        decisions: The places at which numbers that depend on the input decided, or could, what was run.
     """
 
     values: list[Value]
@@ -79,6 +82,7 @@ class Trace:
     scalars: tuple[float, ...]
     narrow_dtypes: tuple[str, ...] = ()
     uses_random_numbers: bool = False
+    decisions: tuple[str, ...] = ()
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -124,6 +128,12 @@ class Trace:
                     return later.place
                 same.add(later.number)
         return None
+
+    @cached_property
+    def constants(self) -> tuple[str, ...]:
+        """The names of constant tensors of the model that meet the input."""
+        met = (self.values[i].constants for value in self.data for i in value.inputs if not self.values[i].is_data)
+        return tuple(sorted(frozenset().union(*met)))
 
     @cached_property
     def uses(self) -> dict[frozenset[str], list[int]]:

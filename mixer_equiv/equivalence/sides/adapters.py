@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,19 +17,30 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
 from mixer_equiv.equivalence.notice import Notice
+from mixer_equiv.equivalence.record.calls import Calls, Function
+from mixer_equiv.equivalence.record.state import Change, ModelState, restoring_state
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
-from mixer_equiv.errors import MixerEquivError
+from mixer_equiv.errors import MixerEquivError, summarize
 
 
-def _of_torch(module: Any, name: str) -> ForeignModel:
-    """Adapt a `torch.nn.Module` that takes images (batch, channels, height, width)."""
+def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignModel:
+    """Adapt a `torch.nn.Module` that takes images (batch, channels, height, width).
+
+    `drawn` are constant tensors of it, by name, that are taken for parameters.
+    """
     torch = require("torch", "torch", "verifying a torch module")
     if isinstance(module, torch.jit.ScriptModule):
         raise MixerEquivError(
             f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
         )
-    from mixer_equiv.equivalence.record.torch import find_unlisted_parameters, gradients, outputs, record
+    from mixer_equiv.equivalence.record.torch import (
+        call,
+        find_constant_tensors,
+        find_unlisted_parameters,
+        gradients,
+        record,
+    )
     from mixer_equiv.equivalence.record.torch.parametrizations import find_computed_weights, treat_as_parameters
 
     dtypes = {numpy: getattr(torch, name) for name, numpy in DTYPES.items()}
@@ -38,6 +49,9 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
     listed = {name: parameter for name, parameter in module.named_parameters() if name not in originals}
     listed |= {name: weight.value for name, weight in computed.items()}
     own = {**listed, **{name: held for name, held in find_unlisted_parameters(module).items() if name not in originals}}
+    constants, saved = find_constant_tensors(module), module.state_dict().keys()
+    own |= {name: constants.pop(name) for name in drawn}
+    listed |= {name: own[name] for name in drawn if name in saved}
 
     @contextlib.contextmanager
     def running() -> Iterator[None]:
@@ -50,7 +64,8 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
         with running():
             wanted, batch = dtypes[np.dtype(dtype)], batch_of(images)
-            return record(module, (batch,), draw, names=own, listed=listed, dtype=wanted, kwargs=filled, every=every)
+            names = {"names": own, "listed": listed, "constants": constants}
+            return record(module, (batch,), draw, **names, dtype=wanted, kwargs=filled, every=every)
 
     def put(arrays: Mapping[str, np.ndarray]) -> None:
         with torch.no_grad():
@@ -67,14 +82,28 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
             wanted = dtypes[np.dtype(dtype)]
             return gradients(module, batch_of(images), draw, own, output, cotangent, filled, wanted)
 
-    def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
+    def call_in_turn(batches: Sequence[np.ndarray], draw: Draw, training: bool, seed: int, skipped: int) -> Calls:
         with running():
-            return outputs(module, batch_of(images), draw, own, filled, training=training, seed=seed)
+            given = [batch_of(images) for images in batches]
+            return call(module, given, draw, own, filled, training=training, seed=seed, skipped=skipped)
 
     filled, notices = _arguments(module.forward)
     if computed:
         notices += (Notice(f"computed from other parameters, and taken for parameters here: {', '.join(computed)}"),)
-    return ForeignModel(name, "torch", run, own, put, differentiate, rerun, notices, computed=tuple(computed))
+    return ForeignModel(
+        name,
+        "torch",
+        run,
+        own,
+        put,
+        differentiate,
+        call_in_turn,
+        notices,
+        computed=tuple(computed),
+        constants=constants,
+        saved=frozenset(constants.keys() & saved),
+        drawing=partial(_of_torch, module, name),
+    )
 
 
 # Values of arguments, by name, that put a model into inference where the default is missing or the opposite.
@@ -125,8 +154,11 @@ def _last_line(error: BaseException) -> str:
     return f"{os.path.basename(frame.filename)}:{frame.lineno}, {frame.line}"
 
 
-def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignModel:
-    """Adapt a `flax.linen.Module` that takes images (batch, height, width, channels)."""
+def _of_linen(module: Any, name: str, image: tuple[int, int, int], drawn: Collection[str] = ()) -> ForeignModel:
+    """Adapt a `flax.linen.Module` that takes images (batch, height, width, channels).
+
+    `drawn` are arrays of its other collections, such as "constants/mask", that are taken for parameters.
+    """
     jax = require("jax", "flax", "verifying a Flax module")
     meta = require("flax.core.meta", "flax", "verifying a Flax module")
     channels, height, width = image
@@ -140,74 +172,120 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignMod
         boxed = jax.eval_shape(partial(module.init, **filled), jax.random.key(0), given)
         made = meta.unbox(boxed)  # from annotations of how arrays are sharded
     others: dict[str, Any] = {}
-    if made.keys() - {"params"}:  # such as running statistics, which stay as init makes them
+    if made.keys() - {"params"}:  # such as running statistics
         with _errors_named(name):
             begun = meta.unbox(module.init(jax.random.key(0), np.zeros(given.shape, np.float32), **filled))
         others = {key: jax.tree.map(np.asarray, values) for key, values in begun.items() if key != "params"}
-        notices += (Notice(f"the collections {', '.join(others)} are left as init makes them"),)
     shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
+    constants = {key: leaf for key, leaf in flatten(others) if leaf.dtype.kind == "f"}
+    left = dict.fromkeys(key.partition("/")[0] for key, _ in flatten(others) if key not in drawn)
+    if left:
+        notices += (Notice(f"the collections {', '.join(left)} are left as init makes them"),)
+    shapes |= {key: constants[key].shape for key in drawn}
+    own |= {key: constants[key] for key in drawn if own}
 
-    def apply(params: Mapping[str, Any], batch: Any) -> Any:
-        return module.apply({**others, "params": unflatten(params)}, batch, **filled)
+    def apply(params: Mapping[str, Any], batch: Any, kept: Any) -> tuple[Any, None]:
+        inner = {f"params/{key}": value for key, value in params.items() if key not in drawn}
+        variables = {**dict(flatten(others)), **inner, **{key: params[key] for key in drawn}}
+        return module.apply(unflatten(variables), batch, **filled), None
 
-    model = _of_jax(name, lambda training, seed: apply, shapes, own, notices)
-    return dataclasses.replace(model, has_modes=False)
+    model = _of_jax(name, module, lambda training, seed: apply, shapes, own, notices)
+    return dataclasses.replace(
+        model,
+        has_modes=False,
+        constants={key: leaf for key, leaf in constants.items() if key not in drawn},
+        drawing=partial(_of_linen, module, name, image),
+        labels_constants=False,
+    )
 
 
 def _of_jax(
     name: str,
-    applied: Callable[[bool, int], Callable[[Mapping[str, Any], Any], Any]],
+    module: Any,
+    applied: Callable[[bool, int], Function],
     shapes: Mapping[str, tuple[int, ...]],
     own: Mapping[str, Any],
     notices: tuple[Notice, ...],
+    changes: list[Change] | None = None,
 ) -> ForeignModel:
-    """Adapt a function of parameters by name and images; `applied` makes it for a mode and a seed of its keys."""
-    from mixer_equiv.equivalence.record.jax import gradients, record
+    """Adapt a function of parameters by name and images; `applied` makes it for a mode and a seed of its keys.
 
-    function = applied(False, 0)
+    What its calls change in `module`, and in what that refers to, is put back. To `changes` each call adds what it
+    changes elsewhere.
+    """
+    from mixer_equiv.equivalence.record.jax import call, gradients, record
+
+    objects = [("", module)]
+
+    @contextlib.contextmanager
+    def running() -> Iterator[None]:
+        with _errors_named(name), restoring_state(objects):
+            yield
 
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
-        with _errors_named(name):
-            return record(function, shapes, images, draw, dtype, every=every)
+        with running():
+            return record(applied(False, 0), shapes, images, draw, dtype, every=every)
 
     def differentiate(
         images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
     ) -> Mapping[str, np.ndarray]:
-        with _errors_named(name):
-            return gradients(function, shapes, images, draw, output, cotangent, dtype)
+        with running():
+            return gradients(applied(False, 0), shapes, images, draw, output, cotangent, dtype)
 
-    def rerun(images: np.ndarray, draw: Draw, training: bool, seed: int) -> dict[str, np.ndarray]:
-        with _errors_named(name), warnings.catch_warnings():
+    def call_in_turn(batches: Sequence[np.ndarray], draw: Draw, training: bool, seed: int, skipped: int) -> Calls:
+        with running(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # JAX warns of statistics in float32 beside float64
-            trace = record(applied(training, seed), shapes, images, draw, every=False, seed=seed)
-        return {path: trace.values[number].array for path, number in trace.outputs.items()}
+            function = applied(training, seed)
+            return call(function, shapes, batches, draw, objects, seed=seed, skipped=skipped, changes=changes)
 
-    return ForeignModel(name, "flax", run, own, lambda arrays: None, differentiate, rerun, notices)
+    return ForeignModel(name, "flax", run, own, lambda arrays: None, differentiate, call_in_turn, notices)
 
 
-def _of_nnx(module: Any, name: str) -> ForeignModel:
-    """Adapt a `flax.nnx.Module` that takes images (batch, height, width, channels)."""
+def _of_nnx(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignModel:
+    """Adapt a `flax.nnx.Module` that takes images (batch, height, width, channels).
+
+    `drawn` are variables of it, by name, that are no `nnx.Param` and are taken for parameters.
+    """
     jax = require("jax", "flax", "verifying an nnx module")
     nnx = require("flax.nnx", "flax", "verifying an nnx module")
     from mixer_equiv.equivalence.record.module_scopes import naming_calls
 
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    taken = nnx.Param, lambda path, _: "/".join(map(str, path)) in drawn
+    graph, params, rest = nnx.split(module, taken, ...)
+    constants = {
+        key: leaf
+        for key, leaf in flatten(nnx.to_pure_dict(rest))
+        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+    }
     own = dict(flatten(nnx.to_pure_dict(params)))
     shapes = {key: tuple(leaf.shape) for key, leaf in own.items()}
 
-    def apply(given: Mapping[str, Any], batch: Any, *, training: bool, seed: int) -> Any:
-        state = params.copy() if hasattr(params, "copy") else params
-        nnx.replace_by_pure_dict(state, _as_pure(given))
-        made = nnx.merge(graph, state, jax.tree.map(partial(_reseeded, seed=seed), rest))
-        (made.train if training else made.eval)()
-        with naming_calls({"/".join(map(str, path)): part for path, part in nnx.iter_modules(made)}):
-            return made(batch, **filled)
+    def applied(training: bool, seed: int) -> Function:
+        last: list[Any] = []  # the module of the last call, of which the attributes are of use, and not the arrays
+
+        def apply(given: Mapping[str, Any], batch: Any, kept: Any) -> tuple[Any, Any]:
+            """Call the module as the last call left it, with its attributes and variables."""
+            if kept is None:
+                state = params.copy() if hasattr(params, "copy") else params
+                nnx.replace_by_pure_dict(state, _as_pure(given))
+                made = nnx.merge(graph, state, jax.tree.map(partial(_reseeded, seed=seed), rest))
+                (made.train if training else made.eval)()
+            else:
+                made = nnx.merge(nnx.split(last[0])[0], kept)
+            last[:] = [made]
+            before = ModelState([("", made)])
+            with naming_calls({"/".join(map(str, path)): part for path, part in nnx.iter_modules(made)}):
+                result = made(batch, **filled)
+            changes.extend(before.changes())
+            return result, nnx.split(made)[1]
+
+        return apply
 
     def _as_pure(given: Mapping[str, Any]) -> Any:
         return jax_tree(nnx.to_pure_dict(params), given)
 
     def put(arrays: Mapping[str, np.ndarray]) -> None:
-        state = nnx.state(module, nnx.Param)
+        state = nnx.state(module, taken)
         given = {
             key: np.asarray(arrays[key]).astype(leaf.dtype) if key in arrays else leaf for key, leaf in own.items()
         }
@@ -215,8 +293,13 @@ def _of_nnx(module: Any, name: str) -> ForeignModel:
         nnx.update(module, state)
 
     filled, notices = _arguments(module.__call__)
-    model = _of_jax(name, lambda training, seed: partial(apply, training=training, seed=seed), shapes, own, notices)
-    return dataclasses.replace(model, put=put)
+    if constants:
+        notices += (Notice(f"variables other than parameters are left as they are: {summarize(constants, 3)}"),)
+    changes: list[Change] = []
+    model = _of_jax(name, module, applied, shapes, own, notices, changes)
+    return dataclasses.replace(
+        model, put=put, constants=constants, drawing=partial(_of_nnx, module, name), labels_constants=False
+    )
 
 
 def _reseeded(leaf: Any, seed: int) -> Any:

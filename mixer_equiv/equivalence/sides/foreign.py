@@ -21,6 +21,7 @@ from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
+from mixer_equiv.equivalence.sides.drawn_weights import constrained, large_params, random_params
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, part_of
 from mixer_equiv.equivalence.sides.runners import Arrays, Stages
 from mixer_equiv.errors import ConversionError, MixerEquivError
@@ -28,6 +29,14 @@ from mixer_equiv.layouts import LINEN, NEUTRAL, Constraint, Layout
 
 # The seed for parameters that have no official counterpart.
 EXTRA_SEED = 9
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnWeights:
+    """Values for a model's parameters, and the canonical weights that they are."""
+
+    values: Draw
+    canonical: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +100,30 @@ class ForeignSide:
     def following(self, config: MixerConfig) -> BuiltInSide:
         return BuiltInSide(self.name, self.runner, config)
 
-    def drawn(self) -> dict[str, np.ndarray]:
-        """Draw its parameters, and give the canonical weights that it computes from them.
+    def draw(self, seed: int, *, large: bool = False) -> DrawnWeights:
+        """Draw weights for its parameters, and the canonical ones that these are; `large` ones reach some 100.
 
-        They are for a model whose official parameters are not its own, which can be given no others.
+        A model whose official parameters are not its own can be given no canonical ones: they are what it computes.
         """
         config = self.config
-        trace = self.model.trace(
-            np.zeros((self.found.batch, *config.image_hw, config.in_channels)), generic(EXTRA_SEED)
-        )
+        if not self.is_named:
+            draw = _larger(generic(seed)) if large else generic(seed)
+            return DrawnWeights(draw, self._computed(draw))
+        params = large_params(config, seed) if large else random_params(config, seed)
+        canonical = constrained(params, self.layout, config)
+        return DrawnWeights(_given(join_stacks(relabel(canonical, LINEN, self.layout, config))), canonical)
+
+    def _computed(self, draw: Draw) -> dict[str, np.ndarray]:
+        """The canonical weights that it computes from its parameters."""
+        config = self.config
+        trace = self.model.trace(np.zeros((self.found.batch, *config.image_hw, config.in_channels)), draw)
         bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
-        drawn = {}
+        computed = {}
         for name, binding in bindings.items():
             neutral = NEUTRAL.get(name.rpartition("/")[2], 0)
             axes = tuple(binding.row.canonical_axes.split())
-            drawn[name] = self.found.sources[name].array(trace, axes, neutral)
-        return drawn
+            computed[name] = self.found.sources[name].array(trace, axes, neutral)
+        return computed
 
     def run(self, weights: Arrays, images: np.ndarray, dtype: Any) -> Stages:
         """The stages in the official order of elements; without a layout, `weights` must be those `drawn`."""
@@ -152,6 +169,15 @@ class ForeignSide:
             # An exported program takes one number of images alone: the others get no weight.
             alone = np.concatenate([row, np.zeros((batch - 1, row.shape[1]))])
             return self.model.differentiate(np.repeat(image, batch, axis=0), draw, output, alone, dtype)
+
+
+# A factor of vectors of a model whose parameters have no official names, with which values reach some 100.
+LARGE_VECTORS = 30.0
+
+
+def _larger(draw: Draw) -> Draw:
+    """The same values, but vectors, among which are the scales of LayerNorms, much larger."""
+    return lambda name, shape: draw(name, shape) * (LARGE_VECTORS if len(shape) == 1 else 1.0)
 
 
 def _given(arrays: Mapping[str, np.ndarray]) -> Draw:

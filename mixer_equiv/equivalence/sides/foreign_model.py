@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from mixer_equiv.equivalence.notice import Notice
+from mixer_equiv.equivalence.record.calls import Calls
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.errors import MixerEquivError
 
@@ -29,9 +30,12 @@ class Differentiate(Protocol):
         """Gradients, by parameter, of the sum of the result at `output` times a cotangent of its shape."""
 
 
-class Rerun(Protocol):
-    def __call__(self, images: np.ndarray, draw: Draw, training: bool, seed: int) -> Mapping[str, np.ndarray]:
-        """The results by their paths, in eval or train mode, with random generators so seeded."""
+class CallInTurn(Protocol):
+    def __call__(self, batches: Sequence[np.ndarray], draw: Draw, training: bool, seed: int, skipped: int) -> Calls:
+        """Calls in a row, in eval or train mode, each with random generators so seeded.
+
+        Before the last one, what counts calls is moved on by those `skipped`.
+        """
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,7 +44,9 @@ class ForeignModel:
 
     `own` are its own parameters by name, and `put` gives it others. `notices` are what a user should know of how it
     is called; `has_modes` tells whether it can be put into train mode. `computed` are those of its parameters that it
-    computes from others, and therefore holds but for rounding.
+    computes from others, and therefore holds but for rounding. `constants` are other tensors of it by name, of which
+    its checkpoints hold those `saved`; `drawing` gives the same model in which some of them are parameters.
+    `labels_constants` tells whether its traces know where constants meet the images.
     """
 
     name: str
@@ -49,10 +55,14 @@ class ForeignModel:
     own: Mapping[str, Any]
     put: Callable[[Mapping[str, np.ndarray]], None]
     differentiate: Differentiate
-    rerun: Rerun
+    call_in_turn: CallInTurn
     notices: tuple[Notice, ...] = ()
     has_modes: bool = True
     computed: tuple[str, ...] = ()
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    saved: frozenset[str] = frozenset()
+    drawing: Callable[[Collection[str]], ForeignModel] | None = None
+    labels_constants: bool = True
 
     def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64, *, every: bool = True) -> Trace:
         """Record a run. Raises `MixerEquivError` where the model raises or returns no array."""
@@ -61,6 +71,17 @@ class ForeignModel:
         if not trace.outputs:
             raise MixerEquivError(f"{self.name} returned no array; a Mixer gives logits (batch, classes)")
         return trace
+
+    def drawn(self, names: Collection[str]) -> ForeignModel:
+        """The same model, in which these constant tensors are parameters."""
+        return self if self.drawing is None else self.drawing(names)
+
+    def calls(
+        self, batches: Sequence[np.ndarray], draw: Draw, *, training: bool = False, seed: int = 0, skipped: int = 0
+    ) -> Calls:
+        """Call the model on each batch in turn; nothing that a call leaves is taken back before the last."""
+        with np.errstate(all="ignore"):
+            return self.call_in_turn(batches, draw, training, seed, skipped)
 
 
 def part_of(parameters: Mapping[str, Any], name: str) -> Any:
@@ -72,6 +93,10 @@ def part_of(parameters: Mapping[str, Any], name: str) -> Any:
     return part
 
 
+# Names of statistics that are never negative.
+_VARIANCES = ("running_var", "/var")
+
+
 def generic(seed: int) -> Draw:
     """Random values that no two parameters have in common, of sizes that keep activations near 1.
 
@@ -79,6 +104,10 @@ def generic(seed: int) -> Draw:
     """
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        drawn = values(name, shape)
+        return np.abs(drawn) if name.endswith(_VARIANCES) else drawn
+
+    def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.default_rng([seed, *name.encode()])
         if len([size for size in shape if size > 1]) < 2:
             # With more axes it may be a kernel of one column, of which a GELU must not see large sums alone.

@@ -17,7 +17,6 @@ from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.checkpoints.io import load
 from mixer_equiv.config import MixerConfig, as_pair
-from mixer_equiv.equivalence.mixer.result import NothingFound
 from mixer_equiv.equivalence.sides.adapters import VERIFIED, foreign_model_of, is_model
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG, Image, MixerSide, NotAMixer
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
@@ -211,9 +210,7 @@ def _foreign(model: Any, image: Image | None, seed: int) -> ForeignSide | NotAMi
             f"the image that {type(model).__name__} takes is not known; give image=(channels, height, width), "
             "--image 3x224x224"
         )
-    foreign = foreign_model_of(model, image)
-    found = search(foreign, image, seed)
-    return NotAMixer(foreign.name, found) if isinstance(found, NothingFound) else ForeignSide(foreign, found)
+    return search(foreign_model_of(model, image), image, seed)
 
 
 def _ours(model: Any, image: Image | None) -> BuiltInSide:

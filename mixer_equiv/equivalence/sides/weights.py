@@ -1,27 +1,25 @@
-"""The weights and images of a comparison: given ones, or random ones that leave nothing at its initial value."""
+"""The weights of a comparison: given ones, or random ones."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from einops import rearrange
 
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
 from mixer_equiv.checkpoints.io import load
 from mixer_equiv.config import MixerConfig, size_differences
 from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.sides.base import MixerSide, NotAMixer, WeightedSide
-from mixer_equiv.equivalence.sides.foreign import ForeignSide
+from mixer_equiv.equivalence.sides.drawn_weights import constrained, random_params
+from mixer_equiv.equivalence.sides.foreign import EXTRA_SEED, ForeignSide
 from mixer_equiv.equivalence.sides.resolve import Side, resolve
 from mixer_equiv.equivalence.sides.stored import StoredSide
 from mixer_equiv.errors import ConfigError, LayoutError, MixerEquivError
-from mixer_equiv.layouts import LINEN, NEUTRAL, Layout
-from mixer_equiv.random_weights import draw_params
+from mixer_equiv.layouts import LINEN, Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,35 +62,11 @@ def _drawn_for(a: MixerSide, b: MixerSide, seed: int) -> Mapping[str, np.ndarray
     if len(computing) == 2:
         raise MixerEquivError(f"neither {a.name} nor {b.name} has parameters that are official ones; verify each alone")
     if computing:
-        return computing[0].drawn()
+        return computing[0].draw(EXTRA_SEED).canonical
     params: Mapping[str, np.ndarray] = random_params(a.config, seed)
     for side in (a, b, a):
         params = constrained(params, side.layout, a.config)
     return params
-
-
-def constrained(params: Mapping[str, np.ndarray], layout: Layout, config: MixerConfig) -> dict[str, np.ndarray]:
-    """Change canonical weights so that the layout can hold them.
-
-    Parameters that are one array there get the same values, and absent ones are neutral.
-    """
-    held: dict[str, np.ndarray] = {}
-    result = {}
-    for name, binding in layout.bindings(config.num_blocks).items():
-        if name in params and binding.is_absent:
-            result[name] = np.full_like(params[name], NEUTRAL[name.rpartition("/")[2]])
-        elif name in params:
-            there = partial(_rearranged, sizes=config.axis_sizes, axes=binding.row.axes)
-            canonical, foreign = binding.row.canonical_axes, binding.row.foreign_axes
-            if binding.foreign not in held:
-                held[binding.foreign] = there(params[name], f"{canonical} -> {foreign}")
-            result[name] = there(held[binding.foreign], f"{foreign} -> {canonical}")
-    return result
-
-
-def _rearranged(array: np.ndarray, pattern: str, *, sizes: Mapping[str, int], axes: Collection[str]) -> np.ndarray:
-    made: np.ndarray = rearrange(array, pattern, **{axis: sizes[axis] for axis in axes})
-    return made
 
 
 def is_said(weights: Any) -> bool:
@@ -135,20 +109,3 @@ def checkpoint_of(params: Any, found: FoundMixer | None = None) -> Checkpoint:
     if isinstance(params, str | os.PathLike):
         return load(params, layout=found.layout, image_size=found.config.image_hw)
     return Checkpoint.from_arrays(params, layout=found.layout, image_size=found.config.image_hw)
-
-
-def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
-    """Draw canonical float64 weights, as `draw_params` does."""
-    return draw_params(config, seed)
-
-
-def random_images(config: MixerConfig, seed: int) -> np.ndarray:
-    """Draw float64 images (batch, height, width, channels): 8, or 4 for a large model.
-
-    In turns standard normal and Student-t with two degrees of freedom, whose tails reach what code cuts off.
-    """
-    count = 4 if config.macs > 1e9 else 8
-    rng = np.random.default_rng([seed, 1])
-    shape = config.image_hw[0], config.image_hw[1], config.in_channels
-    kinds = rng.standard_normal, partial(rng.standard_t, 2)
-    return np.stack([kinds[i % len(kinds)](size=shape) for i in range(count)])

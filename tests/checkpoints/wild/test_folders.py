@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import save_file
 
 from mixer_equiv import CheckpointError, convert, load
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from tests.support.files import changed
 from tests.support.sizes import CONFIG
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mixer_equiv import Checkpoint, ConversionError, LayoutError
 from mixer_equiv.arrays.interop import unflatten
 from mixer_equiv.checkpoints.conversion import relabel
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LAYOUTS, LINEN, get_layout
 from tests.support.checkpoints import CONFIG
 from tests.support.files import changed

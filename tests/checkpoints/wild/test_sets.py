@@ -14,7 +14,7 @@ from flax import serialization
 from safetensors.numpy import save_file
 
 from mixer_equiv import CheckpointError, convert, load, save
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from tests.support.command_line import run
 from tests.support.files import changed
 from tests.support.sizes import CONFIG

@@ -6,7 +6,7 @@ import pytest
 
 from mixer_equiv import Checkpoint, verify
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
-from mixer_equiv.equivalence.sides.weights import random_images, random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_images, random_params
 from tests.support.small_verify import SMALL
 
 

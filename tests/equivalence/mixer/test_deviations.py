@@ -18,7 +18,7 @@ from mixer_equiv import (
     verify,
 )
 from mixer_equiv.equivalence.policy import residual
-from mixer_equiv.equivalence.sides.weights import constrained, random_images, random_params
+from mixer_equiv.equivalence.sides.drawn_weights import constrained, random_images, random_params
 from mixer_equiv.layouts import Constraint
 from mixer_equiv.models.numpy import MlpMixer as ReferenceMixer
 from tests.support.odd import CONFIG, IMAGE, Odd

@@ -19,7 +19,7 @@ from mixer_equiv import (
 )
 from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.checkpoints.differences import bit_differences
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts import LINEN, Row
 from mixer_equiv.layouts.custom import layout_from_file
 from mixer_equiv.models.flax import MlpMixer as FlaxMixer

@@ -25,7 +25,7 @@ from mixer_equiv import (
 from mixer_equiv.arrays.interop import flatten
 from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.record.torch import find_unlisted_parameters
-from mixer_equiv.equivalence.sides.weights import random_params
+from mixer_equiv.equivalence.sides.drawn_weights import random_params
 from mixer_equiv.layouts.custom import layout_from_file
 from mixer_equiv.models.torch import MlpMixer as TorchMixer
 from tests.support.sizes import CONFIG, IMAGE

@@ -29,11 +29,11 @@ def halved(x: Any) -> Any:
     return x * 0.5  # in a function under jit
 
 
-def function(params: Any, x: Any) -> Any:
+def function(params: Any, x: Any, kept: Any) -> Any:
     x = jax.nn.relu(x * params["scale"])  # first call
     with jax.named_scope("MyMixer"), jax.named_scope("part"):
         x = jax.nn.relu(x - 1)  # second call
-    return jax.lax.scan(lambda carry, _: (halved(carry), None), x, None, length=2)[0]
+    return jax.lax.scan(lambda carry, _: (halved(carry), None), x, None, length=2)[0], kept
 
 
 def places_of(operation: str) -> list[Place | None]:

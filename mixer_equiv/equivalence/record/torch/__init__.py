@@ -6,7 +6,7 @@ the dispatch mode sees every operation that is carried out, and writes it on the
 all that it refers to, stay as they are.
 """
 
-from mixer_equiv.equivalence.record.torch.nested_tensors import find_unlisted_parameters
-from mixer_equiv.equivalence.record.torch.run import gradients, outputs, record
+from mixer_equiv.equivalence.record.torch.nested_tensors import find_constant_tensors, find_unlisted_parameters
+from mixer_equiv.equivalence.record.torch.run import call, gradients, record
 
-__all__ = ["find_unlisted_parameters", "gradients", "outputs", "record"]
+__all__ = ["call", "find_constant_tensors", "find_unlisted_parameters", "gradients", "record"]

@@ -21,6 +21,10 @@ _NARROWING = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 # Properties of a tensor that are tensors.
 _VIEW_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 
+# Methods, and operations, by which numbers leave torch for Python or NumPy.
+_LEAVING = frozenset({"numpy", "tolist", "__array__"})
+_LEAVING_OPERATIONS = re.compile(r"aten\.(_local_scalar_dense|is_nonzero|equal)\b")
+
 # Methods that only look at a tensor.
 _LOOKING = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__}
 
@@ -39,6 +43,8 @@ class FunctionMode(TorchFunctionMode):
         if is_property or func in _LOOKING:
             return func(*args, **kwargs)
         args, kwargs = _substitute((args, kwargs), self.tape)
+        if name in _LEAVING:
+            self.tape.record_exit(leaf for leaf in leaves_of(args) if isinstance(leaf, Tensor))
         kind = torch.device(device()).type
         if torch.is_autocast_enabled(kind):
             self.tape.narrow_dtypes.append(_dtype_name(torch.get_autocast_dtype(kind)))
@@ -80,6 +86,8 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             tape.admit(result)
             return result
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
+        if _LEAVING_OPERATIONS.match(str(func)):
+            tape.record_exit(tensors)
         numbers = [tape.number_of(tensor) for tensor in tensors]
         mutable = tensors if func._schema.is_mutable else []
         targets = [tensor for tensor in mutable if _is_written(func, args, kwargs, tensor)]

@@ -11,29 +11,44 @@ from torch import Tensor, nn
 def find_unlisted_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Find parameters, by path, in plain lists and dicts of a module, which torch does not list."""
     known = {id(parameter) for parameter in module.parameters()}
-    found: dict[str, Tensor] = {}
-    for prefix, submodule in module.named_modules():
-        for key, value in vars(submodule).items():
-            if not key.startswith("_"):
-                for name, parameter in _parameters_in(value, f"{prefix}.{key}" if prefix else key):
-                    if id(parameter) not in known:
-                        known.add(id(parameter))
-                        found[name] = parameter
+    found = {}
+    for name, tensor in _unlisted_tensors(module):
+        if id(tensor) not in known and tensor.requires_grad and tensor.is_leaf:
+            known.add(id(tensor))
+            found[name] = tensor
     return found
 
 
-def _parameters_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+def find_constant_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Find the floats, by path, that a module holds and does not train: buffers, and plain tensors in attributes."""
+    held = {**dict(module.named_buffers()), **dict(_unlisted_tensors(module))}
+    return {
+        name: tensor
+        for name, tensor in held.items()
+        if tensor.is_floating_point() and not tensor.requires_grad and not tensor.is_meta
+    }
+
+
+def _unlisted_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in plain attributes, lists and dicts of all modules, by path."""
+    for prefix, submodule in module.named_modules():
+        for key, value in vars(submodule).items():
+            if not key.startswith("_"):
+                yield from _tensors_in(value, f"{prefix}.{key}" if prefix else key)
+
+
+def _tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
-        if value.requires_grad and value.is_leaf:
-            yield name, value
+        yield name, value
     elif isinstance(value, nn.Module):
         yield from ((f"{name}.{inner}", parameter) for inner, parameter in value.named_parameters())
+        yield from ((f"{name}.{inner}", buffer) for inner, buffer in value.named_buffers())
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _parameters_in(item, f"{name}.{key}")
+            yield from _tensors_in(item, f"{name}.{key}")
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            yield from _parameters_in(item, f"{name}.{i}")
+            yield from _tensors_in(item, f"{name}.{i}")
 
 
 def result_tensors(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -1,23 +1,26 @@
-"""Run a torch module once, on other parameters than its own.
+"""Run a torch module on other parameters than its own.
 
-`record` keeps every value, `gradients` differentiates an output, and `outputs` keeps the outputs alone. All three
-leave the module, the random generators and torch's settings as they were.
+`record` keeps every value of one call, `gradients` differentiates an output, and `call` keeps the outputs of several
+calls in a row. All three leave the module, the random generators and torch's settings as they were.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterator, Mapping
+import dataclasses
+import itertools
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixer_equiv.equivalence.record.isolation import restoring_state
+from mixer_equiv.equivalence.record.calls import Calls, move_on
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
-from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators
+from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators, seed_generators
+from mixer_equiv.equivalence.record.state import Change, ModelState, restoring_state
 from mixer_equiv.equivalence.record.torch.dispatch_modes import DispatchMode, FunctionMode
 from mixer_equiv.equivalence.record.torch.eager import run_eagerly
 from mixer_equiv.equivalence.record.torch.nested_tensors import result_tensors
@@ -34,6 +37,7 @@ def record(
     *,
     names: Mapping[str, Tensor] | None = None,
     listed: Container[str] | None = None,
+    constants: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float64,
     kwargs: Mapping[str, Any] | None = None,
     every: bool = True,
@@ -42,18 +46,19 @@ def record(
 
     `draw(name, shape)` gives each parameter its value. `names` are the parameters by name, the
     module's own by default, of which the `listed` ones are in its state_dict; others that the pass
-    uses are called "hidden 0" and so on. Buffers and constants keep their values. Everything is
-    computed in `dtype`. Unless `every` value is asked for, only the outputs have their arrays.
+    uses are called "hidden 0" and so on. Buffers and constants keep their values; `constants` are those that
+    have names. Everything is computed in `dtype`. Unless `every` value is asked for, only the outputs have their
+    arrays.
     """
     if names is None:
         names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
-    tape = Tape(draw, names, dtype, _places_in(module))
-    with _isolated(module) as generators, torch_full_precision(), _default_dtype(dtype):
+    tape = Tape(draw, names, dtype, _places_in(module), constants=constants)
+    with _isolated(module, names) as session, torch_full_precision(), _default_dtype(dtype):
         given = arguments[0].to(device(), dtype)
         entry = tape.enter(given)
         with FunctionMode(tape), DispatchMode(tape):
             result = module(given, *arguments[1:], **(kwargs or {}))
-        uses_random_numbers = tape.uses_random_numbers or generators.were_used
+        uses_random_numbers = tape.uses_random_numbers or session.generators.were_used
     outputs = {}
     for path, leaf in result_tensors(result):
         outputs[path] = tape.number_of(leaf)
@@ -67,6 +72,7 @@ def record(
         hidden=tuple(tape.hidden),
         scalars=tuple(dict.fromkeys(tape.scalars)),
         narrow_dtypes=tuple(dict.fromkeys(tape.narrow_dtypes)),
+        decisions=tuple(dict.fromkeys(tape.decisions)),
         uses_random_numbers=uses_random_numbers,
     )
 
@@ -87,7 +93,7 @@ def gradients(
     Gradients of unused parameters are 0. Raises `MixerEquivError` if all are unused, or no gradient is kept.
     """
     tape = Tape(draw, names, dtype, _places_in(module), differentiable=True)
-    with _isolated(module), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
+    with _isolated(module, names), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
         given = argument.to(device(), dtype)
         tape.enter(given)
         # Inside, because a checkpointed part is run once more on the way back.
@@ -108,24 +114,53 @@ def gradients(
 
 
 @run_eagerly
-def outputs(
+def call(
     module: Callable[..., Any],
-    argument: Tensor,
+    batches: Sequence[Tensor],
     draw: Draw,
     names: Mapping[str, Tensor],
     kwargs: Mapping[str, Any] | None = None,
     *,
-    training: bool,
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """The outputs of one pass in float64, with parameters drawn as for `record`, and all generators seeded."""
+    training: bool = False,
+    seed: int = 0,
+    skipped: int = 0,
+) -> Calls:
+    """Call the module on each batch in turn, in float64, with parameters drawn as for `record`.
+
+    What a call leaves in the module stays for the next. All generators begin each call with `seed`. Before the last
+    call, what counts calls is moved on by those `skipped`.
+    """
     tape = Tape(draw, names, torch.float64, _places_in(module), differentiable=True)
-    with _isolated(module, training, seed), torch_full_precision(), _default_dtype(torch.float64):
-        given = argument.to(device(), torch.float64)
-        tape.enter(given)
-        with FunctionMode(tape), DispatchMode(tape):
-            result = module(given, **(kwargs or {}))
-    return {path: leaf.detach().to("cpu", torch.float64).numpy() for path, leaf in result_tensors(result)}
+    made: list[dict[str, np.ndarray]] = []
+    set_anew: list[Change] = []
+    overwritten: list[Change] = []
+    with _isolated(module, names, training, seed) as session, torch_full_precision(), _default_dtype(torch.float64):
+        for number, batch in enumerate(batches, 1):
+            state, held = ModelState(session.parts), tape.contents(session.buffers)
+            seed_generators(seed)
+            given = batch.to(device(), torch.float64)
+            tape.enter(given)
+            with FunctionMode(tape), DispatchMode(tape):
+                result = module(given, **(kwargs or {}))
+            made.append(
+                {path: leaf.detach().to("cpu", torch.float64).numpy().copy() for path, leaf in result_tensors(result)}
+            )
+            tape.forget_values()
+            by_call = state.changes(), list(tape.changes(session.buffers, held))
+            set_anew += by_call[0]
+            overwritten += by_call[1]
+            if number == len(batches) - 1:
+                move_on(itertools.chain(*by_call), skipped)
+    return Calls.of(made, set_anew, overwritten)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """A module under isolation: the generators' watch, and the names of its parts and of its buffers."""
+
+    generators: GeneratorWatch
+    parts: list[tuple[str, Any]]
+    buffers: Mapping[str, Tensor]
 
 
 def _places_in(module: Any) -> PlaceFinder:
@@ -134,13 +169,19 @@ def _places_in(module: Any) -> PlaceFinder:
 
 
 @contextlib.contextmanager
-def _isolated(module: Any, training: bool = False, seed: int = 0) -> Iterator[GeneratorWatch]:
-    """Inside, the module is in eval or train mode, and generators begin with `seed`; after it, all is as it was."""
-    submodules = list(module.modules()) if isinstance(module, nn.Module) else []
-    with fork_generators(seed) as generators, torch.inference_mode(False), restoring_state(submodules):
-        for submodule in submodules:
+def _isolated(module: Any, names: Mapping[str, Tensor], training: bool = False, seed: int = 0) -> Iterator[_Session]:
+    """Inside, the module is in eval or train mode, and generators begin with `seed`; after it, all is as it was.
+
+    `names` are the tensors that are drawn.
+    """
+    is_module = isinstance(module, nn.Module)
+    parts = list(module.named_modules()) if is_module else [("", module)]
+    drawn = {id(tensor) for tensor in names.values()}
+    buffers = {name: held for name, held in module.named_buffers() if id(held) not in drawn} if is_module else {}
+    with fork_generators(seed) as generators, torch.inference_mode(False), restoring_state(parts):
+        for _, submodule in parts if is_module else ():
             submodule.training = training
-        yield generators
+        yield _Session(generators, parts, buffers)
 
 
 @contextlib.contextmanager

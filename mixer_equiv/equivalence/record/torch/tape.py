@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from mixer_equiv.equivalence.place import Place
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device
+from mixer_equiv.equivalence.record.state import Change
 from mixer_equiv.equivalence.record.torch.arguments import leaves_of
 from mixer_equiv.equivalence.record.trace import Draw, Value
 
@@ -26,6 +27,7 @@ class RecordedTensor:
         self.number, self.tensor, self.operation, self.inputs, self.is_data = number, tensor, operation, inputs, is_data
         self.place: Place | None = None
         self.leaves: frozenset[str] = frozenset()
+        self.constants: frozenset[str] = frozenset()
         self.name: str | None = None
         self.is_view = False
         self._is_copied = False
@@ -48,6 +50,7 @@ class RecordedTensor:
             self.name,
             self.is_view,
             self.place,
+            self.constants,
         )
 
 
@@ -55,8 +58,8 @@ class Tape:
     """The record of one pass.
 
     `names` are the module's parameters, each of which gets the value that `draw` gives it; every float is of
-    `dtype`. `places` finds where each value is made. A `differentiable` tape keeps autograd's graph, and records no
-    values.
+    `dtype`. `places` finds where each value is made. `constants` are other tensors of the module by name.
+    A `differentiable` tape keeps autograd's graph, and records no values.
     """
 
     def __init__(
@@ -66,14 +69,17 @@ class Tape:
         dtype: torch.dtype,
         places: PlaceFinder,
         *,
+        constants: Mapping[str, Tensor] | None = None,
         differentiable: bool = False,
     ) -> None:
         self.draw, self.dtype, self.places, self.differentiable = draw, dtype, places, differentiable
         self.names = {id(parameter): name for name, parameter in reversed(list(names.items()))}
+        self.constants = {id(tensor): name for name, tensor in (constants or {}).items()}
         self.values: list[RecordedTensor] = []
         self.hidden: list[str] = []
         self.scalars: list[float] = []
         self.narrow_dtypes: list[str] = []
+        self.decisions: list[str] = []
         self.uses_random_numbers = False
         self.stand_ins: dict[int, Tensor] = {}
         self._alive: list[Any] = list(names.values())  # so that no id is used twice
@@ -114,20 +120,43 @@ class Tape:
             if name is not None:
                 drawn = torch.from_numpy(np.array(self.draw(name, tuple(tensor.shape)), np.float64))
                 new = drawn.to(device(), self.dtype).reshape(tensor.shape).requires_grad_(self.differentiable)
+                for hook in (tensor._backward_hooks or {}).values() if self.differentiable else ():
+                    new.register_hook(hook)  # type: ignore[no-untyped-call]
             else:
                 held = tensor.detach()
                 new = (held.to(self.dtype) if tensor.dtype in FLOATS else held).clone().to(device())
         value = self._add(new, "parameter" if name is not None else "constant", (), is_data=False)
         value.name = name
         value.leaves = frozenset() if name is None else frozenset({name})
+        if name is None and id(tensor) in self.constants:
+            value.constants = frozenset({self.constants[id(tensor)]})
         if tensor.numel() == 1 and name is None and not tensor.is_complex():
             self.scalars.append(float(tensor.item()))
         return new
 
+    def forget_values(self) -> None:
+        """Forget the values of a call: what the module keeps of them is taken as it is by the next."""
+        self.values.clear()
+        self._known = {id(tensor): (tensor, -1) for tensor in self.stand_ins.values()}
+        self._by_storage.clear()
+
+    def contents(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of what these tensors, or their stand-ins, hold now, by their names."""
+        with _without_modes():
+            held = {name: self.stand_ins.get(id(tensor), tensor) for name, tensor in tensors.items()}
+            return {name: tensor.detach().clone() for name, tensor in held.items()}
+
+    def changes(self, tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Iterator[Change]:
+        """What was written into these tensors, or their stand-ins, since their contents were those `before`."""
+        for name, now in self.contents(tensors).items():
+            if not now.is_meta and not torch.equal(now, before[name].to(now)):
+                write: Callable[[Any], Any] = self.stand_ins.get(id(tensors[name]), now).copy_
+                yield Change(name, before[name].to(now), now, write)
+
     def record_result(self, operation: str, sources: list[int], result: Any) -> None:
         """Record the tensors that an operation made of the values with these numbers."""
         inputs = tuple(dict.fromkeys(sources))
-        is_data, leaves = self._origin(inputs)
+        is_data, leaves, constants = self._origin(inputs)
         place = self.places.current()
         for tensor in leaves_of(result):
             if isinstance(tensor, Tensor) and tensor.dtype in FLOATS:
@@ -136,9 +165,16 @@ class Tape:
                 alike = [i for i in inputs if self.values[i].tensor.numel() == tensor.numel()]
                 is_view = any(_storage(self.values[i].tensor) == _storage(tensor) for i in alike)
                 value = self._add(tensor, operation, inputs, is_data=is_data)
-                value.leaves, value.is_view, value.place = leaves, is_view, place
+                value.leaves, value.constants, value.is_view, value.place = leaves, constants, is_view, place
             elif isinstance(tensor, Tensor):
                 self._add(tensor, operation, inputs, is_data=is_data).place = place
+
+    def record_exit(self, tensors: Iterable[Tensor]) -> None:
+        """Note the place, if it is there that numbers which depend on the input leave torch for Python."""
+        numbers = [self._known[id(tensor)][1] for tensor in tensors if id(tensor) in self._known]
+        if any(number >= 0 and self.values[number].is_data for number in numbers):
+            place = self.places.current()
+            self.decisions.append("" if place is None else f"{place} ({place.text})" if place.text else str(place))
 
     def prepare_write(self, tensor: Tensor) -> None:
         """Copy the recorded values that share memory with a tensor, which is about to be written into."""
@@ -150,12 +186,12 @@ class Tape:
         storage = _storage(tensor)
         older = [value.number for value in self._by_storage.get(storage, ())]
         inputs = tuple(dict.fromkeys([*sources, *older]))
-        is_data, leaves = self._origin(inputs)
+        is_data, leaves, constants = self._origin(inputs)
         sharing = [known for known, _ in self._known.values() if _storage(known) == storage]
         place = self.places.current()
         for shared in sharing:
             value = self._add(shared, operation, inputs, is_data=is_data)
-            value.leaves, value.place = leaves, place
+            value.leaves, value.constants, value.place = leaves, constants, place
 
     def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedTensor:
         value = RecordedTensor(len(self.values), tensor, operation, inputs, is_data)
@@ -164,11 +200,13 @@ class Tape:
         self._by_storage.setdefault(_storage(tensor), []).append(value)
         return value
 
-    def _origin(self, inputs: tuple[int, ...]) -> tuple[bool, frozenset[str]]:
-        """Whether a value made of these depends on the input, and if not, the parameters of which it is made."""
-        if any(self.values[i].is_data for i in inputs):
-            return True, frozenset()
-        return False, frozenset().union(*(self.values[i].leaves for i in inputs))
+    def _origin(self, inputs: tuple[int, ...]) -> tuple[bool, frozenset[str], frozenset[str]]:
+        """Whether a value made of these depends on the input, and if not, its parameters and constant tensors."""
+        values = [self.values[i] for i in inputs]
+        if any(value.is_data for value in values):
+            return True, frozenset(), frozenset()
+        parameters, constants = ([getattr(value, kind) for value in values] for kind in ("leaves", "constants"))
+        return False, frozenset().union(*parameters), frozenset().union(*constants)
 
 
 def _storage(tensor: Tensor) -> int:

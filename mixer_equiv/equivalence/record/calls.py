@@ -1,0 +1,89 @@
+"""`Calls`: several calls of a model in a row, with nothing restored in between, and what each leaves for the next.
+
+The recorders of torch and JAX make them. `move_on` changes what counts calls as if more had been made, so that a
+condition on the thousandth call needs no thousand calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mixer_equiv.equivalence.record.state import ABSENT, Change, copied_count, count_of
+
+Outputs = Mapping[str, np.ndarray]
+
+# A model of JAX: from parameters by name, images, and what the last call kept, to the result and what this call keeps.
+Function = Callable[[Mapping[str, Any], Any, Any], tuple[Any, Any]]
+
+# The most elements that are appended to a list in the place of calls.
+_LONGEST = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """The results of each call by their paths, and the paths of what the calls changed in the model.
+
+    `written` are all that stays; `counted` are those of them that are no tensor made anew by each call, as of features
+    that a model keeps for others to look at.
+    """
+
+    outputs: tuple[Outputs, ...]
+    written: tuple[str, ...] = ()
+    counted: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, outputs: Iterable[Outputs], set_anew: Collection[Change], overwritten: Collection[Change]) -> Calls:
+        """Sum up calls that set attributes and elements, and wrote into arrays."""
+        written = [change.path for change in (*set_anew, *overwritten)]
+        kept = [change.path for change in (*(c for c in set_anew if not _is_made_anew(c.now)), *overwritten)]
+        return cls(tuple(outputs), tuple(dict.fromkeys(written)), tuple(dict.fromkeys(kept)))
+
+
+def move_on(changes: Iterable[Change], calls: int) -> None:
+    """Move what one call changed on, as if so many more `calls` had changed it in the same way."""
+    for change in changes:
+        if change.write is not None and (moved := _moved(change.before, change.now, calls)) is not None:
+            change.write(moved)
+
+
+def _moved(before: Any, now: Any, calls: int) -> Any:
+    """The value after more calls; None where it does not count them."""
+    if isinstance(before, list) and isinstance(now, list):
+        added = now[len(before) :]
+        return [*now, *added * calls] if added and len(added) * calls <= _LONGEST else None
+    if isinstance(before, itertools.count) and isinstance(now, itertools.count):
+        (then, step), (reached, _) = count_of(before), count_of(now)
+        return copied_count(now, ahead=calls * round((reached - then) / step))
+    if not (_is_number(before) and _is_number(now)):
+        return None
+    moved = now + calls * (now - before)
+    return moved if math.isfinite(moved) else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or value is ABSENT:
+        return False
+    return isinstance(value, int | float) or (_is_array(value) and math.prod(value.shape) == 1 and _counts(value))
+
+
+def _counts(array: Any) -> bool:
+    return any(kind in str(array.dtype) for kind in ("int", "float"))
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _is_made_anew(value: Any) -> bool:
+    """Whether it is an array of more than one element, or holds nothing else."""
+    if isinstance(value, np.ndarray):  # which a snapshot shows only where its elements are written
+        return False
+    if _is_array(value):
+        return math.prod(value.shape) != 1
+    return isinstance(value, tuple) and bool(value) and all(map(_is_made_anew, value))

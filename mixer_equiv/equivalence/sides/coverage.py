@@ -1,0 +1,205 @@
+"""`cover`: put a model on all trials that a verdict covers, and refuse what was found in it where one fails.
+
+A search follows one run. Here the model is run again: with other random numbers, in train mode, several times in a row,
+on batches of other sizes, on images of every kind, and on weights that reach its limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Mapping
+from functools import partial
+
+import numpy as np
+
+from mixer_equiv.equivalence.mixer.replay import replay
+from mixer_equiv.equivalence.mixer.result import Breach, FoundMixer, NothingFound
+from mixer_equiv.equivalence.notice import Notice
+from mixer_equiv.equivalence.record.idle import idle_operations
+from mixer_equiv.equivalence.record.trace import Trace
+from mixer_equiv.equivalence.sides.foreign import ForeignSide
+from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
+from mixer_equiv.equivalence.sides.trials import (
+    IN_PAIRS,
+    IN_TURN,
+    MANY,
+    REASONS,
+    InTurn,
+    Subject,
+    find_branches,
+    find_dependence,
+    find_limits,
+    find_memory,
+)
+from mixer_equiv.errors import MixerEquivError, summarize
+
+Found = FoundMixer | NothingFound
+Outputs = Mapping[str, np.ndarray]
+
+# The standard deviation of images that make what follows the stem large.
+LARGE = 100.0
+
+# Runs of a model that draws random numbers, to see whether its outputs depend on them.
+RANDOM_RUNS = 32
+
+IN_TRAINING = Notice(
+    "in train mode it computes something else, as with dropout, stochastic depth or BatchNorm; "
+    "what is verified is eval mode",
+    "train_mode",
+)
+
+
+def cover(model: ForeignModel, found: Found, image: tuple[int, int, int], seed: int) -> Found:
+    """The result `found` in a model that takes images of (channels, height, width), after all trials."""
+    return _Coverage(model, image, seed).of(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Coverage:
+    model: ForeignModel
+    image: tuple[int, int, int]
+    seed: int
+
+    def of(self, found: Found) -> Found:
+        images = self._images(self.seed, MANY)
+        first, *others = self._under_other_seeds(found, images)
+        output = found.output if found.output in first else next(iter(first), "")
+        if not self._same_in_training(found, images, first[output], output):
+            found = found.noting(IN_TRAINING)
+        if any(not _alike(first, other) for other in others):
+            return self._random(found)
+        if found.draws:
+            runs = len(others)
+            found = found.noting(Notice(f"it draws random numbers in eval mode, which moved no output in {runs} runs"))
+        row = found.batch, first[output].size // found.batch
+        if found.reached_output and first[output].shape != row:
+            found = found.noting(Notice(f"it returns {first[output].shape}, which is read as {row}"))
+        subject = Subject(self.model, generic(self.seed), output)
+        found, at_least = self._in_turn(found, subject, images)
+        return found if isinstance(found, NothingFound) else self._elsewhere(found, at_least)
+
+    def _images(self, seed: int, count: int) -> np.ndarray:
+        channels, height, width = self.image
+        return np.random.default_rng([seed, 2]).standard_normal((count, height, width, channels))
+
+    def _under_other_seeds(self, found: Found, images: np.ndarray) -> list[Outputs]:
+        """The outputs for as many images as the search had, with generators of one seed and then of others."""
+        batch, draw = images[: found.batch], generic(self.seed)
+        seeds = range(1 + (RANDOM_RUNS if found.draws else 1))
+        return [self.model.calls([batch], draw, seed=seed).outputs[0] for seed in seeds]
+
+    def _same_in_training(self, found: Found, images: np.ndarray, expected: np.ndarray, output: str) -> bool:
+        """Whether train mode gives what eval mode does."""
+        if not self.model.has_modes:
+            return True
+        try:
+            calls = self.model.calls([images[: found.batch]], generic(self.seed), training=True)
+        except MixerEquivError:  # it takes more there, such as labels
+            return False
+        made = calls.outputs[0].get(output)
+        return (
+            made is not None
+            and made.shape == expected.shape
+            and np.allclose(made, expected, 1e-9, 1e-9, equal_nan=True)
+        )
+
+    def _random(self, found: Found) -> NothingFound:
+        reason = f"two runs of {self.model.name} on the same images differ, in eval mode: is dropout always on?"
+        # A number that was taken for a constant of the code may be chance; the place where it departs is not.
+        unknown = tuple(deviation for deviation in found.deviations if deviation.kind == "unknown")
+        return dataclasses.replace(found.refused(reason), deviations=unknown)
+
+    def _in_turn(self, found: Found, subject: Subject, images: np.ndarray) -> tuple[Found, int]:
+        """The result after calls in a row, and how many images the model must be given at least."""
+        seen = None
+        for numbers in (IN_TURN, IN_PAIRS):  # an exported program takes one size of batch alone
+            with contextlib.suppress(MixerEquivError):
+                seen = seen or InTurn.of(subject, images, numbers)
+        if seen is None:
+            return found, 1
+        if not seen.rows[0].size:
+            return found.refused(f"{self.model.name} {_no_rows(subject, images)}"), 1
+        breach = find_dependence(subject, seen, images)
+        if breach is None and seen.counted:
+            breach = find_memory(subject, images[: len(seen.numbers[-1])], seen.changed)
+        if breach is not None:
+            return self._refused(found, breach), 1
+        if seen.counted:
+            found = found.noting(_written(seen.counted))
+        return found, len(IN_PAIRS[0]) if seen.numbers is IN_PAIRS else 1
+
+    def _elsewhere(self, found: FoundMixer, at_least: int) -> Found:
+        """The result after trials on images of other kinds, and on weights and images that are large.
+
+        A Mixer whose deviations are settings alone is held against the official program with these settings. The model
+        is called on `at_least` so many images.
+        """
+        function = replay(found.config, found.deviations)
+        if function is None:
+            return self._noting_unseen(found, found.idle)
+        side, config = ForeignSide(self.model, found), found.config
+        usual, large = side.draw(self.seed), side.draw(self.seed, large=True)
+        subject = Subject(self.model, usual.values, found.output, at_least)
+        shape = 1, *config.image_hw, config.in_channels
+        breach = find_branches(
+            subject, partial(function, usual.canonical), shape, self.seed, decides=bool(found.decisions)
+        )
+        images = LARGE * self._images(self.seed, found.batch)
+        if breach is None or breach.fault == "limit":
+            subject = dataclasses.replace(subject, draw=large.values)
+            breach = breach or find_limits(subject, partial(function, large.canonical), images)
+        idle = found.idle
+        if idle:
+            idle = tuple(
+                operation for operation in idle if operation in _idle_in(self.model.trace(images, large.values))
+            )
+        if breach is not None:
+            reached = [operation for operation in found.idle if operation not in idle]
+            return self._refused(found, breach.also(reached or found.decisions))
+        return self._noting_unseen(found, idle)
+
+    def _refused(self, found: Found, breach: Breach) -> NothingFound:
+        return found.refused(f"{self.model.name} {REASONS[breach.fault]}", breach)
+
+    def _noting_unseen(self, found: FoundMixer, idle: Collection[str]) -> FoundMixer:
+        """The result with notices of what no trial saw at work."""
+        saved = [name for name in found.constants if name in self.model.saved]
+        notices = {_idle: idle, _decided: found.decisions, _constant: saved}
+        return found.noting(*(notice(what) for notice, what in notices.items() if what))
+
+
+def _idle_in(trace: Trace) -> frozenset[str]:
+    return frozenset(idle_operations(trace))
+
+
+def _no_rows(subject: Subject, images: np.ndarray) -> str:
+    made = subject.call(images).outputs[0].get(subject.output, np.empty(0)).shape
+    return f"returns {made} for {len(images)} images, and no row for each"
+
+
+def _idle(operations: Collection[str]) -> Notice:
+    text = f"not seen at work, and so not compared: {summarize(operations, 3)}, whose results were their inputs"
+    return Notice(text)
+
+
+def _decided(places: Collection[str]) -> Notice:
+    text = f"numbers of the images decide, or could, what is run: {summarize(places, 3)}; no kind of image was seen to"
+    return Notice(text, "decision")
+
+
+def _written(paths: Collection[str]) -> Notice:
+    text = f"calls change {summarize(paths, 3)}, on which no output was seen to depend"
+    return Notice(text, "state_written")
+
+
+def _constant(names: Collection[str]) -> Notice:
+    text = (
+        f"buffers of the state_dict that meet the images, and that other checkpoints may hold otherwise: "
+        f"{summarize(names, 3)}; verified with the values that they have"
+    )
+    return Notice(text, "constant_buffer")
+
+
+def _alike(one: Outputs, other: Outputs) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n], equal_nan=True) for n in one)

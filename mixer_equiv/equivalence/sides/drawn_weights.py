@@ -1,0 +1,71 @@
+"""Random weights and images of a comparison, which leave nothing at its initial value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from functools import partial
+
+import numpy as np
+from einops import rearrange
+
+from mixer_equiv.config import MixerConfig
+from mixer_equiv.layouts import NEUTRAL, Layout
+from mixer_equiv.random_weights import draw_params
+
+
+def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
+    """Draw canonical float64 weights, as `draw_params` does."""
+    return draw_params(config, seed)
+
+
+def large_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
+    """Draw canonical float64 weights with which activations, stream and logits reach some 100, on large images."""
+    params = random_params(config, seed)
+    return {name: array * _LARGER.get(_kind(name), 1.0) for name, array in params.items()}
+
+
+# Factors of large weights. A LayerNorm gives values of unit size, so that its scale alone makes what follows large. The
+# mean over tokens makes them small again before the head.
+_LARGER = {"LayerNorm/scale": 40.0, "pre_head_layer_norm/scale": 40.0, "head/kernel": 40.0}
+
+
+def _kind(name: str) -> str:
+    """A parameter's name without its block and number: "MixerBlock_3/LayerNorm_0/scale" is a "LayerNorm/scale"."""
+    return re.sub(r"_\d+", "", name).removeprefix("MixerBlock/")
+
+
+def random_images(config: MixerConfig, seed: int) -> np.ndarray:
+    """Draw float64 images (batch, height, width, channels): 8, or 4 for a large model.
+
+    In turns standard normal and Student-t with two degrees of freedom, whose tails reach what code cuts off.
+    """
+    count = 4 if config.macs > 1e9 else 8
+    rng = np.random.default_rng([seed, 1])
+    shape = config.image_hw[0], config.image_hw[1], config.in_channels
+    kinds = rng.standard_normal, partial(rng.standard_t, 2)
+    return np.stack([kinds[i % len(kinds)](size=shape) for i in range(count)])
+
+
+def constrained(params: Mapping[str, np.ndarray], layout: Layout, config: MixerConfig) -> dict[str, np.ndarray]:
+    """Change canonical weights so that the layout can hold them.
+
+    Parameters that are one array there get the same values, and absent ones are neutral.
+    """
+    held: dict[str, np.ndarray] = {}
+    result = {}
+    for name, binding in layout.bindings(config.num_blocks).items():
+        if name in params and binding.is_absent:
+            result[name] = np.full_like(params[name], NEUTRAL[name.rpartition("/")[2]])
+        elif name in params:
+            there = partial(_rearranged, sizes=config.axis_sizes, axes=binding.row.axes)
+            canonical, foreign = binding.row.canonical_axes, binding.row.foreign_axes
+            if binding.foreign not in held:
+                held[binding.foreign] = there(params[name], f"{canonical} -> {foreign}")
+            result[name] = there(held[binding.foreign], f"{foreign} -> {canonical}")
+    return result
+
+
+def _rearranged(array: np.ndarray, pattern: str, *, sizes: Mapping[str, int], axes: Collection[str]) -> np.ndarray:
+    made: np.ndarray = rearrange(array, pattern, **{axis: sizes[axis] for axis in axes})
+    return made

@@ -1,0 +1,227 @@
+"""Trials of a model by its outputs alone: is it one function of each image, whatever was run before or beside it?
+
+Each trial gives a `Breach` where it fails. A function has no memory (`find_memory`) and no neighbours
+(`find_neighbours`); it is the same for images of every kind and for weights of every size (`find_branches`). Nothing
+here follows values; `mixer_search.py` says when each trial is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mixer_equiv.equivalence.mixer.result import Breach
+from mixer_equiv.equivalence.policy import residual
+from mixer_equiv.equivalence.record.calls import Calls
+from mixer_equiv.equivalence.record.trace import Draw
+from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
+from mixer_equiv.errors import summarize
+
+# How far the rows of two calls may be apart, relative in the 2-norm. Batches of other sizes are summed in other
+# orders, which costs some 1e-14.
+ROW_TOLERANCE = 1e-11
+
+# The numbers of images of a trial, and of a small batch.
+MANY, PAIR = 5, 2
+
+# Calls of a trial, each by the numbers of its images: many, each alone, two. For a model that takes batches of two
+# alone, the same two in both orders.
+IN_TURN = ((0, 1, 2, 3, 4), (0,), (1,), (2,), (3,), (4,), (0, 1))
+IN_PAIRS = ((0, 1), (1, 0), (0, 1))
+
+# Calls in a row of a model that writes what stays, and the numbers of calls that are skipped before the last.
+CALLS = 12
+SKIPPED = (10, 100, 1000, 10**6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model on trial: with parameters by `draw`, judged by its output at the path `output`.
+
+    It is called on as many images as are given, or with their last repeated until there are `at_least` so many.
+    """
+
+    model: ForeignModel
+    draw: Draw
+    output: str
+    at_least: int = 1
+
+    def call(self, *batches: np.ndarray, skipped: int = 0) -> Calls:
+        return self.model.calls(batches, self.draw, skipped=skipped)
+
+    def rows(self, *batches: np.ndarray, skipped: int = 0) -> list[np.ndarray]:
+        """The outputs of calls in a row, a row for each image."""
+        filled = [np.concatenate([batch, *[batch[-1:]] * (self.at_least - len(batch))]) for batch in batches]
+        made = zip(self.call(*filled, skipped=skipped).outputs, batches, filled, strict=True)
+        return [self.rows_of(outputs, len(given))[: len(batch)] for outputs, batch, given in made]
+
+    def rows_of(self, outputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+        """An output as a row for each of `count` images; empty where it has not so many."""
+        output = outputs.get(self.output, np.empty(0))
+        return output.reshape(count, -1) if output.shape[:1] == (count,) else np.empty((count, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class InTurn:
+    """Calls in a row: the numbers of the images of each, its rows, and the paths of what the calls changed."""
+
+    numbers: tuple[tuple[int, ...], ...]
+    rows: tuple[np.ndarray, ...]
+    changed: tuple[str, ...]
+    counted: tuple[str, ...]
+
+    @classmethod
+    def of(cls, subject: Subject, images: np.ndarray, numbers: tuple[tuple[int, ...], ...]) -> InTurn:
+        calls = subject.call(*(images[list(batch)] for batch in numbers))
+        rows = [subject.rows_of(made, len(batch)) for made, batch in zip(calls.outputs, numbers, strict=True)]
+        changed = tuple(dict.fromkeys((*calls.counted, *calls.written)))
+        return cls(numbers, tuple(rows), changed, calls.counted)
+
+    def distances(self) -> Iterator[tuple[float, int, int]]:
+        """How far each row is from that of the same image at the first place: (distance, size of batch, place)."""
+        first = {
+            batch[0]: rows[0]
+            for batch, rows in sorted(zip(self.numbers, self.rows, strict=True), key=lambda pair: -len(pair[0]))
+        }
+        for batch, rows in zip(self.numbers, self.rows, strict=True):
+            for place, image in enumerate(batch):
+                yield _apart(rows[place], first[image]), len(batch), place
+
+
+def find_dependence(subject: Subject, seen: InTurn, images: np.ndarray) -> Breach | None:
+    """A breach where an image gives other rows at other calls, places or sizes of a batch."""
+    if not _over(distance for distance, _, _ in seen.distances()):
+        return None
+    fresh = [subject.rows(images[list(batch)])[0] for batch in seen.numbers]  # each as a first call
+    later = [_apart(row, own) for row, own in zip(seen.rows, fresh, strict=True)]
+    if late := _over(later):
+        return _memory(late[0], later.index(late[0]) + 1, seen.changed)
+    return _neighbours(dataclasses.replace(seen, rows=tuple(fresh)))
+
+
+def _neighbours(seen: InTurn) -> Breach:
+    """The breach of a model that is another function at some places, with the first of them."""
+    distances = list(seen.distances())
+    over = [found for found in distances if not found[0] <= ROW_TOLERANCE]
+    distance, size, place = (over or distances)[0]
+    return Breach(
+        "neighbours",
+        "another result beside other images, or at another place",
+        "that of the image alone",
+        f"{len(over)} of {len(distances)} rows",
+        f"image {place} in a batch of {size} is off by {distance:.1e} from the same image at place 0",
+    )
+
+
+def _over(distances: Iterable[float]) -> list[float]:
+    """The distances that no rounding explains."""
+    return [distance for distance in distances if not distance <= ROW_TOLERANCE]
+
+
+# Why a model with a breach is another function, after its name.
+REASONS = {
+    "neighbours": "computes for an image what depends on the other images of its batch, or on its place among them",
+    "memory": "computes what depends on the calls before",
+    "branch": "computes different functions for images of different kinds",
+    "limit": "computes another function where values are large",
+}
+
+
+def _memory(distance: float, call: int, changed: Sequence[str]) -> Breach:
+    what = summarize(changed, 3) if changed else "nothing that could be seen"
+    return Breach(
+        "memory",
+        "another result at a later call",
+        "the same at every call",
+        f"call {call}",
+        f"off by {distance:.1e} from the first call with the same images; what calls change is {what}",
+    )
+
+
+def find_memory(subject: Subject, image: np.ndarray, changed: Sequence[str]) -> Breach | None:
+    """A breach where many calls on one image, or a number of calls that are skipped, change its result.
+
+    `changed` are the paths of what calls change.
+    """
+    first, *later = subject.rows(*[image] * CALLS)
+    for call, row in enumerate(later, 2):
+        if not (distance := _apart(row, first)) <= ROW_TOLERANCE:
+            return _memory(distance, call, changed)
+    for skipped in SKIPPED:
+        first, _, last = subject.rows(*[image] * 3, skipped=skipped)
+        if not (distance := _apart(last, first)) <= ROW_TOLERANCE:
+            return _memory(distance, 3 + skipped, changed)
+    return None
+
+
+# From random numbers and a shape (1, height, width, channels) to an image.
+Kind = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+# The kinds whose numbers are far from 1, so that a limit is reached.
+FAR = ("of whole numbers up to 255", "of some hundreds")
+
+KINDS: Mapping[str, Kind] = {
+    "of zero mean": lambda rng, shape: rng.standard_normal(shape),
+    "in [0, 1]": lambda rng, shape: rng.uniform(0, 1, shape),
+    "that are black": lambda rng, shape: np.zeros(shape),
+    "of whole numbers up to 255": lambda rng, shape: rng.integers(0, 256, shape).astype(np.float64),
+    "below 0": lambda rng, shape: -rng.uniform(0.1, 3, shape),
+    "of some hundreds": lambda rng, shape: 300 * rng.standard_normal(shape),
+}
+
+# Images to outputs (images, classes): what a model is expected to compute.
+Expected = Callable[[np.ndarray], np.ndarray]
+
+
+def find_branches(
+    subject: Subject, expected: Expected, shape: tuple[int, ...], seed: int, *, decides: bool
+) -> Breach | None:
+    """A breach where images of some kind, each of this shape (1, height, width, channels), give something else.
+
+    Large images may reach a limit, if the model does not decide on numbers of the images.
+    """
+    rng = np.random.default_rng([seed, 4])
+    images = [kind(rng, shape) for kind in KINDS.values()]
+    apart = [
+        (residual(row, expected(image)), kind)
+        for kind, image, row in zip(KINDS, images, subject.rows(*images), strict=True)
+    ]
+    over = [found for found in apart if not found[0] <= ROW_TOLERANCE]
+    if not over:
+        return None
+    distance, kind = max(over)
+    if not decides and all(kind in FAR for _, kind in over):
+        return _limit(distance, f"for images {kind}")
+    return Breach(
+        "branch",
+        f"something else for images {' and '.join(kind for _, kind in over)}",
+        "the same function for all images",
+        f"{len(over)} of {len(apart)} kinds of images",
+        f"off by {distance:.1e} for images {kind}",
+    )
+
+
+def find_limits(subject: Subject, expected: Expected, images: np.ndarray) -> Breach | None:
+    """A breach where large weights, which `subject` draws, and large `images` reach what smaller ones do not."""
+    distance = residual(subject.rows(images)[0], expected(images))
+    if distance <= ROW_TOLERANCE:
+        return None
+    return _limit(distance, "where activations, stream and logits reach some 100")
+
+
+def _limit(distance: float, where: str) -> Breach:
+    return Breach(
+        "limit",
+        "something else where values are large",
+        "the same function for all numbers",
+        "large values",
+        f"off by {distance:.1e} {where}",
+    )
+
+
+def _apart(row: np.ndarray, other: np.ndarray) -> float:
+    if row.shape != other.shape:
+        return float("inf")
+    return 0.0 if np.array_equal(row, other, equal_nan=True) else residual(row, other)
