@@ -157,6 +157,7 @@ def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
         yield f"its output holds NaN or infinity{first and f', first made{first}'}"
         return
     stopped = _at(_stopped(found, trace))
+    that_is = stopped and f"; that is{stopped}"
     done = [step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters]
     if not done:
         given = f"{trace.values[trace.input].array.shape}{stopped and f' and takes them{stopped}'}"
@@ -167,13 +168,13 @@ def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
     elif found.missing == "output":
         shapes, expected = [output.array.shape for output in outputs], found.values[-1].shape
         if expected in shapes:
-            yield f"it is a Mixer up to {done[-1]}, and what it returns is made of that by no known operation{stopped}"
+            yield f"it is a Mixer up to {done[-1]}, and what it returns is made of that by no known operation{that_is}"
         else:
             returned = " and ".join(map(str, shapes))
             yield f"it is a Mixer up to {done[-1]}, which is {expected}, and what it returns is {returned}"
     else:
         follows = _in_words(found.missing)
-        yield f"it is a Mixer up to {done[-1]}, and what follows{stopped} is not {follows}, nor any known variant of it"
+        yield f"it is a Mixer up to {done[-1]}, and what follows is not {follows}, nor any known variant of it{that_is}"
 
 
 def _stopped(found: PartialMatch, trace: Trace) -> Place | None:
