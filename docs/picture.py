@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -31,8 +32,8 @@ if __name__ == "__main__":
     draw_terminal(
         "verify.svg", "mixer-equiv verify", draw_report(verify(digits.CHECKPOINT, images=images, labels=labels)), 104
     )
-    module = DOCS_FOLDER / "their_mixer.py"
-    report = verify(f"{module}:MLPMixer", kwargs=MODEL_KWARGS, image=(3, 12, 12))
+    with contextlib.chdir(DOCS_FOLDER):  # where the command below is typed
+        report = verify("their_mixer.py:MLPMixer", kwargs=MODEL_KWARGS, image=(3, 12, 12))
     command = f"mixer-equiv verify their_mixer.py:MLPMixer --kwargs '{json.dumps(MODEL_KWARGS)}' --image 3x12x12"
     draw_terminal("their.svg", command, draw_report(report), 112)
     draw_terminal("mutate.svg", "mixer-equiv mutate", draw_matrix(mutate()), 110)

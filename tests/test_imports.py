@@ -242,6 +242,7 @@ OF_A_FRAMEWORK = (
     "mixer_equiv.bench.torch_calls",
     "mixer_equiv.equivalence.faults.planted_code",
     "mixer_equiv.equivalence.record.jax",
+    "mixer_equiv.equivalence.record.module_scopes",
     "mixer_equiv.equivalence.record.torch",
     "mixer_equiv.models.flax",
     "mixer_equiv.models.nnx",

@@ -11,6 +11,8 @@ import dataclasses
 import enum
 from typing import Literal
 
+from mixer_equiv.equivalence.place import Place
+
 
 class Choice(enum.Enum):
     """A setting that is neither a number nor the name of a function. Its value is its words."""
@@ -110,6 +112,7 @@ class Deviation:
         expected: The program's setting; None where an operation was inserted.
         found: The trace's setting.
         parameters: Names of the trace's parameters that the program does not have.
+        place: Where the trace's model does it, or where the next step is if one is left out; no part of what it is.
     """
 
     step: str
@@ -118,3 +121,4 @@ class Deviation:
     expected: Setting
     found: Setting
     parameters: tuple[str, ...] = ()
+    place: Place | None = dataclasses.field(default=None, compare=False, kw_only=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mixer_equiv.equivalence.text import Column, Line, Paragraph, TextTable, list_lines, table_lines, wrap
+from mixer_equiv.errors import summarize
 
 Verdict = Literal["equivalent", "equivalent_under", "different", "inexpressible", "nothing_compared"]
 
@@ -34,7 +35,7 @@ class Cause:
     """One reason why two sides differ.
 
     `name` is that of the fault in the catalogue; `count` says in how many places it was found, `evidence` where
-    and how it shows.
+    and how it shows, and `places` the lines of the model's own code that do it, with its modules.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Cause:
     found: str
     count: str
     evidence: str
+    places: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The evidence, and the places in the model's own code."""
+        return ", ".join(filter(None, (self.evidence, *self.places)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,9 +258,9 @@ def details(report: Report) -> list[Paragraph]:
     if report.first_divergence:
         paragraphs.append(Paragraph("first", f"over the threshold from {readable(report.first_divergence)} on"))
     for cause in report.causes:
-        evidence = f"; {cause.evidence}" if cause.evidence else ""
+        where = f"; {cause.where}" if cause.where else ""
         paragraphs.append(
-            Paragraph(cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{evidence}")
+            Paragraph(cause.name, f"found {cause.found}, expected {cause.expected}: {cause.count}{where}")
         )
     if report.residual_without_causes is not None:
         after = number(report.residual_without_causes)
@@ -262,20 +269,32 @@ def details(report: Report) -> list[Paragraph]:
     if report.visible:
         paragraphs.append(Paragraph("inputs", shown_by_inputs(report.visible, report.threshold)))
     if report.unobservable:
-        count, first = len(report.unobservable), report.unobservable[0]
-        covered = "compared as weights alone" if report.sides[0].round_trip is not None else "not compared here"
-        paragraphs.append(Paragraph("unobservable", f"{count} arrays that no output can show, {covered}: {first}, ..."))
+        paragraphs.append(Paragraph("unobservable", unobservable_in_words(report)))
     return [*paragraphs, *(Paragraph("warning", warning) for warning in report.warnings)]
 
 
 def shown_by_inputs(visible: Mapping[str, float], threshold: float) -> str:
     """Say which known faults these outputs would not have shown, or else which one moves them least."""
     unseen = [fault for fault, moved in visible.items() if not moved > threshold]
-    of_all = f"{len(visible) - len(unseen)} of {len(visible)} known faults, each planted in one place"
+    count = f"{len(visible) - len(unseen)} of {len(visible)}" if unseen else f"each of {len(visible)}"
+    shown = (
+        f"these weights and images would show {count} known mistakes, such as a missing LayerNorm: one at a time was "
+        "made in a Mixer that runs on them"
+    )
     if unseen:
-        return f"these weights and images would have shown {of_all}, and not: {', '.join(unseen)}"
+        return f"{shown}. Its outputs stayed the same with: {', '.join(unseen)}"
     least = min(visible, key=lambda fault: visible[fault])
-    return f"would have shown {of_all}; {least} moves the output least, by {number(visible[least])}"
+    return f"{shown}, and its outputs moved. They moved least, by {number(visible[least])}, for {least}"
+
+
+def unobservable_in_words(report: Report) -> str:
+    """Say why some parameters change no output, and whether they were compared nevertheless."""
+    count = len(report.unobservable)
+    covered = "were compared as weights alone" if report.sides[0].round_trip is not None else "were not compared"
+    return (
+        f"{count} array{'s'[: count > 1]} change no output, whatever is in them, since the next LayerNorm takes away "
+        f"what they add: {summarize(report.unobservable, 1)}. They {covered}"
+    )
 
 
 def readable(stage: str) -> str:

@@ -15,6 +15,7 @@ from mixer_equiv.checkpoints.differences import PortFault
 from mixer_equiv.config import CONVENTIONS
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE, fault_of
+from mixer_equiv.equivalence.judge.wording import places_in_words, steps_in_words
 from mixer_equiv.equivalence.mixer.official_program import deviations_of, official_steps
 from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.report import Cause, SideReport
@@ -122,10 +123,13 @@ def departures(found: FoundMixer) -> list[str]:
     """Describe what a model does that no convention of its layout has."""
     settled = set(deviations_of(found.config))
     rest = [deviation for deviation in found.deviations if deviation not in settled]
-    return [
-        f"computes another function than the official model: {fault_of(d).id}, found {d.found}, at {d.step}"
-        for d in rest
-    ]
+    return [_departure(deviation) for deviation in rest]
+
+
+def _departure(deviation: Deviation) -> str:
+    cause, place = fault_of(deviation).id, f" ({deviation.place})" if deviation.place is not None else ""
+    found = f"{cause}, found {deviation.found}, at {deviation.step}{place}"
+    return f"computes another function than the official model: {found}"
 
 
 def _grouped(deviations: Iterable[Deviation], name: str, depth: int, others: Collection[Deviation]) -> Iterator[Cause]:
@@ -146,17 +150,12 @@ def _grouped(deviations: Iterable[Deviation], name: str, depth: int, others: Col
         if cause == "post_norm":
             count = whole
         of_all = f" of {whole}" if whole else ""
-        where = "everywhere" if count == whole else _place_of(members[0])
+        where = "everywhere" if count == whole else steps_in_words(members, depth)
         named = [parameter for member in members for parameter in member.parameters]
         with_what = f", with {', '.join(named)}" if named and fault.verdict == "inexpressible" else ""
         evidence = f"in {name}: {where}{with_what}"
         noun = fault.noun if whole or count > 1 else fault.noun.removesuffix("s")
-        yield Cause(cause, "code", str(expected), found, f"{count}{of_all} {noun}", evidence)
-
-
-def _place_of(deviation: Deviation) -> str:
-    """The place of a deviation: an inserted operation is before the step that consumes it, except at the head."""
-    return f"before {deviation.step}" if deviation.kind == "insert" and deviation.step != "head" else deviation.step
+        yield Cause(cause, "code", str(expected), found, f"{count}{of_all} {noun}", evidence, places_in_words(members))
 
 
 def constraint_causes(name: str, constraints: Collection[Constraint]) -> list[Cause]:

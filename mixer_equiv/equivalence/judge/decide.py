@@ -91,7 +91,7 @@ def explained(judgement: Judgement, a: MixerSide, b: MixerSide, port_causes: tup
     residuals = [side.replay_residual for side in (a, b) if side.replay_residual is not None]
     verdicts = {verdict_of(cause.name) for cause in (*causes, *constraints)}
     worst = next(v for v in ("inexpressible", "different", "equivalent_under") if v in verdicts)
-    beyond = tuple(f"{c.name}: {c.evidence}" for c in causes if verdict_of(c.name) == "inexpressible")
+    beyond = tuple(f"{c.name}: {c.where}" for c in causes if verdict_of(c.name) == "inexpressible")
     after = without(causes, max(residuals, default=judgement.residual_without_causes))
     return Judgement(worst, beyond, (*causes, *constraints), judgement.notices, judgement.is_rounding, after)
 

@@ -44,6 +44,7 @@ from mixer_equiv.equivalence.match.step_variants import (
     layer_norm_variants,
     variants,
 )
+from mixer_equiv.equivalence.place import Place
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Program, Step
 
@@ -69,7 +70,9 @@ class ExtraOperation(NamedTuple):
         """The deviation, placed at the `step` that takes the result, or at the last step."""
         expected = Choice.TRANSPOSED if self.what == "reshape" else None
         names = operand_names(*self.assignments)
-        return Insertion(step.name, "insert", self.what, expected, self.setting, names, self.assignments)
+        # A reshape has no value of its own in a trace.
+        place = None if self.what == "reshape" else self.value.place
+        return Insertion(step.name, "insert", self.what, expected, self.setting, names, self.assignments, place=place)
 
 
 class MoveGenerator:
@@ -80,7 +83,29 @@ class MoveGenerator:
         self.parameters = ParameterSearch(trace)
 
     def moves(self, step: Step, state: SearchState, budget: int) -> Iterator[Move]:
-        """Generate the moves that cost no more than the budget, cheapest kinds first."""
+        """Generate the moves that cost no more than the budget, cheapest kinds first, their deviations with places."""
+        for move in self._moves(step, state, budget):
+            if any(deviation.place is None for deviation in move.deviations):
+                place = self._place_of(move, step, state)
+                located = (d if d.place else dataclasses.replace(d, place=place) for d in move.deviations)
+                move = dataclasses.replace(move, deviations=tuple(located))
+            yield move
+
+    def _place_of(self, move: Move, step: Step, state: SearchState) -> Place | None:
+        """The place of the move's value where it is known how that is made, else of the next operation.
+
+        An operation on several values that is left out is missing where the last of them ends. What is known and has no
+        value of its own is a view.
+        """
+        kinds = {deviation.kind for deviation in move.deviations}
+        if kinds == {"variant"} and move.seen is not None and move.seen.number > state.position:
+            return move.seen.place
+        last = state.seen[step.inputs[-1]] or self.trace.values[state.position]
+        if kinds == {"skip"} and len(step.inputs) > 1:
+            return last.place
+        return self.trace.place_after(last, views=kinds.isdisjoint({"skip", "unknown"}))
+
+    def _moves(self, step: Step, state: SearchState, budget: int) -> Iterator[Move]:
         inputs = tuple(state.values[place] for place in step.inputs)
         yield from self._as_specified(step, inputs, state)
         if budget >= COST_OF["variant"]:

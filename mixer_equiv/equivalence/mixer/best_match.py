@@ -51,7 +51,8 @@ def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[WholeMa
             image = arrange_like(value.array, given.array, entry)
             changed = find_program(dataclasses.replace(trace, input=value.number), image, programs, thorough=thorough)
             if isinstance(changed, WholeMatch):
-                scaled = Deviation(changed.program.steps[0].name, "insert", "preprocessing", None, value.operation)
+                first = changed.program.steps[0].name
+                scaled = Deviation(first, "insert", "preprocessing", None, value.operation, place=value.place)
                 return dataclasses.replace(changed, deviations=(scaled, *changed.deviations)), None
     return found, None
 

@@ -21,8 +21,9 @@ def _post_norm(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
     if not (first and normalised and last):
         return deviations
     together = [*first, *normalised, *last]
+    names, place = last[0].parameters, normalised[0].place
     moved = [
-        Deviation(d.step, "variant", "post_norm", "before each branch", "after each addition", last[0].parameters)
+        Deviation(d.step, "variant", "post_norm", "before each branch", "after each addition", names, place=place)
         for d in first
     ]
     return (*moved, *(d for d in deviations if d not in together))
@@ -33,7 +34,8 @@ def _after_pool(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
     later = [d for d in deviations if d.kind == "insert" and d.what == "layer_norm" and d.step in ("head", _POOL)]
     if not (final and later):
         return deviations
-    moved = Deviation(_POOL, "variant", "norm_after_pool", "LayerNorm, mean", "mean, LayerNorm", later[0].parameters)
+    names, place = later[0].parameters, later[0].place
+    moved = Deviation(_POOL, "variant", "norm_after_pool", "LayerNorm, mean", "mean, LayerNorm", names, place=place)
     return (*(d for d in deviations if d not in (*final, *later)), moved)
 
 
@@ -45,5 +47,5 @@ def _mlp_head(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
     if not any(d.what == "linear" for d in layers):
         return deviations
     parameters = tuple(name for d in layers for name in d.parameters)
-    head = Deviation("head", "insert", "mlp_head", "one Dense", "several layers", parameters)
+    head = Deviation("head", "insert", "mlp_head", "one Dense", "several layers", parameters, place=layers[0].place)
     return (*(d for d in deviations if d not in layers), head)

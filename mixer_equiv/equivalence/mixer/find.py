@@ -19,6 +19,7 @@ from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, ParameterPlace, StagePlace, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
 from mixer_equiv.equivalence.notice import Notice
+from mixer_equiv.equivalence.place import Place
 from mixer_equiv.equivalence.record.idle import idle_operations
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.errors import summarize
@@ -145,17 +146,21 @@ def _is_blind(trace: Trace) -> bool:
 def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
     outputs = [trace.values[number] for number in trace.outputs.values()]
     if not any(output.is_data for output in outputs):
+        last = _at(trace.data[-1].place) if trace.data else ""
         yield (
             "its output does not depend on the images by any operation that could be followed; code that leaves the "
-            "framework on the way, to NumPy or to C++, cannot be"
+            f"framework on the way, to NumPy or to C++, cannot be{last and f'; the last operation that could is{last}'}"
         )
         return
     if not any(np.isfinite(output.array).all() for output in outputs):
-        yield "its output holds NaN or infinity"
+        first = next((_at(value.place) for value in trace.data if not np.isfinite(value.array).all()), "")
+        yield f"its output holds NaN or infinity{first and f', first made{first}'}"
         return
+    stopped = _at(_stopped(found, trace))
+    that_is = stopped and f"; that is{stopped}"
     done = [step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters]
     if not done:
-        given = trace.values[trace.input].array.shape
+        given = f"{trace.values[trace.input].array.shape}{stopped and f' and takes them{stopped}'}"
         yield (
             "no patch embedding: no parameter, as a kernel over patches of any size that divides the image, gives a "
             f"value of the model, which was given images {given}; buffers are no parameters"
@@ -163,13 +168,25 @@ def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
     elif found.missing == "output":
         shapes, expected = [output.array.shape for output in outputs], found.values[-1].shape
         if expected in shapes:
-            yield f"it is a Mixer up to {done[-1]}, and what it returns is made of that by no known operation"
+            yield f"it is a Mixer up to {done[-1]}, and what it returns is made of that by no known operation{that_is}"
         else:
             returned = " and ".join(map(str, shapes))
             yield f"it is a Mixer up to {done[-1]}, which is {expected}, and what it returns is {returned}"
     else:
         follows = _in_words(found.missing)
-        yield f"it is a Mixer up to {done[-1]}, and what follows is not {follows}, nor any known variant of it"
+        yield f"it is a Mixer up to {done[-1]}, and what follows is not {follows}, nor any known variant of it{that_is}"
+
+
+def _stopped(found: PartialMatch, trace: Trace) -> Place | None:
+    """The place of the first operation that was not followed."""
+    place = len(found.values) - 1
+    taken = found.program.steps[place].inputs[-1] if place < len(found.program.steps) else place
+    seen = found.seen[taken] or max((value for value in found.seen if value), key=lambda value: value.number)
+    return trace.place_after(seen)
+
+
+def _at(place: Place | None) -> str:
+    return f" at {place}" if place is not None else ""
 
 
 def _in_words(step: str) -> str:

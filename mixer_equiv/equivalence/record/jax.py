@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mixer_equiv.equivalence.record.calls import Calls, Function, move_on
+from mixer_equiv.equivalence.record.equation_places import EquationPlaces
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.randomness import fork_generators, seed_generators
 from mixer_equiv.equivalence.record.state import Change, ModelState
@@ -208,6 +209,7 @@ class _Interpreter:
         self.arrays: list[Any] = []
         self.scalars: list[float] = []
         self.narrow_dtypes: dict[str, None] = {}
+        self.places = EquationPlaces(__file__)
 
     def add(
         self, array: Any, operation: str, inputs: tuple[int, ...], *, name: str | None = None, is_data: bool = False
@@ -218,7 +220,8 @@ class _Interpreter:
         number = len(self.values)
         is_view = operation in _VIEW_PRIMITIVES and np.size(self.arrays[inputs[0]]) == np.size(array)
         leaves = frozenset() if is_data else leaves
-        self.values.append(Value(number, np.empty(0), operation, inputs, is_data, leaves, name, is_view))
+        place = self.places.current()
+        self.values.append(Value(number, np.empty(0), operation, inputs, is_data, leaves, name, is_view, place))
         self.arrays.append(array)
         return number
 
@@ -248,7 +251,8 @@ class _Interpreter:
             return self.constant(atom.val) if isinstance(atom, Literal) else known[atom]
 
         for equation in jaxpr.eqns:
-            results = self._equation(equation, [read(atom) for atom in equation.invars])
+            with self.places.inside(equation):
+                results = self._equation(equation, [read(atom) for atom in equation.invars])
             known.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 

@@ -118,6 +118,17 @@ class Trace:
                 alike.append(value)
         return [value for values in distinct.values() for value in values]
 
+    def place_after(self, value: Value, *, views: bool = False) -> Place | None:
+        """The place of the first operation on a value, or if `views` count, of its first rearrangement elsewhere."""
+        same = {value.number}
+        for later in self.values[value.number + 1 :]:
+            if not same.isdisjoint(later.inputs):
+                # A framework's function may end with a view of its own.
+                if not later.is_view or (views and later.place != value.place):
+                    return later.place
+                same.add(later.number)
+        return None
+
     @cached_property
     def constants(self) -> tuple[str, ...]:
         """The names of constant tensors of the model that meet the input."""

@@ -248,6 +248,8 @@ def _of_nnx(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignModel
     """
     jax = require("jax", "flax", "verifying an nnx module")
     nnx = require("flax.nnx", "flax", "verifying an nnx module")
+    from mixer_equiv.equivalence.record.module_scopes import naming_calls
+
     taken = nnx.Param, lambda path, _: "/".join(map(str, path)) in drawn
     graph, params, rest = nnx.split(module, taken, ...)
     constants = {
@@ -272,7 +274,8 @@ def _of_nnx(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignModel
                 made = nnx.merge(nnx.split(last[0])[0], kept)
             last[:] = [made]
             before = ModelState([("", made)])
-            result = made(batch, **filled)
+            with naming_calls({"/".join(map(str, path)): part for path, part in nnx.iter_modules(made)}):
+                result = made(batch, **filled)
             changes.extend(before.changes())
             return result, nnx.split(made)[1]
 
