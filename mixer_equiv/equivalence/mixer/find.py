@@ -12,6 +12,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import locate_elements
 from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Assignment, UnknownParameter
+from mixer_equiv.equivalence.match.parts import JoinedValue
 from mixer_equiv.equivalence.match.program_search import PartialMatch, ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.deviation_patterns import combine
@@ -121,7 +122,7 @@ def _stages(found: ProgramMatch, tokens: tuple[int, ...] | None) -> Iterator[tup
     """The places of the official stages; `tokens` are the model's in the official order, where that is another one."""
     for stage, place in found.program.stages.items():
         meant, seen = found.before_insertion.get(place, (found.values[place], found.seen[place]))
-        if seen is not None:
+        if seen is not None and not isinstance(seen, JoinedValue):
             if tokens is not None and meant.ndim == 3:
                 meant = meant[:, list(tokens)]
             yield stage, StagePlace(seen.number, locate_elements(seen.array, meant), meant.shape)

@@ -52,6 +52,11 @@ class Value:
     def size(self) -> int:
         return int(self.array.size)
 
+    @cached_property
+    def is_zero(self) -> bool:
+        """Whether all elements are 0, as before anything is written into it, so that no value tells it from others."""
+        return self.size > 0 and not (self.array.flat[0] or self.array.any())
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
@@ -66,6 +71,7 @@ class Trace:
         scalars: The numbers that occurred as arguments of operations.
         narrow_dtypes: Floats other than the pass's for which the code asked.
         uses_random_numbers: Whether random numbers were drawn.
+        decisions: Sentences on branches that were taken by numbers of the input, and may part on others.
     """
 
     values: list[Value]
@@ -76,6 +82,7 @@ class Trace:
     scalars: tuple[float, ...]
     narrow_dtypes: tuple[str, ...] = ()
     uses_random_numbers: bool = False
+    decisions: tuple[str, ...] = ()
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -91,9 +98,9 @@ class Trace:
 
     @cached_property
     def by_size(self) -> dict[int, list[Value]]:
-        """The values that depend on the input, by their numbers of elements."""
+        """The values that depend on the input, but for zeros, by their numbers of elements."""
         result: dict[int, list[Value]] = {}
-        for value in self.data:
+        for value in (value for value in self.data if not value.is_zero):
             result.setdefault(value.size, []).append(value)
         return result
 
@@ -101,7 +108,9 @@ class Trace:
     def operands(self) -> list[Value]:
         """The values made of parameters alone, parameters first; of those with the same elements the first."""
         candidates = [
-            value for value in self.values if not value.is_data and value.leaves and not value.is_view and value.size
+            value
+            for value in self.values
+            if value.leaves and not (value.is_data or value.is_view or value.is_zero) and value.size
         ]
         candidates.sort(key=lambda value: value.name is None)
         distinct: dict[int, list[Value]] = {}
