@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mixer_equiv.equivalence.match.axes import axis_orders, reorder_axes
+from mixer_equiv.equivalence.match.bias_rows import bias_rows, sizes_with_ones
 from mixer_equiv.equivalence.match.parts import PartFinder
 from mixer_equiv.equivalence.record.array_fingerprint import TOLERANCE, Fingerprint
 from mixer_equiv.equivalence.record.trace import Trace, Value
@@ -91,6 +92,7 @@ class ParameterSearch:
 
     def __init__(self, trace: Trace) -> None:
         self.trace, self.parts = trace, PartFinder(trace)
+        self.sizes_with_ones = sizes_with_ones(trace)
         self._answers: dict[Any, Any] = {}
         self._alive: list[Any] = []  # arrays whose ids are in keys, so that none is used twice
 
@@ -134,7 +136,7 @@ class ParameterSearch:
             # A kernel that is a part of a parameter may be one of those that make the layer together.
             if plus is None and all(fit.uses_part for fit in whole):
                 whole = [*self._fit_in_parts(x, axes, suited), *whole]
-            return whole
+            return whole or list(self._fit_bias_rows(x, axes, position))
 
         arrays = (x,) if plus is None else (x, plus)
         found = self.cached(("linear", axes, guessed), fits, *arrays)
@@ -230,6 +232,22 @@ class ParameterSearch:
                     if (value := self.parts.find(array)) is not None:
                         weight = AssignedOperand(operand, sizes, order)
                         yield LayerFit(array, value, weight, _vector(biases[i], sizes[-1]))
+
+    def _fit_bias_rows(self, x: Array, axes: int, position: int) -> Iterator[LayerFit]:
+        """Kernels of which one row is the bias, where the trace has `x` with a column of ones."""
+        contracted, kept = x.shape[x.ndim - axes :], x.shape[: x.ndim - axes]
+        width = math.prod(contracted)
+        flat = x.reshape(-1, width)
+        if x.size + len(flat) not in self.sizes_with_ones:
+            return
+        for operand in (operand for operand in self.trace.operands if operand.size % (width + 1) == 0):
+            sizes = (*contracted, operand.size // (width + 1))
+            for kernel, bias in bias_rows(operand, width):
+                for order in axis_orders(sizes, kernel.array.shape):
+                    core = flat @ reorder_axes(kernel.array, sizes, order).reshape(width, -1)
+                    array = (core + bias.array).reshape(*kept, sizes[-1])
+                    if (value := self.find_value(array, position)) is not None:
+                        yield LayerFit(array, value, AssignedOperand(kernel, sizes, order), _vector(bias, sizes[-1]))
 
     # Scales and biases
 

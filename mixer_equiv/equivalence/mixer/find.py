@@ -19,6 +19,7 @@ from mixer_equiv.equivalence.mixer.deviation_patterns import combine
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, ParameterPlace, StagePlace, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
+from mixer_equiv.equivalence.mixer.unfollowed import unfollowed
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.errors import summarize
@@ -40,7 +41,9 @@ def find_mixer(
     match = dataclasses.replace(match, assignments=relocated(match, deviations, trace))
     seen = _Seen(match, deviations, trace, len(entry))
     if isinstance(match, PartialMatch):
-        return seen.nothing(_why_not(match, trace), is_blind=_is_blind(trace))
+        is_blind = _is_blind(trace)
+        stopped = () if is_blind else unfollowed(match, trace)
+        return seen.nothing([*_why_not(match, trace), *stopped], is_blind=is_blind)
     match, deviations, notices = folded(match, deviations)
     sizes, conflicts = _sizes(match)
     seen = dataclasses.replace(seen, match=match, deviations=deviations, notices=tuple(notices))
@@ -100,12 +103,18 @@ class _Seen:
         }
 
     def nothing(self, reasons: Iterable[str], *, is_blind: bool = False) -> NothingFound:
-        if (family := family_of(self.trace.parameters)) is not None:
+        family = family_of(self.trace.parameters)
+        if family is not None:
             reasons = (*reasons, f"names of its parameters are those of {family.words}")
         residual = self.match.residual if isinstance(self.match, WholeMatch) else None
         missing = self.match.missing if isinstance(self.match, PartialMatch) else None
         return NothingFound(
-            **self.fields(), reasons=tuple(reasons), residual=residual, missing=missing, is_blind=is_blind
+            **self.fields(),
+            reasons=tuple(reasons),
+            residual=residual,
+            missing=missing,
+            is_blind=is_blind,
+            is_of_other_family=family is not None,
         )
 
 
