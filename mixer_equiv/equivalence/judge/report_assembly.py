@@ -15,10 +15,11 @@ from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.config import SizeDifference
-from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import causes_of
 from mixer_equiv.equivalence.judge.decide import Judgement, without
 from mixer_equiv.equivalence.judge.evidence import Evidence, Run
+from mixer_equiv.equivalence.judge.stops import verdict_where_nothing_was_found
+from mixer_equiv.equivalence.mixer.result import NothingFound
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import device, jax_device
@@ -81,14 +82,11 @@ def not_found(side: NotAMixer, notes: list[Notice], policy: Policy) -> Report:
     """Report a model that is no Mixer, or one whose weights no official model can have."""
     found = side.found
     causes = causes_of(side)
-    named = any(verdict_of(cause.name) == "inexpressible" for cause in causes)
-    # A model with no LayerNorm, or in which next to nothing was found, is no Mixer; any other is one that differs.
-    little = len(found.known) < LEAST_KNOWN or not found.knows_layer_norm
-    beyond = named or (little and not found.reached_output)
+    verdict = verdict_where_nothing_was_found(found, causes)
     return Report(
-        verdict="nothing_compared" if found.is_blind else "inexpressible" if beyond else "different",
+        verdict=verdict,
         threshold=policy.residual,
-        first_divergence=_stage_of(found.deviations[0].step if found.deviations else found.missing),
+        first_divergence=None if verdict == "nothing_compared" else _first_divergence(found),
         causes=tuple(causes),
         residual_without_causes=without(causes, found.residual) if causes else None,
         reasons=found.reasons,
@@ -97,13 +95,10 @@ def not_found(side: NotAMixer, notes: list[Notice], policy: Policy) -> Report:
     )
 
 
-def _stage_of(step: str | None) -> str | None:
-    """The stage of a step: cutting into patches is part of the stem."""
+def _first_divergence(found: NothingFound) -> str | None:
+    """The first step that differs or was not found; cutting into patches is part of the stem."""
+    step = found.deviations[0].step if found.deviations else found.missing
     return step and step.removesuffix("/cut")
-
-
-# The fewest steps with parameters that must be found in a model to call it a Mixer that differs.
-LEAST_KNOWN = 7
 
 
 def of_other_sizes(a: MixerSide, b: MixerSide, differences: list[SizeDifference], policy: Policy) -> Report:

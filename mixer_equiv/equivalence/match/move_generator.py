@@ -282,7 +282,9 @@ class MoveGenerator:
         patches = []
         for ph, pw in itertools.product(_divisors(height), _divisors(width)):
             tokens, columns = (height // ph) * (width // pw), ph * pw * channels
-            hidden = {size // columns for size in lengths if size % columns == 0}
+            with_ones = batch * tokens * (columns + 1) in self.parameters.sizes_with_ones
+            rows = (columns, columns + 1) if with_ones else (columns,)
+            hidden = {size // r for r in rows for size in lengths if size % r == 0}
             if any(batch * tokens * h in self.trace.by_size for h in hidden):
                 patches.append((ph, pw))
         return sorted(patches, key=lambda patch: (patch[0] != patch[1], patch))
