@@ -136,8 +136,6 @@ def _grouped(deviations: Iterable[Deviation], name: str, depth: int, others: Col
     for (cause, found, expected), members in groups.items():
         fault = CATALOGUE[cause]
         count, whole = len(members), total[fault.operation]
-        if cause == "post_norm":
-            count = whole
         of_all = f" of {whole}" if whole else ""
         where = "everywhere" if count == whole else _place_of(members[0])
         named = [parameter for member in members for parameter in member.parameters]
