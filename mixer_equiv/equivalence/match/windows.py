@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,11 +23,13 @@ def windows_of(images: Array, trace: Trace) -> Iterator[tuple[Windows, Array]]:
     """
     batch, height, width, channels = images.shape
     for size, hidden in _kernels(channels, trace):
+        is_square = size[0] == size[1]
         for rows, columns in itertools.product(_sides(height, size[0]), _sides(width, size[1])):
             tokens = _count(height, size[0], rows) * _count(width, size[1], columns)
             (down, top, bottom), (right, left, rest) = rows, columns
             is_plain = (down, right) == size and not any((top, bottom, left, rest))
-            if batch * tokens * hidden in trace.by_size and not is_plain:
+            is_usual = not is_square or (down == right and (height != width or rows == columns))
+            if is_usual and not is_plain and batch * tokens * hidden in trace.by_size:
                 windows = Windows(size, (down, right), (top, left), (bottom, rest))
                 yield windows, take(images, windows)
 
@@ -41,19 +44,24 @@ def take(images: Array, windows: Windows) -> Array:
 
 
 def _kernels(channels: int, trace: Trace) -> Iterator[tuple[tuple[int, int], int]]:
-    """Heights and widths of kernels of convolutions from so many channels, and to how many."""
-    shapes = dict.fromkeys(operand.array.shape for operand in trace.operands if operand.array.ndim == 4)
-    for a, b, c, d in shapes:
-        found = {(c, d): a} if b == channels else {(a, b): d} if c == channels else {}  # as in torch, or as in Flax
-        yield from found.items()
+    """Heights and widths of the kernel that is used first, from so many channels, and to how many it leads."""
+    kernels = [operand for operand in trace.operands if operand.array.ndim == 4 and operand.leaves in trace.uses]
+    first = min(kernels, key=lambda operand: trace.uses[operand.leaves][0], default=None)
+    if first is not None:
+        a, b, c, d = first.array.shape
+        if b == channels:  # as in torch
+            yield (c, d), a
+        elif c == channels:  # as in Flax
+            yield (a, b), d
 
 
-def _sides(length: int, size: int) -> Iterator[Side]:
-    """Strides and paddings along one axis, the same before and after it or, as for "SAME", one more after it."""
-    for stride, before in itertools.product(range(1, size + 1), range(size)):
-        for after in (before, before + 1):
-            if after < size and length + before + after >= size:
-                yield stride, before, after
+def _sides(length: int, size: int) -> list[Side]:
+    """Strides and paddings along one axis: so many zeros before and after it, or those of the padding "SAME"."""
+    sides = [(stride, zeros, zeros) for stride in range(1, size + 1) for zeros in range(size // 2 + 1)]
+    for stride in range(1, size + 1):
+        zeros = max((math.ceil(length / stride) - 1) * stride + size - length, 0)
+        sides.append((stride, zeros // 2, zeros - zeros // 2))
+    return [side for side in dict.fromkeys(sides) if length + side[1] + side[2] >= size]
 
 
 def _count(length: int, size: int, side: Side) -> int:

@@ -85,7 +85,7 @@ class MiswrittenMixer(nn.Module):
         self.mistakes, (ph, pw), hidden = mistakes, config.patch_hw, config.hidden_dim
         kernel, padding = {
             "overlapping stem": ((ph + 2, pw + 2), (1, 1)),
-            "padded stem": ((ph, pw), (ph - 1, pw - 1)),
+            "padded stem": ((ph, pw), (ph // 2, pw // 2)),
         }.get(next((m for m in mistakes if m.endswith(" stem")), ""), ((ph, pw), (0, 0)))
         self.stem = nn.Conv2d(config.in_channels, hidden, kernel, (ph, pw), padding)
         outer = zip(config.image_hw, kernel, padding, (ph, pw), strict=True)
@@ -167,7 +167,7 @@ MISTAKES: dict[str, Mistake] = {
     "token post-norm": Mistake(_D, "post_norm", "after each addition", "2 of 5 LayerNorms", _TOKENS),
     "channel post-norm": Mistake(_D, "post_norm", "after each addition", "2 of 5 LayerNorms", _CHANNELS),
     "overlapping stem": Mistake(_I, "patches", "overlapping, 5x4 every 3x2, padded by 1x1", "1 stem", "stem/cut"),
-    "padded stem": Mistake(_I, "patches", "3x2 every 3x2, padded by 2x1", "1 stem", "stem/cut"),
+    "padded stem": Mistake(_I, "patches", "3x2 every 3x2, padded by 1x1", "1 stem", "stem/cut"),
     "BatchNorm": Mistake(_I, "batch_norm", "a BatchNorm", "5 of 5 LayerNorms", "everywhere"),
     "two token MLPs": Mistake(_I, "extra_mlp", "more than one MLP", "2 MLPs", "MixerBlock_0/token_mixing"),
     "two channel MLPs": Mistake(_I, "extra_mlp", "more than one MLP", "2 MLPs", "MixerBlock_0/channel_mixing"),
