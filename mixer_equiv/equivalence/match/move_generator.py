@@ -49,7 +49,7 @@ from mixer_equiv.equivalence.match.windows import windows_of
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Step
 
-COST_OF = {"variant": 1, "skip": 1, "insert": 2, "unknown": 3}
+COST_OF = {"variant": 1, "skip": 1, "insert": 2, "windows": 2, "unknown": 3}
 
 # How many values of the trace are tried in the place of an unknown step.
 CONTINUED_AT_MOST = 12
@@ -89,6 +89,10 @@ class MoveGenerator:
         yield from self._as_specified(step, inputs, state)
         if budget >= COST_OF["variant"]:
             yield from self._variants(step, inputs, state)
+        if budget >= COST_OF["windows"] and step.operation == "cut":
+            for windows, array in windows_of(inputs[0], self.trace):
+                deviation = Deviation(step.name, "variant", "patches", Choice.SIDE_BY_SIDE, windows)
+                yield Move(array, None, {}, (deviation,), COST_OF["windows"], sure=False)
         unknown = {parameter.name: UnknownParameter() for parameter in step.parameters}
         if budget >= COST_OF["skip"] and step.operation in SKIPPABLE:
             deviation = Deviation(step.name, "skip", step.operation, SKIPPABLE[step.operation], Choice.NONE)
@@ -169,11 +173,6 @@ class MoveGenerator:
             return
         if step.operation == "layer_norm":
             yield from self._norm_variants(step, inputs[0], state)
-            return
-        if step.operation == "cut":
-            for windows, array in windows_of(inputs[0], self.trace):
-                patches = Deviation(step.name, "variant", "patches", Choice.SIDE_BY_SIDE, windows)
-                yield Move(array, None, {}, (patches,), cost, sure=False)
             return
         earlier = list(zip(state.steps, state.values[1:], strict=True))
         for number, (change, compute, is_rearranged) in enumerate(variants(step, inputs, earlier)):

@@ -44,14 +44,14 @@ def take(images: Array, windows: Windows) -> Array:
 
 
 def _kernels(channels: int, trace: Trace) -> Iterator[tuple[tuple[int, int], int]]:
-    """Heights and widths of the kernel that is used first, from so many channels, and to how many it leads."""
+    """Height and width of the kernel that is used first, from so many channels, and to how many it leads."""
     kernels = [operand for operand in trace.operands if operand.array.ndim == 4 and operand.leaves in trace.uses]
     first = min(kernels, key=lambda operand: trace.uses[operand.leaves][0], default=None)
     if first is not None:
         a, b, c, d = first.array.shape
         if b == channels:  # as in torch
             yield (c, d), a
-        elif c == channels:  # as in Flax
+        if c == channels:  # as in Flax
             yield (a, b), d
 
 

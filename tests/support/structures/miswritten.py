@@ -25,12 +25,12 @@ class OverTokens(nn.LayerNorm):
 class OverBoth(nn.Module):
     """A LayerNorm of (batch, tokens, hidden) over both axes, with a scale and a bias for each channel."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(hidden)), nn.Parameter(torch.zeros(hidden))
+        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(hidden)), nn.Parameter(torch.zeros(hidden)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[1:], eps=1e-6) * self.weight + self.bias
+        return F.layer_norm(x, x.shape[1:], eps=self.eps) * self.weight + self.bias
 
 
 class OverBatch(nn.BatchNorm1d):
@@ -43,6 +43,16 @@ class OverBatch(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.mT).mT
+
+
+def norm_of(config: MixerConfig, mistakes: Collection[str], *, over_tokens: bool = False) -> nn.Module:
+    """The LayerNorm, or the layer in its place."""
+    hidden, eps = config.hidden_dim, 1e-5 if "eps" in mistakes else 1e-6
+    if "LayerNorm over tokens" in mistakes and over_tokens:
+        return OverTokens(config.num_tokens, eps)
+    if "LayerNorm over both axes" in mistakes:
+        return OverBoth(hidden, eps)
+    return OverBatch(hidden) if "BatchNorm" in mistakes else nn.LayerNorm(hidden, eps)
 
 
 class Mlp(nn.Sequential):
@@ -59,15 +69,8 @@ class Block(nn.Module):
         self.token_mlps = nn.ModuleList(Mlp(*size, erf) for size in sizes)
         sizes = [(hidden, config.channels_mlp_dim)] * (1 + ("two channel MLPs" in mistakes))
         self.channel_mlps = nn.ModuleList(Mlp(*size, erf) for size in sizes)
-        self.token_norms = nn.ModuleList(self.norm(tokens, hidden, first=True) for _ in self.token_mlps)
-        self.channel_norms = nn.ModuleList(self.norm(tokens, hidden, first=False) for _ in self.channel_mlps)
-
-    def norm(self, tokens: int, hidden: int, *, first: bool) -> nn.Module:
-        if "LayerNorm over tokens" in self.mistakes and first:
-            return OverTokens(tokens, 1e-6)
-        if "LayerNorm over both axes" in self.mistakes:
-            return OverBoth(hidden)
-        return OverBatch(hidden) if "BatchNorm" in self.mistakes else nn.LayerNorm(hidden, 1e-6)
+        self.token_norms = nn.ModuleList(norm_of(config, mistakes, over_tokens=True) for _ in self.token_mlps)
+        self.channel_norms = nn.ModuleList(norm_of(config, mistakes) for _ in self.channel_mlps)
 
     def forward(self, x: Tensor) -> Tensor:
         for norm, mlp in zip(self.token_norms, self.token_mlps, strict=True):
@@ -93,12 +96,9 @@ class MiswrittenMixer(nn.Module):
         config = config.replace(image_size=(rows * ph, columns * pw))
         tokens = config.num_tokens
         self.second_stem = nn.Linear(hidden, hidden) if "two stems" in mistakes else nn.Identity()
-        self.stem_norm = nn.LayerNorm(hidden, 1e-6) if "LayerNorm after the stem" in mistakes else nn.Identity()
+        self.stem_norm = norm_of(config, ()) if "LayerNorm after the stem" in mistakes else nn.Identity()
         self.blocks = nn.Sequential(*(Block(config, mistakes) for _ in range(config.num_blocks)))
-        is_plain = "no final LayerNorm" in mistakes
-        self.norm = nn.Identity() if is_plain else OverBatch(hidden) if "BatchNorm" in mistakes else None
-        if self.norm is None:
-            self.norm = OverBoth(hidden) if "LayerNorm over both axes" in mistakes else nn.LayerNorm(hidden, 1e-6)
+        self.norm = nn.Identity() if "no final LayerNorm" in mistakes else norm_of(config, mistakes)
         features = tokens if "mean over channels" in mistakes else hidden
         features = tokens * hidden if "flattened" in mistakes else features
         self.head: nn.Module = nn.Linear(features, config.num_classes)
@@ -142,12 +142,14 @@ class Mistake(NamedTuple):
     first: str
 
 
-_I, _D = "inexpressible", "different"
+_I, _D, _U = "inexpressible", "different", "equivalent_under"
 _TOKENS, _CHANNELS = "MixerBlock_0/LayerNorm_0", "MixerBlock_0/LayerNorm_1"
 _FIRST, _POOL = "before MixerBlock_0/LayerNorm_0", "pre_head_layer_norm/mean"
 
 # For models of two blocks.
 MISTAKES: dict[str, Mistake] = {
+    "erf": Mistake(_U, "activation", "gelu", "4 of 4 MLPs", "everywhere"),
+    "eps": Mistake(_U, "layer_norm_eps", "1e-05", "5 of 5 LayerNorms", "everywhere"),
     "reshaped": Mistake(_D, "reshape", "reshaped", "1 place", _FIRST),
     "mean over channels": Mistake(_D, "pooling", "mean over channels", "1 of 1 pooling", "everywhere"),
     "flattened": Mistake(_D, "pooling", "none, all tokens side by side", "1 of 1 pooling", "everywhere"),
@@ -173,5 +175,22 @@ MISTAKES: dict[str, Mistake] = {
     "two channel MLPs": Mistake(_I, "extra_mlp", "more than one MLP", "2 MLPs", "MixerBlock_0/channel_mixing"),
 }
 
-# These are the official function, in two affine layers.
+# The official function, with two affine layers for a stem.
 RIGHT = ("two stems",)
+
+_POOLINGS = frozenset({"mean over channels", "flattened", "logits of every token", "first token", "last token"})
+_LAYER_NORMS = frozenset({"LayerNorm over both axes", "BatchNorm", "LayerNorm over tokens"})
+
+# Mistakes of which one leaves nothing for the other to be made at, with the reason.
+HIDING: dict[frozenset[str], str] = {
+    _POOLINGS: "there is one pooling",
+    frozenset({"overlapping stem", "padded stem"}): "there is one stem",
+    frozenset({"softmax", "log_softmax", "sigmoid"}): "each is a function of the one before, and people apply one",
+    _LAYER_NORMS: "each LayerNorm is over one thing",
+    frozenset({"BatchNorm", "eps"}): "a BatchNorm has an eps of its own",
+}
+
+
+def hides(one: str, other: str) -> bool:
+    """Whether one of two mistakes hides the other."""
+    return any({one, other} <= group for group in HIDING)
