@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.deviation import Deviation
+from mixer_equiv.equivalence.deviation import Choice, Deviation
 from mixer_equiv.equivalence.match.axes import locate_elements
 from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Assignment, UnknownParameter
 from mixer_equiv.equivalence.match.parts import JoinedValue
@@ -245,6 +245,8 @@ def _is_known(found: ProgramMatch, parameter: str) -> bool:
 def _config(found: ProgramMatch, sizes: Mapping[str, int], entry: np.ndarray) -> MixerConfig:
     _, height, width, channels = entry.shape
     ph, pw = found.values[1].shape[2:4]
+    if height % ph or width % pw:  # patches that overlap or are padded, which no config can say
+        ph, pw = height, width
     return MixerConfig(
         num_classes=found.values[-1].shape[-1] if found.program.steps[-1].parameters else 0,
         num_blocks=_depth(found),
@@ -273,7 +275,8 @@ def _throughout(found: ProgramMatch, operation: str, what: str, official: Any) -
 
 def _lacking(found: ProgramMatch, deviations: tuple[Deviation, ...], config: MixerConfig) -> list[str]:
     """The reasons why official parameters are missing."""
-    reasons = [_BEYOND[d.what] for d in deviations if d.what in _BEYOND]
+    reasons = [reason for d in deviations if (reason := _BEYOND.get(d.what) or _BEYOND.get(d.found))]
+    reasons = list(dict.fromkeys(reasons))
     bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
     axes = {name: len(binding.row.canonical_axes.split()) for name, binding in bindings.items()}
     # A parameter of more axes, such as a scale for every token and channel, is not the official one either.
@@ -294,7 +297,13 @@ def _has_axes(assignment: Assignment, axes: int) -> bool:
     return not isinstance(assignment, UnknownParameter) and len(assignment.sizes) <= axes
 
 
-_BEYOND = {"mlp_head": "its head has several layers, and the official one is a single Dense"}
+# Reasons by what differs, or by what was found instead.
+_BEYOND: Mapping[Any, str] = {
+    "mlp_head": "its head has several layers, and the official one is a single Dense",
+    "patches": "its patches are not those of the official model, which are side by side and cover the image",
+    "extra_mlp": "it has blocks with a further MLP, and the official ones have one over tokens and one over channels",
+    Choice.EVERY_TOKEN: "it returns logits for every token, and the official model for every image",
+}
 
 
 def _unused(trace: Trace) -> list[str]:

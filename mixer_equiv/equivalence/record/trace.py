@@ -143,6 +143,19 @@ class Trace:
         return tuple(sorted(frozenset().union(*met)))
 
     @cached_property
+    def bottlenecks(self) -> frozenset[int]:
+        """The numbers of values through which all goes on: of no earlier value is a later one made that is used."""
+        used = set(self.outputs.values())
+        passed_by = np.zeros(len(self.values) + 1, np.intp)
+        for value in reversed(self.values):
+            if value.number in used:
+                used.update(value.inputs)
+                for earlier in (i for i in value.inputs if self.values[i].is_data):
+                    passed_by[earlier + 1] += 1
+                    passed_by[value.number] -= 1
+        return frozenset(np.flatnonzero(passed_by.cumsum() == 0).tolist())
+
+    @cached_property
     def uses(self) -> dict[frozenset[str], list[int]]:
         """The numbers of values at which parameters meet the input, by the parameters' names."""
         result: dict[frozenset[str], list[int]] = {}
