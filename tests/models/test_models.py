@@ -110,7 +110,7 @@ def test_without_classes_the_pooled_features_are_returned(run: Any) -> None:
     assert taps["pooled"].shape == (8, config.hidden_dim)
 
 
-@given(config=configs(max_dim=9), seed=st.integers(0, 2**16))
+@given(config=configs(max_dim=9, allow_headless=True), seed=st.integers(0, 2**16))
 @example(config=MixerConfig.from_dict(ILL_CONDITIONED), seed=0)
 def test_torch_and_the_reference_are_the_same_function_for_any_config(config: MixerConfig, seed: int) -> None:
     report = verify("torch", "reference", kwargs=config.to_dict(), seed=seed)
