@@ -9,12 +9,12 @@ cotangent of each array among the arguments.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+
+from mixer_equiv.activations import ACTIVATIONS, DERIVATIVES
 
 Array = np.ndarray
 Key = TypeVar("Key")
@@ -83,7 +83,7 @@ def activate(x: Array, activation: str) -> Array:
 
 
 def activate_vjp(cotangent: Array, x: Array, activation: str) -> tuple[Array]:
-    return (cotangent * ACTIVATION_DERIVATIVES[activation](x),)
+    return (cotangent * DERIVATIVES[activation](x),)
 
 
 def add(x: Array, y: Array) -> Array:
@@ -102,65 +102,6 @@ def mean(x: Array) -> Array:
 
 def mean_vjp(cotangent: Array, x: Array) -> tuple[Array]:
     return (np.broadcast_to(cotangent[:, None] / x.shape[1], x.shape),)
-
-
-def _swish(x: Array, slope: float | Array = 1.0) -> Array:
-    """x * sigmoid(slope * x), with the limit 0 where exp overflows."""
-    return x / (1 + np.exp(-slope * x))
-
-
-def _gelu_tanh(x: Array) -> Array:
-    # (1 + tanh(u)) / 2 is sigmoid(2u), with u = sqrt(2 / pi) * (x + 0.044715 x^3).
-    return _swish(x, math.sqrt(8 / math.pi) * (1 + 0.044715 * x * x))
-
-
-def _gelu(x: Array) -> Array:
-    # The normal distribution function by erfc keeps its relative precision for negative x.
-    return x / 2 * _erfc()(-x / math.sqrt(2))
-
-
-@cache
-def _erfc() -> Callable[[Array], Array]:
-    """SciPy's erfc, which JAX depends on, else the standard library's, applied element by element."""
-    try:
-        from scipy.special import erfc
-    except ImportError:
-        one = np.frompyfunc(math.erfc, 1, 1)
-        return lambda x: np.asarray(one(x), np.float64)
-    return erfc
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu_tanh": _gelu_tanh,
-    "gelu": _gelu,
-    "relu": lambda x: np.where(x > 0, x, 0.0),
-    "silu": _swish,
-    "quick_gelu": lambda x: _swish(x, 1.702),
-}
-
-
-def _swish_derivative(x: Array, sloped: float | Array = 1.0, slope: float | Array = 1.0) -> Array:
-    """The derivative of x * sigmoid(sloped * x), where that of `sloped * x` is `slope`."""
-    gate = 1 / (1 + np.exp(-sloped * x))
-    return gate * (1 + x * slope * (1 - gate))
-
-
-def _gelu_tanh_derivative(x: Array) -> Array:
-    scale, cube = math.sqrt(8 / math.pi), 0.044715 * x * x
-    return _swish_derivative(x, scale * (1 + cube), scale * (1 + 3 * cube))
-
-
-def _gelu_derivative(x: Array) -> Array:
-    return _erfc()(-x / math.sqrt(2)) / 2 + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-
-
-ACTIVATION_DERIVATIVES: dict[str, Callable[[Array], Array]] = {
-    "gelu_tanh": _gelu_tanh_derivative,
-    "gelu": _gelu_derivative,
-    "relu": lambda x: np.where(x > 0, 1.0, 0.0),
-    "silu": _swish_derivative,
-    "quick_gelu": lambda x: _swish_derivative(x, 1.702, 1.702),
-}
 
 
 class Operation(NamedTuple):

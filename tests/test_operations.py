@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mixer_equiv import operations
-from mixer_equiv.operations import ACTIVATION_DERIVATIVES, ACTIVATIONS, OPERATIONS, Operation, Parameter, Recorder
+from mixer_equiv.activations import ACTIVATIONS, DERIVATIVES
+from mixer_equiv.operations import OPERATIONS, Operation, Parameter, Recorder
 
 STEP = 1e-30
 RNG = np.random.default_rng(0)
@@ -75,7 +76,7 @@ def test_a_derivative_that_is_a_little_off_is_seen(
 
 def test_every_operation_and_activation_has_a_derivative() -> None:
     assert {name for name, *_ in CALLS} == OPERATIONS.keys()
-    assert ACTIVATION_DERIVATIVES.keys() == ACTIVATIONS.keys()
+    assert DERIVATIVES.keys() == ACTIVATIONS.keys()
 
 
 def test_what_a_program_uses_twice_has_the_sum_of_its_gradients() -> None:

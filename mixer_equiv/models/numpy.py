@@ -2,7 +2,7 @@
 
 It is written from the paper (Tolstikhin et al. 2021, section 2) in other expressions than theirs: the stem is one
 product over cut-out patches, the variance is taken in two passes, the tanh GELU is x * sigmoid(2u), and the erf GELU is
-computed from SciPy's or the standard library's `erfc` (`operations`). It must not import a framework. Start reading at
+computed from SciPy's or the standard library's `erfc` (`activations`). It must not import a framework. Start reading at
 `MlpMixer.run`.
 """
 
