@@ -74,8 +74,8 @@ def verify(
     A side is a checkpoint or the path of one, arrays by name, "flax", "nnx", "torch" or "reference"
     (with a variant: "flax:B/16"), any model of torch, Flax linen or nnx, a class or function that makes
     one, or the place of these: "path/to/file.py:Name", "package.module:Name", "timm:NAME". Without `b`, a
-    checkpoint is compared with its port to the other framework, and a model with the official Flax one (the
-    Flax one with torch).
+    checkpoint is compared with its port to the other framework, somebody else's torch model with the NumPy
+    reference, and any other model with the official Flax one (the Flax one with torch).
 
     `weights` are "random" (drawn from `seed`, every parameter, the head included), "given" (each
     side's own, which must then be bit-identical too), or a checkpoint that both sides take, which may

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mixer_equiv.activations import ACTIVATIONS
 from mixer_equiv.equivalence.deviation import Arithmetic, Choice, ResultOf, Setting
-from mixer_equiv.operations import ACTIVATIONS, Array, Step, normalise, swap
+from mixer_equiv.operations import Array, Step, normalise, swap
 
 # The operations that code may leave out.
 SKIPPABLE = {"layer_norm": Choice.LAYER_NORM, "activate": Choice.ACTIVATION, "add": Choice.STREAM_ADDED}

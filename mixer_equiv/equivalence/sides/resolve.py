@@ -107,9 +107,14 @@ class _Given:
 
 
 def _counterpart(side: Side | BuiltInName) -> Side | BuiltInName:
-    """The second side, where one is given: the port of a checkpoint; for our Flax model the torch one; else Flax."""
+    """The second side, where one is given: the port of a checkpoint; for our Flax model the torch one; else Flax.
+
+    Somebody else's torch model is compared with the NumPy reference, so that neither JAX nor Flax is imported.
+    """
     if isinstance(side, StoredSide):
         return _port(side)
+    if isinstance(side, ForeignSide) and side.runner == "torch":
+        return BuiltInName("reference", None)
     runner = side.runner if isinstance(side, BuiltInName | BuiltInSide) else ""
     variant = side.variant if isinstance(side, BuiltInName) else None
     return BuiltInName("torch" if runner == "flax" else "flax", variant)
