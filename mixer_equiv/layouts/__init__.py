@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixer_equiv.errors import LayoutError
+from mixer_equiv.errors import LayoutError, did_you_mean
 from mixer_equiv.layouts.base import (
     ABSENT,
     ADVICE,
@@ -79,8 +79,12 @@ def get_layout(name: str | Layout) -> Layout:
         return natural
     raise LayoutError(
         f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}, and those of torch modules in a "
-        "formulation, such as torch-linear-conv1d-conv1d"
+        f"formulation, such as torch-linear-conv1d-conv1d{did_you_mean(str(name), _names())}"
     )
+
+
+def _names() -> list[str]:
+    return [name for layout in LAYOUTS.values() for name in (layout.name, *layout.aliases)]
 
 
 def find_layout(name: object) -> Layout | None:

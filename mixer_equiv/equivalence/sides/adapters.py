@@ -78,7 +78,7 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
 
 
 # Values of arguments, by name, that put a model into inference where the default is missing or the opposite.
-_FILLED = {
+INFERENCE_MODE = {
     **dict.fromkeys(("train", "training", "is_training", "is_train"), False),
     **dict.fromkeys(("deterministic", "eval", "inference"), True),
 }
@@ -91,10 +91,11 @@ def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[Not
     except (TypeError, ValueError):
         return {}, ()
     empty = inspect.Parameter.empty
+    owner = getattr(function, "__self__", None)
     filled = {
-        p.name: _FILLED[p.name]
+        p.name: INFERENCE_MODE[p.name]
         for p in others
-        if p.name in _FILLED and (p.default is empty or (p.default is not _FILLED[p.name] and type(p.default) is bool))
+        if p.name in INFERENCE_MODE and (p.default is empty or _is_other_mode(p.name, p.default, owner))
     }
     options = [f"{p.name}={p.default!r}" for p in others if p.default is not empty and p.name not in filled]
     notices = []
@@ -103,6 +104,27 @@ def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[Not
     if options:
         notices.append(Notice(f"it also takes {', '.join(options)}, left as given here", "option"))
     return filled, tuple(notices)
+
+
+def _is_other_mode(name: str, default: Any, owner: Any) -> bool:
+    """Whether a default is the opposite of inference, or leaves the mode open as a field of `owner` does too."""
+    is_open = default is None and getattr(owner, name, None) is None
+    return is_open or (type(default) is bool and default is not INFERENCE_MODE[name])
+
+
+def _in_inference(module: Any) -> tuple[Any, tuple[Notice, ...]]:
+    """A linen module whose own fields put it into inference, and a notice of those that were changed."""
+    taken = inspect.signature(module.__call__).parameters
+    held = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name in INFERENCE_MODE}
+    changed = {
+        name: INFERENCE_MODE[name]
+        for name, value in held.items()
+        if _is_other_mode(name, value, None) and not (value is None and name in taken)
+    }
+    if not changed:
+        return module, ()
+    shown = ", ".join(f"{name}={value}" for name, value in changed.items())
+    return module.clone(**changed), (Notice(f"it was made anew with {shown}"),)
 
 
 @contextlib.contextmanager
@@ -134,7 +156,9 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignMod
     if module.scope is not None:  # bound to variables, which are its own weights
         module, bound = module.unbind()
         own = dict(flatten(meta.unbox(bound.get("params", {}))))
+    module, made_anew = _in_inference(module)
     filled, notices = _arguments(module.__call__)
+    notices = (*made_anew, *notices)
     with _errors_named(name):
         given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
         boxed = jax.eval_shape(partial(module.init, **filled), jax.random.key(0), given)
