@@ -67,6 +67,11 @@ class Provenance:
     files: tuple[FileDigest, ...] = ()
     sources: tuple[FileDigest, ...] = ()
 
+    @property
+    def is_command(self) -> bool:
+        """Whether the call was a command line."""
+        return self.call.startswith("mixer-equiv ")
+
     def __str__(self) -> str:
         digests = ", ".join(map(str, (*self.files, *self.sources)))
         made = f"mixer_equiv {self.versions['mixer_equiv']}: {self.call}, seed {self.seed}, {self.date}"

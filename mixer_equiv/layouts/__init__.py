@@ -77,14 +77,11 @@ def get_layout(name: str | Layout) -> Layout:
             return layout
     if (natural := find_natural(name)) is not None:
         return natural
+    names = [each for layout in LAYOUTS.values() for each in (layout.name, *layout.aliases)]
     raise LayoutError(
         f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}, and those of torch modules in a "
-        f"formulation, such as torch-linear-conv1d-conv1d{did_you_mean(str(name), _names())}"
+        f"formulation, such as torch-linear-conv1d-conv1d{did_you_mean(str(name), names)}"
     )
-
-
-def _names() -> list[str]:
-    return [name for layout in LAYOUTS.values() for name in (layout.name, *layout.aliases)]
 
 
 def find_layout(name: object) -> Layout | None:
