@@ -196,7 +196,7 @@ def stage_table(report: Report) -> TextTable | None:
         Column(),
         Column(a.name, is_right=True, is_wrapped=True),
         Column(b.name, is_right=True, is_wrapped=True),
-        Column("between them", is_right=True),
+        Column("between them", is_right=True, is_wrapped=True),
     )
     return TextTable(columns, (_side_lines(report), _stage_lines(report), _error_lines(report)))
 
