@@ -92,7 +92,10 @@ class MixerConfig:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
-            raise ConfigError(f"MixerConfig has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
+            raise ConfigError(
+                f"MixerConfig has no field {', '.join(unknown)}; its fields are {', '.join(fields)}"
+                f"{did_you_mean(str(unknown[0]), fields)}"
+            )
         missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
         if missing:
             raise ConfigError(f"MixerConfig needs {', '.join(missing)} as well")

@@ -7,6 +7,7 @@ and no query. Knows no model; `equivalence.call_record` fills it in for `verify`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -82,7 +83,12 @@ def versions() -> dict[str, str]:
     """The versions of this package and of the frameworks that are imported."""
     own = sys.modules[__name__.partition(".")[0]]
     imported = [name for name in FRAMEWORKS if name in sys.modules]
-    return {"mixer_equiv": own.__version__, **{name: importlib.metadata.version(name) for name in imported}}
+    return {"mixer_equiv": own.__version__, **{name: _version(name) for name in imported}}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 def _files_at(path: Path) -> list[Path]:

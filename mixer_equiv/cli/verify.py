@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from pathlib import Path
@@ -149,7 +148,7 @@ def verify(
             seed=seed,
             allow_missing=allow_missing or (),
         )
-        _show(_with_command(report, context), json_file, html_file, markdown_file, quiet)
+        _show(report.made_by_command(command_line(context)), json_file, html_file, markdown_file, quiet)
     raise typer.Exit(EXIT_STATUS[report.verdict])
 
 
@@ -160,13 +159,6 @@ def _show(report: Report, json_file: str | None, html: Path | None, markdown: st
 
     others = {"--html": (html, lambda: to_html(report)), "--markdown": (markdown, lambda: to_markdown(report))}
     show(report.summary() if quiet else draw_report(report), report.to_dict(), json_file, others)
-
-
-def _with_command(report: Report, context: typer.Context) -> Report:
-    """The report with the command line in place of the call in Python."""
-    if report.provenance is None:
-        return report
-    return dataclasses.replace(report, provenance=dataclasses.replace(report.provenance, call=command_line(context)))
 
 
 def _check_weights(weights: str | None) -> None:

@@ -156,6 +156,12 @@ class Report:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
+    def made_by_command(self, command: str) -> Report:
+        """The same report, with the command line that made it in place of the call in Python."""
+        if self.provenance is None:
+            return self
+        return dataclasses.replace(self, provenance=dataclasses.replace(self.provenance, call=command))
+
     def summary(self) -> str:
         """The verdict, with its residual and the names of causes or else its first reason, in one line."""
         parts = [f"fp64 residual {number(self.residual)} (threshold {self.threshold:g})"] * (self.residual is not None)
