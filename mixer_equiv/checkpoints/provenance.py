@@ -88,7 +88,10 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _version(package: str) -> str:
-    return importlib.metadata.version(package)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # such as a clone that is imported and was never installed
+        return str(getattr(sys.modules[package], "__version__", "unknown"))
 
 
 def _files_at(path: Path) -> list[Path]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,13 @@ def test_the_line_of_text_has_version_call_seed_date_and_files() -> None:
     made = Provenance("mixer-equiv verify a.npz", 3, "2026-11-30", {"mixer_equiv": "0.1.0"}, (digest,))
     expected = "mixer_equiv 0.1.0: mixer-equiv verify a.npz, seed 3, 2026-11-30; a.npz sha256 0123456789ab..."
     assert str(made) == expected
+
+
+def test_a_package_that_was_never_installed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    clone = types.ModuleType("cloned")
+    monkeypatch.setitem(sys.modules, "cloned", clone)
+    monkeypatch.setattr(provenance, "FRAMEWORKS", ("cloned",))
+    assert versions()["cloned"] == "unknown"
 
 
 def test_versions_are_of_this_package_and_of_what_is_imported() -> None:

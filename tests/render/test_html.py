@@ -60,12 +60,15 @@ def test_the_page_has_what_the_report_has(tmp_path: Path) -> None:
         assert part in text
 
 
-@pytest.mark.parametrize("kind", ["no Mixer", "other sizes", "not a number"])
+@pytest.mark.parametrize("kind", ["no Mixer", "other sizes", "other weights", "not a number"])
 def test_reports_with_little_in_them_have_a_page(kind: str) -> None:
     if kind == "no Mixer":
         report = verify(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(216, 7)), image=IMAGE)
     elif kind == "other sizes":
         report = verify("torch:S/32", "flax:B/32")
+    elif kind == "other weights":
+        pair = [Checkpoint.from_arrays(random_params(SMALL, seed), config=SMALL) for seed in (0, 1)]
+        report = verify(*pair, fail_fast=True)
     else:
         params = random_params(SMALL, 0)
         params["stem/bias"][0] = np.nan

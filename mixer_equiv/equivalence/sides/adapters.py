@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import os
 import sys
 import traceback
@@ -19,6 +18,7 @@ from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unfla
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
+from mixer_equiv.equivalence.sides.inference_mode import mode_arguments, with_inference_fields
 from mixer_equiv.errors import MixerEquivError
 
 
@@ -71,60 +71,10 @@ def _of_torch(module: Any, name: str) -> ForeignModel:
         with running():
             return outputs(module, batch_of(images), draw, own, filled, training=training, seed=seed)
 
-    filled, notices = _arguments(module.forward)
+    filled, notices = mode_arguments(module.forward)
     if computed:
         notices += (Notice(f"computed from other parameters, and taken for parameters here: {', '.join(computed)}"),)
     return ForeignModel(name, "torch", run, own, put, differentiate, rerun, notices, computed=tuple(computed))
-
-
-# Values of arguments, by name, that put a model into inference where the default is missing or the opposite.
-INFERENCE_MODE = {
-    **dict.fromkeys(("train", "training", "is_training", "is_train"), False),
-    **dict.fromkeys(("deterministic", "eval", "inference"), True),
-}
-
-
-def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[Notice, ...]]:
-    """The arguments that must be given beside the images, and notices of them and of those left at their defaults."""
-    try:
-        others = list(inspect.signature(function).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return {}, ()
-    empty = inspect.Parameter.empty
-    owner = getattr(function, "__self__", None)
-    filled = {
-        p.name: INFERENCE_MODE[p.name]
-        for p in others
-        if p.name in INFERENCE_MODE and (p.default is empty or _is_other_mode(p.name, p.default, owner))
-    }
-    options = [f"{p.name}={p.default!r}" for p in others if p.default is not empty and p.name not in filled]
-    notices = []
-    if filled:
-        notices.append(Notice(f"it was called with {', '.join(f'{n}={value}' for n, value in filled.items())}"))
-    if options:
-        notices.append(Notice(f"it also takes {', '.join(options)}, left as given here", "option"))
-    return filled, tuple(notices)
-
-
-def _is_other_mode(name: str, default: Any, owner: Any) -> bool:
-    """Whether a default is the opposite of inference, or leaves the mode open as a field of `owner` does too."""
-    is_open = default is None and getattr(owner, name, None) is None
-    return is_open or (type(default) is bool and default is not INFERENCE_MODE[name])
-
-
-def _in_inference(module: Any) -> tuple[Any, tuple[Notice, ...]]:
-    """A linen module whose own fields put it into inference, and a notice of those that were changed."""
-    taken = inspect.signature(module.__call__).parameters
-    held = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name in INFERENCE_MODE}
-    changed = {
-        name: INFERENCE_MODE[name]
-        for name, value in held.items()
-        if _is_other_mode(name, value, None) and not (value is None and name in taken)
-    }
-    if not changed:
-        return module, ()
-    shown = ", ".join(f"{name}={value}" for name, value in changed.items())
-    return module.clone(**changed), (Notice(f"it was made anew with {shown}"),)
 
 
 @contextlib.contextmanager
@@ -156,8 +106,8 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int]) -> ForeignMod
     if module.scope is not None:  # bound to variables, which are its own weights
         module, bound = module.unbind()
         own = dict(flatten(meta.unbox(bound.get("params", {}))))
-    module, made_anew = _in_inference(module)
-    filled, notices = _arguments(module.__call__)
+    module, made_anew = with_inference_fields(module)
+    filled, notices = mode_arguments(module.__call__)
     notices = (*made_anew, *notices)
     with _errors_named(name):
         given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
@@ -235,7 +185,7 @@ def _of_nnx(module: Any, name: str) -> ForeignModel:
         nnx.replace_by_pure_dict(state, _as_pure(given))
         nnx.update(module, state)
 
-    filled, notices = _arguments(module.__call__)
+    filled, notices = mode_arguments(module.__call__)
     model = _of_jax(name, lambda training, seed: partial(apply, training=training, seed=seed), shapes, own, notices)
     return dataclasses.replace(model, put=put)
 

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.sides.adapters import INFERENCE_MODE, is_model, is_model_class
+from mixer_equiv.equivalence.sides.adapters import is_model, is_model_class
+from mixer_equiv.equivalence.sides.inference_mode import INFERENCE_MODE
 from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError, did_you_mean
 
 
@@ -128,7 +130,7 @@ def _models_to_name(place: str, module: Any) -> str:
     needed = [name for name in _required(own[last]) if name not in _KNOWN] if last in classes else []
     kwargs = ", ".join(f'"{name}": ...' for name in needed)
     option = f" --kwargs '{{{kwargs}}}'" if kwargs else ""
-    typed = f"mixer-equiv verify {place}:{last}{option} --image 3x224x224"
+    typed = f"mixer-equiv verify {shlex.quote(f'{place}:{last}')}{option} --image 3x224x224"
     return f"its model is {last}: {typed}" if len(models) == 1 else f"name one of {', '.join(models)}, as in: {typed}"
 
 
