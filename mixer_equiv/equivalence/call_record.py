@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from mixer_equiv.checkpoints.checkpoint import Checkpoint
+from mixer_equiv.checkpoints.checkpoint import IN_MEMORY, Checkpoint
 from mixer_equiv.checkpoints.provenance import FileDigest, Provenance, versions, without_private_parts
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.policy import Policy
@@ -67,7 +67,7 @@ def _digests(paths: Iterator[Path | None]) -> tuple[FileDigest, ...]:
 def _checkpoint_path(given: Any) -> Path | None:
     """The path behind a checkpoint, or given as one."""
     if isinstance(given, Checkpoint):
-        return Path(given.source)
+        return None if given.source == IN_MEMORY else Path(given.source)
     is_word = isinstance(given, str) and (given in ("given", "random") or is_source(given) or BuiltInName.of(given))
     return None if is_word or not isinstance(given, str | os.PathLike) else Path(given)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixer_equiv import Policy, Report, load, verify
+from mixer_equiv import Checkpoint, Policy, Report, load, verify
 from mixer_equiv.equivalence.call_record import recorded
 from tests.support.command_line import params
 from tests.support.sizes import IMAGE, SMALL
@@ -86,10 +86,10 @@ def test_a_model_of_timm_is_made_by_code_of_timm() -> None:
 
 def test_words_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("torch", "random", "missing.npz"):
-        if name != "missing.npz":
-            Path(name).mkdir()
-        made = compare(name, "flax", weights="random").provenance
+    for name in ("torch", "random", "arrays"):
+        Path(name).mkdir()
+    for given in ("torch", "missing.npz", Checkpoint.from_arrays(params())):
+        made = compare(given, "flax", weights="random").provenance
         assert (made.files, made.sources) == ((), ())
 
 
