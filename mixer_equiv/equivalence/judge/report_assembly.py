@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
 import warnings
@@ -14,6 +13,7 @@ import numpy as np
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.differences import bit_differences
+from mixer_equiv.checkpoints.provenance import versions
 from mixer_equiv.config import SizeDifference
 from mixer_equiv.equivalence.judge.causes import causes_of
 from mixer_equiv.equivalence.judge.decide import Judgement, without
@@ -69,6 +69,7 @@ def report_of(
         **_warning_fields([*notes, *judgement.notices, *_rms_notices(evidence.dtype, sides, policy)]),
         environment=environment(),
         sides=sides,
+        names=(a.name, b.name),
         weights=weights,
         num_images=evidence.num_images,
         dtype=evidence.dtype,
@@ -92,6 +93,7 @@ def not_found(side: NotAMixer, notes: list[Notice], policy: Policy) -> Report:
         reasons=found.reasons,
         **_warning_fields(notes),
         environment=environment(),
+        names=(side.name,),
     )
 
 
@@ -108,10 +110,11 @@ def of_other_sizes(a: MixerSide, b: MixerSide, differences: list[SizeDifference]
         threshold=policy.residual,
         reasons=(f"{a.name} and {b.name} are of different sizes, so nothing was run", *map(str, differences)),
         environment=environment(),
+        names=(a.name, b.name),
     )
 
 
-def of_other_weights(causes: list[Cause], policy: Policy) -> Report:
+def of_other_weights(a: WeightedSide, b: WeightedSide, causes: list[Cause], policy: Policy) -> Report:
     """Report on weights that differ, where nothing was run."""
     return Report(
         verdict="different",
@@ -119,6 +122,7 @@ def of_other_weights(causes: list[Cause], policy: Policy) -> Report:
         causes=tuple(causes),
         reasons=("the weights differ; nothing was run",),
         environment=environment(),
+        names=(a.name, b.name),
     )
 
 
@@ -165,11 +169,10 @@ def _warning_fields(notices: Iterable[Notice]) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     """The versions, machine, precision and devices of this process."""
-    frameworks = [name for name in ("numpy", "torch", "jax", "flax") if name in sys.modules]
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        **{name: importlib.metadata.version(name) for name in frameworks},
+        **versions(),
         "precision": "float64 with x64 on, TF32 off",
         **({"torch device": device()} if "torch" in sys.modules else {}),
         **({"jax device": str(jax_device())} if "jax" in sys.modules else {}),
