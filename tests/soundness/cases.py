@@ -25,6 +25,18 @@ IMAGE = sizes.IMAGE
 # "refused" is a `MixerEquivError`, which says why there is no report; "crashed" is any other exception.
 Result = Verdict | Literal["refused", "crashed"]
 
+DIFFERENT: tuple[Result, ...] = ("different",)
+# Where something stands in the way that no official weights can do.
+NOT_OFFICIAL: tuple[Result, ...] = ("different", "inexpressible")
+# Where the official values are another convention's: "equivalent under" it is right only if the report names it.
+CONVENTION: tuple[Result, ...] = ("different", "equivalent_under")
+# Where tracing ends, so that it may also be said that nothing could be compared.
+NOT_FOLLOWED: tuple[Result, ...] = ("different", "nothing_compared", "refused")
+# Where the harness may either draw a neutral value, or leave it and name it.
+NEUTRAL: tuple[Result, ...] = ("different", "inexpressible", "equivalent")
+# The same, where a layer beside it can take it in.
+FOLDABLE: tuple[Result, ...] = (*NEUTRAL, "equivalent_under")
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
