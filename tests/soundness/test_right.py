@@ -1,0 +1,79 @@
+"""Right models are the official function, and the verifier says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mixer_equiv import MixerConfig
+from mixer_equiv.models.numpy import MlpMixer
+from mixer_equiv.random_weights import draw_images, draw_params
+from tests.soundness import right_torch
+from tests.soundness.cases import CONFIG, Case, judge, parametrize
+from tests.soundness.writings.official import OFFICIAL, SQUARE, SQUARE_IMAGE
+
+TOLERANCE = 1e-12
+# Writings that ask for a lower precision than that of their weights.
+TOLERANCES = {
+    "LayerNorm: in float32": 1e-6,
+    "numbers: images to float32": 1e-6,
+    "numbers: logits to float32": 1e-6,
+    "numbers: autocast to bfloat16": 0.05,
+    "numbers: weights in bfloat16": 0.02,
+    "numbers: weights in float16": 0.002,
+}
+
+
+def residual(logits: np.ndarray, expected: np.ndarray) -> float:
+    assert logits.shape == expected.shape
+    return float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+
+
+def reference(case: Case, images: np.ndarray) -> np.ndarray:
+    """The official function in NumPy, of the weights of which the case is made, under its constraint."""
+    if case.image == SQUARE_IMAGE:
+        return MlpMixer(SQUARE)(draw_params(SQUARE, seed=23), images)
+    config, change = right_torch.REFERENCES.get(case.name, (CONFIG, dict))
+    return MlpMixer(config)(change(OFFICIAL), images)
+
+
+def images_of(case: Case) -> np.ndarray:
+    config: MixerConfig = SQUARE if case.image == SQUARE_IMAGE else CONFIG
+    return draw_images(config, seed=5, count=5)
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The logits in any kind of result."""
+    if isinstance(output, torch.Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits
+    if isinstance(output, dict):
+        return logits_of(output.get("logits", output.get("output")))
+    return output[0]
+
+
+@pytest.fixture
+def in_float64() -> Any:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("case", right_torch.CASES, ids=lambda case: case.name)
+def test_every_torch_writing_is_the_official_function(case: Case) -> None:
+    images, model = images_of(case), case.make()
+    model.training = False if "export" in case.name else model.eval().training  # an exported one has no `eval`
+    with torch.no_grad():
+        logits = logits_of(model(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    assert residual(logits.double().numpy(), reference(case, images)) < TOLERANCES.get(case.name, TOLERANCE)
+
+
+@parametrize(right_torch.CASES, one_in=20)
+def test_right_models_are_judged_as_written(case: Case) -> None:
+    answer = judge(case)
+    assert not answer.complaints, answer.text
