@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from mixer_equiv import MixerConfig
 from mixer_equiv.models.numpy import MlpMixer
 from mixer_equiv.random_weights import draw_images, draw_params
-from tests.soundness import right_torch
+from tests.soundness import right_flax, right_torch
 from tests.soundness.cases import CONFIG, Case, judge, parametrize
+from tests.soundness.writings import linen_plain
 from tests.soundness.writings.official import OFFICIAL, SQUARE, SQUARE_IMAGE
 
 TOLERANCE = 1e-12
@@ -25,6 +28,8 @@ TOLERANCES = {
     "numbers: weights in bfloat16": 0.02,
     "numbers: weights in float16": 0.002,
 }
+# One model keeps intermediates as people did before `nnx.capture`.
+KEPT_BY_SOWING = pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
 
 
 def residual(logits: np.ndarray, expected: np.ndarray) -> float:
@@ -45,9 +50,11 @@ def images_of(case: Case) -> np.ndarray:
     return draw_images(config, seed=5, count=5)
 
 
-def logits_of(output: Any) -> torch.Tensor:
+def logits_of(output: Any) -> Any:
     """The logits in any kind of result."""
     if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(output, np.ndarray):
         return output
     if hasattr(output, "logits"):
         return output.logits
@@ -73,7 +80,21 @@ def test_every_torch_writing_is_the_official_function(case: Case) -> None:
     assert residual(logits.double().numpy(), reference(case, images)) < TOLERANCES.get(case.name, TOLERANCE)
 
 
-@parametrize(right_torch.CASES, one_in=20)
+@KEPT_BY_SOWING
+@pytest.mark.parametrize("case", right_flax.CASES, ids=lambda case: case.name)
+def test_every_flax_writing_is_the_official_function(case: Case) -> None:
+    images = images_of(case)
+    with jax.enable_x64(True):
+        model = case.make()
+        if isinstance(model, nnx.Module):
+            output = jax.tree.map(np.asarray, nnx.jit(lambda m, x: m(x))(model, images))
+        else:
+            output = linen_plain.logits_of(model, right_flax.PACKS[case.name], images)
+    assert residual(logits_of(output), reference(case, images)) < TOLERANCE
+
+
+@KEPT_BY_SOWING
+@parametrize((*right_torch.CASES, *right_flax.CASES), one_in=20)
 def test_right_models_are_judged_as_written(case: Case) -> None:
     answer = judge(case)
     assert not answer.complaints, answer.text

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,13 +54,18 @@ _BLOCK = (
 )
 
 
-def official(config: MixerConfig = CONFIG) -> Weights:
-    """New tensors of torch's default dtype, in Flax's orientation."""
+def tensor(array: np.ndarray) -> Tensor:
+    """A new tensor of torch's default dtype."""
+    return torch.tensor(array, dtype=torch.get_default_dtype())
+
+
+def official(config: MixerConfig = CONFIG, new: Callable[[np.ndarray], Any] = tensor) -> Weights:
+    """The weights by part in Flax's orientation, each made by `new`."""
     params = OFFICIAL if config == CONFIG else draw_params(config, seed=23)
 
     def affine(name: str) -> Affine:
         weight = f"{name}/kernel" if f"{name}/kernel" in params else f"{name}/scale"
-        return Affine(*(torch.tensor(params[n], dtype=torch.get_default_dtype()) for n in (weight, f"{name}/bias")))
+        return Affine(new(params[weight]), new(params[f"{name}/bias"]))
 
     blocks = tuple(Block(*(affine(f"MixerBlock_{i}/{name}") for name in _BLOCK)) for i in range(config.num_blocks))
     return Weights(config, affine("stem"), blocks, affine("pre_head_layer_norm"), affine("head"))
