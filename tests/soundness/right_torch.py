@@ -16,14 +16,17 @@ from tests.soundness.writings.torch_decisions import HARMLESS, ON_NUMBERS
 from tests.soundness.writings.torch_effects import EFFECTS
 from tests.soundness.writings.torch_gelus import GELUS
 from tests.soundness.writings.torch_holders import FOREIGN_HOLDERS, HOLDERS
+from tests.soundness.writings.torch_hooks import HOOKS
 from tests.soundness.writings.torch_mixing import CHANNELS, TOKENS
 from tests.soundness.writings.torch_norms import NORMS
 from tests.soundness.writings.torch_numbers import NUMBERS, WITH_A_WORD
 from tests.soundness.writings.torch_plain import Mixer, written
 from tests.soundness.writings.torch_pools import POOLS
+from tests.soundness.writings.torch_stacks import STACKS
 from tests.soundness.writings.torch_stems import STEMS, by_pixel_unshuffle
 from tests.soundness.writings.torch_streams import STREAMS
 from tests.soundness.writings.torch_unfollowed import UNFOLLOWED
+from tests.soundness.writings.torch_wrappers import WRAPPERS
 
 SAME: tuple[Result, ...] = ("equivalent",)
 # Where nobody can look inside. A model that cannot be run in float64 at all may be refused with the reason.
@@ -59,11 +62,11 @@ CASES: tuple[Case, ...] = (
     *table("tokens", parts("tokens", TOKENS), "it is the token-mixing MLP, in parts or in another order"),
     *table("channels", parts("channels", CHANNELS), "it is the channel-mixing MLP, in parts or in another order"),
     *table("head", parts("classify", POOLS), "mean and head are linear, in either order"),
-    *table("weights", HOLDERS, "where weights are held does not change the function"),
+    *table("weights", HOLDERS | STACKS, "where weights are held does not change the function"),
     *table("weights", FOREIGN_HOLDERS, "numbers outside torch cannot be drawn", ("equivalent", "nothing_compared")),
     *table("stream", STREAMS, "the stream's shape and holder do not change the function"),
-    *table("control", CONTROL, "how blocks are called does not change the function"),
-    *table("effects", EFFECTS, "nothing reads what is done beside computing"),
+    *table("control", CONTROL | WRAPPERS, "how blocks are called does not change the function"),
+    *table("effects", EFFECTS | HOOKS, "nothing reads what is done beside computing"),
     *table("decision", ON_NUMBERS, "no outcome changes the function", words=("torch_decisions.py",)),
     *table("decision", HARMLESS, "nothing is decided on numbers of the input, and no guard acts"),
     *table("numbers", NUMBERS, "in float64 it is the official function, and the logits are plain to see"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ from tests.soundness.writings.official import OFFICIAL
 
 Params = Mapping[str, np.ndarray]
 NORMAL = nn.initializers.normal(0.1)
-SIZES = CONFIG.axis_sizes
+SIZES, DEPTH = CONFIG.axis_sizes, CONFIG.num_blocks
 DENSES = {
     "token_mixing/Dense_0": ("tokens", "tokens_mlp"),
     "token_mixing/Dense_1": ("tokens_mlp", "tokens"),
@@ -31,8 +31,8 @@ DENSES = {
 def shapes_of_block() -> dict[str, tuple[int, ...]]:
     """Official names in a block to shapes."""
     d = SIZES["hidden"]
-    norms = {f"LayerNorm_{i}/{leaf}": (d,) for i in (0, 1) for leaf in ("scale", "bias")}
-    kernels = {f"{name}/kernel": (SIZES[a], SIZES[b]) for name, (a, b) in DENSES.items()}
+    norms: dict[str, tuple[int, ...]] = {f"LayerNorm_{i}/{leaf}": (d,) for i in (0, 1) for leaf in ("scale", "bias")}
+    kernels: dict[str, tuple[int, ...]] = {f"{name}/kernel": (SIZES[a], SIZES[b]) for name, (a, b) in DENSES.items()}
     return norms | kernels | {f"{name}/bias": (SIZES[b],) for name, (_, b) in DENSES.items()}
 
 
@@ -48,6 +48,13 @@ def block_of(p: Mapping[str, Array], x: Array, parts: Mapping[str, Part] = jax_p
     return x + parts["channels"](y, *affine("channel_mixing/Dense_0"), *affine("channel_mixing/Dense_1"), parts["gelu"])
 
 
+class Structure(NamedTuple):
+    """A module and what puts official weights under its names."""
+
+    make: Callable[[], nn.Module]
+    pack: Callable[[Params], Mapping[str, Any]]
+
+
 class Plain(nn.Module):
     """The official function by `jax_parts.PARTS`, or what `parts` have in their place.
 
@@ -60,7 +67,7 @@ class Plain(nn.Module):
         return self.param(name.replace("/", "__"), NORMAL, shape)
 
     def blocks(self, x: Array) -> Array:
-        for i in range(CONFIG.num_blocks):
+        for i in range(DEPTH):
             p = {name: self.take(f"MixerBlock_{i}/{name}", shape) for name, shape in shapes_of_block().items()}
             x = block_of(p, x, jax_parts.PARTS | dict(self.parts))
         return x
@@ -88,10 +95,7 @@ def nested(params: Params) -> dict[str, Any]:
 def stacked(params: Params) -> dict[str, Any]:
     """The arrays of all blocks in one of each kind, the others as in `Plain`."""
     ends = {name: array for name, array in params.items() if not name.startswith("MixerBlock_")}
-    stacks = {
-        name: np.stack([params[f"MixerBlock_{i}/{name}"] for i in range(CONFIG.num_blocks)])
-        for name in shapes_of_block()
-    }
+    stacks = {name: np.stack([params[f"MixerBlock_{i}/{name}"] for i in range(DEPTH)]) for name in shapes_of_block()}
     return flat(ends | stacks)
 
 

@@ -1,34 +1,20 @@
-"""How blocks are held and called: containers, wrappers, transforms and compilers."""
+"""How blocks are held and called: containers, loops, checkpoints."""
 
 from __future__ import annotations
 
-import copy
 import operator
-import types
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from tests.soundness.cases import CONFIG
 from tests.soundness.writings.official import official
 from tests.soundness.writings.torch_plain import Mixer, MixerBlock, conv, gelu, layer_norm, linear
-
-
-class Lambda(nn.Module):
-    """A module of a function."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(*args)
+from tests.soundness.writings.torch_wrappers import Lambda
 
 
 class Residual(nn.Module):
@@ -89,7 +75,8 @@ class Composed(nn.Module):
         self.stem = mixer.stem if depth == 0 else None
         self.block = None if last else mixer.blocks[depth]
         self.rest = None if last else Composed(mixer, depth + 1)
-        self.norm, self.head = (mixer.norm, mixer.head) if last else (None, None)
+        self.norm: nn.Module = mixer.norm if last else nn.Identity()
+        self.head: nn.Module = mixer.head if last else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stem is not None:
@@ -160,14 +147,6 @@ class ByFunctionalCall(Mixer):
         return self.classify(x)
 
 
-class CompiledBlocks(Mixer):
-    """Each block is compiled."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(torch.compile(block, backend="eager") for block in self.blocks)
-
-
 class Late(Mixer):
     """Layers are made in the first call, by copies of what `__init__` made."""
 
@@ -206,65 +185,6 @@ class While(Mixer):
         return self.classify(x)
 
 
-def patched() -> nn.Module:
-    """The module's forward was replaced on the instance."""
-    model = Mixer()
-
-    def forward(self: Mixer, images: Tensor) -> Tensor:
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.classify(x)
-
-    model.forward = types.MethodType(forward, model)
-    return model
-
-
-def traced_by_fx() -> nn.Module:
-    """A `GraphModule` of `torch.fx`."""
-    return torch.fx.symbolic_trace(Mixer(embed=lambda x, stem: stem(x).flatten(2).transpose(1, 2)))
-
-
-def exported() -> nn.Module:
-    """The module of `torch.export`, for any size of batch."""
-    batch = torch.export.Dim("batch", min=1, max=64)
-    images = torch.zeros(2, CONFIG.in_channels, *CONFIG.image_hw)
-    return torch.export.export(Mixer(), (images,), dynamic_shapes=({0: batch},)).module()
-
-
-def averaged() -> nn.Module:
-    return AveragedModel(Mixer())
-
-
-def parallel() -> nn.Module:
-    return nn.DataParallel(Mixer())
-
-
-def wrapped() -> nn.Module:
-    """In three wrappers."""
-    return nn.Sequential(nn.Identity(), nn.Sequential(nn.Sequential(Mixer())))
-
-
-def reparametrized() -> nn.Module:
-    """Every kernel passes through a parametrization that leaves it as it is."""
-    model = Mixer()
-    for module in list(model.modules()):
-        if isinstance(module, nn.Linear):
-            nn.utils.parametrize.register_parametrization(module, "weight", nn.Identity())
-    return model
-
-
-def transposed_parametrization() -> nn.Module:
-    """Every kernel is stored transposed behind a parametrization."""
-    model = Mixer()
-    for module in list(model.modules()):
-        if isinstance(module, nn.Linear):
-            weight = module.weight.detach().T.contiguous()
-            module.weight = nn.Parameter(weight)
-            nn.utils.parametrize.register_parametrization(module, "weight", Lambda(torch.t), unsafe=True)
-    return model
-
-
 class Inherited(Checkpointed):
     """A subclass of a subclass that adds a keyword and hands on what it is given."""
 
@@ -282,19 +202,8 @@ CONTROL: dict[str, Callable[[], nn.Module]] = {
     "checkpoint": Checkpointed,
     "checkpoint_sequential": CheckpointedSequential,
     "functional_call of one block": ByFunctionalCall,
-    "compiled blocks": CompiledBlocks,
-    "torch.compile": lambda: torch.compile(Mixer(), backend="eager"),
     "order decided in the first call": Late,
     "match": Matched,
     "while": While,
-    "forward replaced on the instance": patched,
-    "torch.fx": traced_by_fx,
-    "torch.export": exported,
-    "AveragedModel": averaged,
-    "DataParallel": parallel,
-    "three wrappers": wrapped,
-    "identity parametrization": reparametrized,
-    "transposing parametrization": transposed_parametrization,
-    "deep copy": lambda: copy.deepcopy(Mixer()),
     "inherited, keywords": Inherited,
 }

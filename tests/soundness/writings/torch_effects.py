@@ -1,4 +1,4 @@
-"""What code does beside computing: counters, logs, hooks, features that are kept. None changes the function."""
+"""What code does beside computing: counters, logs, features that are kept. None changes the function."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Counting(Mixer):
 
 class CountingImages(Mixer):
     """Counts calls and images in buffers that are in the state_dict."""
+
+    num_batches_tracked: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,49 +113,6 @@ class Timing(Mixer):
                 x = block(x)
             self.seconds.append(time.perf_counter() - began)
         return self.classify(x)
-
-
-def hooked_to_look() -> nn.Module:
-    """Hooks on every module that only look."""
-    model = Mixer()
-    shapes: list[torch.Size] = []
-    for module in model.modules():
-        module.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
-        module.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
-    return model
-
-
-def hooked_to_keep() -> nn.Module:
-    """A feature extractor: hooks keep the outputs of blocks in a dict."""
-    model = Mixer()
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, args, output: kept.__setitem__(name, output)
-
-    for name, module in model.named_modules():
-        if name.startswith("blocks."):
-            module.register_forward_hook(keep(name))
-    return model
-
-
-def hooked_backward() -> nn.Module:
-    """Hooks on gradients that return nothing."""
-    model = Mixer()
-    norms: list[Tensor] = []
-    for block in model.blocks:
-        block.register_full_backward_hook(lambda module, given, taken: norms.append(taken[0].norm()))
-    for parameter in model.parameters():
-        parameter.register_hook(lambda gradient: norms.append(gradient.norm()))
-    return model
-
-
-def hooked_to_return() -> nn.Module:
-    """A hook that returns the output it was given."""
-    model = Mixer()
-    for block in model.blocks:
-        block.register_forward_hook(lambda module, args, output: output)
-    return model
 
 
 class Dropping(Mixer):
@@ -269,10 +228,6 @@ EFFECTS: dict[str, Callable[[], nn.Module]] = {
     "logs numbers": Logging,
     "history of means": History,
     "timing": Timing,
-    "hooks that look": hooked_to_look,
-    "hooks that keep": hooked_to_keep,
-    "hooks on gradients": hooked_backward,
-    "hooks that return the output": hooked_to_return,
     "dropout in eval": Dropping,
     "stochastic depth in eval": StochasticDepth,
     "random numbers unused": DrawingRandomNumbers,

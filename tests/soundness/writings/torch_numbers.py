@@ -27,9 +27,9 @@ class Autocast(Mixer):
 class WithoutAutocast(Mixer):
     """Autocast is switched off, whatever is on outside."""
 
-    @torch.autocast("cpu", enabled=False)
     def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images.type_as(self.head.weight))
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(images.type_as(self.head.weight))
 
 
 class FloatImages(Mixer):
