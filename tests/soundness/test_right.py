@@ -81,7 +81,7 @@ def test_every_torch_writing_is_the_official_function(case: Case) -> None:
 
 
 @KEPT_BY_SOWING
-@pytest.mark.parametrize("case", right_flax.CASES, ids=lambda case: case.name)
+@parametrize(right_flax.CASES, one_in=8)
 def test_every_flax_writing_is_the_official_function(case: Case) -> None:
     images = images_of(case)
     with jax.enable_x64(True):

@@ -124,6 +124,30 @@ class SecretMean(MeanBuffer):
     persistent = False
 
 
+class ExactGelu(Mixer):
+    """The constants of GELU are buffers of float64, of no dimension, which leave the dtype as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(gelu=self.bend)
+        self.register_buffer("root", torch.tensor(math.sqrt(2 / math.pi), dtype=torch.float64))
+        self.register_buffer("cubic", torch.tensor(0.044715, dtype=torch.float64))
+
+    def bend(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.tanh(self.root * (x + self.cubic * x**3)))
+
+
+class ExactMean(Mixer):
+    """The vector of 1/n is a buffer of float64, rounded to the dtype of the stream where it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        tokens = self.config.num_tokens
+        self.register_buffer("average", torch.full((1, tokens), 1 / tokens, dtype=torch.float64))
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.head((self.average.to(x.dtype) @ self.norm(x)).squeeze(1))
+
+
 class OrderBuffer(Mixer):
     """The order of tokens is a buffer of whole numbers, which is the plain order."""
 
@@ -233,4 +257,6 @@ WITH_A_WORD: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "eps as a buffer": (EpsBuffer, ("eps",)),
     "constants of GELU as buffers": (GeluBuffers, ("root", "cubic")),
     "averaging vector as a buffer": (MeanBuffer, ("average",)),
+    "constants of GELU as buffers of float64": (ExactGelu, ("root", "cubic")),
+    "averaging vector as a buffer of float64": (ExactMean, ("average",)),
 }

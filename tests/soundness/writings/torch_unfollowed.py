@@ -121,11 +121,14 @@ UNFOLLOWED: dict[str, Callable[[], nn.Module]] = {
     "GELU through NumPy": lambda: Mixer(gelu=through_numpy),
     "GELU through Python's numbers": lambda: Mixer(gelu=through_python),
     "scripted GELU": with_scripted_gelu,
-    "sparse kernels": lambda: Mixer(tokens=tokens_by_sparse),
     "vmap of token mixing": lambda: Mixer(tokens=tokens_by_vmap),
     "vmap of the whole": Wholly,
-    "nested tensors": lambda: Mixer(channels=channels_by_nested),
     "jit.fork": Forked,
     "jit.trace": traced,
     "jit.script": scripted,
+}
+# A sentence says that tensors of these kinds cannot be followed.
+TENSORS_OF_OTHER_KINDS: dict[str, Callable[[], nn.Module]] = {
+    "sparse kernels": lambda: Mixer(tokens=tokens_by_sparse),
+    "nested tensors": lambda: Mixer(channels=channels_by_nested),
 }
