@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from tests.soundness import right_flax, right_torch
 from tests.soundness.cases import CONFIG, Case, judge, parametrize
 from tests.soundness.writings import linen_plain
 from tests.soundness.writings.official import OFFICIAL, SQUARE, SQUARE_IMAGE
+from tests.soundness.writings.torch_constrained import CONSTRAINED
 
 TOLERANCE = 1e-12
 # Writings that ask for a lower precision than that of their weights.
@@ -52,9 +55,7 @@ def images_of(case: Case) -> np.ndarray:
 
 def logits_of(output: Any) -> Any:
     """The logits in any kind of result."""
-    if isinstance(output, torch.Tensor):
-        return output
-    if isinstance(output, np.ndarray):
+    if isinstance(output, torch.Tensor | np.ndarray):
         return output
     if hasattr(output, "logits"):
         return output.logits
@@ -64,20 +65,31 @@ def logits_of(output: Any) -> Any:
 
 
 @pytest.fixture
-def in_float64() -> Any:
+def in_float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(before)
+
+
+def torch_residual(case: Case) -> float:
+    images, model = images_of(case), case.make()
+    with contextlib.suppress(NotImplementedError):  # an exported module has no modes
+        model.eval()
+    with torch.no_grad():
+        logits = logits_of(model(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    return residual(logits.double().numpy(), reference(case, images))
 
 
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("case", right_torch.CASES, ids=lambda case: case.name)
 def test_every_torch_writing_is_the_official_function(case: Case) -> None:
-    images, model = images_of(case), case.make()
-    model.training = False if "export" in case.name else model.eval().training  # an exported one has no `eval`
-    with torch.no_grad():
-        logits = logits_of(model(torch.from_numpy(images).permute(0, 3, 1, 2)))
-    assert residual(logits.double().numpy(), reference(case, images)) < TOLERANCES.get(case.name, TOLERANCE)
+    assert torch_residual(case) < TOLERANCES.get(case.name, TOLERANCE)
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_another_eps_is_not_the_official_function() -> None:
+    assert torch_residual(Case("another eps", CONSTRAINED["eps 1e-5 by vector norm"].make, (), "")) > 1e-9
 
 
 @KEPT_BY_SOWING
