@@ -26,7 +26,7 @@ class Memoised(nn.Module):
 
 
 class FirstMean(nn.Module):
-    """Scales by how far the mean is from that of the first call. (A shift of all channels would be seen by no LayerNorm.)"""
+    """Scales by how far the mean is from that of the first call. A shift of all channels no LayerNorm would show."""
 
     def __init__(self) -> None:
         super().__init__()
