@@ -9,6 +9,7 @@ import pytest
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE
 from tests.soundness import wrong_flax, wrong_torch
 from tests.soundness.cases import Answer, Case, judge, parametrize
+from tests.soundness.plain_torch import Mixer
 
 CASES = (*wrong_torch.CASES, *wrong_flax.CASES)
 
@@ -40,8 +41,6 @@ def test_an_answer_that_is_not_as_written_is_complained_of(answer: Answer, compl
 
 
 def test_a_right_model_among_the_wrong_ones_would_be_noticed() -> None:
-    from tests.soundness.plain_torch import Mixer
-
     answer = judge(Case("official", Mixer, ("different",), "It is the official one, planted here."))
     assert answer.is_falsely_equivalent
     assert answer.complaints == ("equivalent, not different",)

@@ -74,7 +74,7 @@ _BUFFERS: tuple[tuple[str, str, Tensor, Combine], ...] = (
     ("temperature", LOGITS, torch.ones(()), torch.div),
     ("class_prior", LOGITS, torch.zeros(CONFIG.num_classes), torch.add),
     ("logit_limit", LOGITS, torch.tensor(torch.inf), torch.minimum),
-    ("threshold", HIDDEN, torch.tensor(-torch.inf), torch.maximum),
+    ("hidden_floor", HIDDEN, torch.tensor(-torch.inf), torch.maximum),
     ("order", STREAM, torch.arange(TOKENS), lambda x, order: x[:, order]),
     ("shift", STREAM, torch.zeros((), dtype=torch.int64), lambda x, shift: x.roll(int(shift), 1)),
     ("rotation", STREAM, torch.eye(HIDDEN_DIM), torch.matmul),
@@ -105,10 +105,10 @@ CASES = (
     ),
     Case(
         "buffer: share of the other GELU",
-        lambda: instead(ACT, Met("share", torch.zeros(()), lambda x, share: torch.lerp(gelu(x), F.gelu(x), share))),
+        lambda: instead(ACT, Met("erf_share", torch.zeros(()), lambda x, share: torch.lerp(gelu(x), F.gelu(x), share))),
         NEUTRAL,
         "A checkpoint may hold any value of it.",
-        words=("share",),
+        words=("erf_share",),
     ),
     Case(
         "buffer: mean and std of images",

@@ -202,7 +202,7 @@ _OUTPUTS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
 CASES = (
     *(Case(f"gradient: {name}", make, DIFFERENT, why, words=("radient",)) for name, make, why in _GRADIENTS),
     *(
-        Case(f"gradient: {name}", make, (*DIFFERENT, "equivalent"), why, words=("hook",))
+        Case(f"gradient: {name}", make, (*DIFFERENT, "equivalent"), why, words=("hook", "DIFFERENT"))
         for name, make, why in _PARAMETERS
     ),
     *(Case(f"override: {name}", make, (*DIFFERENT, "equivalent_under"), why) for name, make, why in _OUTPUTS),

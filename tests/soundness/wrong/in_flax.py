@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import io_callback
 
 from tests.soundness.cases import DIFFERENT, NOT_FOLLOWED, NOT_OFFICIAL, Case, Result
 from tests.soundness.plain_flax import (
@@ -178,8 +179,6 @@ def counted_in_array(first: int) -> Function:
         return calls.copy()
 
     def later(x: Any) -> Any:
-        from jax.experimental import io_callback
-
         call = io_callback(count, jax.ShapeDtypeStruct((), jnp.int32))
         return jnp.where(call >= first, x * 1.001, x)
 
@@ -252,7 +251,12 @@ _CHANGED: tuple[_Row, ...] = (
     ("reach: stream clamped, 30", STREAM, row(lambda x: jnp.clip(x, -30, 30)), "Numbers beyond 30."),
     ("reach: stream clamped, 100", STREAM, row(lambda x: jnp.clip(x, -100, 100)), "Numbers beyond 100."),
     ("reach: stream at most 60", STREAM, row(lambda x: jnp.minimum(x, 60)), "Numbers beyond 60."),
-    ("reach: logits clamped, 20", LOGITS, row(lambda x: lax.clamp(-20.0, x, 20.0)), "Numbers beyond 20."),
+    (
+        "reach: logits clamped, 20",
+        LOGITS,
+        row(lambda x: lax.clamp(jnp.asarray(-20, x.dtype), x, jnp.asarray(20, x.dtype))),
+        "Numbers beyond 20.",
+    ),
     ("reach: logits cut off, 40", LOGITS, row(lambda x: jnp.where(jnp.abs(x) > 40, 0, x)), "Numbers beyond 40."),
     ("reach: LayerNorm clamped, 5", NORM, row(lambda x: jnp.clip(x, -5, 5)), "Numbers beyond 5."),
     ("reach: images clamped, 5", IMAGES, row(lambda x: jnp.clip(x, -5, 5)), "Pixels beyond 5."),

@@ -132,14 +132,14 @@ CASES = (
         lambda: LinenMixer(norm=norm_in_block(1, dtype=jnp.bfloat16)),
         (*DIFFERENT, "equivalent"),
         "Half precision on the way.",
-        words=("bfloat16", "float32"),
+        words=("bfloat16", "DIFFERENT"),
     ),
     Case(
-        "linen: one dense layer in float16",
+        "linen: features in float16",
         lambda: LinenMixer(at=at(POOLED, lambda x: x.astype(jnp.float16).astype(x.dtype))),
         (*DIFFERENT, "equivalent"),
         "Half precision on the way.",
-        words=("float16", "float32"),
+        words=("float16", "DIFFERENT"),
     ),
     Case(
         "linen: one block without eps",

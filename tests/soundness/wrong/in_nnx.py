@@ -64,7 +64,7 @@ class CallsInDict(Planted):
 
 
 class RunningMean(Planted):
-    """Adds how far the mean is from a running one."""
+    """Adds how far the mean is from a running one: in an MLP, since in the stream LayerNorms would hide it."""
 
     def make(self) -> None:
         self.running = nnx.BatchStat(jnp.zeros(()))
@@ -168,7 +168,7 @@ _REMEMBERING: tuple[tuple[str, Callable[[], Any], str, tuple[str, ...]], ...] = 
     ("Dict of Variables, call 4", lambda: NnxMixer(CallsInDict(NORM, 4)), "Later calls are scaled.", ("calls",)),
     ("attribute, call 2", lambda: NnxMixer(CallsInAttribute(LOGITS, 2)), "Later calls are scaled.", ("calls",)),
     ("attribute, call 4", lambda: NnxMixer(CallsInAttribute(STREAM, 4)), "Later calls are scaled.", ("calls",)),
-    ("running mean", lambda: NnxMixer(RunningMean(STREAM)), "It moves with every call.", ("running",)),
+    ("running mean", lambda: NnxMixer(RunningMean(HIDDEN)), "It moves with every call.", ("running",)),
     ("first number", lambda: NnxMixer(FirstResult(LOGITS)), "One logit is the first call's.", ("kept",)),
     ("bias that drifts", Drifting, "It grows with every call.", ("bias",)),
     ("GELU that is swapped", Swapping, "From the second call on it is with erf.", ("act",)),

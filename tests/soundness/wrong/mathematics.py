@@ -224,6 +224,6 @@ CASES = (
         lambda: after(STREAM, lambda x: (x + 1e8) - 1e8),
         (*DIFFERENT, "equivalent"),
         "It rounds to 1e-8 in float64: ill-conditioned, if the report says so.",
-        words=("conditioned", "rounding"),
+        words=("conditioned", "rounding", "DIFFERENT"),
     ),
 )
