@@ -49,6 +49,7 @@ bench: $(INSTALLED)  ## Mixers timed side by side, each proven right first: a qu
 bench-full: $(INSTALLED)  ## all tables of speed, written to benchmarks/results/ and the README (over two hours)
 	@$(BIN)/python -m benchmarks.conversion --write
 	@$(BIN)/python -m benchmarks.cold_start --write
+	@$(BIN)/python -m benchmarks.verdict --large --write
 	@$(BIN)/python -m benchmarks.breakdown --write
 	@$(BIN)/python -m benchmarks.mixing --write
 	@$(BIN)/python -m benchmarks.speed --write

@@ -42,10 +42,10 @@ def assert_equivalent() -> Callable[..., Any]:
     """Fail unless a Mixer is the official function: `assert_equivalent(MyMixer, config=config)`.
 
     This is `mixer_equiv.assert_equivalent`. Its first argument is a class, a function that makes a model, a model, a
-    checkpoint, or the place of one of these ("path/to/file.py:MyMixer"); the second, by default "flax", is the model
-    to compare it with; then come the options of `mixer_equiv.verify`. Classes and functions are called with
-    `config`; a model needs `image=(channels, height, width)`. The fixture's scope is the session, so that Hypothesis
-    tests can use it.
+    checkpoint, or the place of one of these ("path/to/file.py:MyMixer"); the second is the model to compare it with, by
+    default "reference" for a torch model of yours and "flax" for one of Flax; then come the options of
+    `mixer_equiv.verify`. Classes and functions are called with `config`; a model needs `image=(channels, height,
+    width)`. The fixture's scope is the session, so that Hypothesis tests can use it.
     """
     from mixer_equiv import assert_equivalent
 

@@ -178,6 +178,13 @@ def _reference_taps(function: ModelFunction, config: MixerConfig, params: Arrays
     return ReferenceMixer(config)(params, images, taps=True)
 
 
+def _reference_gradients(
+    function: ModelFunction, config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    model = ReferenceMixer(config)
+    return model(params, images), model.gradients(params, images, cotangent)
+
+
 class _ComplexOperations:
     """The reference's operations on complex numbers.
 
@@ -213,4 +220,9 @@ def derivatives(
 
 _FORWARD = {"torch": _torch_forward, "flax": _jax_forward, "nnx": _jax_forward, "reference": _reference}
 _TAPS = {"torch": _torch_taps, "flax": _jax_taps, "nnx": _jax_taps, "reference": _reference_taps}
-_GRADIENTS = {"torch": _torch_gradients, "flax": _jax_gradients, "nnx": _jax_gradients}
+_GRADIENTS = {
+    "torch": _torch_gradients,
+    "flax": _jax_gradients,
+    "nnx": _jax_gradients,
+    "reference": _reference_gradients,
+}

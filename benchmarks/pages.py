@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks import breakdown, cold_start, conversion, gpu, mixing, rates, result_files, speed
+from benchmarks import breakdown, cold_start, conversion, gpu, mixing, rates, result_files, speed, verdict
 
 
 class Page(NamedTuple):
@@ -24,6 +24,7 @@ PAGES: Mapping[str, Page] = {
     "conversion": Page(conversion.page, conversion.draw),
     "mixing": Page(mixing.page),
     "rates": Page(rates.page),
+    "verdict": Page(verdict.page),
 }
 
 

@@ -29,11 +29,10 @@ def draw_terminal(name: str, command: str, output: RenderableType, width: int) -
 
 if __name__ == "__main__":
     images, labels = digits.held_out()
-    draw_terminal(
-        "verify.svg", "mixer-equiv verify", draw_report(verify(digits.CHECKPOINT, images=images, labels=labels)), 104
-    )
-    with contextlib.chdir(DOCS_FOLDER):  # where the command below is typed
-        report = verify("their_mixer.py:MLPMixer", kwargs=MODEL_KWARGS, image=(3, 12, 12))
+    report = verify(digits.CHECKPOINT, images=images, labels=labels).made_by_command("mixer-equiv verify")
+    draw_terminal("verify.svg", "mixer-equiv verify", draw_report(report), 104)
     command = f"mixer-equiv verify their_mixer.py:MLPMixer --kwargs '{json.dumps(MODEL_KWARGS)}' --image 3x12x12"
+    with contextlib.chdir(DOCS_FOLDER):  # where the command is typed
+        report = verify("their_mixer.py:MLPMixer", kwargs=MODEL_KWARGS, image=(3, 12, 12)).made_by_command(command)
     draw_terminal("their.svg", command, draw_report(report), 112)
     draw_terminal("mutate.svg", "mixer-equiv mutate", draw_matrix(mutate()), 110)

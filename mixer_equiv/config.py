@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from mixer_equiv.errors import ConfigError
+from mixer_equiv.errors import ConfigError, did_you_mean
 
 # Names as timm's `create_act` spells them: "gelu" is the exact form, with erf.
 ACTIVATION_NAMES = ("gelu_tanh", "gelu", "relu", "silu", "quick_gelu")
@@ -92,7 +92,10 @@ class MixerConfig:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
-            raise ConfigError(f"MixerConfig has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
+            raise ConfigError(
+                f"MixerConfig has no field {', '.join(unknown)}; its fields are {', '.join(fields)}"
+                f"{did_you_mean(str(unknown[0]), fields)}"
+            )
         missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
         if missing:
             raise ConfigError(f"MixerConfig needs {', '.join(missing)} as well")
@@ -168,7 +171,10 @@ class MixerConfig:
 def check_conventions(activation: Any, layer_norm_eps: Any) -> None:
     """Raise `ConfigError` for an activation or a LayerNorm eps that no model here computes."""
     if activation not in ACTIVATION_NAMES:
-        raise ConfigError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATION_NAMES)}")
+        raise ConfigError(
+            f"activation is {activation!r}; it must be one of {', '.join(ACTIVATION_NAMES)}"
+            f"{did_you_mean(str(activation), ACTIVATION_NAMES)}"
+        )
     is_number = isinstance(layer_norm_eps, numbers.Real) and not isinstance(layer_norm_eps, bool)
     if not is_number or not 0 <= layer_norm_eps < 1:
         raise ConfigError(f"layer_norm_eps is {layer_norm_eps!r}; it must be a number in [0, 1), such as 1e-6")

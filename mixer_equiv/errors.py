@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -86,3 +87,10 @@ def summarize(texts: Collection[str], shown: int = 4, separator: str = ", ") -> 
     """The first `shown` of `texts`, and the number of the others, for a message: "a, b and 3 more"."""
     more = f" and {len(texts) - shown} more" if len(texts) > shown else ""
     return separator.join(itertools.islice(texts, shown)) + more
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown `word`: "; did you mean 'flax'?", or nothing if no `known` word is near."""
+    spelt = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), spelt, 1)
+    return f"; did you mean {spelt[near[0]]!r}?" if near else ""

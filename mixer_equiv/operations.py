@@ -1,20 +1,23 @@
-"""Operations of neural networks in NumPy float64, and `Program`: a model as a list of them.
+"""Operations of neural networks in NumPy float64 with their derivatives, and `Program`: a model as a list of them.
 
 A model takes its operations as an argument. Given this module, it computes numbers; given a `Recorder`, the
-same lines record a `Program`. Parameters have named axes, whose sizes are not part of a program.
+same lines record a `Program`, which can be differentiated. Parameters have named axes, whose sizes are not part of a
+program. Beside each operation is its vector-Jacobian product: `NAME_vjp(cotangent, *arguments of NAME)` returns the
+cotangent of each array among the arguments.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from mixer_equiv.activations import ACTIVATIONS, DERIVATIVES
+
 Array = np.ndarray
+Key = TypeVar("Key")
 
 
 def cut(images: Array, patch: tuple[int, int]) -> Array:
@@ -25,6 +28,13 @@ def cut(images: Array, patch: tuple[int, int]) -> Array:
     return patches.reshape(batch, rows * columns, ph, pw, channels)
 
 
+def cut_vjp(cotangent: Array, images: Array, patch: tuple[int, int]) -> tuple[Array]:
+    batch, height, width, channels = images.shape
+    (ph, pw), rows, columns = patch, height // patch[0], width // patch[1]
+    patches = cotangent.reshape(batch, rows, columns, ph, pw, channels).transpose(0, 1, 3, 2, 4, 5)
+    return (patches.reshape(images.shape),)
+
+
 def linear(x: Array, kernel: Array, bias: Array) -> Array:
     """Contract the last axes of `x` with all axes of the kernel but its last, and add the bias."""
     axes = kernel.ndim - 1
@@ -32,9 +42,23 @@ def linear(x: Array, kernel: Array, bias: Array) -> Array:
     return inner @ kernel.reshape(-1, kernel.shape[-1]) + bias
 
 
+def linear_vjp(cotangent: Array, x: Array, kernel: Array, bias: Array) -> tuple[Array, Array, Array]:
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    rows = cotangent.reshape(-1, kernel.shape[-1])
+    inner = x.reshape(-1, len(matrix))
+    return (rows @ matrix.T).reshape(x.shape), (inner.T @ rows).reshape(kernel.shape), rows.sum(axis=0)
+
+
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """LayerNorm over the last axis, with the variance computed in two passes."""
     return normalise(x, eps) * scale + bias
+
+
+def layer_norm_vjp(cotangent: Array, x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
+    normed, scaled, leading = normalise(x, eps), cotangent * scale, tuple(range(x.ndim - 1))
+    centred = scaled - scaled.mean(axis=-1, keepdims=True) - normed * (scaled * normed).mean(axis=-1, keepdims=True)
+    deviation = np.sqrt(x.var(axis=-1, keepdims=True) + eps)
+    return centred / deviation, (cotangent * normed).sum(axis=leading), cotangent.sum(axis=leading)
 
 
 def normalise(x: Array, eps: float, *, ddof: int = 0, centred: bool = True) -> Array:
@@ -49,9 +73,17 @@ def swap(x: Array) -> Array:
     return np.moveaxis(x, -1, -2)
 
 
+def swap_vjp(cotangent: Array, x: Array) -> tuple[Array]:
+    return (swap(cotangent),)
+
+
 def activate(x: Array, activation: str) -> Array:
     """Apply the activation of this name in `ACTIVATIONS` to every element."""
     return ACTIVATIONS[activation](x)
+
+
+def activate_vjp(cotangent: Array, x: Array, activation: str) -> tuple[Array]:
+    return (cotangent * DERIVATIVES[activation](x),)
 
 
 def add(x: Array, y: Array) -> Array:
@@ -59,47 +91,34 @@ def add(x: Array, y: Array) -> Array:
     return x + y
 
 
+def add_vjp(cotangent: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    return cotangent, cotangent
+
+
 def mean(x: Array) -> Array:
     """The mean over the second axis."""
     return np.einsum("bt...->b...", x) / x.shape[1]
 
 
-def _swish(x: Array, slope: float | Array = 1.0) -> Array:
-    """x * sigmoid(slope * x), with the limit 0 where exp overflows."""
-    return x / (1 + np.exp(-slope * x))
+def mean_vjp(cotangent: Array, x: Array) -> tuple[Array]:
+    return (np.broadcast_to(cotangent[:, None] / x.shape[1], x.shape),)
 
 
-def _gelu_tanh(x: Array) -> Array:
-    # (1 + tanh(u)) / 2 is sigmoid(2u), with u = sqrt(2 / pi) * (x + 0.044715 x^3).
-    return _swish(x, math.sqrt(8 / math.pi) * (1 + 0.044715 * x * x))
+class Operation(NamedTuple):
+    """A function of arrays and settings, and its vector-Jacobian product."""
+
+    run: Callable[..., Array]
+    vjp: Callable[..., tuple[Array, ...]]
 
 
-def _gelu(x: Array) -> Array:
-    # The normal distribution function by erfc keeps its relative precision for negative x.
-    return x / 2 * _erfc()(-x / math.sqrt(2))
-
-
-@cache
-def _erfc() -> Callable[[Array], Array]:
-    """SciPy's erfc, which JAX depends on, else the standard library's, applied element by element."""
-    try:
-        from scipy.special import erfc
-    except ImportError:
-        one = np.frompyfunc(math.erfc, 1, 1)
-        return lambda x: np.asarray(one(x), np.float64)
-    return erfc
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu_tanh": _gelu_tanh,
-    "gelu": _gelu,
-    "relu": lambda x: np.where(x > 0, x, 0.0),
-    "silu": _swish,
-    "quick_gelu": lambda x: _swish(x, 1.702),
-}
-
-OPERATIONS: dict[str, Callable[..., Array]] = {
-    function.__name__: function for function in (cut, linear, layer_norm, swap, activate, add, mean)
+OPERATIONS: dict[str, Operation] = {
+    "cut": Operation(cut, cut_vjp),
+    "linear": Operation(linear, linear_vjp),
+    "layer_norm": Operation(layer_norm, layer_norm_vjp),
+    "swap": Operation(swap, swap_vjp),
+    "activate": Operation(activate, activate_vjp),
+    "add": Operation(add, add_vjp),
+    "mean": Operation(mean, mean_vjp),
 }
 
 
@@ -126,7 +145,11 @@ class Step:
     settings: tuple[Any, ...] = ()
 
     def run(self, inputs: tuple[Array, ...], parameters: tuple[Array, ...]) -> Array:
-        return OPERATIONS[self.operation](*inputs, *parameters, *self.settings)
+        return OPERATIONS[self.operation].run(*inputs, *parameters, *self.settings)
+
+    def vjp(self, cotangent: Array, inputs: tuple[Array, ...], parameters: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The cotangents of the inputs and the parameters, in this order, from that of the step's value."""
+        return OPERATIONS[self.operation].vjp(cotangent, *inputs, *parameters, *self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +161,30 @@ class Program:
 
     steps: tuple[Step, ...]
     stages: Mapping[str, int]
+
+    def gradients(self, parameters: Mapping[str, Array], given: Array, cotangent: Array) -> dict[str, Array]:
+        """Gradients, by parameter, of the sum of the result for the input `given` times `cotangent`, of its shape.
+
+        This is reverse mode: cotangents are passed from the last step to the first, and added up where a value or a
+        parameter is used several times.
+        """
+        values, arguments = [given], []
+        for step in self.steps:
+            arguments.append(
+                (tuple(values[i] for i in step.inputs), tuple(parameters[p.name] for p in step.parameters))
+            )
+            values.append(step.run(*arguments[-1]))
+        cotangents, gradients = {len(self.steps): cotangent}, dict[str, Array]()
+        for number, step in reversed(list(enumerate(self.steps, 1))):
+            made = step.vjp(cotangents.pop(number), *arguments[number - 1])
+            _add_each(cotangents, step.inputs, made)
+            _add_each(gradients, [parameter.name for parameter in step.parameters], made[len(step.inputs) :])
+        return gradients
+
+
+def _add_each(sums: dict[Key, Array], keys: Sequence[Key], parts: Sequence[Array]) -> None:
+    for key, part in zip(keys, parts, strict=False):
+        sums[key] = sums[key] + part if key in sums else part
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,6 +157,37 @@ def test_a_missing_dependency_is_an_import_error() -> None:
     assert issubclass(MissingDependencyError, ImportError)
 
 
+# Somebody else's torch model, where torch is all there is
+
+WITH_TORCH_ALONE = (
+    BLOCKED.replace('"torch", ', "")
+    + """
+from mixer_equiv import verify
+
+sizes = {"image_size": 12, "patch_size": 4, "hidden": 20, "depth": 2}
+report = verify(sys.argv[1], kwargs=sizes, image=(3, 12, 12), train_steps=2)
+print(json.dumps({
+    "verdict": report.verdict,
+    "programs": [side.program for side in report.sides],
+    "gradients": report.gradients.residual,
+    "training": [trained.residual / trained.threshold for trained in report.training],
+    "loaded": sorted({name.partition(".")[0] for name in sys.modules}),
+}))
+"""
+)
+
+
+def test_a_torch_model_is_verified_with_gradients_and_training_by_torch_alone() -> None:
+    model = Path(__file__).parents[1] / "docs" / "their_mixer.py"
+    outcome = printed(WITH_TORCH_ALONE, f"{model}:MLPMixer")
+    assert outcome["verdict"] == "equivalent_under"
+    assert outcome["programs"] == ["PyTorch", "NumPy"]
+    assert outcome["gradients"] <= 1e-12
+    assert len(outcome["training"]) == 2
+    assert max(outcome["training"]) <= 1
+    assert not {"jax", "flax", "optax", "scipy"} & set(outcome["loaded"])
+
+
 # JAX's own precision
 
 WITHOUT_X64 = """

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.errors import ConfigError
+from mixer_equiv.errors import ConfigError, did_you_mean
 
 # The dtype of the arrays in each dtype of a cell. In tf32, tensor cores multiply float32 numbers rounded to 10 bits.
 STORAGE_DTYPES = {
@@ -45,7 +45,10 @@ class Cell:
     def __post_init__(self) -> None:
         for field, known in (("dtype", STORAGE_DTYPES), ("device", DEVICES), ("mode", MODES)):
             if getattr(self, field) not in known:
-                raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(known)}")
+                raise ConfigError(
+                    f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(known)}"
+                    f"{did_you_mean(str(getattr(self, field)), known)}"
+                )
         if not self.config.num_classes:
             raise ConfigError("num_classes is 0; a timed Mixer has a head, as not every program can be without one")
         if self.batch < 1:

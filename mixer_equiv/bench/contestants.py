@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mixer_equiv.bench.cells import Cell
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.errors import ConfigError
+from mixer_equiv.errors import ConfigError, did_you_mean
 from mixer_equiv.formulation import DEFAULT_FORMULATION, FORMULATIONS, Formulation
 
 # A torch module as it is; by `torch.compile`; as a CUDA graph; with packed weights.
@@ -126,7 +126,10 @@ class Entry:
 
     def __post_init__(self) -> None:
         if self.name not in CONTESTANTS:
-            raise ConfigError(f"program is {self.name!r}; it must be one of {', '.join(CONTESTANTS)}")
+            raise ConfigError(
+                f"program is {self.name!r}; it must be one of {', '.join(CONTESTANTS)}"
+                f"{did_you_mean(self.name, CONTESTANTS)}"
+            )
         if self.formulation != DEFAULT_FORMULATION and not self.contestant.any_formulation:
             raise ConfigError(f"{self.name} is written in one way, and not as {self.formulation}")
 

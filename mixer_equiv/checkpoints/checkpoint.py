@@ -25,6 +25,9 @@ from mixer_equiv.config import MixerConfig, Size
 from mixer_equiv.errors import ConversionError
 from mixer_equiv.layouts import Conventions, Layout, get_layout
 
+# The source of a checkpoint that was read from no file.
+IN_MEMORY = "arrays"
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint(Mapping[str, Any]):
@@ -128,7 +131,7 @@ class Checkpoint(Mapping[str, Any]):
         ignore: Collection[str] = (),
         rename: Mapping[str, str] | None = None,
         lazy: bool = False,
-        source: str = "arrays",
+        source: str = IN_MEMORY,
         metadata: Mapping[str, Any] | None = None,
         called: Collection[str] = (),
         notes: Collection[str] = (),

@@ -9,7 +9,7 @@ import typer
 
 from mixer_equiv.cli.exit_status import EXIT_STATUS, report_errors
 from mixer_equiv.cli.options import JsonOption, parse_kwargs
-from mixer_equiv.cli.output import check_outputs, show, warn, write_file
+from mixer_equiv.cli.output import check_outputs, show, warn
 from mixer_equiv.cli.progress import prints_on_stderr, progress_bar
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ def bench(
                 on_step=step,
             )
         plain = export.to_dict(result)
-        if csv_file is not None:
-            write_file("--csv", csv_file, export.to_csv(plain))
-        if markdown_file is not None:
-            write_file("--markdown", markdown_file, export.to_markdown(plain))
-        show(Tables(plain), plain, json_file)
+        others = {
+            "--csv": (csv_file, lambda: export.to_csv(plain)),
+            "--markdown": (markdown_file, lambda: export.to_markdown(plain)),
+        }
+        show(Tables(plain), plain, json_file, others)
         if plot_file is not None and any(row["ms"] for row in plain["rows"]):
             plots.plot(plain["rows"], plot_file)
         elif plot_file is not None:

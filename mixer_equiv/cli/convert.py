@@ -24,6 +24,7 @@ from mixer_equiv.cli.options import (
     RenameOption,
     StepOption,
     TrainedWithOption,
+    complete_layouts,
     parse_conventions,
     parse_image_size,
     parse_pairs,
@@ -44,7 +45,12 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Checkpoint to write, in the format of its suffix.")],
     to: Annotated[
-        str | None, typer.Option(metavar="LAYOUT", help="Layout to write; the other framework's if not given.")
+        str | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="Layout to write; the other framework's if not given.",
+            autocompletion=complete_layouts,
+        ),
     ] = None,
     from_: LayoutOption = None,
     layout_files: LayoutFileOption = None,

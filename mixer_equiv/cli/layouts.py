@@ -28,7 +28,8 @@ def layouts(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help="Whose layout to find: path/to/file.py:Name, package.module:Name, timm:NAME."
+            metavar="MODEL",
+            help="Whose layout to find; ways to name it are below.",
         ),
     ] = None,
     kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="What the model is made with.")] = None,
@@ -65,10 +66,12 @@ def layouts(
 def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:
     """The layout of the model at a place, called with `kwargs`."""
     from mixer_equiv.equivalence.porting import layout_of
-    from mixer_equiv.equivalence.sides.locate import is_source, model_at
+    from mixer_equiv.equivalence.sides.locate import is_source, model_at, object_at
 
     if not is_source(model):
         raise ConfigError(f"{model} is no place of a model: path/to/file.py:Name, package.module:Name, timm:NAME")
+    if model.endswith(".py"):
+        object_at(model)  # which says what there is to name in it
     if image is None:
         raise ConfigError("the layout of a model is found by running it: give --image, such as 3x224x224")
     with progress_bar(1) as step, prints_on_stderr():

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixer_equiv.checkpoints.provenance import without_private_parts
 from mixer_equiv.errors import ConfigError
 
 if TYPE_CHECKING:
     from mixer_equiv.layouts import Conventions
+
+
+def complete_layouts(incomplete: str) -> list[str]:
+    """Names and aliases of layouts that begin so, for the shell."""
+    from mixer_equiv.layouts import LAYOUTS
+
+    names = [name for layout in LAYOUTS.values() for name in (layout.name, *layout.aliases)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """Names of our models that begin so, and files; where there is no such name, the shell itself completes paths."""
+    from mixer_equiv.equivalence.sides.runners import RUNNERS
+
+    names = [name for name in (*RUNNERS, "timm:") if name.startswith(incomplete)]
+    files = sorted(path.name for path in Path().glob(f"{glob.escape(incomplete)}*")) if names else []
+    return [*names, *(file for file in files if not file.startswith("."))]
+
 
 AllowMissing = Annotated[
     list[str] | None,
@@ -22,7 +43,10 @@ AllowMissing = Annotated[
     ),
 ]
 LayoutOption = Annotated[
-    str | None, typer.Option("--from", metavar="LAYOUT", help="Layout of the checkpoint; detected.")
+    str | None,
+    typer.Option(
+        "--from", metavar="LAYOUT", help="Layout of the checkpoint; detected.", autocompletion=complete_layouts
+    ),
 ]
 ImageSizeOption = Annotated[
     str | None, typer.Option("--image-size", metavar="HxW", help="Image size in pixels; a square grid if not given.")
@@ -59,6 +83,27 @@ LayoutFileOption = Annotated[
     typer.Option("--layout", metavar="FILE", help="A layout of your own, in TOML or JSON, to know too. Repeatable."),
 ]
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to FILE, or '-'.")]
+
+
+def command_line(context: typer.Context) -> str:
+    """The command line of a call, with options by their longest names, and without private parts of paths."""
+    words = ["mixer-equiv", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if value != parameter.get_default(context) and value is not None:
+            words += _words(parameter, value)
+    return " ".join(shlex.quote(without_private_parts(word)) for word in words)
+
+
+def _words(parameter: Any, value: Any) -> list[str]:
+    """An argument or option as it is typed."""
+    if parameter.param_type_name == "argument":
+        return [str(value)]
+    name = max(parameter.opts, key=len)
+    if isinstance(value, bool):
+        return [name if value else parameter.secondary_opts[0]]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [word for each in values for word in (name, str(each))]
 
 
 def register_layouts(files: Sequence[Path] | None) -> None:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,27 +18,45 @@ from mixer_equiv.errors import ConfigError, MixerEquivError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_STDOUT = ("--json", "-")
+# The name of a file that means the standard output, and the options that take it.
+_STDOUT = "-"
+_TO_STDOUT = ("--json", "--markdown")
 _WIDTH_OF_A_PIPE = 110
 
+# What options write: the file that was asked for, if any, and what makes its text.
+Written = Mapping[str, tuple[str | Path | None, Callable[[], str]]]
 
-def show(drawn: RenderableType, plain: dict[str, Any], json_file: str | None) -> None:
-    """Print a result as it is `drawn`, and write it as JSON to a file that is asked for.
 
-    JSON for the standard output, "-", takes the place of the drawing.
+def show(drawn: RenderableType, plain: dict[str, Any], json_file: str | None, others: Written | None = None) -> None:
+    """Print a result as it is `drawn`, a string as one line, and write it as JSON and as `others` where it is asked.
+
+    What is written to the standard output, "-", takes the place of the drawing.
     """
-    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
-    if json_file == _STDOUT[1]:
-        write(text)
-        return
-    if json_file is not None:
-        write_file("--json", Path(json_file), text)
-    draw(drawn)
+    written = {**(others or {}), "--json": (json_file, lambda: json.dumps(plain, indent=2, allow_nan=False) + "\n")}
+    to_stdout = [make for file, make in written.values() if str(file) == _STDOUT]
+    for option, (file, make) in written.items():
+        if file is not None and str(file) != _STDOUT:
+            write_file(option, Path(file), make())
+    if to_stdout:
+        write(to_stdout[0]())
+    elif isinstance(drawn, str):
+        say(drawn)
+    else:
+        draw(drawn)
 
 
-def check_outputs(files: Mapping[str, str | Path | None]) -> None:
-    """Refuse files that cannot be written, by the options that name them, before hours are spent on what is in them."""
-    given = {option: Path(file) for option, file in files.items() if file is not None and (option, file) != _STDOUT}
+def check_outputs(files: Mapping[str, str | Path | None], is_quiet: bool = False) -> None:
+    """Refuse files that cannot be written, by the options that name them, before hours are spent on what is in them.
+
+    Of the options for the standard output, `is_quiet` for `--quiet` among them, one may be given.
+    """
+    given = {option: Path(file) for option, file in files.items() if file is not None}
+    to_stdout = [option for option, path in given.items() if option in _TO_STDOUT and str(path) == _STDOUT]
+    if len(to_stdout) + is_quiet > 1 and to_stdout:
+        said = [*(f"{option} {_STDOUT}" for option in to_stdout), *["--quiet"] * is_quiet]
+        raise ConfigError(f"{' and '.join(said)} are all for the standard output; give one of them")
+    for option in to_stdout:
+        del given[option]
     for option, path in given.items():
         _check_output(option, path)
     by_place = {path.resolve(): option for option, path in given.items()}
@@ -50,8 +68,9 @@ def check_outputs(files: Mapping[str, str | Path | None]) -> None:
 def _check_output(option: str, path: Path) -> None:
     from mixer_equiv.checkpoints.formats import SUFFIXES
 
-    if str(path) == _STDOUT[1]:
-        raise ConfigError(f"{option} is {path}; only {_STDOUT[0]} goes to the standard output, give a file")
+    if str(path) == _STDOUT:
+        takers = " and ".join(_TO_STDOUT)
+        raise ConfigError(f"{option} is {path}; only {takers} go to the standard output, give a file")
     if path.name.lower().endswith(SUFFIXES):
         suggested = option.replace("--", ".")
         raise ConfigError(f"{option} is {path}, by its suffix a checkpoint; give it another one, such as {suggested}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,14 +18,17 @@ from mixer_equiv.cli.options import (
     LayoutFileOption,
     RenameOption,
     StepOption,
+    command_line,
+    complete_layouts,
+    complete_models,
     parse_image,
     parse_kwargs,
     parse_renamed,
     register_layouts,
 )
-from mixer_equiv.cli.output import check_outputs, show, write_file
+from mixer_equiv.cli.output import check_outputs, show
 from mixer_equiv.cli.progress import prints_on_stderr, progress_bar
-from mixer_equiv.errors import ConfigError
+from mixer_equiv.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from mixer_equiv.equivalence.policy import Policy
@@ -34,22 +38,38 @@ if TYPE_CHECKING:
 _THRESHOLDS = {"logits": "residual", "gradients": "gradients", "sgd": "sgd", "adamw": "adamw"}
 # Options of reading A, and the parameters of `load`.
 _READING = {"--from": "layout", "--prefix": "prefix", "--ignore": "ignore", "--rename": "rename", "--step": "step"}
+_WEIGHTS = ("given", "random")
 _STEPS = 9  # of most comparisons
 
 
 def verify(
+    context: typer.Context,
     a: Annotated[
         str | None,
-        typer.Argument(metavar="A", help="A checkpoint, or flax, nnx, torch, reference, or a variant: flax:B/16."),
+        typer.Argument(
+            metavar="A", help="A checkpoint or a model; ways to name it are below.", autocompletion=complete_models
+        ),
     ] = None,
     b: Annotated[
-        str | None, typer.Argument(metavar="B", help="As A; its port to the other framework if not given.")
+        str | None,
+        typer.Argument(
+            metavar="B",
+            help="As A. If not given: of a checkpoint its port, of a model the official one.",
+            autocompletion=complete_models,
+        ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="random|given|FILE", help="given for checkpoints, random for programs.")
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS", help="random, given or a FILE for both; given for checkpoints, random for models."
+        ),
     ] = None,
     kwargs: Annotated[
-        str | None, typer.Option(metavar="JSON", help="MixerConfig fields for built-in models: '{\"num_blocks\": 2}'.")
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="What the model is made with, or MixerConfig fields for ours: '{\"num_blocks\": 2}'.",
+        ),
     ] = None,
     image: ImageOption = None,
     gradients: Annotated[
@@ -67,14 +87,18 @@ def verify(
     rtol: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME:]VALUE", help=f"Threshold of {', '.join(_THRESHOLDS)}; of logits without NAME. Repeatable."
+            metavar="[NAME:]VALUE",
+            help=f"Threshold of {', '.join(_THRESHOLDS)}; of logits without NAME. Repeatable.",
         ),
     ] = None,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Compute nothing more once the two are seen to differ.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights and images.")] = 0,
-    from_: Annotated[str | None, typer.Option("--from", metavar="LAYOUT", help="Layout of A; detected.")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="LAYOUT", help="Layout of A; detected.", autocompletion=complete_layouts),
+    ] = None,
     layout_files: LayoutFileOption = None,
     prefix: Annotated[
         str | None, typer.Option("--prefix", metavar="PREFIX", help="Which of several sets of weights in A: ema.")
@@ -87,15 +111,20 @@ def verify(
     html_file: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page of HTML, too.")
     ] = None,
+    markdown_file: Annotated[
+        str | None,
+        typer.Option("--markdown", metavar="FILE", help="Write Markdown for a pull request to FILE, or '-'."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print one line: the verdict and why.")] = False,
 ) -> None:
     """Tell whether two Mixers are the same function, and where they part if they are not.
 
     With no argument: a Mixer trained in Flax on handwritten digits, and its port to PyTorch.
     """
-    from mixer_equiv.render.report import draw_report
-
     with report_errors():
-        check_outputs({"--json": json_file, "--html": html_file})
+        outputs = {"--json": json_file, "--html": html_file, "--markdown": markdown_file}
+        check_outputs(outputs, is_quiet=quiet)
+        _check_weights(weights)
         register_layouts(layout_files)
         report = _verify(
             a,
@@ -119,12 +148,25 @@ def verify(
             seed=seed,
             allow_missing=allow_missing or (),
         )
-        if html_file is not None:
-            from mixer_equiv.render.html import to_html
-
-            write_file("--html", html_file, to_html(report))
-        show(draw_report(report), report.to_dict(), json_file)
+        _show(report.made_by_command(command_line(context)), json_file, html_file, markdown_file, quiet)
     raise typer.Exit(EXIT_STATUS[report.verdict])
+
+
+def _show(report: Report, json_file: str | None, html: Path | None, markdown: str | None, quiet: bool) -> None:
+    """Print the report, and write it in the forms that are asked for."""
+    from mixer_equiv.render import to_html, to_markdown
+    from mixer_equiv.render.report import draw_report
+
+    others = {"--html": (html, lambda: to_html(report)), "--markdown": (markdown, lambda: to_markdown(report))}
+    show(report.summary() if quiet else draw_report(report), report.to_dict(), json_file, others)
+
+
+def _check_weights(weights: str | None) -> None:
+    """Refuse a word that is no file and nearly one of those that say where weights are from."""
+    if weights is not None and not os.path.exists(weights) and weights not in _WEIGHTS:
+        near = did_you_mean(weights, _WEIGHTS)
+        if near:
+            raise ConfigError(f"--weights is {weights!r}, which is no file{near}")
 
 
 def _verify(a: str | None, b: str | None, *, reading: dict[str, Any], **options: Any) -> Report:
@@ -161,7 +203,7 @@ def _parse_thresholds(texts: list[str] | None) -> Policy:
         except ValueError:
             threshold = math.nan
         if name not in _THRESHOLDS or not threshold >= 0:
-            names = ", ".join(_THRESHOLDS)
+            names = f"{', '.join(_THRESHOLDS)}{did_you_mean(name, _THRESHOLDS) * (name not in _THRESHOLDS)}"
             raise ConfigError(f"--rtol is {text!r}; it must be NAME:VALUE, such as logits:1e-9, of {names}")
         thresholds[_THRESHOLDS[name]] = threshold
     return Policy(**thresholds)

@@ -28,6 +28,7 @@ class Choice(enum.Enum):
     BIASED = "biased"
     UNBIASED = "unbiased"
     CHANNELS = "channels"
+    TOKENS = "tokens"
     TOKENS_AND_CHANNELS = "tokens and channels"
     SUBTRACTED = "subtracted"
     NOT_SUBTRACTED = "not subtracted"
@@ -36,6 +37,14 @@ class Choice(enum.Enum):
     SUM = "sum"
     FIRST_TOKEN = "first token"
     LAST_TOKEN = "last token"
+    MEAN_OVER_CHANNELS = "mean over channels"
+    FLATTENED = "none, all tokens side by side"
+    EVERY_TOKEN = "none, logits of every token"
+    BATCH_NORM = "a BatchNorm"
+    BEFORE_BRANCH = "before each branch"
+    AFTER_ADDITION = "after each addition"
+    SIDE_BY_SIDE = "side by side"
+    AGAIN = "once more"
     PARAMETER = "a parameter"
     SCALE_AND_BIAS = "a scale and a bias"
     LAYER = "a layer"
@@ -96,8 +105,28 @@ class Arithmetic:
         return f"{self.operator} {short if float(short) == self.number else repr(self.number)}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Patches of an image that overlap or reach beyond its edges; all sizes are (height, width).
+
+    `before` and `after` are the zeros with which each side is padded.
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    before: tuple[int, int]
+    after: tuple[int, int]
+
+    def __str__(self) -> str:
+        height, width = self.stride
+        overlap = "overlapping, " if self.size > self.stride else ""
+        padding = {self.before, self.after} - {(0, 0)}
+        padded = f", padded by {' and '.join(f'{h}x{w}' for h, w in sorted(padding))}" if padding else ""
+        return f"{overlap}{self.size[0]}x{self.size[1]} every {height}x{width}{padded}"
+
+
 Kind = Literal["variant", "skip", "insert", "unknown"]
-Setting = str | float | Choice | ResultOf | ValueOf | OtherValueOf | Epsilon | Arithmetic | None
+Setting = str | float | Choice | ResultOf | ValueOf | OtherValueOf | Epsilon | Arithmetic | Windows | None
 
 
 @dataclasses.dataclass(frozen=True)

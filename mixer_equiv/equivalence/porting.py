@@ -62,20 +62,23 @@ def port(
     `params` are a checkpoint, the path of one, or arrays by name. A torch or nnx model gets them in
     place, in its own dtype; a linen one holds none, so that `apply` takes the result's `params`.
     `image` is (channels, height, width), by default that of the weights. `allow_missing` are globs
-    as `convert` takes them; what is left out stays as it is. Weights by the model's own names, in no
-    known layout, are read by the layout found, if `image` is given.
+    as `convert` takes them; what is left out stays as it is. A model without a head takes weights that
+    have one, without it. Weights by the model's own names, in no known layout, are read by the layout
+    found, if `image` is given.
 
-    Returns the weights in the model's layout. Warns (`ConventionWarning`) where the model computes
-    something else than what they were trained with, rounds them, or has parameters that get none.
+    Returns the weights in the model's layout. Warns once (`ConventionWarning`), with all sentences, where the model
+    computes something else than what they were trained with, rounds them, or has parameters that get none.
     Raises as `layout_of`, `ConversionError` for weights that do not fill the model, and `ConfigError`
     for those of another size.
     """
     given = None if image is None else as_image(image)
     with on_device("cpu"):
         source, target = _both(params, model, given, seed)
+    has_head = target.config.num_classes > 0
+    optional = allow_missing if has_head or isinstance(allow_missing, str) else (*allow_missing, "head/*")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConventionWarning)
-        result = convert(source, to=target.layout, allow_missing=allow_missing)
+        result = convert(source, to=target.layout, allow_missing=optional)
     differences = [
         difference
         for difference in size_differences(result.config, target.config)
@@ -89,8 +92,8 @@ def port(
     messages = [str(warning.message) for warning in caught]
     messages += [f"{target.name} {text}" for text in departures(target.found)]
     messages += _put_otherwise(result, target.model)
-    for message in messages:
-        warnings.warn(message, ConventionWarning, stacklevel=2)
+    if messages:
+        warnings.warn("\n".join(dict.fromkeys(messages)), ConventionWarning, stacklevel=2)
     target.model.put(result.whole)
     return result
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mixer_equiv.checkpoints.provenance import Provenance
 from mixer_equiv.equivalence.text import Column, Line, Paragraph, TextTable, list_lines, table_lines, wrap
 from mixer_equiv.errors import summarize
 
@@ -119,7 +120,8 @@ class Report:
     `mapping` goes from canonical names to those of the side `mapping_of`: the one whose names were searched for, else
     side b. `unobservable` are parameters on which no output depends. `dtype` is the low precision whose errors are
     shown. `warnings` are sentences; `notices` are the ids of those that are in the catalogue of faults. `visible` has
-    known faults, and how far each, planted in one place, would have moved these outputs.
+    known faults, and how far each, planted in one place, would have moved these outputs. `names` are those of the
+    models and checkpoints that it is about, also where nothing was run; `provenance` says what made it.
     """
 
     verdict: Verdict
@@ -147,6 +149,8 @@ class Report:
     training: tuple[Training, ...] = ()
     visible: Mapping[str, float] = dataclasses.field(default_factory=dict)
     prediction_flips: int | None = None
+    names: tuple[str, ...] = ()
+    provenance: Provenance | None = None
 
     @property
     def equivalent(self) -> bool:
@@ -159,10 +163,22 @@ class Report:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
+    def made_by_command(self, command: str) -> Report:
+        """The same report, with the command line that made it in place of the call in Python."""
+        if self.provenance is None:
+            return self
+        return dataclasses.replace(self, provenance=dataclasses.replace(self.provenance, call=command))
+
+    def summary(self) -> str:
+        """The verdict, with its residual and the names of causes or else its first reason, in one line."""
+        parts = [f"fp64 residual {number(self.residual)} (threshold {self.threshold:g})"] * (self.residual is not None)
+        parts += [", ".join(dict.fromkeys(cause.name for cause in self.causes)) or "".join(self.reasons[:1])]
+        return " ".join(f"{self.verdict}: {'; '.join(filter(None, parts))}".split())
+
     def __str__(self) -> str:
         table = stage_table(self)
         lines = table_lines(table) if table else []
-        return "\n".join([*lines, *wrap(headline(self)), *list_lines(details(self))])
+        return "\n".join([*lines, *wrap(headline(self)), *list_lines([*details(self), *made_by(self)])])
 
 
 def _plain(value: Any) -> Any:
@@ -193,7 +209,7 @@ def stage_table(report: Report) -> TextTable | None:
         Column(),
         Column(a.name, is_right=True, is_wrapped=True),
         Column(b.name, is_right=True, is_wrapped=True),
-        Column("between them", is_right=True),
+        Column("between them", is_right=True, is_wrapped=True),
     )
     return TextTable(columns, (_side_lines(report), _stage_lines(report), _error_lines(report)))
 
@@ -245,7 +261,7 @@ _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 def headline(report: Report) -> str:
     """The verdict, and the residual on which it rests."""
     if report.residual is None:
-        return HEADLINES[report.verdict]
+        return ": ".join(filter(None, (HEADLINES[report.verdict], " and ".join(report.names))))
     return (
         f"{HEADLINES[report.verdict]}: fp64 residual {number(report.residual)} (threshold {report.threshold:g}), "
         f"max |logit difference| {number(report.max_difference)}, {report.images}"
@@ -271,6 +287,11 @@ def details(report: Report) -> list[Paragraph]:
     if report.unobservable:
         paragraphs.append(Paragraph("unobservable", unobservable_in_words(report)))
     return [*paragraphs, *(Paragraph("warning", warning) for warning in report.warnings)]
+
+
+def made_by(report: Report) -> list[Paragraph]:
+    """Say which call, versions and files made the report, if that is known."""
+    return [Paragraph("made by", str(report.provenance))] if report.provenance else []
 
 
 def shown_by_inputs(visible: Mapping[str, float], threshold: float) -> str:

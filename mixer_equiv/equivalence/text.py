@@ -6,6 +6,7 @@ Knows neither reports nor Mixers. `render` draws the same tables with rich, in c
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -18,7 +19,7 @@ _INDENT = "  "
 
 
 class Column(NamedTuple):
-    """A heading, and how cells below it are set; if `is_wrapped`, the column is narrowed where space is short."""
+    """A heading, and how cells below it are set; columns that are `is_wrapped` are narrowed first."""
 
     heading: str = ""
     is_right: bool = False
@@ -50,7 +51,7 @@ class Paragraph(NamedTuple):
 def table_lines(table: TextTable, width: int = REPORT_WIDTH) -> list[str]:
     """A table as lines of text: headings, a rule, and sections with a blank line after each."""
     headings = tuple(column.heading for column in table.columns)
-    widths = _widths(table, width - 2 * len(_MARGIN))
+    widths = column_widths(table, width)
     lines = ["", *_cell_lines(headings, table.columns, widths, bottom=True), _MARGIN + "─" * _total(widths)]
     for section in table.sections:
         for line in section:
@@ -75,21 +76,26 @@ def wrap(text: str, width: int = REPORT_WIDTH) -> list[str]:
     """Break a paragraph into lines of at most `width` characters, at spaces where that is possible."""
     lines: list[str] = []
     for part in text.split("\n"):
-        lines += textwrap.wrap(part, max(width, 1), break_on_hyphens=False) or [""]
+        indent = part[: len(part) - len(part.lstrip())] if width > len(part) - len(part.lstrip()) else ""
+        lines += textwrap.wrap(part, max(width, 1), subsequent_indent=indent, break_on_hyphens=False) or [""]
     return lines
 
 
-def _widths(table: TextTable, room: int) -> list[int]:
-    """The width of each column; the widest of those that wrap are narrowed until all fit."""
+# A number in a cell, such as 1.2e-16, 62,090 or 99.44%.
+_NUMBER = re.compile(r"(?<!\S)[-+]?\d[\d.,e+-]*%?(?!\S)")
+
+
+def column_widths(table: TextTable, width: int = REPORT_WIDTH) -> list[int]:
+    """The width of each column of a table of `width`: the widest is narrowed until all fit, and no number is broken."""
     rows = [tuple(column.heading for column in table.columns)]
     rows += [line.cells for section in table.sections for line in section]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    wrapping = [number for number, column in enumerate(table.columns) if column.is_wrapped]
-    while wrapping and _total(widths) > room:
-        widest = max(wrapping, key=widths.__getitem__)
-        if widths[widest] == 1:
-            break
-        widths[widest] -= 1
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, cells)) for cells in columns]
+    least = [max((len(number) for cell in cells for number in _NUMBER.findall(cell)), default=1) for cells in columns]
+    room = width - 2 * len(_MARGIN)
+    for candidates in ([i for i, column in enumerate(table.columns) if column.is_wrapped], list(range(len(widths)))):
+        while _total(widths) > room and (narrowed := [i for i in candidates if widths[i] > least[i]]):
+            widths[max(narrowed, key=widths.__getitem__)] -= 1
     return widths
 
 

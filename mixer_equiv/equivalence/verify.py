@@ -16,6 +16,7 @@ import numpy as np
 from mixer_equiv.arrays.interop import to_numpy
 from mixer_equiv.checkpoints.differences import port_faults
 from mixer_equiv.config import MixerConfig, as_image, size_differences
+from mixer_equiv.equivalence.call_record import recorded
 from mixer_equiv.equivalence.judge.causes import round_trip_causes, weight_causes
 from mixer_equiv.equivalence.judge.decide import explained, judge, trained_apart, with_gradients
 from mixer_equiv.equivalence.judge.evidence import Evidence, gather
@@ -38,7 +39,7 @@ from mixer_equiv.equivalence.sides.base import Image, NotAMixer, WeightedSide
 from mixer_equiv.equivalence.sides.drawn_weights import random_images
 from mixer_equiv.equivalence.sides.resolve import resolve
 from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said
-from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
+from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError, did_you_mean
 
 # Somebody else's model is run on few images, because every value of it is recorded.
 IMAGES_FOR_CANDIDATES = 4
@@ -49,6 +50,7 @@ VISIBLE_ON = 2
 LOW_PRECISION = ("float32", "bfloat16", "float16")
 
 
+@recorded
 def verify(
     a: Any,
     b: Any = None,
@@ -74,8 +76,8 @@ def verify(
     A side is a checkpoint or the path of one, arrays by name, "flax", "nnx", "torch" or "reference"
     (with a variant: "flax:B/16"), any model of torch, Flax linen or nnx, a class or function that makes
     one, or the place of these: "path/to/file.py:Name", "package.module:Name", "timm:NAME". Without `b`, a
-    checkpoint is compared with its port to the other framework, and a model with the official Flax one (the
-    Flax one with torch).
+    checkpoint is compared with its port to the other framework, somebody else's torch model with the NumPy
+    reference, and any other model with the official Flax one (the Flax one with torch).
 
     `weights` are "random" (drawn from `seed`, every parameter, the head included), "given" (each
     side's own, which must then be bit-identical too), or a checkpoint that both sides take, which may
@@ -104,7 +106,10 @@ def verify(
         if not isinstance(count, int) or count < 0:
             raise ConfigError(f"{name} is {count!r}; it must be a whole number of at least 0")
     if dtype not in LOW_PRECISION:
-        raise ConfigError(f"dtype is {dtype!r}, the low precision to show; it must be {', '.join(LOW_PRECISION)}")
+        raise ConfigError(
+            f"dtype is {dtype!r}, the low precision to show; it must be {', '.join(LOW_PRECISION)}"
+            f"{did_you_mean(str(dtype), LOW_PRECISION)}"
+        )
     if config is not None and not isinstance(config, MixerConfig):
         raise ConfigError(f"config is a {type(config).__name__}; it must be a MixerConfig")
     image = None if image is None else as_image(image)
@@ -154,7 +159,7 @@ def _compared(
     faults = list(port_faults(a.weights, b.weights, a.config)) if origin == "given" else []
     weights = weight_causes(faults, a, b)
     if weights and asked.fail_fast:
-        return of_other_weights(weights, asked.policy)
+        return of_other_weights(a, b, weights, asked.policy)
     searched = a.side.is_foreign or b.side.is_foreign
     few = IMAGES_FOR_CANDIDATES if searched else None
     batch = random_images(a.config, asked.seed)[:few] if images is None else _checked(images, a)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixer_equiv.errors import LayoutError
+from mixer_equiv.errors import LayoutError, did_you_mean
 from mixer_equiv.layouts.base import (
     ABSENT,
     ADVICE,
@@ -77,9 +77,10 @@ def get_layout(name: str | Layout) -> Layout:
             return layout
     if (natural := find_natural(name)) is not None:
         return natural
+    names = [each for layout in LAYOUTS.values() for each in (layout.name, *layout.aliases)]
     raise LayoutError(
         f"no layout is called {name!r}; the layouts are {', '.join(LAYOUTS)}, and those of torch modules in a "
-        "formulation, such as torch-linear-conv1d-conv1d"
+        f"formulation, such as torch-linear-conv1d-conv1d{did_you_mean(str(name), names)}"
     )
 
 

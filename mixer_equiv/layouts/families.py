@@ -34,23 +34,31 @@ def _is_gated(shapes: Mapping[str, Shape]) -> bool:
     return bool(pairs) and all(first[0] == 2 * second[1] for first, second in pairs)
 
 
+def _is_depthwise(shapes: Mapping[str, Shape]) -> bool:
+    """Whether a branch begins with a convolution of each channel alone, as no Mixer's does."""
+    first = [shape for name, shape in shapes.items() if re.search(r"\d+/0/fn/0/weight$", name)]
+    return any(len(shape) == 4 and shape[1] == 1 for shape in first)
+
+
 _ATTENTION = (
     r"(^|/)(\w*attn\w*|\w*attention\w*|MultiHead\w*|mha)(/\w+)*/"
     r"(qkv|qk|q|k|v|query|key|value|[qkv]_proj|in_proj_weight|to_qkv|to_[qkv]|c_attn|query_key_value)(/|$)"
+    r"|(^|/)to_qkv/"
 )
 _BLOCKS = r"(^|/)\w*(blocks?|layers?|stages)\w*/\d+/"
 
 # The first that fits is taken: special ones come before general ones.
 FAMILIES: Mapping[str, Family] = {
     "gMLP": Family(
-        "gMLP, whose token mixing is a gate", (r"(^|/)(gate|sgu|spatial_gating\w*)/(proj|norm|weight|bias)",)
+        "gMLP, whose token mixing is a gate",
+        (r"(^|/)((gate|sgu|spatial_gating\w*)/(proj|norm|weight|bias)|SpatialGating\w*/)",),
     ),
     "gMixer": Family(
         "gMixer, a Mixer with gated MLPs (GluMlp), half of whose first layer is a gate", (r"token",), _is_gated
     ),
     "ResMLP": Family(
         "ResMLP, which has affine layers for LayerNorms and one linear layer over tokens",
-        (r"((norm\d*|aff\w*)/alpha|aff\w*/[gb])$",),
+        (r"((norm\d*|[aA]ff\w*)/alpha|aff\w*/[gb])$",),
     ),
     "Sequencer": Family("Sequencer, which mixes tokens by LSTMs", (r"rnn_tokens/",)),
     "CycleMLP": Family("CycleMLP", (r"attn/sfc_[hw]/",)),
@@ -63,9 +71,15 @@ FAMILIES: Mapping[str, Family] = {
         (_BLOCKS, r"(layer_scale_?\d|res_scale_?\d|token_mixer/(pool|pwconv|dwconv|q|qkv))(/|$)"),
     ),
     "ConvMixer": Family(
-        "ConvMixer, which is made of convolutions and BatchNorms", (r"\d+/0/fn/\d+/weight$", r"running_mean$")
+        "ConvMixer, which is made of convolutions and BatchNorms", (r"\d+/0/fn/\d+/weight$",), _is_depthwise
     ),
-    "ConvNeXt": Family("ConvNeXt", (r"(conv_dw|dwconv)/weight$", r"gamma$")),
+    "ConvNeXt": Family(
+        "ConvNeXt",
+        (
+            r"((conv_dw|dwconv)/weight|features/\d+/\d+/block/0/weight|ConvNeXtBlock_\d+(/\w+)*/kernel)$",
+            r"(gamma|layer_scale(_parameter)?|grn/weight)$",
+        ),
+    ),
     "CLIP": Family("CLIP, which has an encoder of text too", (r"(^|/)text_projection", _ATTENTION)),
     "Swin": Family("Swin Transformer", (r"relative_position_bias_table$", _ATTENTION, r"downsample/")),
     "language model": Family(
@@ -78,6 +92,13 @@ FAMILIES: Mapping[str, Family] = {
     "attention": Family("a model with attention", (_ATTENTION,)),
     "recurrent": Family("a recurrent network", (r"weight_hh_l\d",)),
     "diffusion": Family("a U-Net, as diffusion models have", (r"(down_blocks|input_blocks)/\d+/",)),
+    "ResNet": Family(
+        "ResNet or one of its kind",
+        (
+            r"(layer\d+/\d+/conv1/weight|stages/\d+/blocks/\d+/conv1/weight|stages/\d+/layers/\d+/layer/\d+/convolution/weight"
+            r"|ResNetBlock_\d+/Conv_0/kernel|block\d+/unit\d+/conv1/kernel)$",
+        ),
+    ),
     "convolutional": Family(
         "a convolutional network with BatchNorms", (r"running_mean$", r"(conv\w*|features|downsample)(/\w+)*/weight$")
     ),

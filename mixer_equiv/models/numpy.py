@@ -2,7 +2,7 @@
 
 It is written from the paper (Tolstikhin et al. 2021, section 2) in other expressions than theirs: the stem is one
 product over cut-out patches, the variance is taken in two passes, the tanh GELU is x * sigmoid(2u), and the erf GELU is
-computed from SciPy's or the standard library's `erfc` (`operations`). It must not import a framework. Start reading at
+computed from SciPy's or the standard library's `erfc` (`activations`). It must not import a framework. Start reading at
 `MlpMixer.run`.
 """
 
@@ -33,6 +33,16 @@ class MlpMixer:
             weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
             stages = self.run(operations, weights, np.asarray(images, np.float64))
         return stages if taps else list(stages.values())[-1]
+
+    def gradients(self, params: Mapping[str, Array], images: Array, cotangent: Array) -> dict[str, Array]:
+        """Gradients, by the names of `params`, of the sum of the last stage times `cotangent`, in float64.
+
+        They are derived from the program, operation by operation, and not by a framework.
+        """
+        program = self.program({name: Parameter(name, ()) for name in params})
+        weights = {name: np.asarray(value, np.float64) for name, value in params.items()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            return program.gradients(weights, np.asarray(images, np.float64), np.asarray(cotangent, np.float64))
 
     def program(self, parameters: Mapping[str, Parameter]) -> Program:
         """The steps of the model as a program for any sizes, with the conventions and the depth of the config."""

@@ -35,6 +35,7 @@ def _table(table: ArrayTable) -> Table:
             heading,
             justify="left" if heading in _TEXT_COLUMNS else "right",
             overflow="fold" if heading == "array" else "ellipsis",
+            no_wrap=heading not in _TEXT_COLUMNS,
         )
     for row in table.rows:
         drawn.add_row(*map(Text, row))

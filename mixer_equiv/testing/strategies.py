@@ -17,6 +17,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from hypothesis import Phase
 from hypothesis import strategies as st
 
 from mixer_equiv.arrays import interop
@@ -29,6 +30,7 @@ from mixer_equiv.random_weights import STYLES, check_style, draw_images, draw_pa
 __all__ = [
     "DTYPES",
     "FEW_CONFIGS",
+    "PHASES",
     "STYLES",
     "configs",
     "draw_images",
@@ -44,6 +46,10 @@ _SEEDS = st.integers(0, 2**32 - 1)
 
 DTYPES = tuple(interop.DTYPES)
 
+# All phases but the one that explains failures: it traces every line that runs, those of torch and JAX too, which takes
+# several times as long as finding the failure and shrinking it. For `settings(phases=PHASES)`.
+PHASES = tuple(phase for phase in Phase if phase is not Phase.explain)
+
 _FIELDS = ("patch_size", "image_size", "in_channels", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "num_classes")
 _FEW: tuple[tuple[Any, ...], ...] = (
     ((2, 3), (4, 9), 3, 10, 5, 11, 7, "gelu_tanh"),
@@ -53,15 +59,20 @@ _FEW: tuple[tuple[Any, ...], ...] = (
     ((4, 3), (8, 9), 2, 12, 10, 5, 3, "quick_gelu"),
 )
 
-# In each config all sizes differ, and patches and images are oblong; channels are 1 to 5, and one has no head.
+# In each config all sizes differ, and patches and images are oblong; channels are 1 to 5, and the second has no head.
 FEW_CONFIGS = tuple(
     MixerConfig(num_blocks=2, **dict(zip((*_FIELDS, "activation"), sizes, strict=True))) for sizes in _FEW
 )
 
 
-def few_configs() -> st.SearchStrategy[MixerConfig]:
-    """Draw one of `FEW_CONFIGS`: for tests that compile a program for each config, and keep it."""
-    return st.sampled_from(FEW_CONFIGS)
+def few_configs(*, allow_headless: bool = False, **fields: Any) -> st.SearchStrategy[MixerConfig]:
+    """Draw one of `FEW_CONFIGS`, with some `fields` changed: for tests that compile a program for each config.
+
+    However a test fails, it does so after the compilation of four programs, or five with `allow_headless`.
+    Raises `ConfigError` for unknown fields, and for fields that do not fit the others.
+    """
+    _normalize(fields)
+    return st.sampled_from([config.replace(**fields) for config in FEW_CONFIGS if config.num_classes or allow_headless])
 
 
 def configs(
@@ -70,10 +81,12 @@ def configs(
     min_dim: int = 1,
     max_dim: int = 7,
     min_hidden_dim: int | None = None,
+    allow_headless: bool = False,
     **fields: Any,
 ) -> st.SearchStrategy[MixerConfig]:
-    """Draw small Mixers of every kind: any patch, rectangular images, 1 to 5 channels, with or without a head.
+    """Draw small Mixers of every kind: any patch, rectangular images, 1 to 5 channels.
 
+    With `allow_headless` some have no head (`num_classes=0`), which many implementations do not offer.
     `min_dim` and `max_dim` bound the dims and classes, and `min_dim` also the number of tokens. `hidden_dim` is at
     least `min_hidden_dim`: a LayerNorm of one or two channels leaves nothing but signs, and one of a few may be
     ill-conditioned. `fields` fix some fields of the config, and the others are drawn to fit. Shrinks to one block
@@ -91,7 +104,9 @@ def configs(
     most = _max_patches(fields, 0) * _max_patches(fields, 1)
     if most < min_dim:
         raise ConfigError(f"min_dim is {min_dim}, which also bounds the tokens, and there are at most {most}")
-    return _configs(fields, st.integers(min_dim, max_dim), (least, max(least, max_dim)), max_blocks, min_dim)
+    dim = st.integers(min_dim, max_dim)
+    classes = st.just(0) | dim if allow_headless else dim
+    return _configs(fields, dim, (least, max(least, max_dim)), classes, max_blocks, min_dim)
 
 
 @st.composite
@@ -101,6 +116,7 @@ def _configs(
     fields: dict[str, Any],
     dim: st.SearchStrategy[int],
     hidden: tuple[int, int],
+    classes: st.SearchStrategy[int],
     max_blocks: int,
     min_tokens: int,
 ) -> MixerConfig:
@@ -109,7 +125,7 @@ def _configs(
     height = draw(st.sampled_from([size for size in heights if _patches(size) * widest >= min_tokens]))
     width = draw(st.sampled_from([size for size in widths if _patches(size) * _patches(height) >= min_tokens]))
     drawn = {
-        "num_classes": draw(st.just(0) | dim),
+        "num_classes": draw(classes),
         "num_blocks": draw(st.integers(1, max_blocks)),
         "patch_size": (height[0], width[0]),
         "image_size": (height[1], width[1]),

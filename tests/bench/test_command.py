@@ -71,7 +71,7 @@ def test_the_command_says_what_it_cannot_do(options: list[str], message: str) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--csv", "-"], "--csv is -; only --json goes to the standard output"),
+        (["--csv", "-"], "--csv is -; only --json and --markdown go to the standard output"),
         (["--markdown", "folder"], "--markdown is folder, a directory"),
         (["--json", "missing/speed.json"], "cannot be written: missing is no directory"),
         (["--json", "same", "--csv", "./same"], "are both"),

@@ -17,7 +17,7 @@ from mixer_equiv import ConfigError
 from mixer_equiv.bench import export, plots
 from mixer_equiv.bench.contestants import CONTESTANTS
 from mixer_equiv.bench.measurement import BenchResult, MixerTiming
-from mixer_equiv.render.bench import NARROW, Tables
+from mixer_equiv.render.bench import NARROW, NARROWEST, Tables
 
 
 def test_csv_and_json_hold_every_number(result: BenchResult) -> None:
@@ -42,11 +42,12 @@ def test_a_terminal_of_80_columns_shows_every_name_and_number_whole(result: Benc
 
 def test_a_wide_terminal_shows_all_columns(result: BenchResult) -> None:
     plain = export.to_dict(result)
-    for width, shown in ((80, NARROW), (150, export.COLUMNS)):
+    for width, shown in ((60, NARROWEST), (80, NARROW), (150, export.COLUMNS)):
         console = Console(width=width, file=io.StringIO())
         console.print(Tables(plain))
         headings = next(line for line in console.file.getvalue().splitlines() if "images/s" in line)
         assert {heading for heading in export.COLUMNS if heading in headings} == set(shown)
+        assert "…" not in console.file.getvalue()
 
 
 def test_markdown_names_every_program_and_why_one_was_refused(result: BenchResult) -> None:

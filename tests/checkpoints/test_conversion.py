@@ -98,7 +98,7 @@ def test_a_stem_in_columns_has_the_axes_of_a_patch_in_the_given_order() -> None:
 @one_in(5)
 @given(data=st.data())
 def test_round_trip_is_bit_exact(source: Any, target: Any, data: Any) -> None:
-    config = data.draw(configs())
+    config = data.draw(configs(allow_headless=True))
     params = data.draw(strategies.params(config, style="special", dtype=data.draw(st.sampled_from(DTYPES))))
     arrays = transcribed(params, LAYOUTS[source], config)
     before = copy.deepcopy(arrays)
@@ -115,7 +115,9 @@ def test_round_trip_is_bit_exact(source: Any, target: Any, data: Any) -> None:
 @given(data=st.data())
 def test_any_config_is_read_off_the_shapes_of_its_weights(layout: Any, data: Any) -> None:
     computes = LAYOUTS[layout].computes
-    config = data.draw(configs(activation=computes.activation, layer_norm_eps=computes.layer_norm_eps))
+    config = data.draw(
+        configs(allow_headless=True, activation=computes.activation, layer_norm_eps=computes.layer_norm_eps)
+    )
     arrays = transcribed(random_params(config, 0), LAYOUTS[layout], config)
     checkpoint = Checkpoint.from_arrays(arrays, layout=layout, image_size=config.image_size)
     if layout in STEM_COLUMNS:
@@ -510,7 +512,7 @@ def test_fixed_fields_of_drawn_configs_are_kept(data: Any) -> None:
     fields = data.draw(
         st.sampled_from([{"image_size": 8}, {"patch_size": 16}, {"patch_size": (2, 5)}, {"image_size": (6, 4)}])
     )
-    config = data.draw(configs(**fields))
+    config = data.draw(configs(allow_headless=True, **fields))
     assert all(config == config.replace(**{name: value}) for name, value in fields.items())
     params = data.draw(strategies.params(config, style="special", dtype=np.float32))
     assert sum(array.size for array in params.values()) == config.num_parameters

@@ -60,7 +60,7 @@ def in_layout(layout: Any, config: MixerConfig = CONFIG, seed: int = 0) -> Any:
 # Before linen
 
 
-@given(config=configs(), seed=st.integers(0, 2**32 - 1))
+@given(config=configs(allow_headless=True), seed=st.integers(0, 2**32 - 1))
 def test_arrays_from_before_linen_are_read_whatever_their_numbers_and_axes_of_size_1(
     config: MixerConfig, seed: int
 ) -> None:

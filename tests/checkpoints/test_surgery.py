@@ -76,7 +76,7 @@ def law_residual(config: MixerConfig, factor: Any, widened: Any = enlarge) -> An
     return residual(run_reference(large.config, large.arrays, images), expected)
 
 
-@given(config=configs(max_blocks=3), factor=st.integers(1, 3))
+@given(config=configs(max_blocks=3, allow_headless=True), factor=st.integers(1, 3))
 def test_logits_of_the_widened_model_are_the_mean_over_its_sub_images(config: MixerConfig, factor: Any) -> None:
     assert law_residual(config, factor) <= 1e-12
 
@@ -149,7 +149,12 @@ def widened_by_number(params: Any, config: MixerConfig, factor: Any) -> Any:
     return result
 
 
-@given(data=st.data(), config=configs(max_blocks=2), factor=st.integers(1, 3), dtype=st.sampled_from(DTYPES))
+@given(
+    data=st.data(),
+    config=configs(max_blocks=2, allow_headless=True),
+    factor=st.integers(1, 3),
+    dtype=st.sampled_from(DTYPES),
+)
 def test_widening_keeps_every_bit_and_adds_positive_zeros_only(
     data: Any, config: MixerConfig, factor: Any, dtype: Any
 ) -> None:

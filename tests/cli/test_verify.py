@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,7 @@ REPORT_FIELDS = {
     "unobservable",
     "warnings",
     "environment",
+    "provenance",
 }
 
 
@@ -157,6 +160,22 @@ BAD_VERIFY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "missing weights": (["torch", "--weights", "missing.npz"], ("missing.npz does not exist",)),
     "no weights to be given": (["torch", "flax", "--weights", "given"], ("neither torch nor flax has weights",)),
     "negative seed": (["torch", "reference", "--seed", "-1"], ("seed",)),
+    "json and markdown to stdout": (
+        ["torch", "--json", "-", "--markdown", "-"],
+        ("--json - and --markdown - are all",),
+    ),
+    "quiet and json to stdout": (
+        ["torch", "--quiet", "--json", "-"],
+        ("--json - and --quiet are all for the standard",),
+    ),
+    "html to stdout": (["torch", "--html", "-"], ("only --json and --markdown go to the standard output",)),
+    "weights nearly given": (["torch", "--weights", "gven"], ("'gven', which is no file; did you mean 'given'?",)),
+    "dtype nearly float16": (["torch", "--dtype", "flaot16"], ("did you mean 'float16'?",)),
+    "threshold nearly sgd": (["torch", "--rtol", "sdg:1e-9"], ("did you mean 'sgd'?",)),
+    "layout nearly timm": (
+        ["mixer_equiv/data/digits_mixer.npz", "--from", "tim"],
+        ("no layout is called 'tim'", "did you mean 'timm'?"),
+    ),
     "json into no directory": (["reference", "reference", "--json", "missing/report.json"], ("cannot be written",)),
 }
 
@@ -182,3 +201,32 @@ def test_verify_takes_a_headless_checkpoint_on_request(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["verify", str(path), "--allow-missing", "head/*"])
     assert result.exit_code == 0, result.output
     assert "pooled" in result.stdout
+
+
+def test_quiet_is_one_line_and_keeps_the_status(pair: Path) -> None:
+    shown = run("verify", pair / "torch.safetensors", pair / "erf.safetensors", "--quiet", status=1).stdout
+    assert re.fullmatch(r"equivalent_under: fp64 residual \S+ \(threshold 1e-12\); activation\n", shown)
+    shown = run("verify", pair / "torch.safetensors", "torch:S/32", "-q", status=1).stdout
+    assert re.fullmatch(r"different: .* are of different sizes, so nothing was run\n", shown)
+
+
+def test_markdown_goes_to_a_file_or_to_the_standard_output(pair: Path, tmp_path: Path) -> None:
+    target = tmp_path / "report.md"
+    arguments = "verify", pair / "torch.safetensors", pair / "erf.safetensors"
+    assert "NOT EQUIVALENT" in run(*arguments, "--markdown", target, status=1).stdout
+    printed = run(*arguments, "--markdown", "-", status=1).stdout
+    assert printed.startswith("## NOT EQUIVALENT, explained: `torch.safetensors (torch)` and")
+    assert printed.replace("--markdown -", "--markdown report.md") == target.read_text()
+
+
+def test_a_report_says_the_command_that_made_it(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pair)
+    words = "reference", "--seed", "3", "--no-gradients", "--allow-missing", "head/*", "--kwargs", '{"num_blocks": 12}'
+    made = report_of(pair / "a.npz", *words, status=1)["provenance"]
+    assert made["call"] == (
+        "mixer-equiv verify a.npz reference --kwargs '{\"num_blocks\": 12}' --no-gradients --seed 3 "
+        "--allow-missing 'head/*' --json -"
+    )
+    assert made["seed"] == 3
+    expected = hashlib.sha256((pair / "a.npz").read_bytes()).hexdigest()
+    assert [(file["path"], file["sha256"]) for file in made["files"]] == [("a.npz", expected)]

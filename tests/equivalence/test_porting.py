@@ -12,6 +12,7 @@ from mixer_equiv import (
     Checkpoint,
     ConfigError,
     ConventionWarning,
+    ConversionError,
     InexpressibleError,
     MixerConfig,
     MixerEquivError,
@@ -113,20 +114,40 @@ class WithoutHead(PortMixer):
         return self.final_norm(x).mean(dim=1)
 
 
-def test_a_model_without_a_head_takes_weights_whose_head_is_left_out() -> None:
+def test_a_model_without_a_head_takes_weights_with_one_or_without() -> None:
     params = in_float32(SMALL, 0)
     layout = layout_of(WithoutHead(SMALL), image=IMAGE)
     features = {name: array for name, array in params.items() if not name.startswith("head/")}
-    for weights in (params, features):
+    for weights, allowed in ((params, []), (params, ["head/*"]), (features, [])):
         model = WithoutHead(SMALL)
         before = model.classifier.weight.clone()
         with pytest.warns(ConventionWarning, match=r"stay as they were: classifier.weight, classifier.bias$"):
-            port(weights, model, image=IMAGE, allow_missing=["head/*"])
+            ported = port(weights, model, image=IMAGE, allow_missing=allowed)
         assert torch.equal(model.classifier.weight, before)
+        assert ("left out: head/kernel, which WithoutHead does not have" in ported.notes) == (weights is params)
         assert verify(model, image=IMAGE).verdict == "equivalent"
+    with pytest.raises(InexpressibleError, match=r"it has no head/kernel(.|\n)*leave the head out with drop_head"):
+        convert(Checkpoint.from_arrays(params, config=SMALL), to=layout)
     state = convert(Checkpoint.from_arrays(params, config=SMALL), to=layout, allow_missing=["head/*"])
-    assert any("head/kernel, which" in note for note in state.notes)
     again = convert(state, to="linen")
     assert not any(name.startswith("head") for name in again.arrays)
-    with pytest.raises(InexpressibleError, match=r"it has no head/kernel(.|\n)*leave the head out with drop_head"):
-        port(params, WithoutHead(SMALL), image=IMAGE)
+
+
+def test_a_head_of_the_model_must_be_filled_or_named() -> None:
+    features = {name: array for name, array in in_float32(SMALL, 0).items() if not name.startswith("head/")}
+    with pytest.raises(ConversionError, match=r"missing: head/kernel(.|\n)*allow_missing=\['head/\*'\]"):
+        port(features, PortMixer(SMALL), image=IMAGE)
+    with pytest.raises(ConversionError, match="must be a list of globs"):
+        port(features, WithoutHead(SMALL), image=IMAGE, allow_missing="head/*")
+
+
+def test_porting_warns_once_and_says_each_thing_once() -> None:
+    """The GELU and the rounding are two sentences of one warning."""
+    with pytest.warns(ConventionWarning) as caught:
+        port(random_params(CONFIG, 0), timm_mixer(CONFIG), image=IMAGE)
+    assert len(caught) == 1
+    sentences = str(caught[0].message).splitlines()
+    assert [sentence.partition(";")[0] for sentence in sentences] == [
+        "MlpMixer's code computes erf GELU",
+        "MlpMixer rounds 150 of 150 arrays to float32, the first is stem.proj.weight",
+    ]

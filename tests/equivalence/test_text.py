@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mixer_equiv.checkpoints.provenance import Provenance
 from mixer_equiv.equivalence.report import Cause, Report, SideReport, Stage
 from mixer_equiv.equivalence.text import Column, Line, Paragraph, TextTable, list_lines, table_lines, wrap
 from mixer_equiv.render.report import draw_report
@@ -50,6 +51,10 @@ SHOWN = {
     "a long name": report(a=LONG),
     "markup": report(a="weights[bold].npz", b="[/red]:smile:", warnings=("[red]not a colour[/red]",)),
     "nothing was run": Report("different", 1e-12, reasons=("of different sizes", "hidden_dim is 20 in one")),
+    "what made it": report(
+        names=("mine.npz", "torch"),
+        provenance=Provenance("verify('mine.npz')", 0, "2026-11-30", {"mixer_equiv": "1.2"}),
+    ),
     "a reason of two lines": Report("nothing_compared", 1e-12, reasons=("first\nsecond",)),
 }
 
@@ -78,3 +83,33 @@ def test_what_wraps_keeps_within_the_width_and_every_word(width: int) -> None:
         assert max(map(len, lines)) <= width
         assert "".join(lines).count("three") == words.count("three") * (2 if lines[0] == "" else 1)
         assert "".join(lines).count("x") == 150 * (2 if lines[0] == "" else 1)
+
+
+@pytest.mark.parametrize("width", [44, 60, 80, 110])
+def test_numbers_are_never_broken(width: int) -> None:
+    """Not even beside names that are long; the table still fits."""
+    shown = report(a=LONG, b=LONG.upper(), stages=(Stage("MixerBlock_11/channel_mixing", 1.3e-16, 2.5e-5, 9.8e-101),))
+    words = drawn(shown, width).split()
+    assert max(map(len, drawn(shown, width).splitlines())) <= width
+    assert {"1.3e-16", "2.5e-05", "9.8e-101", "18,003"} <= set(words)
+
+
+def test_a_broken_number_is_seen() -> None:
+    assert wrap("1.2e-16", 6) == ["1.2e-1", "6"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (report(), "equivalent_under: fp64 residual 3.3e-04 (threshold 1e-12); activation"),
+        (report(verdict="equivalent", causes=()), "equivalent: fp64 residual 3.3e-04 (threshold 1e-12)"),
+        (SHOWN["nothing was run"], "different: of different sizes"),
+        (SHOWN["a reason of two lines"], "nothing_compared: first second"),
+    ],
+)
+def test_the_summary_is_one_line(shown: Report, expected: str) -> None:
+    assert shown.summary() == expected
+
+
+def test_the_headline_names_what_was_not_compared() -> None:
+    assert str(Report("inexpressible", 1e-12, names=("TheirModel",))) == "INEXPRESSIBLE: TheirModel"

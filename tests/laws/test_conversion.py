@@ -87,7 +87,7 @@ def composes(convert: Converter, params: Arrays, config: MixerConfig, layout: La
 
 @st.composite
 def specials(draw: st.DrawFn) -> tuple[dict[str, np.ndarray], MixerConfig]:
-    config = draw(configs())
+    config = draw(configs(allow_headless=True))
     return draw(params(config, style="special", dtype=draw(st.sampled_from(DTYPES)))), config
 
 

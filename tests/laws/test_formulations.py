@@ -36,6 +36,7 @@ from mixer_equiv.models.flax import formulations as flax_formulations
 from mixer_equiv.models.torch import formulations as torch_formulations
 from mixer_equiv.models.torch import replacement_layers
 from mixer_equiv.models.torch.replacement_layers import Mixing
+from mixer_equiv.operations import OPERATIONS
 from mixer_equiv.testing.strategies import FEW_CONFIGS
 from tests.support.mixers import ANY_CONFIG, COMPILED, FUZZ, POLICY, SEEDS, SOME_FLAX, STYLES, Mixer, assert_same
 
@@ -118,6 +119,11 @@ def unit(array: np.ndarray) -> np.ndarray:
     )
 )
 def test_gradients_are_the_reference_s_derivatives_by_the_complex_step(mixer: Mixer) -> None:
+    assert_gradients_of_the_reference(mixer)
+
+
+@given(mixer=st.builds(Mixer, st.just(REFERENCE), ANY_CONFIG, SEEDS, st.sampled_from(["normal", "heavy_tailed"])))
+def test_the_reference_s_own_gradients_are_its_derivatives(mixer: Mixer) -> None:
     assert_gradients_of_the_reference(mixer)
 
 
@@ -270,6 +276,17 @@ def test_gradients_of_another_activation_are_not_the_reference_s() -> None:
 
     with pytest.raises(AssertionError):
         assert_gradients_of_the_reference(Mixer(SimpleNamespace(gradients=wrong), FEW_CONFIGS[0], 0))
+
+
+def test_gradients_of_the_reference_with_a_fault_are_not_its_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_the_mean(cotangent: Any, x: Any, scale: Any, bias: Any, eps: float) -> Any:
+        inner, *others = layer_norm.vjp(cotangent, x, scale, bias, eps)
+        return (inner + (cotangent * scale).mean(axis=-1, keepdims=True), *others)
+
+    layer_norm = OPERATIONS["layer_norm"]
+    monkeypatch.setitem(OPERATIONS, "layer_norm", layer_norm._replace(vjp=without_the_mean))
+    with pytest.raises(AssertionError):
+        assert_gradients_of_the_reference(Mixer(REFERENCE, FEW_CONFIGS[0], 0))
 
 
 @pytest.mark.parametrize("change", [{"layer_norm_eps": 1e-5}, {"activation": "gelu"}], ids=str)

@@ -78,7 +78,10 @@ def test_right_models_of_one_unit_are_found(seed: int) -> None:
 
 @settings(max_examples=200 if FUZZ else 10)
 @given(
-    configs(min_dim=2, max_blocks=3, min_hidden_dim=3, activation="gelu_tanh", layer_norm_eps=1e-6), st.integers(0, 99)
+    configs(
+        allow_headless=True, min_dim=2, max_blocks=3, min_hidden_dim=3, activation="gelu_tanh", layer_norm_eps=1e-6
+    ),
+    st.integers(0, 99),
 )
 def test_right_models_of_any_small_size_are_found(config: MixerConfig, seed: int) -> None:
     assert is_found(config.replace(num_classes=config.num_classes or 2), seed)

@@ -49,7 +49,7 @@ def counts_the_arrays(model: Callable[[MixerConfig], nn.Module], config: MixerCo
     assert counted == config.num_parameters
 
 
-@given(config=configs())
+@given(config=configs(allow_headless=True))
 def test_the_formula_counts_the_parameters(config: MixerConfig) -> None:
     counts_the_arrays(TorchMixer, config)
     assert sum(array.size for array in draw_params(config).values()) == config.num_parameters
@@ -60,7 +60,7 @@ def holds_all(config: MixerConfig, layout: Layout) -> None:
     assert sum(math.prod(binding.shape(config.axis_sizes)) for binding in bindings) == config.num_parameters
 
 
-@given(config=configs(), layout=layouts())
+@given(config=configs(allow_headless=True), layout=layouts())
 def test_every_layout_has_as_many(config: MixerConfig, layout: Layout) -> None:
     holds_all(config, layout)
 
@@ -89,7 +89,7 @@ def counts_the_products(model: Callable[..., nn.Module], config: MixerConfig, fo
     assert macs_in_torch(made, config, 2) == config.macs
 
 
-@given(config=configs(max_blocks=3), formulation=formulations())
+@given(config=configs(max_blocks=3, allow_headless=True), formulation=formulations())
 def test_the_formula_counts_the_products_that_torch_computes(config: MixerConfig, formulation: Formulation) -> None:
     counts_the_products(TorchMixer, config, formulation)
 
@@ -121,7 +121,7 @@ def macs_of(jaxpr: Any) -> int:
     return total
 
 
-@given(config=few_configs(), formulation=formulations())
+@given(config=few_configs(allow_headless=True), formulation=formulations())
 def test_the_formula_counts_the_products_that_jax_computes(config: MixerConfig, formulation: Formulation) -> None:
     assert macs_in_jax(config, formulation) == config.macs
 

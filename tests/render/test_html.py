@@ -60,18 +60,36 @@ def test_the_page_has_what_the_report_has(tmp_path: Path) -> None:
         assert part in text
 
 
-@pytest.mark.parametrize("kind", ["no Mixer", "other sizes", "not a number"])
+@pytest.mark.parametrize("kind", ["no Mixer", "other sizes", "other weights", "not a number"])
 def test_reports_with_little_in_them_have_a_page(kind: str) -> None:
     if kind == "no Mixer":
         report = verify(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(216, 7)), image=IMAGE)
     elif kind == "other sizes":
         report = verify("torch:S/32", "flax:B/32")
+    elif kind == "other weights":
+        pair = [Checkpoint.from_arrays(random_params(SMALL, seed), config=SMALL) for seed in (0, 1)]
+        report = verify(*pair, fail_fast=True)
     else:
         params = random_params(SMALL, 0)
         params["stem/bias"][0] = np.nan
         report = verify(Checkpoint.from_arrays(params, config=SMALL))
-    assert all(reason in read(to_html(report)) for reason in report.reasons)
+    page = to_html(report)
+    assert all(reason in read(page) for reason in report.reasons)
     assert report.reasons
+    assert report.names
+    title = page.partition("<title>")[2].partition("</title>")[0]
+    assert all(name in title and name in read(page).replace(title, "", 1) for name in report.names)
+
+
+def test_the_page_says_what_made_it(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    run("--html", str(path), "--seed", "3")
+    text = read(path.read_text(encoding="utf-8"))
+    made = text.partition("What made this report")[2]
+    assert made.split()[:2] == ["mixer-equiv", "verify"]
+    assert "--seed 3" in made
+    assert "--html report.html" in made
+    assert str(tmp_path) not in text
 
 
 def test_names_are_text_on_the_page(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ SOME_FLAX = tuple(
 
 SEEDS = st.integers(0, 2**32 - 1)
 STYLES = st.sampled_from(["normal", "heavy_tailed", "sparse"])
-ANY_CONFIG = configs(max_blocks=3, max_dim=9, min_hidden_dim=5)
+ANY_CONFIG = configs(max_blocks=3, max_dim=9, min_hidden_dim=5, allow_headless=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import itertools
 import re
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import Phase, find, given, settings
@@ -19,6 +20,7 @@ from mixer_equiv.random_weights import STYLES, draw_images, draw_params
 from mixer_equiv.testing.strategies import (
     DTYPES,
     FEW_CONFIGS,
+    PHASES,
     configs,
     few_configs,
     formulations,
@@ -28,7 +30,7 @@ from mixer_equiv.testing.strategies import (
 )
 
 ONES = MixerConfig(
-    num_classes=0,
+    num_classes=1,
     num_blocks=1,
     patch_size=1,
     image_size=1,
@@ -100,6 +102,34 @@ def test_a_failing_example_is_printed_as_the_calls_that_make_it_again() -> None:
     assert np.array_equal(made[2], draw_images(made[0], 0, count=40))
 
 
+SHRUNK = {
+    "everywhere": (lambda config: False, 20),
+    "of oblong patches in two blocks": (lambda c: c.patch_hw[0] == c.patch_hw[1] or c.num_blocks < 2, 60),
+}
+
+
+@pytest.mark.parametrize("fault", SHRUNK)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_failing_config_is_found_and_shrunk_in_few_examples(fault: str, seed: int) -> None:
+    passes, most = SHRUNK[fault]
+    tried = set()
+
+    @hypothesis.seed(seed)
+    @settings(database=None, deadline=None, max_examples=20, phases=PHASES)
+    @given(configs(min_dim=3, max_blocks=2))
+    def fails(config: MixerConfig) -> None:
+        tried.add(config)
+        assert passes(config)
+
+    with pytest.raises(AssertionError):
+        fails()
+    assert len(tried) <= most
+
+
+def test_failures_are_not_explained_which_would_trace_every_line() -> None:
+    assert set(Phase) - set(PHASES) == {Phase.explain}
+
+
 # What is drawn
 
 
@@ -112,7 +142,7 @@ def test_configs_keep_their_bounds(config: MixerConfig) -> None:
 
 
 def test_every_kind_of_config_is_drawn() -> None:
-    seen = drawn(configs())
+    seen = drawn(configs(allow_headless=True))
     for kind in (
         lambda c: c.num_classes == 0,
         lambda c: c.num_classes > 0,
@@ -124,8 +154,18 @@ def test_every_kind_of_config_is_drawn() -> None:
         assert any(map(kind, seen))
 
 
+def test_without_a_head_are_only_those_that_were_asked_for() -> None:
+    assert all(config.num_classes for config in drawn(configs()) | drawn(few_configs()))
+    assert {config.num_classes for config in drawn(configs(num_classes=0))} == {0}
+
+
+def test_fields_of_the_few_configs_can_be_changed() -> None:
+    official = drawn(few_configs(**OFFICIAL_FIELDS))
+    assert official == {config.replace(**OFFICIAL_FIELDS) for config in FEW_CONFIGS if config.num_classes}
+
+
 def test_the_few_configs_have_no_two_sizes_alike() -> None:
-    assert {find(few_configs(), FEW_CONFIGS[i].__eq__, settings=QUIET) for i in range(5)} == set(FEW_CONFIGS)
+    assert drawn(few_configs(allow_headless=True)) == set(FEW_CONFIGS)
     for config in FEW_CONFIGS:
         named = ("tokens", "hidden", "tokens_mlp", "channels_mlp", "classes")
         sizes = [config.axis_sizes[axis] for axis in named]
@@ -266,6 +306,8 @@ def test_an_unknown_style_is_refused_with_the_known_ones() -> None:
         (lambda: configs(min_dim=2.5), "min_dim is 2.5; it must be a whole number of at least 1"),
         (lambda: configs(max_blocks=0), "max_blocks is 0; it must be a whole number of at least 1"),
         (lambda: configs(depth=3), "a MixerConfig has no depth"),
+        (lambda: few_configs(depth=3), "a MixerConfig has no depth"),
+        (lambda: few_configs(image_size=4), "image_size 4x4 is not divisible"),
         (lambda: params(configs()), r"params takes a MixerConfig, and found a \w+; draw one first, by data.draw"),
         (lambda: images(None), "images takes a MixerConfig, and found a NoneType"),
         (lambda: params(CONFIG, dtype="int8"), "dtype is int8; it must be one of float16, bfloat16, float32, float64"),

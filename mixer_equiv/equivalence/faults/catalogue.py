@@ -49,15 +49,21 @@ _ROWS = (
     Fault("activation", "code", "equivalent_under", "another activation, or none", "activate", "MLPs"),
     Fault("layer_norm_eps", "code", "equivalent_under", "another eps in LayerNorms", "layer_norm", "LayerNorms"),
     Fault("layer_norm_missing", "code", "inexpressible", "a LayerNorm left out", "layer_norm", "LayerNorms"),
-    Fault("layer_norm_axes", "code", "different", "LayerNorms over tokens and channels", "layer_norm", "LayerNorms"),
+    Fault(
+        "layer_norm_axes", "code", "inexpressible", "LayerNorms over tokens, or both axes", "layer_norm", "LayerNorms"
+    ),
     Fault("layer_norm_variance", "code", "different", "the unbiased variance", "layer_norm", "LayerNorms"),
     Fault("layer_norm_mean", "code", "different", "no mean subtracted, as in RMSNorm", "layer_norm", "LayerNorms"),
     Fault("post_norm", "code", "different", "LayerNorms after the additions", "layer_norm", "LayerNorms"),
+    Fault("batch_norm", "code", "inexpressible", "BatchNorms for LayerNorms", "layer_norm", "LayerNorms"),
+    Fault("norm_after_stem", "code", "inexpressible", "a LayerNorm of the stem's patches", "", "stem"),
     Fault("norm_after_pool", "code", "different", "the last LayerNorm after the pooling", "mean", "pooling"),
     Fault("residual_missing", "code", "different", "a branch without the stream added", "add", "branches"),
     Fault("residual_normalised", "code", "different", "the normalised stream added to branches", "add", "branches"),
     Fault("residual", "code", "different", "another earlier value added to branches", "add", "branches"),
-    Fault("pooling", "code", "different", "maximum, sum or one token for the mean", "mean", "pooling"),
+    Fault("pooling", "code", "different", "maximum, sum, one token or all for the mean", "mean", "pooling"),
+    Fault("patches", "code", "inexpressible", "patches that overlap or are padded", "", "stem"),
+    Fault("extra_mlp", "code", "inexpressible", "a further MLP in a block", "", "MLPs"),
     Fault("output", "code", "different", "a function of the logits returned, such as softmax", "", "output"),
     Fault("transpose", "code", "different", "a reshape where a transposition was meant", "swap", "transposes"),
     Fault("reshape", "code", "different", "tokens and channels reshaped into each other"),
@@ -118,6 +124,7 @@ RECOGNISED_BY: Mapping[tuple[Kind, str], str] = {
         for what in (
             *("activation", "layer_norm_eps", "layer_norm_variance", "layer_norm_axes", "layer_norm_mean"),
             *("residual", "pooling", "transpose", "post_norm", "norm_after_pool"),
+            *("batch_norm", "norm_after_stem", "patches", "extra_mlp"),
         )
     },
     ("skip", "layer_norm"): "layer_norm_missing",

@@ -106,10 +106,17 @@ class KillMatrix:
 def count_outcomes() -> int:
     """The number of outcomes of `mutate`: the catalogued faults as they are planted, and the model without one."""
     require("torch", "torch", "planting faults")
-    from mixer_equiv.equivalence.faults.planted_code import PLANTED
     from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
 
-    return 1 + len(PLANTED) + len(PLANTED_WEIGHTS)
+    return 1 + len(planted_in_code()) + len(PLANTED_WEIGHTS)
+
+
+def planted_in_code() -> dict[str, PlantedCode]:
+    """All faults and notices of code as they are planted, by what they are called."""
+    from mixer_equiv.equivalence.faults.planted_behaviour import PLANTED_BEHAVIOUR
+    from mixer_equiv.equivalence.faults.planted_code import PLANTED
+
+    return {**PLANTED, **PLANTED_BEHAVIOUR}
 
 
 def mutate(
@@ -126,10 +133,9 @@ def mutate(
     in one whose sizes are equal where a fault needs it.
     """
     require("torch", "torch", "planting faults")
-    from mixer_equiv.equivalence.faults.planted_code import PLANTED
     from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
 
-    in_code = _in_code(PLANTED if code is None else code, config, seed, on_step)
+    in_code = _in_code(planted_in_code() if code is None else code, config, seed, on_step)
     return KillMatrix((*in_code, *_in_weights(PLANTED_WEIGHTS if weights is None else weights, seed, on_step)))
 
 

@@ -76,7 +76,12 @@ STEPS: dict[str, Doing] = {
 }
 
 
-def _only(name: str, operation: str, doing: Doing) -> dict[str, Doing]:
+def standard(operation: str) -> Doing:
+    """How an operation is done officially."""
+    return STEPS[operation]
+
+
+def only_at(name: str, operation: str, doing: Doing) -> dict[str, Doing]:
     """Do a step by `doing` where its name contains `name`, and officially elsewhere."""
 
     def chosen(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
@@ -136,6 +141,35 @@ def _stem_added(model: PlantedMixer, step: Step, inputs: list[Tensor], parameter
     return model.stem + inputs[1]
 
 
+def _batch_norm(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    x, (scale, bias) = inputs[0], parameters
+    mean, variance = (torch.full(x.shape[-1:], number, dtype=x.dtype) for number in (0.5, 2.0))
+    return F.batch_norm(x.mT, mean, variance, scale, bias, eps=1e-5).mT
+
+
+def _overlapping(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    (ph, pw), images = model.config.patch_hw, F.pad(inputs[0], (1, 1, 1, 1))
+    windows = images.unfold(2, ph + 2, ph).unfold(3, pw + 2, pw)
+    return windows.permute(0, 2, 3, 4, 5, 1).flatten(1, 2)
+
+
+def _read_as_tokens(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    x = _linear(model, step, inputs, parameters)
+    return x.mT.reshape(x.shape)
+
+
+def _normalised_stem(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    return _normalised_features(_linear(model, step, inputs, parameters), model.weights)
+
+
+def _mlp_after_addition(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    x, weights = inputs[0] + inputs[1], model.weights
+    inner = F.gelu(
+        _normalised_features(x, weights) @ weights["extra/up"] + weights["extra/up_bias"], approximate="tanh"
+    )
+    return x + inner @ weights["extra/down"] + weights["extra/down_bias"]
+
+
 def _softmax(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     return _linear(model, step, inputs, parameters).softmax(-1)
 
@@ -145,7 +179,8 @@ class PlantedCode:
     """A fault of the catalogue, planted in one way.
 
     `fault` is its id. `doing` are operations, by name, done otherwise; `held` are parameters, by the beginnings of
-    their names, that are another one (a name), or zeros (None). `extra` are shapes of further parameters.
+    their names, that are another one (a name), or zeros (None). `extra` are shapes of parameters that are further ones,
+    or of another shape.
     """
 
     fault: str
@@ -175,7 +210,7 @@ def _before(name: str, change: StreamChange) -> dict[str, Doing]:
     def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         return _linear(model, step, [change(inputs[0], model.weights)], parameters)
 
-    return _only(name, "linear", doing)
+    return only_at(name, "linear", doing)
 
 
 def _on_branch(name: str, change: StreamChange) -> dict[str, Doing]:
@@ -184,7 +219,7 @@ def _on_branch(name: str, change: StreamChange) -> dict[str, Doing]:
     def doing(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         return inputs[0] + change(inputs[1], model.weights)
 
-    return _only(name, "add", doing)
+    return only_at(name, "add", doing)
 
 
 def _normalised_features(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -197,7 +232,7 @@ def _scaled_images(model: PlantedMixer, step: Step, inputs: list[Tensor], parame
 
 BRANCH = "MixerBlock_1/channel_mixing/add"
 FEATURES = "MixerBlock_1/channel_mixing/Dense_1"
-FINAL_MISSING = _only("pre_head_layer_norm", "layer_norm", _first_input)
+FINAL_MISSING = only_at("pre_head_layer_norm", "layer_norm", _first_input)
 
 PLANTED: dict[str, PlantedCode] = {
     "activation: erf GELU": _activation(F.gelu),
@@ -209,38 +244,71 @@ PLANTED: dict[str, PlantedCode] = {
     "eps 1e-12": _eps(1e-12),
     "eps 1e-3": _eps(1e-3),
     "eps 1e-5 in one place": PlantedCode(
-        "layer_norm_eps", _only("MixerBlock_0/LayerNorm_1", "layer_norm", partial(_norm, eps=1e-5))
+        "layer_norm_eps", only_at("MixerBlock_0/LayerNorm_1", "layer_norm", partial(_norm, eps=1e-5))
     ),
     "LayerNorm missing": PlantedCode(
-        "layer_norm_missing", _only("MixerBlock_0/LayerNorm_1", "layer_norm", _first_input)
+        "layer_norm_missing", only_at("MixerBlock_0/LayerNorm_1", "layer_norm", _first_input)
     ),
     "final LayerNorm missing": PlantedCode("layer_norm_missing", FINAL_MISSING),
     "LayerNorm after the addition": PlantedCode(
-        "post_norm", {**_only("MixerBlock_", "layer_norm", _first_input), "add": _norm_after_addition}
+        "post_norm", {**only_at("MixerBlock_", "layer_norm", _first_input), "add": _norm_after_addition}
+    ),
+    "LayerNorm after one addition": PlantedCode(
+        "post_norm",
+        {
+            **only_at("LayerNorm_0", "layer_norm", _first_input),
+            **only_at("token_mixing/add", "add", _norm_after_addition),
+        },
     ),
     "LayerNorm over both axes": PlantedCode("layer_norm_axes", {"layer_norm": partial(_norm, axes=(-2, -1))}),
+    "LayerNorm over tokens": PlantedCode(
+        "layer_norm_axes", only_at("LayerNorm_0", "layer_norm", partial(_norm, axes=(-2,)))
+    ),
+    "LayerNorm after the stem": PlantedCode(
+        "norm_after_stem",
+        only_at("stem", "linear", _normalised_stem),
+        extra={"extra/scale": ("hidden",), "extra/bias": ("hidden",)},
+    ),
+    "BatchNorm": PlantedCode("batch_norm", {"layer_norm": _batch_norm}),
     "LayerNorm after the pool": PlantedCode("norm_after_pool", {**FINAL_MISSING, "mean": _norm_after_mean}),
     "unbiased variance": PlantedCode("layer_norm_variance", {"layer_norm": partial(_norm, correction=1)}),
     "RMSNorm": PlantedCode("layer_norm_mean", {"layer_norm": _root_mean_square}),
-    "residual missing, tokens": PlantedCode("residual_missing", _only("token_mixing/add", "add", _first_input)),
-    "residual missing, channels": PlantedCode("residual_missing", _only("channel_mixing/add", "add", _first_input)),
+    "residual missing, tokens": PlantedCode("residual_missing", only_at("token_mixing/add", "add", _first_input)),
+    "residual missing, channels": PlantedCode("residual_missing", only_at("channel_mixing/add", "add", _first_input)),
     "residual of the normalised stream": PlantedCode(
         "residual_normalised", {"layer_norm": _remembering_norm, "add": _normalised}
     ),
     "residual of the stem": PlantedCode(
-        "residual", {**_only("stem", "linear", _remembering_stem), **_only(BRANCH, "add", _stem_added)}
+        "residual", {**only_at("stem", "linear", _remembering_stem), **only_at(BRANCH, "add", _stem_added)}
     ),
     "max pooling": _pool(lambda x: x.amax(1)),
     "sum pooling": _pool(lambda x: x.sum(1)),
     "first token": _pool(lambda x: x[:, 0]),
-    "softmax output": PlantedCode("output", _only("head", "linear", _softmax)),
+    "mean over channels": dataclasses.replace(_pool(lambda x: x.mean(2)), extra={"head/kernel": ("tokens", "classes")}),
+    "softmax output": PlantedCode("output", only_at("head", "linear", _softmax)),
     "view for a transpose": PlantedCode("transpose", {"swap": _elementwise(_reshaped)}),
+    "reshape behind the stem": PlantedCode("reshape", only_at("stem", "linear", _read_as_tokens)),
+    "overlapping patches": PlantedCode(
+        "patches", {"cut": _overlapping}, extra={"stem/kernel": ("ph + 2", "pw + 2", "channels", "hidden")}
+    ),
+    "a channel MLP more": PlantedCode(
+        "extra_mlp",
+        only_at(BRANCH, "add", _mlp_after_addition),
+        extra={
+            "extra/scale": ("hidden",),
+            "extra/bias": ("hidden",),
+            "extra/up": ("hidden", "channels_mlp"),
+            "extra/up_bias": ("channels_mlp",),
+            "extra/down": ("channels_mlp", "hidden"),
+            "extra/down_bias": ("hidden",),
+        },
+    ),
     "position embedding": PlantedCode(
-        "position_embedding", _only("stem", "linear", _embedded), extra={"position": ("tokens", "hidden")}
+        "position_embedding", only_at("stem", "linear", _embedded), extra={"position": ("tokens", "hidden")}
     ),
     "MLP head": PlantedCode(
         "mlp_head",
-        _only("head", "linear", _two_layers),
+        only_at("head", "linear", _two_layers),
         extra={"hidden/kernel": ("hidden", "hidden"), "hidden/bias": ("hidden",)},
     ),
     "a layer more": PlantedCode(
@@ -280,7 +348,7 @@ PLANTED: dict[str, PlantedCode] = {
     "blocks tied": PlantedCode("tied_blocks", held={"MixerBlock_{i}/": "MixerBlock_0/"}),
     "no stem bias": PlantedCode("absent_parameters", held={"stem/bias": None}),
     "parameters not in the state_dict": PlantedCode("not_in_state_dict"),
-    "dropout in train mode": PlantedCode("train_mode", _only("head", "linear", _dropped_out)),
+    "dropout in train mode": PlantedCode("train_mode", only_at("head", "linear", _dropped_out)),
     "an option": PlantedCode("option"),
 }
 
@@ -293,6 +361,7 @@ class PlantedMixer(nn.Module):
 
     last_normed: Tensor
     stem: Tensor
+    calls = 0
 
     def __init__(self, config: MixerConfig, planted: PlantedCode | None = None) -> None:
         super().__init__()
@@ -301,13 +370,16 @@ class PlantedMixer(nn.Module):
         self.doing = {**STEPS, **planted.doing}
         bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
         self.steps = program_of(config).steps
-        sizes = config.axis_sizes
+        (ph, pw), sizes = config.patch_hw, config.axis_sizes
         shapes = {name: binding.shape(sizes) for name, binding in bindings.items()}
-        shapes |= {name: tuple(sizes[axis] for axis in axes) for name, axes in planted.extra.items()}
+        wider = {**sizes, "ph + 2": ph + 2, "pw + 2": pw + 2}
+        shapes |= {name: tuple(wider[axis] for axis in axes) for name, axes in planted.extra.items()}
         self.held = {name: _holder(name, planted.held, config.num_blocks) for name in bindings}
         weights = {n: nn.Parameter(torch.zeros(shape)) for n, shape in shapes.items() if self.held.get(n, n) == n}
         is_hidden = planted.fault == "not_in_state_dict"
         self.weights: Any = weights if is_hidden else nn.ParameterDict(weights)
+        if planted.fault == "constant_buffer":
+            self.register_buffer("gate", torch.ones(max(config.num_classes, 1)))
 
     @torch.no_grad()
     def initialise(self, seed: int, *, everything: bool) -> None:
@@ -315,7 +387,7 @@ class PlantedMixer(nn.Module):
         drawn = initial(self.config, seed, everything=everything)
         others = torch.Generator().manual_seed(seed)
         for name, parameter in self.weights.items():
-            if name in drawn:
+            if name in drawn and drawn[name].shape == parameter.shape:
                 parameter.copy_(torch.from_numpy(drawn[name]))
             else:
                 parameter.copy_(torch.randn(parameter.shape, generator=others) / math.sqrt(len(parameter)))

@@ -147,8 +147,6 @@ def _grouped(deviations: Iterable[Deviation], name: str, depth: int, others: Col
     for (cause, found, expected), members in groups.items():
         fault = CATALOGUE[cause]
         count, whole = len(members), total[fault.operation]
-        if cause == "post_norm":
-            count = whole
         of_all = f" of {whole}" if whole else ""
         where = "everywhere" if count == whole else steps_in_words(members, depth)
         named = [parameter for member in members for parameter in member.parameters]

@@ -102,6 +102,8 @@ def gather(
         if reference is None:
             on_step(f"{RUNNER_NAMES['reference']} in float64")
             reference = side.reference(images)
+        if side.side.runner == "reference":  # it computes in float64 alone
+            return Run(side, *[reference] * 4)
         float64, float32 = stages(side, np.dtype(np.float64)), stages(side, np.dtype(np.float32))
         low = float32 if dtype == "float32" else stages(side, DTYPES[dtype])
         return Run(side, float64, float32, low, reference)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
 import warnings
@@ -14,11 +13,13 @@ import numpy as np
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.differences import bit_differences
+from mixer_equiv.checkpoints.provenance import versions
 from mixer_equiv.config import SizeDifference
-from mixer_equiv.equivalence.faults.catalogue import verdict_of
 from mixer_equiv.equivalence.judge.causes import causes_of
 from mixer_equiv.equivalence.judge.decide import Judgement, without
 from mixer_equiv.equivalence.judge.evidence import Evidence, Run
+from mixer_equiv.equivalence.judge.stops import verdict_where_nothing_was_found
+from mixer_equiv.equivalence.mixer.result import NothingFound
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import device, jax_device
@@ -68,6 +69,7 @@ def report_of(
         **_warning_fields([*notes, *judgement.notices, *_rms_notices(evidence.dtype, sides, policy)]),
         environment=environment(),
         sides=sides,
+        names=(a.name, b.name),
         weights=weights,
         num_images=evidence.num_images,
         dtype=evidence.dtype,
@@ -81,29 +83,24 @@ def not_found(side: NotAMixer, notes: list[Notice], policy: Policy) -> Report:
     """Report a model that is no Mixer, or one whose weights no official model can have."""
     found = side.found
     causes = causes_of(side)
-    named = any(verdict_of(cause.name) == "inexpressible" for cause in causes)
-    # A model with no LayerNorm, or in which next to nothing was found, is no Mixer; any other is one that differs.
-    little = len(found.known) < LEAST_KNOWN or not found.knows_layer_norm
-    beyond = named or (little and not found.reached_output)
+    verdict = verdict_where_nothing_was_found(found, causes)
     return Report(
-        verdict="nothing_compared" if found.is_blind else "inexpressible" if beyond else "different",
+        verdict=verdict,
         threshold=policy.residual,
-        first_divergence=_stage_of(found.deviations[0].step if found.deviations else found.missing),
+        first_divergence=None if verdict == "nothing_compared" else _first_divergence(found),
         causes=tuple(causes),
         residual_without_causes=without(causes, found.residual) if causes else None,
         reasons=found.reasons,
         **_warning_fields(notes),
         environment=environment(),
+        names=(side.name,),
     )
 
 
-def _stage_of(step: str | None) -> str | None:
-    """The stage of a step: cutting into patches is part of the stem."""
+def _first_divergence(found: NothingFound) -> str | None:
+    """The first step that differs or was not found; cutting into patches is part of the stem."""
+    step = found.deviations[0].step if found.deviations else found.missing
     return step and step.removesuffix("/cut")
-
-
-# The fewest steps with parameters that must be found in a model to call it a Mixer that differs.
-LEAST_KNOWN = 7
 
 
 def of_other_sizes(a: MixerSide, b: MixerSide, differences: list[SizeDifference], policy: Policy) -> Report:
@@ -113,10 +110,11 @@ def of_other_sizes(a: MixerSide, b: MixerSide, differences: list[SizeDifference]
         threshold=policy.residual,
         reasons=(f"{a.name} and {b.name} are of different sizes, so nothing was run", *map(str, differences)),
         environment=environment(),
+        names=(a.name, b.name),
     )
 
 
-def of_other_weights(causes: list[Cause], policy: Policy) -> Report:
+def of_other_weights(a: WeightedSide, b: WeightedSide, causes: list[Cause], policy: Policy) -> Report:
     """Report on weights that differ, where nothing was run."""
     return Report(
         verdict="different",
@@ -124,6 +122,7 @@ def of_other_weights(causes: list[Cause], policy: Policy) -> Report:
         causes=tuple(causes),
         reasons=("the weights differ; nothing was run",),
         environment=environment(),
+        names=(a.name, b.name),
     )
 
 
@@ -170,11 +169,10 @@ def _warning_fields(notices: Iterable[Notice]) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     """The versions, machine, precision and devices of this process."""
-    frameworks = [name for name in ("numpy", "torch", "jax", "flax") if name in sys.modules]
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        **{name: importlib.metadata.version(name) for name in frameworks},
+        **versions(),
         "precision": "float64 with x64 on, TF32 off",
         **({"torch device": device()} if "torch" in sys.modules else {}),
         **({"jax device": str(jax_device())} if "jax" in sys.modules else {}),

@@ -1,13 +1,15 @@
 """Compare two sides after some steps of SGD and of AdamW from the same weights, in float64.
 
-Each side's gradients go through the optimiser of its own framework, torch.optim or optax. What is
-minimised is a random linear function of the outputs.
+Each side's gradients go through the optimiser of its own framework, torch.optim or optax; the NumPy reference has none,
+and takes the other side's. What is minimised is a random linear function of the outputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from mixer_equiv.layouts import LINEN, Layout
 
 Arrays = Mapping[str, np.ndarray]
 Gradient = Callable[[Arrays], Arrays]
+Run = Callable[[Arrays, Gradient], Arrays]
 
 SGD = {"lr": 1e-2, "momentum": 0.9}
 ADAMW: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
@@ -67,7 +70,10 @@ def compare_training(
     bindings = space.bindings(a.config.num_blocks, head=a.config.num_classes > 0)
     unseen = {bindings[UNOBSERVABLE.format(i=i)].foreign for i in range(a.config.num_blocks)}
     for optimiser in OPTIMISERS:
-        ends = [_trained(space, side, images, cotangent, steps, optimiser) for side in (a, b)]
+        ends = [
+            _trained(space, side, images, cotangent, partial(_steps_of(side, other), steps=steps, optimiser=optimiser))
+            for side, other in ((a, b), (b, a))
+        ]
         seen = [name for name in ends[0] if name not in unseen]
         distances = {name: _distance(ends[1][name], ends[0][name]) for name in seen}
         worst = max(seen, key=lambda name: (not np.isfinite(distances[name]), distances[name]))
@@ -79,9 +85,7 @@ def _distance(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / max(float(np.linalg.norm(expected)), 1e-300))
 
 
-def _trained(
-    space: Layout, side: WeightedSide, images: np.ndarray, cotangent: np.ndarray, steps: int, optimiser: Optimiser
-) -> Arrays:
+def _trained(space: Layout, side: WeightedSide, images: np.ndarray, cotangent: np.ndarray, run: Run) -> Arrays:
     """Train the side, and return its weights by the names of `space`."""
 
     def gradient(arrays: Arrays) -> Arrays:
@@ -89,8 +93,13 @@ def _trained(
         return gradients_in(space, side.holding(weights, "in training"), images, cotangent)
 
     start = {name: np.asarray(array, np.float64) for name, array in side.weights.items()}
-    run = steps_in_torch if side.side.runner == "torch" else steps_in_optax
-    return run(relabel(start, LINEN, space, side.config), gradient, steps, optimiser)
+    return run(relabel(start, LINEN, space, side.config), gradient)
+
+
+def _steps_of(side: WeightedSide, other: WeightedSide) -> Callable[..., Arrays]:
+    """The steps of the side's framework; for the reference those of the other's, or torch's where it is installed."""
+    known = [runner for runner in (side.side.runner, other.side.runner) if runner in STEPS]
+    return STEPS[known[0] if known else "torch" if importlib.util.find_spec("torch") else "flax"]
 
 
 def steps_in_torch(start: Arrays, gradient: Gradient, steps: int, optimiser: Optimiser) -> Arrays:
@@ -116,3 +125,7 @@ def steps_in_optax(start: Arrays, gradient: Gradient, steps: int, optimiser: Opt
             updates, state = stepping.update(dict(made), state, parameters)
             parameters = optax.apply_updates(parameters, updates)
         return {name: np.asarray(parameter) for name, parameter in parameters.items()}
+
+
+# By the keys of `RUNNERS` that have an optimiser of their own.
+STEPS: dict[str, Callable[..., Arrays]] = {"torch": steps_in_torch, "flax": steps_in_optax, "nnx": steps_in_optax}

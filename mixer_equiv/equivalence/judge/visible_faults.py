@@ -35,8 +35,9 @@ def visible(config: MixerConfig, params: Arrays, images: np.ndarray) -> dict[str
         for step in steps:
             values.append(_run(step, values, weights))
         for place, fault, planted in _planted(steps, values, weights):
-            output = _continued(steps, values, weights, place, planted())
-            found[fault] = residual(output, values[-1])
+            changed = planted()
+            if changed.shape == values[place].shape:  # any weights show another shape
+                found[fault] = residual(_continued(steps, values, weights, place, changed), values[-1])
     return found
 
 
@@ -67,7 +68,7 @@ def _planted(
         if operation in SKIPPABLE:
             deviation = Deviation(step.name, "skip", operation, None, None)
             yield number + 1, f"{fault_of(deviation).id}: none", partial(np.asarray, inputs[-1])
-        for change, value in tried:
+        for change, value, _ in tried:
             deviation = Deviation(step.name, "variant", *change)
             if change.what != "residual" or fault_of(deviation).id != change.what:
                 yield number + 1, f"{fault_of(deviation).id}: {change.found}", value

@@ -27,6 +27,7 @@ from mixer_equiv.equivalence.deviation import (
     ValueOf,
 )
 from mixer_equiv.equivalence.match.axes import arrange_like, axis_permutations
+from mixer_equiv.equivalence.match.batch_norm import batch_norms
 from mixer_equiv.equivalence.match.parameter_search import (
     KnownAssignment,
     LayerFit,
@@ -44,11 +45,12 @@ from mixer_equiv.equivalence.match.step_variants import (
     layer_norm_variants,
     variants,
 )
+from mixer_equiv.equivalence.match.windows import windows_of
 from mixer_equiv.equivalence.place import Place
 from mixer_equiv.equivalence.record.trace import Trace, Value
-from mixer_equiv.operations import Array, Program, Step
+from mixer_equiv.operations import Array, Step
 
-COST_OF = {"variant": 1, "skip": 1, "insert": 2, "unknown": 3}
+COST_OF = {"variant": 1, "skip": 1, "insert": 2, "windows": 2, "unknown": 3}
 
 # How many values of the trace are tried in the place of an unknown step.
 CONTINUED_AT_MOST = 12
@@ -76,10 +78,10 @@ class ExtraOperation(NamedTuple):
 
 
 class MoveGenerator:
-    """Generates moves for one trace and the programs that it may be."""
+    """Generates moves for one trace."""
 
-    def __init__(self, trace: Trace, programs: tuple[Program, ...]) -> None:
-        self.trace, self.programs = trace, programs
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
         self.parameters = ParameterSearch(trace)
 
     def moves(self, step: Step, state: SearchState, budget: int) -> Iterator[Move]:
@@ -107,16 +109,22 @@ class MoveGenerator:
 
     def _moves(self, step: Step, state: SearchState, budget: int) -> Iterator[Move]:
         inputs = tuple(state.values[place] for place in step.inputs)
+        if step.operation == "add":
+            yield from self._norm_after_addition(step, inputs, state)
         yield from self._as_specified(step, inputs, state)
         if budget >= COST_OF["variant"]:
             yield from self._variants(step, inputs, state)
+        if budget >= COST_OF["windows"] and step.operation == "cut":
+            for windows, array in windows_of(inputs[0], self.trace):
+                deviation = Deviation(step.name, "variant", "patches", Choice.SIDE_BY_SIDE, windows)
+                yield Move(array, None, {}, (deviation,), COST_OF["windows"], sure=False)
         unknown = {parameter.name: UnknownParameter() for parameter in step.parameters}
         if budget >= COST_OF["skip"] and step.operation in SKIPPABLE:
             deviation = Deviation(step.name, "skip", step.operation, SKIPPABLE[step.operation], Choice.NONE)
             seen = state.seen[step.inputs[-1]]
             yield Move(inputs[-1], seen, unknown, (deviation,), COST_OF["skip"], sure=False)
         if budget >= COST_OF["insert"] and step.operation != "cut":
-            yield from self._after_insertion(step, inputs, state)
+            yield from self._after_insertion(step, inputs, state, budget - COST_OF["insert"])
         if budget >= COST_OF["unknown"]:
             for array, value in self._unexplained(step, inputs, state):
                 expected, found = ValueOf(step.operation), OtherValueOf(value.operation)
@@ -158,10 +166,9 @@ class MoveGenerator:
 
     def _summand(self, state: SearchState) -> Array | None:
         """The value to which the program adds the next step's result, in the same order of axes."""
-        program = next(p for p in self.programs if p.steps[: len(state.steps)] == state.steps)
         place = len(state.values)
         swapped = False
-        for step in program.steps[place : place + 2]:
+        for step in state.program.steps[place : place + 2] if state.program is not None else ():
             if step.operation == "swap" and step.inputs == (place,):
                 place, swapped = place + 1, True
             elif step.operation == "add" and place in step.inputs:
@@ -169,31 +176,60 @@ class MoveGenerator:
                 return self.parameters.cached("swapped", partial(operations.swap, other), other) if swapped else other
         return None
 
+    def _norm_after_addition(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
+        """The addition and, of its result, the LayerNorm that was left out before the branch, which has cost enough.
+
+        What the trace does later must be made of that: else the LayerNorm is the next branch's own.
+        """
+        norm = next((done for done in reversed(state.steps) if done.operation == "layer_norm"), None)
+        skipped = {deviation.step for deviation in state.deviations if deviation.kind == "skip"}
+        if norm is None or norm.name not in skipped or not _have_one_shape(inputs):
+            return
+        moved = Deviation(norm.name, "variant", "post_norm", Choice.BEFORE_BRANCH, Choice.AFTER_ADDITION)
+        total = self.parameters.cached((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
+        for move in itertools.chain(self._as_specified(norm, (total,), state), self._norm_variants(norm, total, state)):
+            if move.seen is not None and move.seen.number in self.trace.bottlenecks:
+                yield dataclasses.replace(move, deviations=(moved, *move.deviations), cost=0, sure=True)
+
     def _variants(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
         """Known variants of the step's operation."""
         cost = COST_OF["variant"]
         if not _have_one_shape(inputs):
             return
         if step.operation == "layer_norm":
-            (eps,) = step.settings
-            for changes, norm in layer_norm_variants(eps, self.trace.scalars):
-                deviations = tuple(Deviation(step.name, "variant", *change) for change in changes)
-                normed = self.parameters.cached(("norm", changes), partial(norm, inputs[0]), inputs[0])
-                yield from self._scaled(step, normed, state, deviations)
+            yield from self._norm_variants(step, inputs[0], state)
             return
         earlier = list(zip(state.steps, state.values[1:], strict=True))
-        for change, compute in variants(step, inputs, earlier):
-            array = self.parameters.cached(("variant", step.operation, change), compute, *inputs)
+        for number, (change, compute, is_rearranged) in enumerate(variants(step, inputs, earlier)):
+            array = self.parameters.cached(("variant", step.operation, number, change), compute, *inputs)
             deviation = Deviation(step.name, "variant", *change)
-            if step.operation == "swap":
+            if is_rearranged:
                 yield Move(array, state.seen[step.inputs[0]], {}, (deviation,), cost, sure=False)
             elif value := self.parameters.find_value(array, state.position):
                 yield Move(array, value, {}, (deviation,), cost)
 
+    def _norm_variants(self, step: Step, x: Array, state: SearchState) -> Iterator[Move]:
+        """Other normalisations of `x` than the LayerNorm that the step is."""
+        (eps,) = step.settings
+        for changes, norm in layer_norm_variants(eps, self.trace.scalars):
+            deviations = tuple(Deviation(step.name, "variant", *change) for change in changes)
+            normed = self.parameters.cached(("norm", changes), partial(norm, x), x)
+            yield from self._scaled(step, normed, state, deviations)
+        unknown = {parameter.name: UnknownParameter() for parameter in step.parameters}
+        origin = self.parameters.find_value(x, state.position)
+        after, last = (origin.number if origin else state.position), self._reach(state.position)
+        for array, value, names in batch_norms(x, after, last, self.trace):
+            change = Deviation(step.name, "variant", "batch_norm", Choice.LAYER_NORM, Choice.BATCH_NORM, names)
+            yield Move(array, value, unknown, (change,), COST_OF["variant"])
+
     def _scaled(
         self, step: Step, normed: Array, state: SearchState, deviations: tuple[Deviation, ...]
     ) -> Iterator[Move]:
-        """`normed` times a scale plus a bias of the trace, over its last axis or all axes but the first."""
+        """`normed` times a scale plus a bias of the trace, over its last axis or all axes but the first.
+
+        What is normalised over another axis may be scaled along that one. Where the trace goes on from the result
+        alone, it may have normalised the stream itself, so that the step after must confirm it.
+        """
         cost = COST_OF["variant"] if deviations else 0
         whole = self.parameters.cached("whole", lambda: normed.reshape(len(normed), -1), normed)
         names = [parameter.name for parameter in step.parameters]
@@ -202,18 +238,29 @@ class MoveGenerator:
             for fit in self.parameters.fit_affine(x, state.position):
                 held = [dataclasses.replace(assignment, sizes=sizes) for assignment in (fit.weight, fit.bias)]
                 array = fit.array.reshape(normed.shape)
-                yield Move(array, fit.value, dict(zip(names, held, strict=True)), deviations, cost)
+                is_sure = fit.value.number not in self.trace.bottlenecks
+                yield Move(array, fit.value, dict(zip(names, held, strict=True)), deviations, cost, is_sure)
+        if any(deviation.found is Choice.TOKENS for deviation in deviations) and normed.ndim > 2:
+            swapped = self.parameters.cached("swapped", partial(operations.swap, normed), normed)
+            for fit in self.parameters.fit_affine(swapped, state.position):
+                unknown = dict.fromkeys(names, UnknownParameter())
+                along = dataclasses.replace(deviations[0], parameters=operand_names(fit.weight, fit.bias))
+                yield Move(operations.swap(fit.array), fit.value, unknown, (along, *deviations[1:]), cost)
 
-    def _after_insertion(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
-        """The step as the program has it, after an extra operation on one of its inputs."""
+    def _after_insertion(
+        self, step: Step, inputs: tuple[Array, ...], state: SearchState, budget: int
+    ) -> Iterator[Move]:
+        """The step after an extra operation on one of its inputs, as the program has it or a variant within budget."""
         for i, x in enumerate(inputs):
             extras = list(self.extra_operations(x, state.position))
             if step.operation == "layer_norm" and (seen := state.seen[step.inputs[i]]) is not None and x.ndim == 3:
                 array = self.parameters.cached("reshaped", partial(_reshape_as_swapped, x), x)
                 extras.append(ExtraOperation(array, seen, "reshape", Choice.RESHAPED))
             for extra in extras:
-                for move in self._as_specified(step, (*inputs[:i], extra.array, *inputs[i + 1 :]), state):
-                    if move.sure:
+                changed = (*inputs[:i], extra.array, *inputs[i + 1 :])
+                varied = self._variants(step, changed, state) if budget >= COST_OF["variant"] else ()
+                for move in itertools.chain(self._as_specified(step, changed, state), varied):
+                    if move.sure or step.operation == "layer_norm":
                         yield dataclasses.replace(
                             move,
                             deviations=(extra.deviation(step), *move.deviations),
@@ -282,7 +329,9 @@ class MoveGenerator:
         patches = []
         for ph, pw in itertools.product(_divisors(height), _divisors(width)):
             tokens, columns = (height // ph) * (width // pw), ph * pw * channels
-            hidden = {size // columns for size in lengths if size % columns == 0}
+            with_ones = batch * tokens * (columns + 1) in self.parameters.sizes_with_ones
+            rows = (columns, columns + 1) if with_ones else (columns,)
+            hidden = {size // r for r in rows for size in lengths if size % r == 0}
             if any(batch * tokens * h in self.trace.by_size for h in hidden):
                 patches.append((ph, pw))
         return sorted(patches, key=lambda patch: (patch[0] != patch[1], patch))

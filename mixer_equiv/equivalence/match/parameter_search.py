@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mixer_equiv.equivalence.match.axes import axis_orders, reorder_axes
+from mixer_equiv.equivalence.match.bias_rows import bias_rows, sizes_with_ones
+from mixer_equiv.equivalence.match.parts import PartFinder
 from mixer_equiv.equivalence.record.array_fingerprint import TOLERANCE, Fingerprint
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array
@@ -75,6 +77,11 @@ class LayerFit:
     def has_bias(self) -> bool:
         return isinstance(self.bias, AssignedOperand)
 
+    @property
+    def uses_part(self) -> bool:
+        """Whether its kernel is no parameter, but a part of one or computed from several."""
+        return isinstance(self.weight, AssignedOperand) and self.weight.operand.name is None
+
 
 # How many kernels are tried on an array that is itself a guess.
 NEXT_KERNELS = 12
@@ -84,7 +91,8 @@ class ParameterSearch:
     """Finds values and parameters of one trace, and caches every answer."""
 
     def __init__(self, trace: Trace) -> None:
-        self.trace = trace
+        self.trace, self.parts = trace, PartFinder(trace)
+        self.sizes_with_ones = sizes_with_ones(trace)
         self._answers: dict[Any, Any] = {}
         self._alive: list[Any] = []  # arrays whose ids are in keys, so that none is used twice
 
@@ -99,16 +107,15 @@ class ParameterSearch:
         return answer
 
     def find_value(self, array: Array, position: int) -> Value | None:
-        """The value of the trace with these elements: the next one after `position` if there are several."""
+        """The value of the trace with these elements, whole or in parts: of several the next one after `position`."""
         found = self.cached("value", lambda: self._values_like(array), array)
         return min(found, key=lambda value: (value.number < position, value.number), default=None)
 
     def _values_like(self, array: Array) -> list[Value]:
-        candidates = self.trace.by_size.get(array.size)
-        if not candidates:
-            return []
         own = Fingerprint(array)
-        return [value for value in candidates if own.matches(value.fingerprint)]
+        whole = [value for value in self.trace.by_size.get(array.size, ()) if own.matches(value.fingerprint)]
+        in_parts = None if whole else self.parts.find(array)
+        return whole if in_parts is None else [in_parts]
 
     # Kernels
 
@@ -125,7 +132,11 @@ class ParameterSearch:
         def fits() -> list[LayerFit]:
             ranked = sorted(self.trace.operands, key=lambda operand: self._next_use(operand, position))
             suited = [operand for operand in ranked if operand.size % width == 0]
-            return list(self._fit_kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited, plus))
+            whole = list(self._fit_kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited, plus))
+            # A kernel that is a part of a parameter may be one of those that make the layer together.
+            if plus is None and all(fit.uses_part for fit in whole):
+                whole = [*self._fit_in_parts(x, axes, suited), *whole]
+            return whole or list(self._fit_bias_rows(x, axes, position))
 
         arrays = (x,) if plus is None else (x, plus)
         found = self.cached(("linear", axes, guessed), fits, *arrays)
@@ -200,6 +211,43 @@ class ParameterSearch:
             for i in np.flatnonzero(is_near(totals, squares, value.fingerprint))
             if Fingerprint(core + vectors[i]).matches(value.fingerprint)
         ]
+
+    def _fit_in_parts(self, x: Array, axes: int, operands: list[Value]) -> Iterator[LayerFit]:
+        """Kernels that meet the data more than once, and biases, that give an array which the trace has in parts."""
+        contracted, kept = x.shape[x.ndim - axes :], x.shape[: x.ndim - axes]
+        width = math.prod(contracted)
+        flat = x.reshape(-1, width)
+        for operand in operands:
+            if len(self.trace.uses.get(operand.leaves, ())) < 2:
+                continue
+            sizes = (*contracted, operand.size // width)
+            vectors, biases = self._vectors(sizes[-1])
+            for order in axis_orders(sizes, operand.array.shape):
+                kernel = reorder_axes(operand.array, sizes, order)
+                corners = flat[0] @ kernel[..., 0].reshape(-1) + vectors[:, 0]
+                likely = np.flatnonzero(self.parts.begins(corners))
+                core = flat @ kernel.reshape(width, -1) if len(likely) else flat
+                for i in likely:
+                    array = (core + vectors[i]).reshape(*kept, sizes[-1])
+                    if (value := self.parts.find(array)) is not None:
+                        weight = AssignedOperand(operand, sizes, order)
+                        yield LayerFit(array, value, weight, _vector(biases[i], sizes[-1]))
+
+    def _fit_bias_rows(self, x: Array, axes: int, position: int) -> Iterator[LayerFit]:
+        """Kernels of which one row is the bias, where the trace has `x` with a column of ones."""
+        contracted, kept = x.shape[x.ndim - axes :], x.shape[: x.ndim - axes]
+        width = math.prod(contracted)
+        flat = x.reshape(-1, width)
+        if x.size + len(flat) not in self.sizes_with_ones:
+            return
+        for operand in (operand for operand in self.trace.operands if operand.size % (width + 1) == 0):
+            sizes = (*contracted, operand.size // (width + 1))
+            for kernel, bias in bias_rows(operand, width):
+                for order in axis_orders(sizes, kernel.array.shape):
+                    core = flat @ reorder_axes(kernel.array, sizes, order).reshape(width, -1)
+                    array = (core + bias.array).reshape(*kept, sizes[-1])
+                    if (value := self.find_value(array, position)) is not None:
+                        yield LayerFit(array, value, AssignedOperand(kernel, sizes, order), _vector(bias, sizes[-1]))
 
     # Scales and biases
 

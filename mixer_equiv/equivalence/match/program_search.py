@@ -19,18 +19,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
-from mixer_equiv.equivalence.deviation import Deviation
+from mixer_equiv.equivalence.deviation import Choice, Deviation
 from mixer_equiv.equivalence.match.move_generator import COST_OF, MoveGenerator
 from mixer_equiv.equivalence.match.parameter_search import Assignment, operand_names
+from mixer_equiv.equivalence.match.repetition import repeat
 from mixer_equiv.equivalence.match.search_state import Insertion, SearchState
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Program, Step
 
 LARGEST_COST = 4
+
+# What may be spent more on operations behind the last step, of which few are in the trace and the output proves all;
+# and the steps from which the end is near enough to try.
+LARGEST_COST_AT_END = 8
+LAST_STEPS = 4
 
 # How far an output may be off, relative in the 2-norm; differences of another function are larger.
 OUTPUT_TOLERANCE = 1e-9
@@ -84,7 +89,8 @@ def find_program(
     return _ProgramSearch(trace, entry, tuple(programs)).run(thorough)
 
 
-class _Node(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Node:
     """A state, and the programs of which it can be the beginning."""
 
     programs: tuple[Program, ...]
@@ -103,7 +109,8 @@ class _Node(NamedTuple):
 class _ProgramSearch:
     def __init__(self, trace: Trace, entry: Array, programs: tuple[Program, ...]) -> None:
         self.trace, self.entry, self.programs = trace, entry, programs
-        self.generator = MoveGenerator(trace, programs)
+        self.generator = MoveGenerator(trace)
+        self._repetitions: dict[_Node, _Node] = {}
 
     def run(self, thorough: bool) -> WholeMatch | PartialMatch:
         state = SearchState((), (self.entry,), (self.trace.values[self.trace.input],), {}, ())
@@ -114,19 +121,19 @@ class _ProgramSearch:
                 return self._partial(passed[-1])
             if isinstance(reached, WholeMatch):
                 return reached
-            passed.append(
-                _Node(tuple(p for p in self.programs if p.steps[: len(reached.steps)] == reached.steps), reached)
-            )
+            passed.append(reached)
 
-    def _advance(self, node: _Node, needed: int) -> SearchState | WholeMatch | None:
-        """The state after so many sure steps, at the least cost, or a match that ends before."""
+    def _advance(self, node: _Node, needed: int) -> _Node | WholeMatch | None:
+        """The node after so many sure steps, at the least cost, or a match that ends before."""
         for budget in range(LARGEST_COST + 1):
             reached = self._search(node, budget, needed)
             if reached is not None:
                 return reached
+        if any(len(program.steps) <= len(node.state.steps) + LAST_STEPS for program in node.programs):
+            return self._search(node, LARGEST_COST, needed, at_end=LARGEST_COST_AT_END)
         return None
 
-    def _backtrack(self, passed: list[_Node]) -> SearchState | WholeMatch | None:
+    def _backtrack(self, passed: list[_Node]) -> _Node | WholeMatch | None:
         """Another way from one or two sure steps back, whose values were in the trace for another reason."""
         for back in (1, 2):
             if len(passed) > back:
@@ -135,26 +142,48 @@ class _ProgramSearch:
                     return reached
         return None
 
-    def _search(self, node: _Node, budget: int, needed: int) -> SearchState | WholeMatch | None:
-        """The state after so many sure steps at no more than the cost, or a match that ends before."""
+    def _search(self, node: _Node, budget: int, needed: int, *, at_end: int = 0) -> _Node | WholeMatch | None:
+        """The node after so many sure steps at no more than the cost, or a match that ends before.
+
+        What is inserted behind the last step may cost so much more `at_end`.
+        """
         branches = node.branches()
         # More steps decide where programs part, since their first ones are often alike.
         needed = max(needed, 2) if len(branches) > 1 else needed
         for step, programs in branches.items():
-            for move in self.generator.moves(step, node.state, budget):
-                after = node.state.advance(step, move)
+            state = dataclasses.replace(node.state, program=programs[0])
+            for move in self.generator.moves(step, state, budget):
+                after = _Node(programs, state.advance(step, move))
                 # A deviation is confirmed by the step after it: a value may be there for another reason.
                 left = needed - move.sure + (move.cost > 0)
                 if left <= 0:
                     return after
-                found = self._search(_Node(programs, after), budget - move.cost, left)
+                found = self._search(after, budget - move.cost, left, at_end=at_end)
                 if found is not None:
                     return found
+        if budget >= COST_OF["insert"] and (again := self._repeated(node)) is not None:
+            found = self._search(again, budget - COST_OF["insert"], needed + 1, at_end=at_end)
+            if found is not None:
+                return found
         # Last, since a model may return the features that its head takes as well.
         for program in node.programs:
-            if len(program.steps) == len(node.state.steps) and (done := self._whole(program, node.state, budget)):
-                return done
+            if len(program.steps) == len(node.state.steps):
+                done = self._whole(program, node.state, budget + at_end)
+                if done is not None:
+                    return done
         return None
+
+    def _repeated(self, node: _Node) -> _Node | None:
+        """The node with programs in which the branch that was just added comes once more; None after other steps."""
+        steps = node.state.steps
+        if not steps or steps[-1].operation != "add":
+            return None
+        if node not in self._repetitions:
+            added = Deviation(steps[-1].name, "insert", "branch", None, Choice.AGAIN)
+            state = dataclasses.replace(node.state, deviations=(*node.state.deviations, added))
+            programs = tuple(repeat(program, len(steps)) for program in node.programs)
+            self._repetitions[node] = _Node(programs, state)
+        return self._repetitions[node]
 
     # Where a program ends
 
@@ -198,8 +227,8 @@ class _ProgramSearch:
         place = len(state.steps)
         program = min(node.programs, key=lambda p: abs(left - sum(len(step.parameters) for step in p.steps[place:])))
         for step in program.steps[place : place + 1]:  # a single step is not enough to tell it from other programs
-            move = next(self.generator.moves(step, state, 0), None)
-            if move is not None and move.sure:
+            move = next(self.generator.moves(step, dataclasses.replace(state, program=program), 0), None)
+            if move is not None and (move.sure or step.parameters):
                 state, place = state.advance(step, move), place + 1
         return PartialMatch(
             program=program,

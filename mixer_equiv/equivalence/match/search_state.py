@@ -12,7 +12,7 @@ from functools import cached_property
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.parameter_search import Assignment, KnownAssignment
 from mixer_equiv.equivalence.record.trace import Value
-from mixer_equiv.operations import Array, Step
+from mixer_equiv.operations import Array, Program, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,7 @@ class SearchState:
         deviations: How the steps differ from the program's.
         before_insertion: Values by their places, with the trace's values, as they were before an
             operation was inserted.
+        program: A program that may go on so, if it is to take a step.
     """
 
     steps: tuple[Step, ...]
@@ -65,6 +66,7 @@ class SearchState:
     assignments: Mapping[str, Assignment]
     deviations: tuple[Deviation, ...]
     before_insertion: Mapping[int, tuple[Array, Value | None]] = dataclasses.field(default_factory=dict)
+    program: Program | None = None
 
     def advance(self, step: Step, move: Move) -> SearchState:
         """The state with one step more."""

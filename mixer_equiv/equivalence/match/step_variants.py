@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mixer_equiv.activations import ACTIVATIONS
 from mixer_equiv.equivalence.deviation import Arithmetic, Choice, ResultOf, Setting
-from mixer_equiv.operations import ACTIVATIONS, Array, Step, normalise
+from mixer_equiv.operations import Array, Step, normalise, swap
 
 # The operations that code may leave out.
 SKIPPABLE = {"layer_norm": Choice.LAYER_NORM, "activate": Choice.ACTIVATION, "add": Choice.STREAM_ADDED}
@@ -35,10 +36,11 @@ class LayerNormVariant(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """One change of a step, and its result."""
+    """One change of a step, and its result, which may have the elements of the step's input in another order."""
 
     change: Change
     compute: Callable[[], Array]
+    is_rearranged: bool = False
 
 
 # Activations that code may have where the program has one, or beside it: those that a config can say, and others, each
@@ -50,7 +52,15 @@ POOLINGS: dict[Choice, Callable[[Array], Array]] = {
     Choice.SUM: lambda x: x.sum(axis=1),
     Choice.FIRST_TOKEN: lambda x: x[:, 0],
     Choice.LAST_TOKEN: lambda x: x[:, -1],
+    Choice.MEAN_OVER_CHANNELS: lambda x: x.mean(axis=-1),
 }
+
+# Arrangements of all tokens that code may have in the place of a pooling.
+UNPOOLED: tuple[tuple[Choice, Callable[[Array], Array]], ...] = (
+    (Choice.EVERY_TOKEN, lambda x: x),
+    (Choice.FLATTENED, lambda x: x.reshape(len(x), -1)),
+    (Choice.FLATTENED, lambda x: swap(x).reshape(len(x), -1)),
+)
 
 
 def _softmax(x: Array) -> Array:
@@ -82,6 +92,7 @@ def layer_norm_variants(eps: float, scalars: Sequence[float]) -> Iterator[LayerN
         for change, compute in (
             (Change("layer_norm_variance", Choice.BIASED, Choice.UNBIASED), partial(normalise, eps=e, ddof=1)),
             (Change("layer_norm_axes", Choice.CHANNELS, Choice.TOKENS_AND_CHANNELS), partial(_over_both, eps=e)),
+            (Change("layer_norm_axes", Choice.CHANNELS, Choice.TOKENS), partial(_over_tokens, eps=e)),
             (
                 Change("layer_norm_mean", Choice.SUBTRACTED, Choice.NOT_SUBTRACTED),
                 partial(normalise, eps=e, centred=False),
@@ -92,6 +103,11 @@ def layer_norm_variants(eps: float, scalars: Sequence[float]) -> Iterator[LayerN
 
 def _over_both(x: Array, eps: float) -> Array:
     return normalise(x.reshape(len(x), -1), eps).reshape(x.shape)
+
+
+def _over_tokens(x: Array, eps: float) -> Array:
+    """Normalise over the last axis but one; of a single token for each image there is nothing to normalise."""
+    return swap(normalise(swap(x), eps)) if x.ndim > 2 else x
 
 
 def variants(step: Step, inputs: tuple[Array, ...], earlier: Sequence[tuple[Step, Array]]) -> Iterator[Variant]:
@@ -106,12 +122,15 @@ def variants(step: Step, inputs: tuple[Array, ...], earlier: Sequence[tuple[Step
     elif step.operation == "mean":
         for choice, function in POOLINGS.items():
             yield Variant(Change("pooling", Choice.MEAN, choice), partial(function, x))
+        for choice, function in UNPOOLED:
+            yield Variant(Change("pooling", Choice.MEAN, choice), partial(function, x), is_rearranged=True)
     elif step.operation == "add":
         for found, other in _other_summands(inputs, earlier):
             yield Variant(Change("residual", Choice.STREAM, found), partial(np.add, other, inputs[-1]))
     elif step.operation == "swap":
         shape = (*x.shape[:-2], x.shape[-1], x.shape[-2])
-        yield Variant(Change("transpose", Choice.TRANSPOSED, Choice.RESHAPED), partial(np.reshape, x, shape))
+        change = Change("transpose", Choice.TRANSPOSED, Choice.RESHAPED)
+        yield Variant(change, partial(np.reshape, x, shape), is_rearranged=True)
 
 
 def _other_summands(

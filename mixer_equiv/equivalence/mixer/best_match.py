@@ -31,7 +31,8 @@ def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[WholeMa
         return found, None
     if len(found.values) > 2:
         others = []
-        for order in _token_orders(found.values[2], trace):
+        is_plain = all(deviation.what != "patches" for deviation in found.deviations)
+        for order in _token_orders(found.values[2], trace) if is_plain else ():
             reordered = _with_patches_in(entry, found.values[1].shape[2:4], order)
             others.append((find_program(trace, reordered, programs, thorough=False), order, reordered))
             if is_settled(others[-1][0]):

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from mixer_equiv.equivalence.deviation import Deviation
-from mixer_equiv.equivalence.faults.catalogue import fault_of
+from mixer_equiv.equivalence.match.repetition import AGAIN
 
 
 def combine(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
     """Put the deviations together that are one fault, such as a LayerNorm in another place."""
-    for pattern in (_post_norm, _after_pool, _mlp_head):
+    for pattern in (_post_norm, _after_stem, _after_pool, _mlp_head, _once_more):
         deviations = pattern(deviations)
     return deviations
 
 
 def _post_norm(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
-    """Combine the signs of LayerNorms one place later: the first missing, the stream normalised, one at the end."""
-    first = [d for d in deviations if d.kind == "skip" and d.step == "MixerBlock_0/LayerNorm_0"]
-    normalised = [d for d in deviations if fault_of(d).id == "residual_normalised"]
-    last = [d for d in deviations if d.kind == "insert" and d.what == "layer_norm" and d.step.endswith("/mean")]
-    if not (first and normalised and last):
-        return deviations
-    together = [*first, *normalised, *last]
-    names, place = last[0].parameters, normalised[0].place
-    moved = [
-        Deviation(d.step, "variant", "post_norm", "before each branch", "after each addition", names, place=place)
-        for d in first
-    ]
-    return (*moved, *(d for d in deviations if d not in together))
+    """A LayerNorm that stands after the addition is not missing before the branch."""
+    moved = {d.step for d in deviations if d.what == "post_norm"}
+    return tuple(d for d in deviations if not (d.kind == "skip" and d.what == "layer_norm" and d.step in moved))
+
+
+def _after_stem(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
+    """A further LayerNorm of what enters the first block."""
+    return tuple(
+        dataclasses.replace(d, step="stem", kind="variant", what="norm_after_stem", expected="stem", found=_STEM)
+        if d.kind == "insert" and d.what == "layer_norm" and d.step == "MixerBlock_0/LayerNorm_0"
+        else d
+        for d in deviations
+    )
+
+
+_STEM = "stem, LayerNorm"
 
 
 def _after_pool(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
@@ -43,9 +48,25 @@ _POOL = "pre_head_layer_norm/mean"
 
 
 def _mlp_head(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
-    layers = [d for d in deviations if d.kind == "insert" and d.step == "head"]
-    if not any(d.what == "linear" for d in layers):
+    """The operations at the head up to its last layer; what follows, such as a softmax, is no part of it."""
+    at_head = [d for d in deviations if d.kind == "insert" and d.step == "head"]
+    linear = [i for i, d in enumerate(at_head) if d.what == "linear"]
+    if not linear:
         return deviations
+    layers = at_head[: linear[-1] + 1]
     parameters = tuple(name for d in layers for name in d.parameters)
     head = Deviation("head", "insert", "mlp_head", "one Dense", "several layers", parameters, place=layers[0].place)
-    return (*(d for d in deviations if d not in layers), head)
+    return (*(d for d in deviations if not any(d is layer for layer in layers)), head)
+
+
+def _once_more(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
+    """A branch that comes once more is a further MLP; what it does otherwise is told with what it repeats."""
+    placed = [dataclasses.replace(d, step=d.step.replace(AGAIN, "")) for d in deviations]
+    named = [_further_mlp(d) if d.what == "branch" else d for d in placed]
+    return tuple(dict.fromkeys(named))
+
+
+def _further_mlp(added: Deviation) -> Deviation:
+    return Deviation(
+        added.step.removesuffix("/add"), "variant", "extra_mlp", "one MLP", "more than one MLP", place=added.place
+    )

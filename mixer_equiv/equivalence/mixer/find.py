@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.deviation import Deviation
+from mixer_equiv.equivalence.deviation import Choice, Deviation
 from mixer_equiv.equivalence.match.axes import locate_elements
 from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Assignment, UnknownParameter
+from mixer_equiv.equivalence.match.parts import JoinedValue
 from mixer_equiv.equivalence.match.program_search import PartialMatch, ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.deviation_patterns import combine
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, ParameterPlace, StagePlace, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
+from mixer_equiv.equivalence.mixer.unfollowed import unfollowed
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.place import Place
 from mixer_equiv.equivalence.record.idle import idle_operations
@@ -41,7 +43,9 @@ def find_mixer(
     match = dataclasses.replace(match, assignments=relocated(match, deviations, trace))
     seen = _Seen(match, deviations, trace, len(entry))
     if isinstance(match, PartialMatch):
-        return seen.nothing(_why_not(match, trace), is_blind=_is_blind(trace))
+        is_blind = _is_blind(trace)
+        stopped = () if is_blind else unfollowed(match, trace)
+        return seen.nothing([*_why_not(match, trace), *stopped], is_blind=is_blind)
     match, deviations, notices = folded(match, deviations)
     sizes, conflicts = _sizes(match)
     seen = dataclasses.replace(seen, match=match, deviations=deviations, notices=tuple(notices))
@@ -104,12 +108,18 @@ class _Seen:
         }
 
     def nothing(self, reasons: Iterable[str], *, is_blind: bool = False) -> NothingFound:
-        if (family := family_of(self.trace.parameters)) is not None:
+        family = family_of(self.trace.parameters)
+        if family is not None:
             reasons = (*reasons, f"names of its parameters are those of {family.words}")
         residual = self.match.residual if isinstance(self.match, WholeMatch) else None
         missing = self.match.missing if isinstance(self.match, PartialMatch) else None
         return NothingFound(
-            **self.fields(), reasons=tuple(reasons), residual=residual, missing=missing, is_blind=is_blind
+            **self.fields(),
+            reasons=tuple(reasons),
+            residual=residual,
+            missing=missing,
+            is_blind=is_blind,
+            is_of_other_family=family is not None,
         )
 
 
@@ -126,7 +136,7 @@ def _stages(found: ProgramMatch, tokens: tuple[int, ...] | None) -> Iterator[tup
     """The places of the official stages; `tokens` are the model's in the official order, where that is another one."""
     for stage, place in found.program.stages.items():
         meant, seen = found.before_insertion.get(place, (found.values[place], found.seen[place]))
-        if seen is not None:
+        if seen is not None and not isinstance(seen, JoinedValue):
             if tokens is not None and meant.ndim == 3:
                 meant = meant[:, list(tokens)]
             yield stage, StagePlace(seen.number, locate_elements(seen.array, meant), meant.shape)
@@ -235,6 +245,8 @@ def _is_known(found: ProgramMatch, parameter: str) -> bool:
 def _config(found: ProgramMatch, sizes: Mapping[str, int], entry: np.ndarray) -> MixerConfig:
     _, height, width, channels = entry.shape
     ph, pw = found.values[1].shape[2:4]
+    if height % ph or width % pw:  # patches that overlap or are padded, which no config can say
+        ph, pw = height, width
     return MixerConfig(
         num_classes=found.values[-1].shape[-1] if found.program.steps[-1].parameters else 0,
         num_blocks=_depth(found),
@@ -263,7 +275,8 @@ def _throughout(found: ProgramMatch, operation: str, what: str, official: Any) -
 
 def _lacking(found: ProgramMatch, deviations: tuple[Deviation, ...], config: MixerConfig) -> list[str]:
     """The reasons why official parameters are missing."""
-    reasons = [_BEYOND[d.what] for d in deviations if d.what in _BEYOND]
+    reasons = [reason for d in deviations if (reason := _BEYOND.get(d.what) or _BEYOND.get(d.found))]
+    reasons = list(dict.fromkeys(reasons))
     bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
     axes = {name: len(binding.row.canonical_axes.split()) for name, binding in bindings.items()}
     # A parameter of more axes, such as a scale for every token and channel, is not the official one either.
@@ -284,7 +297,13 @@ def _has_axes(assignment: Assignment, axes: int) -> bool:
     return not isinstance(assignment, UnknownParameter) and len(assignment.sizes) <= axes
 
 
-_BEYOND = {"mlp_head": "its head has several layers, and the official one is a single Dense"}
+# Reasons by what differs, or by what was found instead.
+_BEYOND: Mapping[Any, str] = {
+    "mlp_head": "its head has several layers, and the official one is a single Dense",
+    "patches": "its patches are not those of the official model, which are side by side and cover the image",
+    "extra_mlp": "it has blocks with a further MLP, and the official ones have one over tokens and one over channels",
+    Choice.EVERY_TOKEN: "it returns logits for every token, and the official model for every image",
+}
 
 
 def _unused(trace: Trace) -> list[str]:

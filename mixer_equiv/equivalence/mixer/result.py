@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import reorder_axes
+from mixer_equiv.equivalence.match.bias_rows import DerivedOperand
 from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, KnownAssignment
 from mixer_equiv.equivalence.mixer.official_program import deviations_of
 from mixer_equiv.equivalence.notice import Notice
@@ -43,7 +44,8 @@ class StagePlace:
 class ParameterPlace:
     """The place of an official parameter in a run: the number of a value, whose axes follow in `order`.
 
-    The number is None for a parameter that the code does not have. `then` are the sources of kernel and bias of a
+    The number is None for a parameter that the code does not have; `make`, if any, gives the array of that value's.
+    `then` are the sources of kernel and bias of a
     second layer; `tokens` lists the run's tokens in the official order, where that is another one.
     """
 
@@ -52,13 +54,15 @@ class ParameterPlace:
     sizes: tuple[int, ...]
     then: tuple[ParameterPlace, ParameterPlace] | None = None
     tokens: tuple[int, ...] | None = None
+    make: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
     def of(cls, assigned: KnownAssignment, tokens: tuple[int, ...] | None = None) -> ParameterPlace:
         second = assigned.second_layer
         then = None if second is None else (cls.of(second[0]), cls.of(second[1]))
         if isinstance(assigned, AssignedOperand):
-            return cls(assigned.operand.number, assigned.order, assigned.sizes, then, tokens)
+            make = assigned.operand.make if isinstance(assigned.operand, DerivedOperand) else None
+            return cls(assigned.operand.number, assigned.order, assigned.sizes, then, tokens, make)
         return cls(None, (0,), assigned.sizes, then, tokens)
 
     def array(self, trace: Trace, axes: tuple[str, ...], neutral: float) -> np.ndarray:
@@ -72,7 +76,8 @@ class ParameterPlace:
         if self.number is None:
             held = np.full(self.sizes, float(neutral))
         else:
-            held = reorder_axes(trace.values[self.number].array, self.sizes, self.order)
+            array = trace.values[self.number].array
+            held = reorder_axes(array if self.make is None else self.make(array), self.sizes, self.order)
         if self.then is not None:
             kernel, bias = (source._as_found(trace, 0.0) for source in self.then)
             held = held @ kernel + (bias if held.ndim == 1 else 0.0)
@@ -188,13 +193,16 @@ class NothingFound(Searched):
 
     Where the official program was followed to the output, `missing` is None and `residual` is how far the replayed
     output was from the real one; else `missing` is the first step that was not found. `is_blind` tells that there was
-    no output to follow. `breaches` are seen in its outputs alone.
+    no output to follow. `is_of_other_family` tells that names of parameters are those of another kind of model, and
+    `is_refused` that its outputs alone show that it is no Mixer, of which `breaches` say how.
     """
 
     reasons: tuple[str, ...]
     residual: float | None
     missing: str | None
     is_blind: bool
+    is_of_other_family: bool = False
+    is_refused: bool = False
     breaches: tuple[Breach, ...] = ()
 
     @property
@@ -208,5 +216,9 @@ class NothingFound(Searched):
     def refused(self, reason: str, *breaches: Breach) -> NothingFound:
         """The same result with one more reason, and more breaches."""
         return dataclasses.replace(
-            self, residual=None, reasons=(*self.reasons, reason), breaches=(*self.breaches, *breaches)
+            self,
+            residual=None,
+            reasons=(*self.reasons, reason),
+            breaches=(*self.breaches, *breaches),
+            is_refused=True,
         )

@@ -15,20 +15,16 @@ from mixer_equiv.operations import Step
 
 
 def relocated(found: ProgramMatch, deviations: tuple[Deviation, ...], trace: Trace) -> dict[str, Assignment]:
-    """Assignments by parameter, where those of a LayerNorm that stands elsewhere are put into its own place."""
+    """Assignments by parameter, where those of a LayerNorm behind the pooling are put into its own place."""
     assignments = dict(found.assignments)
-    moved = [d for d in deviations if d.what in ("post_norm", "norm_after_pool")]
     norms = [step for step in found.program.steps if step.operation == "layer_norm"]
-    for deviation in moved:
+    for deviation in (d for d in deviations if d.what == "norm_after_pool"):
         operands = {operand.name: operand for operand in trace.operands}
         extra = [
             AssignedOperand(operands[name], (operands[name].size,)) for name in deviation.parameters if name in operands
         ]
         if len(extra) == 2:
-            places = norms if deviation.what == "post_norm" else norms[-1:]
-            held = [[assignments[parameter.name] for parameter in step.parameters] for step in places[1:]] + [extra]
-            for step, own in zip(places, held, strict=True):
-                assignments.update(zip((parameter.name for parameter in step.parameters), own, strict=True))
+            assignments.update(zip((parameter.name for parameter in norms[-1].parameters), extra, strict=True))
     return assignments
 
 

@@ -1,7 +1,7 @@
 """Record a forward pass of a JAX function in float64, with other parameters than it has, by interpreting its jaxpr.
 
-The function is traced once; its equations are then run one by one in float64, loops turn by turn. Start at
-`record`. `record.torch` offers the same functions for torch modules.
+The function is traced once; its equations are then run one by one in float64, loops turn by turn, and of branches the
+one that is taken. Start at `record`. `record.torch` offers the same functions for torch modules.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def record(
         scalars=tuple(dict.fromkeys(interpreter.scalars)),
         narrow_dtypes=tuple(interpreter.narrow_dtypes),
         uses_random_numbers=uses_random_numbers,
+        decisions=tuple(interpreter.decisions),
     )
 
 
@@ -197,7 +198,7 @@ def _unrounded(rounded: Any) -> Any:
 _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _VIEW_PRIMITIVES = frozenset({"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"})
 _RANDOM = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "threefry2x32"})
-_OPAQUE = frozenset({"while", "cond", "pallas_call", "custom_linear_solve"})
+_OPAQUE = frozenset({"pallas_call", "custom_linear_solve"})
 
 
 class _Interpreter:
@@ -210,6 +211,7 @@ class _Interpreter:
         self.scalars: list[float] = []
         self.narrow_dtypes: dict[str, None] = {}
         self.places = EquationPlaces(__file__)
+        self.decisions: dict[str, None] = {}
 
     def add(
         self, array: Any, operation: str, inputs: tuple[int, ...], *, name: str | None = None, is_data: bool = False
@@ -258,13 +260,14 @@ class _Interpreter:
 
     def _equation(self, equation: Any, inputs: list[int]) -> list[int]:
         name = equation.primitive.name
-        if name == "scan":
-            return self._scan(equation.params, inputs)
+        control = {"scan": self._scan, "while": self._while, "cond": self._cond}.get(name)
+        if control is not None:
+            return control(equation.params, inputs)
         if name not in _OPAQUE and not (self.differentiable and name.startswith("custom_")):
             for key in _CALLED:
                 inner = equation.params.get(key)
                 if isinstance(inner, ClosedJaxpr):
-                    return self.run(inner.jaxpr, [self.constant(c) for c in inner.consts], inputs)
+                    return self._run_closed(inner, inputs)
                 if isinstance(inner, Jaxpr):
                     return self.run(inner, [], inputs)
         arrays = [self.arrays[i] for i in inputs]
@@ -289,6 +292,37 @@ class _Interpreter:
             return self.dtype
         return value
 
+    def _run_closed(self, closed: ClosedJaxpr, inputs: list[int]) -> list[int]:
+        return self.run(closed.jaxpr, [self.constant(const) for const in closed.consts], inputs)
+
+    def _decide(self, operation: str, number: int) -> Any:
+        """The value on which a branch or a further turn depends; that it is made of the input is noted."""
+        if self.values[number].is_data:
+            self.decisions[f"lax.{operation} on numbers of the input"] = None
+        return self.arrays[number]
+
+    def _cond(self, params: Mapping[str, Any], inputs: list[int]) -> list[int]:
+        """Run the branch that is taken, of `lax.cond` or `lax.switch`."""
+        index, *operands = inputs
+        branches = params["branches"]
+        taken = min(max(int(self._decide("cond", index)), 0), len(branches) - 1)
+        results = self._run_closed(branches[taken], operands)
+        if not self.values[index].is_data:
+            return results
+        # A constant that is chosen by numbers of the input depends on these.
+        return [i if self.values[i].is_data else self.add(self.arrays[i], "cond", (index, i)) for i in results]
+
+    def _while(self, params: Mapping[str, Any], inputs: list[int]) -> list[int]:
+        """Run every turn of a loop, as many as the condition allows on these numbers."""
+        first = params["cond_nconsts"]
+        last = first + params["body_nconsts"]
+        of_condition, of_body, carry = inputs[:first], inputs[first:last], inputs[last:]
+        while True:
+            (going_on,) = self._run_closed(params["cond_jaxpr"], [*of_condition, *carry])
+            if not bool(self._decide("while_loop", going_on)):
+                return carry
+            carry = self._run_closed(params["body_jaxpr"], [*of_body, *carry])
+
     def _scan(self, params: Mapping[str, Any], inputs: list[int]) -> list[int]:
         """Run every turn of a loop, one after the other."""
         consts, carried = params["num_consts"], params["num_carry"]
@@ -297,8 +331,7 @@ class _Interpreter:
         turns = range(params["length"])
         for i in reversed(turns) if params["reverse"] else turns:
             slices = [self.add(self.arrays[x][i], "slice", (x,)) for x in stacked]
-            inner = params["jaxpr"]
-            results = self.run(inner.jaxpr, [self.constant(c) for c in inner.consts], [*fixed, *carry, *slices])
+            results = self._run_closed(params["jaxpr"], [*fixed, *carry, *slices])
             carry = results[:carried]
             made.append(results[carried:])
         columns = list(zip(*(made[::-1] if params["reverse"] else made), strict=True))

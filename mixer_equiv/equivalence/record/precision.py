@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from mixer_equiv.arrays.interop import require
-from mixer_equiv.errors import ConfigError
+from mixer_equiv.errors import ConfigError, did_you_mean
 
 # torch's precision switches belong to the process, so that only one thread may set them at a time.
 _TORCH_SWITCHES = threading.RLock()
@@ -32,7 +32,10 @@ def on_device(name: str) -> Iterator[None]:
         try:
             torch.ones(1, dtype=torch.float64, device=name).item()
         except Exception as error:
-            raise ConfigError(f"device is {name!r}, where torch cannot compute in float64: {error}") from error
+            raise ConfigError(
+                f"device is {name!r}, where torch cannot compute in float64: {error}"
+                f"{did_you_mean(name, ('cpu', 'cuda'))}"
+            ) from error
     token = _DEVICE.set(name)
     torch = sys.modules.get("torch")
     try:

@@ -57,6 +57,11 @@ class Value:
     def size(self) -> int:
         return int(self.array.size)
 
+    @cached_property
+    def is_zero(self) -> bool:
+        """Whether all elements are 0, as before anything is written into it, so that no value tells it from others."""
+        return self.size > 0 and not (self.array.flat[0] or self.array.any())
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
@@ -98,9 +103,9 @@ class Trace:
 
     @cached_property
     def by_size(self) -> dict[int, list[Value]]:
-        """The values that depend on the input, by their numbers of elements."""
+        """The values that depend on the input, but for zeros, by their numbers of elements."""
         result: dict[int, list[Value]] = {}
-        for value in self.data:
+        for value in (value for value in self.data if not value.is_zero):
             result.setdefault(value.size, []).append(value)
         return result
 
@@ -108,7 +113,9 @@ class Trace:
     def operands(self) -> list[Value]:
         """The values made of parameters alone, parameters first; of those with the same elements the first."""
         candidates = [
-            value for value in self.values if not value.is_data and value.leaves and not value.is_view and value.size
+            value
+            for value in self.values
+            if value.leaves and not (value.is_data or value.is_view or value.is_zero) and value.size
         ]
         candidates.sort(key=lambda value: value.name is None)
         distinct: dict[int, list[Value]] = {}
@@ -134,6 +141,19 @@ class Trace:
         """The names of constant tensors of the model that meet the input."""
         met = (self.values[i].constants for value in self.data for i in value.inputs if not self.values[i].is_data)
         return tuple(sorted(frozenset().union(*met)))
+
+    @cached_property
+    def bottlenecks(self) -> frozenset[int]:
+        """The numbers of values through which all goes on: of no earlier value is a later one made that is used."""
+        used = set(self.outputs.values())
+        passed_by = np.zeros(len(self.values) + 1, np.intp)
+        for value in reversed(self.values):
+            if value.number in used:
+                used.update(value.inputs)
+                for earlier in (i for i in value.inputs if self.values[i].is_data):
+                    passed_by[earlier + 1] += 1
+                    passed_by[value.number] -= 1
+        return frozenset(np.flatnonzero(passed_by.cumsum() == 0).tolist())
 
     @cached_property
     def uses(self) -> dict[frozenset[str], list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import os
 import sys
 import traceback
@@ -21,6 +20,7 @@ from mixer_equiv.equivalence.record.calls import Calls, Function
 from mixer_equiv.equivalence.record.state import Change, ModelState, restoring_state
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
+from mixer_equiv.equivalence.sides.inference_mode import mode_arguments, with_inference_fields
 from mixer_equiv.errors import MixerEquivError, summarize
 
 
@@ -87,7 +87,7 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
             given = [batch_of(images) for images in batches]
             return call(module, given, draw, own, filled, training=training, seed=seed, skipped=skipped)
 
-    filled, notices = _arguments(module.forward)
+    filled, notices = mode_arguments(module.forward)
     if computed:
         notices += (Notice(f"computed from other parameters, and taken for parameters here: {', '.join(computed)}"),)
     return ForeignModel(
@@ -104,34 +104,6 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
         saved=frozenset(constants.keys() & saved),
         drawing=partial(_of_torch, module, name),
     )
-
-
-# Values of arguments, by name, that put a model into inference where the default is missing or the opposite.
-_FILLED = {
-    **dict.fromkeys(("train", "training", "is_training", "is_train"), False),
-    **dict.fromkeys(("deterministic", "eval", "inference"), True),
-}
-
-
-def _arguments(function: Callable[..., Any]) -> tuple[dict[str, bool], tuple[Notice, ...]]:
-    """The arguments that must be given beside the images, and notices of them and of those left at their defaults."""
-    try:
-        others = list(inspect.signature(function).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return {}, ()
-    empty = inspect.Parameter.empty
-    filled = {
-        p.name: _FILLED[p.name]
-        for p in others
-        if p.name in _FILLED and (p.default is empty or (p.default is not _FILLED[p.name] and type(p.default) is bool))
-    }
-    options = [f"{p.name}={p.default!r}" for p in others if p.default is not empty and p.name not in filled]
-    notices = []
-    if filled:
-        notices.append(Notice(f"it was called with {', '.join(f'{n}={value}' for n, value in filled.items())}"))
-    if options:
-        notices.append(Notice(f"it also takes {', '.join(options)}, left as given here", "option"))
-    return filled, tuple(notices)
 
 
 @contextlib.contextmanager
@@ -166,7 +138,9 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int], drawn: Collec
     if module.scope is not None:  # bound to variables, which are its own weights
         module, bound = module.unbind()
         own = dict(flatten(meta.unbox(bound.get("params", {}))))
-    filled, notices = _arguments(module.__call__)
+    module, made_anew = with_inference_fields(module)
+    filled, notices = mode_arguments(module.__call__)
+    notices = (*made_anew, *notices)
     with _errors_named(name):
         given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
         boxed = jax.eval_shape(partial(module.init, **filled), jax.random.key(0), given)
@@ -292,7 +266,7 @@ def _of_nnx(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignModel
         nnx.replace_by_pure_dict(state, _as_pure(given))
         nnx.update(module, state)
 
-    filled, notices = _arguments(module.__call__)
+    filled, notices = mode_arguments(module.__call__)
     if constants:
         notices += (Notice(f"variables other than parameters are left as they are: {summarize(constants, 3)}"),)
     changes: list[Change] = []

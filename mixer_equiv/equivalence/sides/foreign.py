@@ -136,7 +136,9 @@ class ForeignSide:
             padded = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
             stages = self._stages(self.model.trace(padded, draw, dtype, every=every), every)
             parts.append({name: tap[: len(part)].astype(dtype) for name, tap in stages.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        # On some images a model may take other steps, and have fewer stages to show.
+        shown = [name for name in parts[0] if all(name in part for part in parts)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in shown}
 
     def _stages(self, trace: Trace, every: bool) -> Stages:
         """The stages of a recorded run, or the last of them alone."""

@@ -10,21 +10,24 @@ import importlib
 import importlib.util
 import inspect
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.sides.adapters import is_model_class
-from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError
+from mixer_equiv.equivalence.sides.adapters import is_model, is_model_class
+from mixer_equiv.equivalence.sides.inference_mode import INFERENCE_MODE
+from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError, did_you_mean
 
 
 def is_source(text: str) -> bool:
-    """Whether `text` looks like the place of a model."""
+    """Whether `text` looks like the place of a model. A file of Python is one that lacks a name."""
     place, colon, name = text.rpartition(":")
-    return bool(colon and name.isidentifier() and (place.endswith(".py") or _is_module(place))) or is_timm(text)
+    is_named = bool(colon and name.isidentifier() and (place.endswith(".py") or _is_module(place)))
+    return is_named or is_timm(text) or text.endswith(".py")
 
 
 def is_maker(value: Any) -> bool:
@@ -56,7 +59,7 @@ def model_at(source: Any, kwargs: Mapping[str, Any], config: MixerConfig | None 
 def _made_or_found(source: Any, kwargs: Mapping[str, Any], given: tuple[MixerConfig, ...]) -> Any:
     if not isinstance(source, str):
         try:
-            return source(*given, **kwargs)
+            return _call(source, given, kwargs)
         except TypeError as error:
             if given or kwargs:
                 raise
@@ -66,25 +69,82 @@ def _made_or_found(source: Any, kwargs: Mapping[str, Any], given: tuple[MixerCon
     if is_timm(source):
         if given:
             raise ConfigError(f"{source} is made with kwargs, and takes no config")
-        timm = import_timm()
-        return _made(source, lambda: timm.create_model(source.removeprefix("timm:"), **kwargs), kwargs)
+        create = _timm_maker(source.removeprefix("timm:"))
+        return _made(source, lambda: create(**kwargs), kwargs)
     found = object_at(source)
     if not inspect.isclass(found) and not inspect.isfunction(found):
         if kwargs or given:
             names = ", ".join((*("config" for _ in given), *kwargs))
             raise MixerEquivError(f"{source} is an object already, so that it takes no kwargs ({names})")
         return found
-    return _made(source, lambda: found(*given, **kwargs), kwargs)
+    return _made(source, lambda: _call(found, given, kwargs), kwargs)
+
+
+def _call(make: Any, given: tuple[MixerConfig, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Call a class or function, with the random keys and the mode too if it requires these and they are not given."""
+    missing = [name for name in _required(make)[len(given) :] if name not in kwargs]
+    known = {name: _KNOWN[name]() for name in missing if name in _KNOWN}
+    return make(*given, **known, **kwargs)
+
+
+# Arguments of constructors that are known by their names: the random keys of nnx, and the mode of inference.
+_KNOWN: Mapping[str, Callable[[], Any]] = {
+    "rngs": lambda: require("flax.nnx", "flax", "the random keys of an nnx model").Rngs(0),
+    **{name: functools.partial(bool, value) for name, value in INFERENCE_MODE.items()},
+}
+
+
+def _required(make: Any) -> list[str]:
+    """Names of the arguments without which a class or function cannot be called."""
+    is_class = inspect.isclass(make)
+    try:  # the metaclass of nnx hides the signature of its classes
+        parameters = list(inspect.signature(make.__init__ if is_class else make).parameters.values())[is_class:]
+    except (TypeError, ValueError):
+        return []
+    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
 
 
 def object_at(source: str) -> Any:
     """Return the object at a place of a file or a package. Raises `MixerEquivError` where there is none."""
-    place, _, name = source.rpartition(":")
+    place, name = (source, "") if source.endswith(".py") else source.rsplit(":", 1)
     module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
+    if not name:
+        raise MixerEquivError(f"{place} is code; {_models_to_name(place, module)}")
     if not hasattr(module, name):
-        near = ", ".join(_classes_in(module)) or "none"
-        raise MixerEquivError(f"{place} has no {name}; its classes are {near}")
+        classes = _classes_in(module)
+        near = did_you_mean(name, classes or vars(module))
+        raise MixerEquivError(f"{place} has no {name}; its classes are {', '.join(classes) or 'none'}{near}")
     return getattr(module, name)
+
+
+def _models_to_name(place: str, module: Any) -> str:
+    """Say which models there are in a file, and what to type for one."""
+    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    classes = [name for name, value in own.items() if inspect.isclass(value) and is_model_class(value)]
+    models = classes + [name for name, value in vars(module).items() if is_model(value)]
+    if not models:
+        functions = ", ".join(name for name, value in own.items() if inspect.isfunction(value)) or "none"
+        return f"it has no model; a function that makes one is given as {place}:name, and its functions are {functions}"
+    last = models[-1]  # a model is usually written after its parts
+    needed = [name for name in _required(own[last]) if name not in _KNOWN] if last in classes else []
+    kwargs = ", ".join(f'"{name}": ...' for name in needed)
+    option = f" --kwargs '{{{kwargs}}}'" if kwargs else ""
+    typed = f"mixer-equiv verify {shlex.quote(f'{place}:{last}')}{option} --image 3x224x224"
+    return f"its model is {last}: {typed}" if len(models) == 1 else f"name one of {', '.join(models)}, as in: {typed}"
+
+
+def source_file(given: Any) -> Path | None:
+    """The file with the code of a model, of a class or function, or of what is at a place that was imported before."""
+    if isinstance(given, str):
+        place, _, name = given.rpartition(":")
+        if place.endswith(".py"):
+            return Path(place)
+        given = _timm_entry(name) if is_timm(given) else getattr(sys.modules[place], name)
+    while isinstance(given, functools.partial):
+        given = given.func
+    file = inspect.getsourcefile(type(given) if is_model(given) else inspect.unwrap(given))
+    return None if file is None else Path(file)
 
 
 def _classes_in(module: Any) -> list[str]:
@@ -109,6 +169,19 @@ def import_timm() -> Any:
             library.define(schema)
             _DECLARED.append(library)
     return require("timm", "test", "a model of timm")
+
+
+def _timm_entry(name: str) -> Any:
+    """The function of timm that makes the model called `name`, whatever weights its tag asks for."""
+    return import_timm().models.model_entrypoint(name.partition(".")[0])
+
+
+def _timm_maker(name: str) -> Any:
+    """What makes a model of timm. Raises `MixerEquivError` for a name that timm does not have."""
+    timm = import_timm()
+    if ":" not in name and not timm.is_model(name):  # "hf-hub:..." is an address
+        raise MixerEquivError(f"timm {timm.__version__} has no model {name}{did_you_mean(name, timm.list_models())}")
+    return functools.partial(timm.create_model, name)
 
 
 # Operators that torchvision looks up when it is imported, and that no Mixer calls.

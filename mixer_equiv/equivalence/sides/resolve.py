@@ -25,7 +25,7 @@ from mixer_equiv.equivalence.sides.locate import is_maker, is_source, model_at
 from mixer_equiv.equivalence.sides.mixer_search import search
 from mixer_equiv.equivalence.sides.runners import RUNNERS
 from mixer_equiv.equivalence.sides.stored import StoredSide
-from mixer_equiv.errors import ConfigError, MixerEquivError
+from mixer_equiv.errors import ConfigError, MixerEquivError, did_you_mean
 from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS
 
 Side = MixerSide | NotAMixer
@@ -107,9 +107,14 @@ class _Given:
 
 
 def _counterpart(side: Side | BuiltInName) -> Side | BuiltInName:
-    """The second side, where one is given: the port of a checkpoint; for our Flax model the torch one; else Flax."""
+    """The second side, where one is given: the port of a checkpoint; for our Flax model the torch one; else Flax.
+
+    Somebody else's torch model is compared with the NumPy reference, so that neither JAX nor Flax is imported.
+    """
     if isinstance(side, StoredSide):
         return _port(side)
+    if isinstance(side, ForeignSide) and side.runner == "torch":
+        return BuiltInName("reference", None)
     runner = side.runner if isinstance(side, BuiltInName | BuiltInSide) else ""
     variant = side.variant if isinstance(side, BuiltInName) else None
     return BuiltInName("torch" if runner == "flax" else "flax", variant)
@@ -177,7 +182,8 @@ def _read(source: Any, image: Image | None, allow_missing: Collection[str], seed
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not os.path.exists(path) and not path.name.lower().endswith(SUFFIXES):
-            raise MixerEquivError(f"{str(path)!r} is neither a file nor the name of a model; {VERIFIED}")
+            near = did_you_mean(str(source).partition(":")[0], (*RUNNERS, "timm"))
+            raise MixerEquivError(f"{str(path)!r} is neither a file nor the name of a model{near}; {VERIFIED}")
         source = load(path)
     if isinstance(source, Mapping):
         return _from_arrays(source, image, allow_missing)

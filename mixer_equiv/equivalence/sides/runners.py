@@ -141,14 +141,13 @@ def _of_dtype(taps: Stages, dtype: np.dtype) -> Stages:
 def gradients_of(runner: str, config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
     """Canonical gradients of the sum of the outputs times `cotangent`, in the dtype of `images`.
 
-    `runner` is a key of `RUNNERS`; the Flax linen model stands for nnx and for the reference too.
+    `runner` is a key of `RUNNERS`; the Flax linen model stands for nnx too, and the reference computes in float64.
     """
-    differentiate = _gradients_of_torch if runner == "torch" else _gradients_of_flax
-    return differentiate(config, params, images, cotangent.astype(images.dtype))
+    return _GRADIENTS[runner](config, params, images, cotangent.astype(images.dtype))
 
 
 def _gradients_of_flax(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
-    """Canonical gradients of the Flax model, which also stand for those of nnx and of the reference."""
+    """Canonical gradients of the Flax model, which also stand for those of nnx."""
     jax = require("jax", "flax", "gradients of the Flax model")
     require("flax", "flax", "gradients of the Flax model")
     from mixer_equiv.models.flax import MlpMixer
@@ -178,3 +177,18 @@ def _gradients_of_torch(config: MixerConfig, params: Arrays, images: np.ndarray,
         made = torch.autograd.grad(output, list(parameters.values()))
     gradients = {name: gradient.cpu().numpy() for name, gradient in zip(parameters, made, strict=True)}
     return relabel(gradients, TORCH, LINEN, config)
+
+
+def _gradients_of_reference(config: MixerConfig, params: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
+    """Canonical gradients of the NumPy reference."""
+    from mixer_equiv.models.numpy import MlpMixer
+
+    return MlpMixer(config).gradients(params, images, cotangent)
+
+
+_GRADIENTS: dict[str, Callable[[MixerConfig, Arrays, np.ndarray, np.ndarray], Arrays]] = {
+    "flax": _gradients_of_flax,
+    "nnx": _gradients_of_flax,
+    "torch": _gradients_of_torch,
+    "reference": _gradients_of_reference,
+}

@@ -13,10 +13,11 @@ from mixer_equiv import MixerConfig, MixerEquivError, load, verify
 from mixer_equiv.checkpoints.differences import PORT_FAULTS
 from mixer_equiv.data import digits
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE, RECOGNISED_BY, Fault, verdict_of
-from mixer_equiv.equivalence.faults.planted_code import PLANTED
+from mixer_equiv.equivalence.faults.kill_matrix import planted_in_code
 from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
 from mixer_equiv.equivalence.report import Report
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
+from mixer_equiv.equivalence.sides.trials import REASONS
 from mixer_equiv.layouts import CONSTRAINTS
 from tests.support import sizes
 from tests.support.small_verify import IMAGE, SMALL
@@ -84,27 +85,9 @@ PAIRS = [pair for pair in itertools.combinations(FAULTS, 2) if not conflict(*pai
 
 # Pairs of which not both faults are named, with the verdict on them.
 NOT_BOTH = {
-    # Both cannot be told apart: where each LayerNorm stands after its addition, the one of the last block is taken for
-    # the final one, which is missing or stands after the pooling; the first of all is then said to be left out.
-    ("norm_final_missing", "post_norm"): "inexpressible",
-    ("post_norm", "norm_after_pool"): "inexpressible",
-    # Both could be told apart: `_post_norm` of `mixer/deviation_patterns.py` looks for the further LayerNorm before the
-    # mean, but where that is another pooling it is found before the last LayerNorm.
-    ("post_norm", "pool_max"): "inexpressible",
-    ("post_norm", "pool_sum"): "inexpressible",
-    ("post_norm", "pool_first"): "inexpressible",
-    # The search tries no LayerNorm that differs in two ways other than eps, in its place or as a further one.
+    # The search tries no LayerNorm that differs in two ways other than eps, nor a further one that differs in another.
     ("norm_both_axes", "norm_unbiased"): "different",
     ("norm_after_pool", "norm_unbiased"): "inexpressible",
-    ("post_norm", "norm_unbiased"): "inexpressible",
-    ("post_norm", "norm_both_axes"): "inexpressible",
-    # Together they cost more than the search spends from one step that it is sure of to the next (`LARGEST_COST` of
-    # `match/program_search.py`), and no cause is named at all. If it spent more, the softmax would still count as a
-    # layer of the head.
-    ("norm_after_pool", "mlp_head"): "different",
-    ("norm_after_pool", "output_softmax"): "different",
-    ("norm_final_missing", "mlp_head"): "different",
-    ("output_softmax", "mlp_head"): "different",
 }
 
 
@@ -154,11 +137,13 @@ BY_VALUE = {"residual_normalised", "unknown"}
 UNPLANTED = {
     "ill_conditioned": "it is of weights and images, not of a model: tests/equivalence/test_verify.py has some",
     "round_trip": "it would be a fault of our own converter",
-    "reshape": "its planted form is the transposition by .view, which shows as both",
 }
 
-RECOGNISED = {*RECOGNISED_BY.values(), *BY_VALUE}
-IN_CODE = {planted.fault for planted in PLANTED.values()}
+# The faults that are seen in outputs alone: by the trials of a model, and by its error in float32.
+BY_OUTPUTS = {*REASONS, "float32"}
+
+RECOGNISED = {*RECOGNISED_BY.values(), *BY_VALUE, *BY_OUTPUTS}
+IN_CODE = {planted.fault for planted in planted_in_code().values()}
 IN_WEIGHTS = {planted.fault for planted in PLANTED_WEIGHTS.values()}
 
 

@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.faults import kill_matrix
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE
-from mixer_equiv.equivalence.faults.planted_code import PLANTED, PlantedCode, PlantedMixer
+from mixer_equiv.equivalence.faults.planted_code import PlantedCode, PlantedMixer
 from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS, PlantedWeights
+
+PLANTED = kill_matrix.planted_in_code()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_tolerances_miss_the_faults_that_every_port_has(matrix: Any) -> None:
 def test_a_fault_that_is_not_named_is_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = "mixer_equiv.equivalence.faults"
     monkeypatch.setattr(kill_matrix, "verify", lambda *args, **kwargs: _Nothing())
-    monkeypatch.setattr(f"{tables}.planted_code.PLANTED", {"eps 1e-5": PLANTED["eps 1e-5"]})
+    monkeypatch.setattr(kill_matrix, "planted_in_code", lambda: {"eps 1e-5": PLANTED["eps 1e-5"]})
     monkeypatch.setattr(f"{tables}.planted_weights.PLANTED_WEIGHTS", {})
     result = CliRunner().invoke(app, ["mutate", "--json", "-"], catch_exceptions=False)
     assert result.exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from typing import Any
 
 import pytest
@@ -30,6 +31,29 @@ def test_two_sides_train_alike(model: str) -> None:
         len(report.mapping) - len(report.unobservable) - (2 * SMALL.num_blocks if shared else 0)
     }
     assert f"5 steps of {report.training[1].optimiser}" in str(report)
+
+
+@pytest.mark.parametrize("model", ["torch", "flax", "reference", "OwnMixer"])
+def test_the_reference_trains_by_the_optimiser_of_the_other_side(model: str) -> None:
+    given = OwnMixer(SMALL) if model == "OwnMixer" else model
+    report = verify(given, "reference", train_steps=3, image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert all(trained.residual <= trained.threshold / 100 for trained in report.training)
+
+
+@pytest.mark.parametrize(("framework", "runner"), [("torch", "torch"), (None, "flax")])
+def test_two_references_train_by_torch_where_it_is_installed(
+    framework: str | None, runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(start: Any, gradient: Any, steps: int, optimiser: Any) -> Any:
+        used.append(runner)
+        return start
+
+    used: list[str] = []
+    monkeypatch.setitem(training.STEPS, runner, asked)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: framework)
+    verify("reference", "reference", train_steps=1, kwargs={"num_blocks": 2})
+    assert used == [runner] * 4
 
 
 @pytest.mark.parametrize("optimiser", range(2))

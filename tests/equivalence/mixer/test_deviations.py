@@ -129,7 +129,7 @@ class Plain(nn.Module):
 
 def test_a_layer_norm_over_both_axes_with_parameters_of_both_is_named() -> None:
     report = verify(Plain("both axes"), image=IMAGE)
-    assert report.verdict == "different"
+    assert report.verdict == "inexpressible"
     assert [(c.name, c.found, c.count) for c in report.causes] == [
         ("layer_norm_axes", "tokens and channels", "4 of 5 LayerNorms")
     ]

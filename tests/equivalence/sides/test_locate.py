@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import signal
 import textwrap
 from pathlib import Path
@@ -63,7 +64,8 @@ def test_a_model_in_a_file_is_verified(place: Any) -> None:
     [
         ("Mixer", [], "cannot be made with no kwargs (--kwargs): TypeError"),
         ("Mixer", ["--kwargs", '{"image_size": 13}'], "cannot be made with kwargs {'image_size': 13} (--kwargs): Conf"),
-        ("Missing", [], "has no Missing; its classes are Mixer"),
+        ("Missing", [], "has no Missing; its classes are Mixer\n"),
+        ("mixr", [], "has no mixr; its classes are Mixer; did you mean 'Mixer'?"),
         ("made", [], "the image that Mixer takes is not known; give image=(channels, height, width), --image"),
         ("made", ["--kwargs", '{"a": 1}', "--image", "3x12x12"], "is an object already, so that it takes no kwargs"),
         ("Other", ["--image", "3x12x12"], "Other; verify takes a checkpoint"),
@@ -112,3 +114,138 @@ def test_a_file_replaces_no_module_of_its_name(tmp_path: Any) -> None:
         verify(f"{path}:Mixer", image=IMAGE)
     assert importlib.import_module("json") is json
     assert json.loads("1") == 1
+
+
+# A file without a name
+
+NAMELESS = {
+    "one class": (
+        "from torch import nn\nclass Mixer(nn.Module):\n    def __init__(self, dim, depth=2): pass\n",
+        """its model is Mixer: mixer-equiv verify {path}:Mixer --kwargs '{{"dim": ...}}' --image 3x224x224""",
+    ),
+    "parts and a whole": (
+        "from torch import nn\nclass Part(nn.Module): pass\nclass Whole(nn.Module): pass\n",
+        "name one of Part, Whole, as in: mixer-equiv verify {path}:Whole --image 3x224x224",
+    ),
+    "a model": (
+        "from torch import nn\nmade = nn.Linear(2, 2)\n",
+        "its model is made: mixer-equiv verify {path}:made --image 3x224x224",
+    ),
+    "a function": (
+        "def make(): pass\n",
+        "it has no model; a function that makes one is given as {path}:name, and its functions are make",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["verify", "layouts"])
+@pytest.mark.parametrize("kind", NAMELESS)
+def test_a_file_alone_is_answered_with_the_models_in_it(tmp_path: Path, kind: str, command: str) -> None:
+    source, message = NAMELESS[kind]
+    path = tmp_path / "nameless.py"
+    path.write_text(source)
+    result = run(command, path)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {path} is code; {message.format(path=path)}\n"
+
+
+def test_names_that_are_nearly_right_are_offered() -> None:
+    offered = {
+        "timm:mixer_b16_244": "no model mixer_b16_244; did you mean 'mixer_b16_224'?",
+        "flx:B/16": "did you mean 'flax'?",
+        "refrence": "did you mean 'reference'?",
+    }
+    for given, message in offered.items():
+        with pytest.raises(MixerEquivError, match=re.escape(message)):
+            verify(given, image=IMAGE)
+    with pytest.raises(MixerEquivError, match="'qqqqq' is neither a file nor the name of a model; verify takes"):
+        verify("qqqqq")
+
+
+# Arguments that are known by their names
+
+HEAD = """
+    import jax
+    from flax import linen, nnx
+    from mixer_equiv.models.flax import MlpMixer as Linen
+    from mixer_equiv.models.nnx import MlpMixer as Nnx
+    from tests.support.sizes import SMALL
+
+    def dropped(images, deterministic):
+        return linen.Dropout(0.5, deterministic=deterministic)(Linen(SMALL)(images))
+"""
+IN_FLAX = {
+    "nnx, rngs": """
+    class Mixer(Nnx):
+        def __init__(self, *, rngs: nnx.Rngs):
+            super().__init__(SMALL, rngs=rngs)
+""",
+    "nnx, rngs and a mode": """
+    class Mixer(nnx.Module):
+        def __init__(self, deterministic: bool, rngs: nnx.Rngs):
+            self.mixer, self.drop = Nnx(SMALL, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+            self.mode = deterministic
+
+        def __call__(self, images):
+            return self.drop(self.mixer(images), deterministic=self.mode)
+""",
+    "nnx, a function": """
+    def Mixer(rngs):
+        return Nnx(SMALL, rngs=rngs)
+""",
+    "linen, in the call": """
+    class Mixer(linen.Module):
+        @linen.compact
+        def __call__(self, images, *, train: bool):
+            return dropped(images, not train)
+""",
+    "linen, in the constructor": """
+    class Mixer(linen.Module):
+        deterministic: bool
+
+        @linen.compact
+        def __call__(self, images):
+            return dropped(images, self.deterministic)
+""",
+    "linen, the other mode in the constructor": """
+    class Mixer(linen.Module):
+        train: bool = True
+
+        @linen.compact
+        def __call__(self, images):
+            return dropped(images, not self.train)
+""",
+    "linen, open in the constructor": """
+    class Mixer(linen.Module):
+        deterministic: bool | None = None
+
+        @linen.compact
+        def __call__(self, images):
+            return dropped(images, linen.merge_param("deterministic", self.deterministic, None))
+""",
+    "linen, open in both": """
+    class Mixer(linen.Module):
+        deterministic: bool | None = None
+
+        @linen.compact
+        def __call__(self, images, deterministic: bool | None = None):
+            return dropped(images, linen.merge_param("deterministic", self.deterministic, deterministic))
+""",
+}
+
+
+@pytest.mark.parametrize("kind", IN_FLAX)
+def test_flax_models_get_their_random_keys_and_mode(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "in_flax.py"
+    path.write_text(textwrap.dedent(HEAD) + textwrap.dedent(IN_FLAX[kind]))
+    result = run("verify", f"{path}:Mixer", "reference", "--image", "3x6x12", "--no-gradients", "--quiet")
+    assert (result.exit_code, result.stdout.partition(":")[0]) == (0, "equivalent"), result.output
+
+
+def test_arguments_that_are_not_known_are_still_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "in_flax.py"
+    source = "class Mixer(nnx.Module):\n    def __init__(self, depth, rngs): pass\n"
+    path.write_text(textwrap.dedent(HEAD) + source)
+    result = run("verify", f"{path}:Mixer", "--image", "3x6x12")
+    assert result.exit_code == 2
+    assert "missing 1 required positional argument: 'depth'" in result.stderr

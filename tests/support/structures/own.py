@@ -148,7 +148,7 @@ FAULTS: dict[str, tuple[str, str, str, str | None]] = {
     "norm_missing": (_I, "layer_norm_missing", "none", "MixerBlock_{last}/LayerNorm_1"),
     "norm_final_missing": (_I, "layer_norm_missing", "none", "pre_head_layer_norm"),
     "post_norm": (_D, "post_norm", "after each addition", _FIRST),
-    "norm_both_axes": (_D, "layer_norm_axes", "tokens and channels", _FIRST),
+    "norm_both_axes": (_I, "layer_norm_axes", "tokens and channels", _FIRST),
     "norm_after_pool": (_D, "norm_after_pool", "mean, LayerNorm", "pre_head_layer_norm"),
     "norm_unbiased": (_D, "layer_norm_variance", "unbiased", _FIRST),
     "residual_token_missing": (_D, "residual_missing", "none", _FIRST),

@@ -1,0 +1,252 @@
+"""Mixers that count their calls, and are wrong from a certain one on.
+
+Each `make` starts to count anew, also where the count is kept outside of the model.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.soundness.cases import DIFFERENT, Case
+from tests.soundness.plain_torch import HIDDEN, LOGITS, NORM, STREAM, Function, after
+
+Count = Callable[[], int]
+GLOBAL = {"calls": 0}
+_WHY = "Later calls scale by 1.001."
+
+
+# --- Holders of a count that no module shows: each makes a function that says the number of the call. ---
+
+
+def in_closure() -> Count:
+    calls = 0
+
+    def count() -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    return count
+
+
+def in_default_argument() -> Count:
+    def count(calls: list[int] = [0]) -> int:  # noqa: B006, shared between calls on purpose
+        calls[0] += 1
+        return calls[0]
+
+    return count
+
+
+def in_generator() -> Count:
+    def numbers() -> Iterator[int]:
+        number = 0
+        while True:
+            number += 1
+            yield number
+
+    return numbers().__next__
+
+
+def in_itertools() -> Count:
+    return itertools.count(1).__next__
+
+
+def in_global() -> Count:
+    GLOBAL["calls"] = 0
+
+    def count() -> int:
+        GLOBAL["calls"] += 1
+        return GLOBAL["calls"]
+
+    return count
+
+
+def in_numpy() -> Count:
+    calls = np.zeros((), dtype=np.int64)
+
+    def count() -> int:
+        np.add(calls, 1, out=calls)
+        return int(calls)
+
+    return count
+
+
+def in_function_attribute() -> Count:
+    def count() -> int:
+        count.calls = getattr(count, "calls", 0) + 1
+        return count.calls
+
+    return count
+
+
+def in_plain_tensor() -> Count:
+    calls = torch.zeros(())
+    return lambda: int(calls.add_(1))
+
+
+def used_up(calls: int) -> Count:
+    """Counts by popping from a list, and stays at the last number."""
+    left = list(range(calls, 0, -1))
+    return lambda: left.pop() if len(left) > 1 else left[0]
+
+
+def from_call(first: int, count: Count, fault: Function) -> Function:
+    return lambda x: fault(x) if count() >= first else x
+
+
+# --- Modules that count ---
+
+
+class Counting(nn.Module):
+    """Scales from the call `first` on. Subclasses say where the count is held."""
+
+    def __init__(self, first: int, scale: float = 1.001) -> None:
+        super().__init__()
+        self.first, self.scale = first, scale
+        self.calls: Any = 0
+
+    def count(self) -> int:
+        self.calls += 1
+        return self.calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale if self.count() >= self.first else x
+
+
+class InList(Counting):
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        self.calls = []
+
+    def count(self) -> int:
+        self.calls.append(None)
+        return len(self.calls)
+
+
+class InDict(Counting):
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        self.calls = collections.defaultdict(int)
+
+    def count(self) -> int:
+        self.calls["forward"] += 1
+        return self.calls["forward"]
+
+
+class InDeque(Counting):
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        self.calls = collections.deque(range(1, 99))
+
+    def count(self) -> int:
+        return self.calls.popleft()
+
+
+class InNamespace(Counting):
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        self.calls = types.SimpleNamespace(forward=0)
+
+    def count(self) -> int:
+        self.calls.forward += 1
+        return self.calls.forward
+
+
+class InBuffer(Counting):
+    """Persistent, as the count of batches in batch norm."""
+
+    persistent = True
+
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        del self.calls
+        self.register_buffer("calls", torch.tensor(0), persistent=self.persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.where(self.calls >= self.first, x * self.scale, x)
+
+
+class InHiddenBuffer(InBuffer):
+    persistent = False
+
+
+def in_class(first: int) -> nn.Module:
+    def count(self: Counting) -> int:
+        type(self).total += 1
+        return type(self).total
+
+    return type("InClass", (Counting,), {"total": 0, "count": count})(first)
+
+
+# Name, what makes the count, the first wrong call, the module behind which.
+_UNSEEN: tuple[tuple[str, Callable[[], Count], int, str], ...] = (
+    ("a closure", in_closure, 2, LOGITS),
+    ("a closure", in_closure, 6, HIDDEN),
+    ("a default argument", in_default_argument, 3, STREAM),
+    ("a generator", in_generator, 2, NORM),
+    ("a generator", in_generator, 4, LOGITS),
+    ("itertools.count", in_itertools, 4, STREAM),
+    ("a global", in_global, 3, LOGITS),
+    ("a NumPy array", in_numpy, 3, LOGITS),
+    ("a function's attribute", in_function_attribute, 2, HIDDEN),
+    ("a plain tensor", in_plain_tensor, 4, LOGITS),
+    ("a list that is used up", functools.partial(used_up, 6), 6, STREAM),
+)
+_SEEN: tuple[tuple[str, Callable[[int], nn.Module], int, str], ...] = (
+    ("an attribute", Counting, 2, LOGITS),
+    ("an attribute", Counting, 3, STREAM),
+    ("an attribute", Counting, 4, HIDDEN),
+    ("an attribute", Counting, 6, NORM),
+    ("a list", InList, 3, LOGITS),
+    ("a list", InList, 6, STREAM),
+    ("a dict", InDict, 4, STREAM),
+    ("a deque", InDeque, 6, LOGITS),
+    ("a namespace", InNamespace, 3, HIDDEN),
+    ("a buffer", InBuffer, 2, STREAM),
+    ("a buffer", InBuffer, 6, LOGITS),
+    ("a buffer in no state_dict", InHiddenBuffer, 3, LOGITS),
+    ("the class", in_class, 3, NORM),
+)
+
+
+def _unseen(make: Callable[[], Count], first: int, path: str) -> nn.Module:
+    return after(path, from_call(first, make(), lambda x: x * 1.001))
+
+
+def _seen(make: Callable[[int], nn.Module], first: int, path: str) -> nn.Module:
+    return after(path, make(first))
+
+
+CASES = (
+    *(
+        Case(f"memory: {name}, call {first}", functools.partial(_unseen, make, first, path), DIFFERENT, _WHY)
+        for name, make, first, path in _UNSEEN
+    ),
+    *(
+        Case(
+            f"memory: {name}, call {first}",
+            functools.partial(_seen, make, first, path),
+            DIFFERENT,
+            _WHY,
+            words=("total",) if make is in_class else ("calls",),
+        )
+        for name, make, first, path in _SEEN
+    ),
+    Case(
+        "memory: an attribute, call 1000",
+        lambda: after(LOGITS, Counting(1000)),
+        (*DIFFERENT, "equivalent"),
+        "A call that nobody makes tells nothing, but the attribute is written and can be named.",
+        words=("calls",),
+    ),
+)
