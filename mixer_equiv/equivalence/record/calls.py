@@ -63,12 +63,15 @@ def _moved(before: Any, now: Any, calls: int) -> Any:
     if not (_is_number(before) and _is_number(now)):
         return None
     moved = now + calls * (now - before)
-    return moved if math.isfinite(moved) else None
+    is_finite = np.isfinite(moved).all() if isinstance(moved, np.ndarray) else math.isfinite(moved)
+    return moved if is_finite else None
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or value is ABSENT:
         return False
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "iuf"
     return isinstance(value, int | float) or (_is_array(value) and math.prod(value.shape) == 1 and _counts(value))
 
 

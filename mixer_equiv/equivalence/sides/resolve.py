@@ -189,7 +189,9 @@ def _read(source: Any, image: Image | None, allow_missing: Collection[str], seed
         return _from_arrays(source, image, allow_missing)
     if is_model(source) and not type(source).__module__.startswith("mixer_equiv.models."):
         return _foreign(source, image, seed)
-    return _ours(source, image)
+    side = _ours(source, image)
+    # What is hooked onto a model may remember, or tell images apart.
+    return _foreign(source, image or _image_of(side.config), seed) if _is_hooked(side.module) else side
 
 
 def _from_arrays(arrays: Mapping[str, Any], image: Image | None, allow_missing: Collection[str]) -> StoredSide:
@@ -244,6 +246,15 @@ def _ours(model: Any, image: Image | None) -> BuiltInSide:
     config = side.config.resized(size)
     return dataclasses.replace(side, config=config, own_weights=weights and dataclasses.replace(weights, config=config))
 
+
+def _is_hooked(module: Any) -> bool:
+    """Whether code was put into a torch module of ours: hooks, or a `forward` of one object alone."""
+    return module is not None and any(
+        "forward" in vars(part) or any(vars(part).get(hooks) for hooks in _HOOKS) for part in module.modules()
+    )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 # Runners by the name of the package in `mixer_equiv.models`.
 _RUNNER_OF = {"flax": "flax", "nnx": "nnx", "torch": "torch", "numpy": "reference"}

@@ -26,7 +26,7 @@ class Memoised(nn.Module):
 
 
 class FirstMean(nn.Module):
-    """Subtracts the first call's mean again where the present one's should be."""
+    """Scales by how far the mean is from that of the first call. A shift of all channels no LayerNorm would show."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class FirstMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         now = x.mean()
         self.mean = now if self.mean is None else self.mean
-        return x + 1e-3 * (now - self.mean)
+        return x + 1e-3 * (now - self.mean) * x
 
 
 class RunningMean(nn.Module):

@@ -83,6 +83,10 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             tape.scalars.extend(float(leaf) for leaf in given if type(leaf) is int)
         tape.uses_random_numbers = tape.uses_random_numbers or torch.Tag.nondeterministic_seeded in func.tags
         if tape.differentiable:
+            if func._schema.is_mutable:
+                tape.note_writes(
+                    leaf for leaf in given if isinstance(leaf, Tensor) and _is_written(func, args, kwargs, leaf)
+                )
             result = func(*args, **kwargs)
             tape.admit(result)
             return result

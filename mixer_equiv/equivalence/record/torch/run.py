@@ -20,7 +20,7 @@ from mixer_equiv.equivalence.record.calls import Calls, move_on
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
 from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators, seed_generators
-from mixer_equiv.equivalence.record.state import Change, ModelState, restoring_state
+from mixer_equiv.equivalence.record.state import ABSENT, Change, ModelState, restoring_state
 from mixer_equiv.equivalence.record.torch.dispatch_modes import DispatchMode, FunctionMode
 from mixer_equiv.equivalence.record.torch.eager import run_eagerly
 from mixer_equiv.equivalence.record.torch.nested_tensors import result_tensors
@@ -146,7 +146,8 @@ def call(
                 {path: leaf.detach().to("cpu", torch.float64).numpy().copy() for path, leaf in result_tensors(result)}
             )
             tape.forget_values()
-            by_call = state.changes(), list(tape.changes(session.buffers, held))
+            of_parameters = [Change(name, ABSENT, ABSENT, None) for name in tape.written]
+            by_call = state.changes(), [*tape.changes(session.buffers, held), *of_parameters]
             set_anew += by_call[0]
             overwritten += by_call[1]
             if number == len(batches) - 1:

@@ -80,6 +80,7 @@ class Tape:
         self.scalars: list[float] = []
         self.narrow_dtypes: list[str] = []
         self.decisions: list[str] = []
+        self.written: dict[str, None] = {}  # parameters
         self.uses_random_numbers = False
         self.find_place: FindPlace = nowhere  # of the call of torch's that is under way, of one or more operations
         self.stand_ins: dict[int, Tensor] = {}
@@ -134,6 +135,14 @@ class Tape:
         if tensor.numel() == 1 and name is None and not tensor.is_complex():
             self.scalars.append(float(tensor.item()))
         return new
+
+    def note_writes(self, tensors: Iterable[Tensor]) -> None:
+        """Note the parameters that share memory with tensors that are about to be written into."""
+        storages = {_storage(tensor) for tensor in tensors}
+        held = ((name, self.stand_ins.get(key)) for key, name in self.names.items())
+        self.written |= {
+            name: None for name, stand_in in held if stand_in is not None and _storage(stand_in) in storages
+        }
 
     def forget_values(self) -> None:
         """Forget the values of a call: what the module keeps of them is taken as it is by the next."""

@@ -1,0 +1,137 @@
+"""What a call changes in Python objects is told by its path, and put back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mixer_equiv.equivalence.record.calls import move_on
+from mixer_equiv.equivalence.record.state import ModelState, copied_count, count_of, restoring_state
+
+COUNT = 0
+
+
+class Counting:
+    """An object that counts its calls in every way that Python has."""
+
+    of_class = 0
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.seen: list[int] = []
+        self.held = {"calls": [0], "other": 1}
+        self.array = np.zeros(2)
+        self.numbers = itertools.count(5, 2)
+        inner = 0
+
+        def count() -> None:
+            nonlocal inner
+            inner += 1
+
+        self.count = count
+
+    def attribute(self) -> None:
+        self.calls += 1
+
+    def element(self) -> None:
+        self.held["calls"][0] += 1
+
+    def growing(self) -> None:
+        self.seen.append(1)
+
+    def array_in_place(self) -> None:
+        self.array += 1
+
+    def iterator(self) -> None:
+        next(self.numbers)
+
+    def class_attribute(self) -> None:
+        Counting.of_class += 1
+
+    def closure(self) -> None:
+        self.count()
+
+    def module_global(self) -> None:
+        global COUNT
+        COUNT += 1
+
+    def default(self, calls: list[int] = []) -> None:  # noqa: B006  # the list is what counts
+        calls.append(1)
+
+
+WAYS = {
+    Counting.attribute: "model.calls",
+    Counting.element: "model.held.calls[0]",
+    Counting.growing: "model.seen",
+    Counting.array_in_place: "model.array",
+    Counting.iterator: "model.numbers",
+    Counting.class_attribute: "Counting.of_class",
+    Counting.closure: "inner of Counting.__init__.count",
+    Counting.module_global: f"{__name__}.COUNT",
+    Counting.default: "a default of Counting.default[0]",
+}
+
+
+@pytest.mark.parametrize(("way", "path"), WAYS.items(), ids=[way.__name__ for way in WAYS])
+def test_what_a_call_changes_is_named_and_put_back(way: Callable[[Counting], None], path: str) -> None:
+    model = Counting()
+    before = _contents(model)
+    with restoring_state([("model", model)]) as state:
+        assert state.changes() == []
+        way(model)
+        assert [change.path for change in state.changes()] == [path]
+        assert _contents(model) != before
+    assert _contents(model) == before
+
+
+def _contents(model: Counting) -> str:
+    closure = model.count.__closure__[0].cell_contents
+    defaults = Counting.default.__defaults__
+    held = (model.calls, model.seen, model.held, model.array.tolist(), model.numbers, closure)
+    return repr((*held, Counting.of_class, COUNT, defaults))
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way is not Counting.default], ids=lambda way: way.__name__)
+def test_what_counts_calls_is_moved_on_as_by_more_of_them(way: Callable[[Counting], None]) -> None:
+    moved: list[str] = []
+    counted: list[str] = []
+    for calls, into in ((1, moved), (101, counted)):
+        model = Counting()
+        with restoring_state([("model", model)]):
+            way(model)
+            state = ModelState([("model", model)])
+            for _ in range(calls):
+                way(model)
+            if calls == 1:
+                move_on(state.changes(), 100)
+            into.append(_contents(model))
+    assert moved == counted
+
+
+def test_a_count_goes_on_from_where_its_copy_was() -> None:
+    count = itertools.count(3, 4)
+    next(count)
+    assert count_of(count) == (7, 4)
+    assert next(copied_count(count, ahead=2)) == 15
+    assert next(count) == 7
+
+
+def test_a_generator_is_told_and_cannot_be_put_back() -> None:
+    def numbers() -> Any:
+        yield from range(9)
+
+    held = [numbers()]
+    state = ModelState([("held", held)])
+    next(held[0])
+    assert [(change.path, change.write) for change in state.changes()] == [("held[0]", None)]
+
+
+def test_values_that_are_equal_and_another_object_are_no_change() -> None:
+    held = {"number": 1000, "text": "x" * 50}
+    state = ModelState([("held", held)])
+    held["number"], held["text"] = int("1000"), "".join(["x"] * 50)
+    assert state.changes() == []

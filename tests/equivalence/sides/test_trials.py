@@ -1,0 +1,135 @@
+"""Trials of functions on NumPy images that are right, or fail in one way alone: each trial sees its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+
+from mixer_equiv.equivalence.record.calls import Calls
+from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
+from mixer_equiv.equivalence.sides.trials import (
+    CALLS,
+    IN_PAIRS,
+    IN_TURN,
+    KINDS,
+    InTurn,
+    Subject,
+    find_branches,
+    find_dependence,
+    find_limits,
+    find_memory,
+)
+
+IMAGES = np.random.default_rng(0).standard_normal((5, 4, 3, 2))
+
+# From images and the number of the call, from 1 on, to rows.
+Function = Callable[[np.ndarray, int], np.ndarray]
+
+
+def right(images: np.ndarray, call: int) -> np.ndarray:
+    return images.reshape(len(images), -1) @ np.arange(72.0).reshape(24, 3)
+
+
+def subject(function: Function, at_least: int = 1) -> Subject:
+    """A model that counts its calls in one session."""
+
+    def call_in_turn(batches: Sequence[np.ndarray], draw: object, training: bool, seed: int, skipped: int) -> Calls:
+        numbers = [*range(1, len(batches)), len(batches) + skipped]
+        made = [{"": function(images, number)} for images, number in zip(batches, numbers, strict=True)]
+        return Calls(tuple(made), ("calls",), ("calls",))
+
+    def unused(*arguments: object) -> None:
+        raise AssertionError
+
+    model = ForeignModel("model", "torch", unused, {}, unused, unused, call_in_turn)
+    return Subject(model, generic(0), "", at_least)
+
+
+def dependence(function: Function) -> str | None:
+    tried = subject(function)
+    breach = find_dependence(tried, InTurn.of(tried, IMAGES, IN_TURN), IMAGES)
+    return breach and breach.fault
+
+
+def memory(function: Function) -> str | None:
+    breach = find_memory(subject(function), IMAGES[:1], ("calls",))
+    return breach and breach.count
+
+
+def test_a_function_of_each_image_passes_all_trials() -> None:
+    expected = partial(right, call=1)
+    assert dependence(right) is memory(right) is None
+    assert find_branches(subject(right), expected, IMAGES[:1].shape, 0, decides=False) is None
+    assert find_limits(subject(right), expected, IMAGES) is None
+
+
+NEIGHBOURS: dict[str, Function] = {
+    "the first row alone is right": lambda x, call: right(x, call) + (np.arange(len(x)) > 0)[:, None],
+    "the mean of all": lambda x, call: right(x - x.mean(0), call),
+    "of one image alone": lambda x, call: right(x, call) * (1 if len(x) > 1 else 2),
+    "of more than two": lambda x, call: right(x, call) * (1 if len(x) < 3 else 2),
+    "the other way round": lambda x, call: right(x, call)[::-1],
+    "NaN for the last of five": lambda x, call: right(x, call) * np.where(np.arange(len(x)) == 4, np.nan, 1)[:, None],
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_images_that_change_each_other_are_seen(name: str) -> None:
+    assert dependence(NEIGHBOURS[name]) == "neighbours"
+
+
+@pytest.mark.parametrize("first_wrong", range(2, len(IN_TURN) + 1))
+def test_a_later_call_that_is_wrong_is_memory(first_wrong: int) -> None:
+    assert dependence(lambda x, call: right(x, call) * (1 if call < first_wrong else 2)) == "memory"
+
+
+@pytest.mark.parametrize(
+    ("first_wrong", "said"),
+    [(CALLS, f"call {CALLS}"), (14, "call 103"), (1000, "call 1003"), (500_000, "call 1000003")],
+)
+def test_a_call_that_is_far_away_is_reached(first_wrong: int, said: str) -> None:
+    assert memory(lambda x, call: right(x, call) * (1 if call < first_wrong else 2)) == said
+
+
+@pytest.mark.parametrize(
+    ("function", "fault"),
+    [
+        (lambda x, call: right(x / 255 if x.max() > 10 else x, call), "limit"),
+        (lambda x, call: right((x - 0.5) / 0.5 if x.min() >= 0 else x, call), "branch"),
+        (lambda x, call: right(x, call) + (x.max() == 0), "branch"),
+        (lambda x, call: right(np.maximum(x, -2.5), call), "branch"),
+    ],
+)
+def test_other_functions_for_some_images_are_seen(function: Function, fault: str) -> None:
+    breach = find_branches(subject(function), partial(right, call=1), IMAGES[:1].shape, 0, decides=False)
+    assert breach is not None
+    assert breach.fault == fault
+    assert breach.count.endswith(f"of {len(KINDS)} kinds of images") or fault == "limit"
+
+
+def test_what_decides_on_numbers_of_large_images_is_no_limit() -> None:
+    branching: Function = lambda x, call: right(x / 255 if x.max() > 10 else x, call)  # noqa: E731
+    breach = find_branches(subject(branching), partial(right, call=1), IMAGES[:1].shape, 0, decides=True)
+    assert breach is not None
+    assert breach.fault == "branch"
+
+
+def test_a_limit_that_large_images_reach_is_seen() -> None:
+    breach = find_limits(
+        subject(lambda x, call: right(np.clip(x, -90, 90), call)), partial(right, call=1), 100 * IMAGES
+    )
+    assert breach is not None
+    assert breach.fault == "limit"
+
+
+def test_a_model_of_pairs_is_given_pairs() -> None:
+    def of_two(images: np.ndarray, call: int) -> np.ndarray:
+        assert len(images) == 2
+        return right(images, call)
+
+    assert find_branches(subject(of_two, 2), partial(right, call=1), IMAGES[:1].shape, 0, decides=False) is None
+    tried = subject(of_two)
+    assert find_dependence(tried, InTurn.of(tried, IMAGES, IN_PAIRS), IMAGES) is None
