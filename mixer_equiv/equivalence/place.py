@@ -6,6 +6,7 @@ It is plain data at the bottom of `equivalence`; the recorders find places, and 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,3 +32,11 @@ class Place:
 
     def __str__(self) -> str:
         return " in ".join(part for part in (self.where, self.module) if part)
+
+
+# Makes a place from what was remembered of it.
+FindPlace = Callable[[], Place | None]
+
+
+def nowhere() -> None:
+    """No place: the input has none."""

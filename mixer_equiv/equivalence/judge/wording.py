@@ -40,7 +40,7 @@ def blocks_in_words(numbers: Iterable[int], num_blocks: int) -> str:
     """Blocks by their numbers, as in the names of the stages: "blocks 0, 2 to 4 and 7 of 12"."""
     found = sorted(set(numbers))
     if len(found) == num_blocks > 1:
-        return f"all {num_blocks} blocks"
+        return "both blocks" if num_blocks == 2 else f"all {num_blocks} blocks"
     return f"block{'s'[: len(found) > 1]} {_listed(list(_runs(found)))} of {num_blocks}"
 
 

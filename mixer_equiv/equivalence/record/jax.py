@@ -222,8 +222,8 @@ class _Interpreter:
         number = len(self.values)
         is_view = operation in _VIEW_PRIMITIVES and np.size(self.arrays[inputs[0]]) == np.size(array)
         leaves = frozenset() if is_data else leaves
-        place = self.places.current()
-        self.values.append(Value(number, np.empty(0), operation, inputs, is_data, leaves, name, is_view, place))
+        find_place = self.places.mark()
+        self.values.append(Value(number, np.empty(0), operation, inputs, is_data, leaves, name, is_view, find_place))
         self.arrays.append(array)
         return number
 

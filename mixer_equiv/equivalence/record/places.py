@@ -11,10 +11,11 @@ import os
 import sys
 import sysconfig
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from mixer_equiv.equivalence.place import Place
+from mixer_equiv.equivalence.place import FindPlace, Place, nowhere
 
 __all__ = ["Place", "PlaceFinder"]
 
@@ -41,6 +42,10 @@ class PlaceFinder:
 
     def current(self) -> Place | None:
         """The place of the operation under way: the innermost user's frame and the innermost module on the stack."""
+        return self.mark()()
+
+    def mark(self) -> FindPlace:
+        """Remember the place of the operation under way, and make it when it is asked for, which few are."""
         frame: FrameType | None = sys._getframe(1)
         file, line, module = "", 0, None
         while frame is not None and (not file or module is None):
@@ -55,7 +60,7 @@ class PlaceFinder:
                 if module is None and code.co_varnames[:1] == ("self",):
                     module = self._modules.get(id(frame.f_locals.get("self")))
             frame = frame.f_back
-        return self.place(file, line, module or "") if file or module else None
+        return partial(self.place, file, line, module or "") if file or module else nowhere
 
     def is_users(self, file: str) -> bool:
         """Whether the code in this file, as a code object names it, is the user's."""

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mixer_equiv.equivalence.place import Place
+from mixer_equiv.equivalence.place import FindPlace, Place, nowhere
 from mixer_equiv.equivalence.record.array_fingerprint import Fingerprint
 
 # Gives a parameter the value that it has in a run, by its name and shape.
@@ -34,7 +34,7 @@ class Value:
         leaves: The names of the parameters in it, where it does not depend on the input.
         name: Its name, if it is a parameter.
         is_view: Whether it has all elements of an earlier value, and no others.
-        place: The line of the model's code and the module that made it, if one did.
+        find_place: Gives its `place`.
         constants: The names of the constant tensors of the model in it, where it does not depend on the input.
     """
 
@@ -46,12 +46,17 @@ class Value:
     leaves: frozenset[str] = frozenset()
     name: str | None = None
     is_view: bool = False
-    place: Place | None = None
+    find_place: FindPlace = nowhere
     constants: frozenset[str] = frozenset()
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
         return Fingerprint(self.array)
+
+    @cached_property
+    def place(self) -> Place | None:
+        """The line of the model's code and the module that made it, or if it is a parameter, first used it."""
+        return self.find_place()
 
     @property
     def size(self) -> int:

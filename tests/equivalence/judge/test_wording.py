@@ -18,6 +18,7 @@ from mixer_equiv.equivalence.place import Place
         ([2, 3, 4, 5], 12, "blocks 2 to 5 of 12"),
         ([0, 2, 3, 4, 7], 12, "blocks 0, 2 to 4 and 7 of 12"),
         (range(12), 12, "all 12 blocks"),
+        ([0, 1], 2, "both blocks"),
         ([0], 1, "block 0 of 1"),
     ],
 )

@@ -42,6 +42,7 @@ class FunctionMode(TorchFunctionMode):
         is_property = name in ("__get__", "__set__", "__del__") and _property_of(func) not in _VIEW_PROPERTIES
         if is_property or func in _LOOKING:
             return func(*args, **kwargs)
+        self.tape.find_place = self.tape.places.mark()
         args, kwargs = _substitute((args, kwargs), self.tape)
         if name in _LEAVING:
             self.tape.record_exit(leaf for leaf in leaves_of(args) if isinstance(leaf, Tensor))

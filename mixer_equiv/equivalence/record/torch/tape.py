@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_equiv.equivalence.place import Place
+from mixer_equiv.equivalence.place import FindPlace, nowhere
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device
 from mixer_equiv.equivalence.record.state import Change
@@ -25,7 +25,7 @@ class RecordedTensor:
 
     def __init__(self, number: int, tensor: Tensor, operation: str, inputs: tuple[int, ...], is_data: bool) -> None:
         self.number, self.tensor, self.operation, self.inputs, self.is_data = number, tensor, operation, inputs, is_data
-        self.place: Place | None = None
+        self.find_place: FindPlace = nowhere
         self.leaves: frozenset[str] = frozenset()
         self.constants: frozenset[str] = frozenset()
         self.name: str | None = None
@@ -49,7 +49,7 @@ class RecordedTensor:
             self.leaves,
             self.name,
             self.is_view,
-            self.place,
+            self.find_place,
             self.constants,
         )
 
@@ -82,6 +82,7 @@ class Tape:
         self.decisions: list[str] = []
         self.written: dict[str, None] = {}  # parameters
         self.uses_random_numbers = False
+        self.find_place: FindPlace = nowhere  # of the call of torch's that is under way, of one or more operations
         self.stand_ins: dict[int, Tensor] = {}
         self._alive: list[Any] = list(names.values())  # so that no id is used twice
         self._known: dict[int, tuple[Tensor, int]] = {}  # tensors made during the pass: their value's number
@@ -166,7 +167,6 @@ class Tape:
         """Record the tensors that an operation made of the values with these numbers."""
         inputs = tuple(dict.fromkeys(sources))
         is_data, leaves, constants = self._origin(inputs)
-        place = self.places.current()
         for tensor in leaves_of(result):
             if isinstance(tensor, Tensor) and tensor.dtype in FLOATS:
                 if id(tensor) in self._known and self._known[id(tensor)][0] is tensor:
@@ -174,9 +174,9 @@ class Tape:
                 alike = [i for i in inputs if self.values[i].tensor.numel() == tensor.numel()]
                 is_view = any(_storage(self.values[i].tensor) == _storage(tensor) for i in alike)
                 value = self._add(tensor, operation, inputs, is_data=is_data)
-                value.leaves, value.constants, value.is_view, value.place = leaves, constants, is_view, place
+                value.leaves, value.constants, value.is_view = leaves, constants, is_view
             elif isinstance(tensor, Tensor):
-                self._add(tensor, operation, inputs, is_data=is_data).place = place
+                self._add(tensor, operation, inputs, is_data=is_data)
 
     def record_exit(self, tensors: Iterable[Tensor]) -> None:
         """Note the place, if it is there that numbers which depend on the input leave torch for Python."""
@@ -197,13 +197,13 @@ class Tape:
         inputs = tuple(dict.fromkeys([*sources, *older]))
         is_data, leaves, constants = self._origin(inputs)
         sharing = [known for known, _ in self._known.values() if _storage(known) == storage]
-        place = self.places.current()
         for shared in sharing:
             value = self._add(shared, operation, inputs, is_data=is_data)
-            value.leaves, value.constants, value.place = leaves, constants, place
+            value.leaves, value.constants = leaves, constants
 
     def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedTensor:
         value = RecordedTensor(len(self.values), tensor, operation, inputs, is_data)
+        value.find_place = self.find_place
         self.values.append(value)
         self._known[id(tensor)] = (tensor, value.number)
         self._by_storage.setdefault(_storage(tensor), []).append(value)
