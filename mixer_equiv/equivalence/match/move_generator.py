@@ -94,10 +94,8 @@ class MoveGenerator:
                 deviation = Deviation(step.name, "variant", "patches", Choice.SIDE_BY_SIDE, windows)
                 yield Move(array, None, {}, (deviation,), COST_OF["windows"], sure=False)
         unknown = {parameter.name: UnknownParameter() for parameter in step.parameters}
-        if budget >= COST_OF["skip"] and step.operation in SKIPPABLE:
-            deviation = Deviation(step.name, "skip", step.operation, SKIPPABLE[step.operation], Choice.NONE)
-            seen = state.seen[step.inputs[-1]]
-            yield Move(inputs[-1], seen, unknown, (deviation,), COST_OF["skip"], sure=False)
+        if budget >= COST_OF["skip"]:
+            yield from self._left_out(step, inputs, state)
         if budget >= COST_OF["insert"] and step.operation != "cut":
             yield from self._after_insertion(step, inputs, state, budget - COST_OF["insert"])
         if budget >= COST_OF["unknown"]:
@@ -169,6 +167,12 @@ class MoveGenerator:
                 is_sure = is_stream or any(True for _ in self._normed(norm, move.array, state))
                 yield dataclasses.replace(move, deviations=(moved, *move.deviations), cost=0, sure=is_sure)
 
+    def _left_out(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
+        if step.operation in SKIPPABLE:
+            unknown = {parameter.name: UnknownParameter() for parameter in step.parameters}
+            deviation = Deviation(step.name, "skip", step.operation, SKIPPABLE[step.operation], Choice.NONE)
+            yield Move(inputs[-1], state.seen[step.inputs[-1]], unknown, (deviation,), COST_OF["skip"], sure=False)
+
     def _normed(self, norm: Step, x: Array, state: SearchState) -> Iterator[Move]:
         return itertools.chain(self._as_specified(norm, (x,), state), self._norm_variants(norm, x, state))
 
@@ -231,7 +235,7 @@ class MoveGenerator:
     def _after_insertion(
         self, step: Step, inputs: tuple[Array, ...], state: SearchState, budget: int
     ) -> Iterator[Move]:
-        """The step after an extra operation on one of its inputs, and within budget a variant of it, or one more."""
+        """The step after an extra operation on one of its inputs, and within budget a variant, nothing or one more."""
         for i, x in enumerate(inputs):
             place = step.inputs[i]
             extras = list(self.extra_operations(x, state.position))
@@ -242,7 +246,7 @@ class MoveGenerator:
                 changed, after = (*inputs[:i], extra.array, *inputs[i + 1 :]), state.replacing(place, *extra[:2])
                 moves = [self._as_specified(step, changed, after)]
                 if budget >= COST_OF["variant"]:
-                    moves.append(self._variants(step, changed, after))
+                    moves += self._variants(step, changed, after), self._left_out(step, changed, after)
                 if budget >= COST_OF["insert"]:
                     moves.append(self._after_insertion(step, changed, after, budget - COST_OF["insert"]))
                 for move in itertools.chain(*moves):
