@@ -119,10 +119,8 @@ class MoveGenerator:
                 deviation = Deviation(step.name, "variant", "patches", Choice.SIDE_BY_SIDE, windows)
                 yield Move(array, None, {}, (deviation,), COST_OF["windows"], sure=False)
         unknown = {parameter.name: UnknownParameter() for parameter in step.parameters}
-        if budget >= COST_OF["skip"] and step.operation in SKIPPABLE:
-            deviation = Deviation(step.name, "skip", step.operation, SKIPPABLE[step.operation], Choice.NONE)
-            seen = state.seen[step.inputs[-1]]
-            yield Move(inputs[-1], seen, unknown, (deviation,), COST_OF["skip"], sure=False)
+        if budget >= COST_OF["skip"]:
+            yield from self._left_out(step, inputs, state)
         if budget >= COST_OF["insert"] and step.operation != "cut":
             yield from self._after_insertion(step, inputs, state, budget - COST_OF["insert"])
         if budget >= COST_OF["unknown"]:
@@ -179,7 +177,8 @@ class MoveGenerator:
     def _norm_after_addition(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
         """The addition and, of its result, the LayerNorm that was left out before the branch, which has cost enough.
 
-        What the trace does later must be made of that: else the LayerNorm is the next branch's own.
+        What the trace does later must be made of that: else the LayerNorm is the next branch's own. Where it is used
+        only once, and not by a LayerNorm, it may be the last of all, so that the step after must confirm it.
         """
         norm = next((done for done in reversed(state.steps) if done.operation == "layer_norm"), None)
         skipped = {deviation.step for deviation in state.deviations if deviation.kind == "skip"}
@@ -187,9 +186,20 @@ class MoveGenerator:
             return
         moved = Deviation(norm.name, "variant", "post_norm", Choice.BEFORE_BRANCH, Choice.AFTER_ADDITION)
         total = self.parameters.cached((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
-        for move in itertools.chain(self._as_specified(norm, (total,), state), self._norm_variants(norm, total, state)):
+        for move in self._normed(norm, total, state):
             if move.seen is not None and move.seen.number in self.trace.bottlenecks:
-                yield dataclasses.replace(move, deviations=(moved, *move.deviations), cost=0, sure=True)
+                is_stream = len(self.trace.users[move.seen.number]) > 1
+                is_sure = is_stream or any(True for _ in self._normed(norm, move.array, state))
+                yield dataclasses.replace(move, deviations=(moved, *move.deviations), cost=0, sure=is_sure)
+
+    def _left_out(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
+        if step.operation in SKIPPABLE:
+            unknown = {parameter.name: UnknownParameter() for parameter in step.parameters}
+            deviation = Deviation(step.name, "skip", step.operation, SKIPPABLE[step.operation], Choice.NONE)
+            yield Move(inputs[-1], state.seen[step.inputs[-1]], unknown, (deviation,), COST_OF["skip"], sure=False)
+
+    def _normed(self, norm: Step, x: Array, state: SearchState) -> Iterator[Move]:
+        return itertools.chain(self._as_specified(norm, (x,), state), self._norm_variants(norm, x, state))
 
     def _variants(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
         """Known variants of the step's operation."""
@@ -250,22 +260,27 @@ class MoveGenerator:
     def _after_insertion(
         self, step: Step, inputs: tuple[Array, ...], state: SearchState, budget: int
     ) -> Iterator[Move]:
-        """The step after an extra operation on one of its inputs, as the program has it or a variant within budget."""
+        """The step after an extra operation on one of its inputs, and within budget a variant, nothing or one more."""
         for i, x in enumerate(inputs):
+            place = step.inputs[i]
             extras = list(self.extra_operations(x, state.position))
-            if step.operation == "layer_norm" and (seen := state.seen[step.inputs[i]]) is not None and x.ndim == 3:
+            if step.operation == "layer_norm" and (seen := state.seen[place]) is not None and x.ndim == 3:
                 array = self.parameters.cached("reshaped", partial(_reshape_as_swapped, x), x)
                 extras.append(ExtraOperation(array, seen, "reshape", Choice.RESHAPED))
             for extra in extras:
-                changed = (*inputs[:i], extra.array, *inputs[i + 1 :])
-                varied = self._variants(step, changed, state) if budget >= COST_OF["variant"] else ()
-                for move in itertools.chain(self._as_specified(step, changed, state), varied):
+                changed, after = (*inputs[:i], extra.array, *inputs[i + 1 :]), state.replacing(place, *extra[:2])
+                moves = [self._as_specified(step, changed, after)]
+                if budget >= COST_OF["variant"]:
+                    moves += self._variants(step, changed, after), self._left_out(step, changed, after)
+                if budget >= COST_OF["insert"]:
+                    moves.append(self._after_insertion(step, changed, after, budget - COST_OF["insert"]))
+                for move in itertools.chain(*moves):
                     if move.sure or step.operation == "layer_norm":
                         yield dataclasses.replace(
                             move,
                             deviations=(extra.deviation(step), *move.deviations),
                             cost=move.cost + COST_OF["insert"],
-                            replaced={step.inputs[i]: (extra.array, extra.value)},
+                            replaced={place: (extra.array, extra.value), **move.replaced},
                         )
 
     def extra_operations(self, x: Array, position: int) -> Iterator[ExtraOperation]:

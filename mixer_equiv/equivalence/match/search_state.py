@@ -82,6 +82,11 @@ class SearchState:
             {**changed, **self.before_insertion},
         )
 
+    def replacing(self, place: int, array: Array, value: Value) -> SearchState:
+        """The state with another value at a place, and the trace's value of it."""
+        values = (*self.values[:place], array, *self.values[place + 1 :])
+        return dataclasses.replace(self, values=values, seen=(*self.seen[:place], value, *self.seen[place + 1 :]))
+
     @cached_property
     def position(self) -> int:
         """The number of the last value of the trace that was found."""

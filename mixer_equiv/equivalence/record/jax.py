@@ -40,7 +40,7 @@ def record(
     Everything is computed in `dtype`, also where the function asks for another float. Unless `every` value is
     asked for, only the outputs have their arrays. Python's and NumPy's generators begin with `seed`.
     """
-    with jax_full_precision(), fork_generators(seed) as generators:
+    with jax_full_precision(x64=_is_wide(dtype)), fork_generators(seed) as generators:
         drawn = _draw_parameters(shapes, draw, dtype)
         interpreter, entry, outputs, _ = _interpret(function, drawn, drawn, images.astype(dtype), dtype)
         outputs = {path: number for path, number in outputs.items() if interpreter.values[number].is_data}
@@ -70,7 +70,7 @@ def gradients(
     dtype: Any = np.float64,
 ) -> dict[str, np.ndarray]:
     """Differentiate the sum of an output times `cotangent` by the parameters, drawn and computed as for `record`."""
-    with jax_full_precision(), fork_generators(0):
+    with jax_full_precision(x64=_is_wide(dtype)), fork_generators(0):
         drawn = _draw_parameters(shapes, draw, dtype)
         given, weights = images.astype(dtype), cotangent.astype(dtype)
 
@@ -140,6 +140,11 @@ def _plain(array: Any) -> np.ndarray:
 def _name_of(path: tuple[Any, ...]) -> str:
     keys = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
     return ".".join(key for key in keys if key != "value")
+
+
+def _is_wide(dtype: Any) -> bool:
+    """Whether x64 has to be on. In another precision it is off, as for a user, whose numbers are then float32 too."""
+    return np.dtype(dtype).itemsize == 8
 
 
 def _draw_parameters(shapes: Mapping[str, tuple[int, ...]], draw: Draw, dtype: Any) -> dict[str, Any]:

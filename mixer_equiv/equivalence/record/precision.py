@@ -63,11 +63,11 @@ def jax_device() -> Any:
 
 
 @contextlib.contextmanager
-def jax_full_precision() -> Iterator[None]:
-    """Turn x64 on, compute matrix products in their operands' precision; no strict promotion, no NaN traps."""
+def jax_full_precision(*, x64: bool = True) -> Iterator[None]:
+    """Turn x64 on or off, compute matrix products in their operands' precision; no strict promotion, no NaN traps."""
     jax = require("jax", "flax", "running the Flax model")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.enable_x64(True))
+        stack.enter_context(jax.enable_x64(x64))
         stack.enter_context(jax.default_matmul_precision("highest"))
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
         stack.enter_context(jax.debug_nans(False))

@@ -148,16 +148,24 @@ class Trace:
         return tuple(sorted(frozenset().union(*met)))
 
     @cached_property
-    def bottlenecks(self) -> frozenset[int]:
-        """The numbers of values through which all goes on: of no earlier value is a later one made that is used."""
-        used = set(self.outputs.values())
-        passed_by = np.zeros(len(self.values) + 1, np.intp)
+    def users(self) -> dict[int, list[int]]:
+        """The numbers of values that are made of each value that depends on the input, and lead to an output."""
+        result: dict[int, list[int]] = {number: [] for number in self.outputs.values()}
         for value in reversed(self.values):
-            if value.number in used:
-                used.update(value.inputs)
-                for earlier in (i for i in value.inputs if self.values[i].is_data):
-                    passed_by[earlier + 1] += 1
-                    passed_by[value.number] -= 1
+            if value.number in result:
+                for number in value.inputs:
+                    if self.values[number].is_data:
+                        result.setdefault(number, []).append(value.number)
+        return result
+
+    @cached_property
+    def bottlenecks(self) -> frozenset[int]:
+        """The numbers of values through which all goes on: no earlier value has a later user."""
+        passed_by = np.zeros(len(self.values) + 1, np.intp)
+        for number, users in self.users.items():
+            for user in users:
+                passed_by[number + 1] += 1
+                passed_by[user] -= 1
         return frozenset(np.flatnonzero(passed_by.cumsum() == 0).tolist())
 
     @cached_property

@@ -88,6 +88,9 @@ NOT_BOTH = {
     # The search tries no LayerNorm that differs in two ways other than eps, nor a further one that differs in another.
     ("norm_both_axes", "norm_unbiased"): "different",
     ("norm_after_pool", "norm_unbiased"): "inexpressible",
+    # Where each LayerNorm stands after its addition, that of the last block cannot be told from the final one: the last
+    # block is then said to have none, and that after the pooling to be one more.
+    ("post_norm", "norm_after_pool"): "inexpressible",
 }
 
 

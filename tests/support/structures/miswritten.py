@@ -86,10 +86,11 @@ class MiswrittenMixer(nn.Module):
     def __init__(self, config: MixerConfig, mistakes: Collection[str] = ()) -> None:
         super().__init__()
         self.mistakes, (ph, pw), hidden = mistakes, config.patch_hw, config.hidden_dim
-        kernel, padding = {
-            "overlapping stem": ((ph + 2, pw + 2), (1, 1)),
-            "padded stem": ((ph, pw), (ph // 2, pw // 2)),
-        }.get(next((m for m in mistakes if m.endswith(" stem")), ""), ((ph, pw), (0, 0)))
+        kernel, padding = (ph, pw), (0, 0)
+        if "overlapping stem" in mistakes:
+            kernel, padding = (ph + 2, pw + 2), (1, 1)
+        elif "padded stem" in mistakes:
+            padding = ph // 2, pw // 2
         self.stem = nn.Conv2d(config.in_channels, hidden, kernel, (ph, pw), padding)
         outer = zip(config.image_hw, kernel, padding, (ph, pw), strict=True)
         rows, columns = ((side + 2 * zeros - size) // stride + 1 for side, size, zeros, stride in outer)

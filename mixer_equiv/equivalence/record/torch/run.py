@@ -180,9 +180,18 @@ def _isolated(module: Any, names: Mapping[str, Tensor], training: bool = False, 
     drawn = {id(tensor) for tensor in names.values()}
     buffers = {name: held for name, held in module.named_buffers() if id(held) not in drawn} if is_module else {}
     with fork_generators(seed) as generators, torch.inference_mode(False), restoring_state(parts):
-        for _, submodule in parts if is_module else ():
-            submodule.training = training
+        if is_module:
+            _set_mode(module, training)
         yield _Session(generators, parts, buffers)
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    """Put a module into train or eval mode as its user would, whose `train` may be another than torch's."""
+    try:
+        module.train(training)
+    except NotImplementedError:  # of an exported program, which has one mode alone
+        for submodule in module.modules():
+            submodule.training = training
 
 
 @contextlib.contextmanager
