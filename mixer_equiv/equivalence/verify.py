@@ -22,6 +22,7 @@ from mixer_equiv.equivalence.judge.evidence import Evidence, gather
 from mixer_equiv.equivalence.judge.gradients import common_space, compare_gradients
 from mixer_equiv.equivalence.judge.report_assembly import (
     not_found,
+    of_nothing,
     of_other_sizes,
     of_other_weights,
     report_of,
@@ -36,7 +37,7 @@ from mixer_equiv.equivalence.report import Gradients, Report, Training
 from mixer_equiv.equivalence.sides.base import Image, NotAMixer, WeightedSide
 from mixer_equiv.equivalence.sides.resolve import resolve
 from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said, random_images
-from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError
+from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError, NotFollowedError
 
 # Somebody else's model is run on few images, because every value of it is recorded.
 IMAGES_FOR_CANDIDATES = 4
@@ -113,9 +114,12 @@ def verify(
             warnings.simplefilter("always", ConventionWarning)
             donor = donor_of(weights)
             sizes = donor.config if donor else None
-            sides = resolve(
-                a, b, config=config, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
-            )
+            try:
+                sides = resolve(
+                    a, b, config=config, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
+                )
+            except NotFollowedError as error:
+                return of_nothing(error, asked.policy)
             if donor is None and not is_said(weights):
                 donor = donor_by(weights, sides)
         notes = [Notice(text) for text in _ours(caught)]

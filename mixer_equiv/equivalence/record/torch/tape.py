@@ -13,6 +13,7 @@ from torch import Tensor
 from mixer_equiv.equivalence.record.precision import device
 from mixer_equiv.equivalence.record.torch.arguments import leaves_of
 from mixer_equiv.equivalence.record.trace import Draw, Value
+from mixer_equiv.errors import NotFollowedError
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
@@ -137,6 +138,7 @@ class Tape:
             self._add(shared, operation, inputs, is_data=is_data).leaves = leaves
 
     def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedTensor:
+        _refuse_other_layouts(tensor, operation)
         value = RecordedTensor(len(self.values), tensor, operation, inputs, is_data)
         self.values.append(value)
         self._known[id(tensor)] = (tensor, value.number)
@@ -148,6 +150,18 @@ class Tape:
         if any(self.values[i].is_data for i in inputs):
             return True, frozenset()
         return False, frozenset().union(*(self.values[i].leaves for i in inputs))
+
+
+def _refuse_other_layouts(tensor: Tensor, operation: str) -> None:
+    """Raise `NotFollowedError` for a tensor that is not an array of elements in memory."""
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested tensors" if tensor.is_nested else f"sparse tensors ({_short(tensor.layout)})"
+        made = "held as a constant" if operation == "constant" else f"made by {operation}"
+        raise NotFollowedError(f"{kind}, here one {made}, cannot be followed; verify a writing with dense tensors")
+
+
+def _short(layout: torch.layout) -> str:
+    return str(layout).removeprefix("torch.")
 
 
 def _storage(tensor: Tensor) -> int:
