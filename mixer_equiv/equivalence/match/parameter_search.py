@@ -112,10 +112,12 @@ class ParameterSearch:
         return min(found, key=lambda value: (value.number < position, value.number), default=None)
 
     def _values_like(self, array: Array) -> list[Value]:
-        own = Fingerprint(array)
-        whole = [value for value in self.trace.by_size.get(array.size, ()) if own.matches(value.fingerprint)]
-        in_parts = None if whole else self.parts.find(array)
-        return whole if in_parts is None else [in_parts]
+        if candidates := self.trace.by_size.get(array.size):
+            own = Fingerprint(array)
+            if whole := [value for value in candidates if own.matches(value.fingerprint)]:
+                return whole
+        in_parts = self.parts.find(array)
+        return [] if in_parts is None else [in_parts]
 
     # Kernels
 
@@ -133,9 +135,8 @@ class ParameterSearch:
             ranked = sorted(self.trace.operands, key=lambda operand: self._next_use(operand, position))
             suited = [operand for operand in ranked if operand.size % width == 0]
             whole = list(self._fit_kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited, plus))
-            # A kernel that is a part of a parameter may be one of those that make the layer together.
             if plus is None and all(fit.uses_part for fit in whole):
-                whole = [*self._fit_in_parts(x, axes, suited), *whole]
+                whole = [*self._fit_in_parts(x, axes, _larger(suited, whole)), *whole]
             return whole or list(self._fit_bias_rows(x, axes, position))
 
         arrays = (x,) if plus is None else (x, plus)
@@ -292,6 +293,16 @@ class ParameterSearch:
                 array = x + reorder_axes(operand.array, inner, order)
                 if value := self.find_value(array, position):
                     yield array, value, AssignedOperand(operand, inner, order)
+
+
+def _larger(operands: list[Value], fits: list[LayerFit]) -> list[Value]:
+    """Operands of which the kernels of these fits are parts, so that others of their parts may be in the same layer."""
+    kernels = [fit.weight.operand for fit in fits if isinstance(fit.weight, AssignedOperand)]
+    return [
+        operand
+        for operand in operands
+        if not fits or any(operand.leaves == k.leaves and operand.size > k.size for k in kernels)
+    ]
 
 
 def operand_names(*assignments: Assignment) -> tuple[str, ...]:

@@ -98,6 +98,7 @@ class Tape:
                 drawn = torch.from_numpy(np.array(self.draw(name, tuple(tensor.shape)), np.float64))
                 new = drawn.to(device(), self.dtype).reshape(tensor.shape).requires_grad_(self.differentiable)
             else:
+                _refuse_other_layouts(tensor, "constant")
                 held = tensor.detach()
                 new = (held.to(self.dtype) if tensor.dtype in FLOATS else held).clone().to(device())
         value = self._add(new, "parameter" if name is not None else "constant", (), is_data=False)
