@@ -254,7 +254,7 @@ class ParameterSearch:
 
     def fit_affine(self, x: Array, position: int) -> list[LayerFit]:
         """Find scales and biases along the last axis of `x`, or none, that give a value of the trace."""
-        found = self.cached("affine", lambda: list(self._fit_scales(x)), x)
+        found = self.cached("affine", lambda: list(self._fit_scales(x)) or list(self._fit_scales_in_parts(x)), x)
         return sorted(found, key=lambda fit: (fit.value.number <= position, -fit.num_operands, fit.value.number))
 
     def _fit_scales(self, x: Array) -> Iterator[LayerFit]:
@@ -275,6 +275,18 @@ class ParameterSearch:
                 if Fingerprint(array).matches(value.fingerprint):
                     weight, bias = (_vector(operands[k], columns) for k in (i, j))
                     yield LayerFit(array.reshape(x.shape), value, weight, bias)
+
+    def _fit_scales_in_parts(self, x: Array) -> Iterator[LayerFit]:
+        """The same, of arrays that the trace has in parts."""
+        core = x.reshape(-1, x.shape[-1])
+        columns = core.shape[1]
+        vectors, operands = self._vectors(columns)
+        scales = np.concatenate([np.ones((1, columns)), vectors[1:]])
+        corners = core[0, 0] * scales[:, :1] + vectors[:, 0]
+        for i, j in np.argwhere(self.parts.begins(corners)):
+            array = (core * scales[i] + vectors[j]).reshape(x.shape)
+            if (value := self.parts.find(array)) is not None:
+                yield LayerFit(array, value, _vector(operands[i], columns), _vector(operands[j], columns))
 
     def _vectors(self, length: int) -> tuple[Array, list[Value | None]]:
         """All operands of so many elements, by rows, after a row of zeros, which is no operand."""
