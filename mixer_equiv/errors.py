@@ -60,6 +60,10 @@ class InexpressibleError(ConversionError):
         self.reasons = tuple(reasons)
 
 
+class NotFollowedError(MixerEquivError):
+    """A model that computes with what a recorded run cannot hold, so that nothing of it can be compared."""
+
+
 class NotEquivalentError(MixerEquivError, AssertionError):
     """The failure of `assert_equivalent`.
 

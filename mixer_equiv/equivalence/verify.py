@@ -24,6 +24,7 @@ from mixer_equiv.equivalence.judge.float32 import in_float32
 from mixer_equiv.equivalence.judge.gradients import common_space, compare_gradients
 from mixer_equiv.equivalence.judge.report_assembly import (
     not_found,
+    of_nothing,
     of_other_sizes,
     of_other_weights,
     report_of,
@@ -39,7 +40,7 @@ from mixer_equiv.equivalence.sides.base import Image, NotAMixer, WeightedSide
 from mixer_equiv.equivalence.sides.drawn_weights import random_images
 from mixer_equiv.equivalence.sides.resolve import resolve
 from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said
-from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError, did_you_mean
+from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError, NotFollowedError, did_you_mean
 
 # Somebody else's model is run on few images, because every value of it is recorded.
 IMAGES_FOR_CANDIDATES = 4
@@ -120,9 +121,12 @@ def verify(
             warnings.simplefilter("always", ConventionWarning)
             donor = donor_of(weights)
             sizes = donor.config if donor else None
-            sides = resolve(
-                a, b, config=config, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
-            )
+            try:
+                sides = resolve(
+                    a, b, config=config, kwargs=kwargs, image=image, sizes=sizes, allow_missing=allow_missing, seed=seed
+                )
+            except NotFollowedError as error:
+                return of_nothing(error, asked.policy)
             if donor is None and not is_said(weights):
                 donor = donor_by(weights, sides)
         notes = [Notice(text) for text in _ours(caught)]

@@ -34,8 +34,7 @@ def _causes(report: Report) -> Iterator[str]:
     if report.causes:
         heading = ("cause", "found", "expected", "where")
         rows = [
-            (readable(c.name), c.found, c.expected, "; ".join(filter(None, (c.count, c.where))))
-            for c in report.causes
+            (readable(c.name), c.found, c.expected, "; ".join(filter(None, (c.count, c.where)))) for c in report.causes
         ]
         yield _table(heading, rows)
     if report.residual_without_causes is not None:

@@ -26,7 +26,7 @@ from mixer_equiv.equivalence.record.precision import device, jax_device
 from mixer_equiv.equivalence.report import Cause, Report, SideReport
 from mixer_equiv.equivalence.sides.base import UNOBSERVABLE, MixerSide, NotAMixer, WeightedSide
 from mixer_equiv.equivalence.sides.runners import RUNNER_NAMES
-from mixer_equiv.errors import ConventionWarning
+from mixer_equiv.errors import ConventionWarning, NotFollowedError
 
 
 def sides_of(evidence: Evidence, origin: str, labels: np.ndarray | None) -> tuple[SideReport, SideReport]:
@@ -101,6 +101,13 @@ def _first_divergence(found: NothingFound) -> str | None:
     """The first step that differs or was not found; cutting into patches is part of the stem."""
     step = found.deviations[0].step if found.deviations else found.missing
     return step and step.removesuffix("/cut")
+
+
+def of_nothing(error: NotFollowedError, policy: Policy) -> Report:
+    """Report a model that could not be recorded."""
+    return Report(
+        verdict="nothing_compared", threshold=policy.residual, reasons=(str(error),), environment=environment()
+    )
 
 
 def of_other_sizes(a: MixerSide, b: MixerSide, differences: list[SizeDifference], policy: Policy) -> Report:

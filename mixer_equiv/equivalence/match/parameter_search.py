@@ -112,10 +112,12 @@ class ParameterSearch:
         return min(found, key=lambda value: (value.number < position, value.number), default=None)
 
     def _values_like(self, array: Array) -> list[Value]:
-        own = Fingerprint(array)
-        whole = [value for value in self.trace.by_size.get(array.size, ()) if own.matches(value.fingerprint)]
-        in_parts = None if whole else self.parts.find(array)
-        return whole if in_parts is None else [in_parts]
+        if candidates := self.trace.by_size.get(array.size):
+            own = Fingerprint(array)
+            if whole := [value for value in candidates if own.matches(value.fingerprint)]:
+                return whole
+        in_parts = self.parts.find(array)
+        return [] if in_parts is None else [in_parts]
 
     # Kernels
 
@@ -133,9 +135,8 @@ class ParameterSearch:
             ranked = sorted(self.trace.operands, key=lambda operand: self._next_use(operand, position))
             suited = [operand for operand in ranked if operand.size % width == 0]
             whole = list(self._fit_kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited, plus))
-            # A kernel that is a part of a parameter may be one of those that make the layer together.
             if plus is None and all(fit.uses_part for fit in whole):
-                whole = [*self._fit_in_parts(x, axes, suited), *whole]
+                whole = [*self._fit_in_parts(x, axes, _larger(suited, whole)), *whole]
             return whole or list(self._fit_bias_rows(x, axes, position))
 
         arrays = (x,) if plus is None else (x, plus)
@@ -253,7 +254,7 @@ class ParameterSearch:
 
     def fit_affine(self, x: Array, position: int) -> list[LayerFit]:
         """Find scales and biases along the last axis of `x`, or none, that give a value of the trace."""
-        found = self.cached("affine", lambda: list(self._fit_scales(x)), x)
+        found = self.cached("affine", lambda: list(self._fit_scales(x)) or list(self._fit_scales_in_parts(x)), x)
         return sorted(found, key=lambda fit: (fit.value.number <= position, -fit.num_operands, fit.value.number))
 
     def _fit_scales(self, x: Array) -> Iterator[LayerFit]:
@@ -275,6 +276,18 @@ class ParameterSearch:
                     weight, bias = (_vector(operands[k], columns) for k in (i, j))
                     yield LayerFit(array.reshape(x.shape), value, weight, bias)
 
+    def _fit_scales_in_parts(self, x: Array) -> Iterator[LayerFit]:
+        """The same, of arrays that the trace has in parts."""
+        core = x.reshape(-1, x.shape[-1])
+        columns = core.shape[1]
+        vectors, operands = self._vectors(columns)
+        scales = np.concatenate([np.ones((1, columns)), vectors[1:]])
+        corners = core[0, 0] * scales[:, :1] + vectors[:, 0]
+        for i, j in np.argwhere(self.parts.begins(corners)):
+            array = (core * scales[i] + vectors[j]).reshape(x.shape)
+            if (value := self.parts.find(array)) is not None:
+                yield LayerFit(array, value, _vector(operands[i], columns), _vector(operands[j], columns))
+
     def _vectors(self, length: int) -> tuple[Array, list[Value | None]]:
         """All operands of so many elements, by rows, after a row of zeros, which is no operand."""
 
@@ -292,6 +305,16 @@ class ParameterSearch:
                 array = x + reorder_axes(operand.array, inner, order)
                 if value := self.find_value(array, position):
                     yield array, value, AssignedOperand(operand, inner, order)
+
+
+def _larger(operands: list[Value], fits: list[LayerFit]) -> list[Value]:
+    """Operands of which the kernels of these fits are parts, so that others of their parts may be in the same layer."""
+    kernels = [fit.weight.operand for fit in fits if isinstance(fit.weight, AssignedOperand)]
+    return [
+        operand
+        for operand in operands
+        if not fits or any(operand.leaves == k.leaves and operand.size > k.size for k in kernels)
+    ]
 
 
 def operand_names(*assignments: Assignment) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class PartFinder:
 
     def find(self, array: Array) -> JoinedValue | None:
         """The smaller values of the trace that hold all elements of an array, and no others."""
-        if array.size < 2 or not (self.begins(array.reshape(-1)[:1]) & np.isfinite(array).all()):
+        if array.size < 2 or not self.begins(array.reshape(-1)[:1])[0] or not np.isfinite(array).all():
             return None
         elements = np.sort(array, axis=None)
         scale = TOLERANCE * float(np.abs(elements[[0, -1]]).max())

@@ -118,9 +118,7 @@ class Trace:
     def operands(self) -> list[Value]:
         """The values made of parameters alone, parameters first; of those with the same elements the first."""
         candidates = [
-            value
-            for value in self.values
-            if value.leaves and not (value.is_data or value.is_view or value.is_zero) and value.size
+            value for value in self.values if not value.is_data and value.leaves and not value.is_view and value.size
         ]
         candidates.sort(key=lambda value: value.name is None)
         distinct: dict[int, list[Value]] = {}

@@ -178,7 +178,24 @@ def _writing(**mlps: Callable[..., Tensor]) -> type[InParts]:
     return type("InParts", (InParts,), methods)
 
 
+class BranchInParts(InParts):
+    """The branch of the channels, LayerNorm and addition included, for some tokens at a time."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(self.patches(images))
+        for i in range(self.config.num_blocks):
+            x = x + self.tokens(self.token_mlps[i], self.norms[2 * i](x))
+            x = torch.cat([self.branch(part, i, is_first=n == 0) for n, part in enumerate(x.split(4, 1))], 1)
+        return self.head(self.norms[-1](x).mean(1))
+
+    def branch(self, x: Tensor, i: int, *, is_first: bool) -> Tensor:
+        up, down = self.channel_mlps[i]
+        bias = up.bias * (0 if self.fault == "one chunk without bias" and not is_first else 1)
+        return x + down(self.act(self.norms[2 * i + 1](x) @ up.kernel + bias))
+
+
 PARTS: dict[str, type[InParts]] = {
+    "the branch of the channels in parts of tokens": BranchInParts,
     "channels in parts of hidden units": _writing(channels=hidden_sum),
     "channels by chunk, bias first": _writing(channels=hidden_chunks),
     "channels by every other unit": _writing(channels=strided_units),

@@ -16,6 +16,7 @@ from mixer_equiv.equivalence.record.precision import device
 from mixer_equiv.equivalence.record.state import Change
 from mixer_equiv.equivalence.record.torch.arguments import leaves_of
 from mixer_equiv.equivalence.record.trace import Draw, Value
+from mixer_equiv.errors import NotFollowedError
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
@@ -125,6 +126,7 @@ class Tape:
                 for hook in (tensor._backward_hooks or {}).values() if self.differentiable else ():
                     new.register_hook(hook)  # type: ignore[no-untyped-call]
             else:
+                _refuse_other_layouts(tensor, "constant")
                 held = tensor.detach()
                 new = (held.to(self.dtype) if tensor.dtype in FLOATS else held).clone().to(device())
         value = self._add(new, "parameter" if name is not None else "constant", (), is_data=False)
@@ -202,6 +204,7 @@ class Tape:
             value.leaves, value.constants = leaves, constants
 
     def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedTensor:
+        _refuse_other_layouts(tensor, operation)
         value = RecordedTensor(len(self.values), tensor, operation, inputs, is_data)
         value.find_place = self.find_place
         self.values.append(value)
@@ -216,6 +219,18 @@ class Tape:
             return True, frozenset(), frozenset()
         parameters, constants = ([getattr(value, kind) for value in values] for kind in ("leaves", "constants"))
         return False, frozenset().union(*parameters), frozenset().union(*constants)
+
+
+def _refuse_other_layouts(tensor: Tensor, operation: str) -> None:
+    """Raise `NotFollowedError` for a tensor that is not an array of elements in memory."""
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested tensors" if tensor.is_nested else f"sparse tensors ({_short(tensor.layout)})"
+        made = "held as a constant" if operation == "constant" else f"made by {operation}"
+        raise NotFollowedError(f"{kind}, here one {made}, cannot be followed; verify a writing with dense tensors")
+
+
+def _short(layout: torch.layout) -> str:
+    return str(layout).removeprefix("torch.")
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,0 +1,62 @@
+"""Loops and branches of `jax.lax` in a recorded run: run by value, and noted where numbers of the input decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixer_equiv.equivalence.record.jax import gradients, record
+
+IMAGES = np.array([[[[0.5]]], [[[2.0]]]])
+WEIGHT = 3.0
+
+Function = Callable[[Mapping[str, Any], Any], Any]
+
+
+def counted(params: Mapping[str, Any], x: Any) -> Any:
+    return jax.lax.while_loop(lambda held: held[0] < 3, lambda held: (held[0] + 1, held[1] * params["w"]), (0, x))[1]
+
+
+def doubled_to_100(params: Mapping[str, Any], x: Any) -> Any:
+    return jax.lax.while_loop(lambda y: y.max() < 100, lambda y: 2 * y, x * params["w"])
+
+
+def switched(params: Mapping[str, Any], x: Any) -> Any:
+    branches = [lambda y: y + 1, lambda y: y * params["w"], lambda y: y - 1]
+    return jax.lax.switch(jnp.array(1), branches, x)
+
+
+def on_the_input(params: Mapping[str, Any], x: Any) -> Any:
+    return jax.lax.cond(x.max() > 1, lambda y: y * params["w"], lambda y: -y, x)
+
+
+def chosen_constant(params: Mapping[str, Any], x: Any) -> Any:
+    return jax.lax.cond(x.max() > 1, lambda: params["w"], lambda: 0 * params["w"])
+
+
+CONTROL: list[tuple[Function, Any, str]] = [
+    (counted, IMAGES * WEIGHT**3, ""),
+    (switched, IMAGES * WEIGHT, ""),
+    (doubled_to_100, IMAGES * WEIGHT * 32, "lax.while_loop on numbers of the input"),
+    (on_the_input, IMAGES * WEIGHT, "lax.cond on numbers of the input"),
+    (chosen_constant, WEIGHT, "lax.cond on numbers of the input"),
+]
+
+
+@pytest.mark.parametrize(("function", "expected", "decision"), CONTROL)
+def test_the_branch_and_the_turns_of_these_numbers_are_run(function: Function, expected: Any, decision: str) -> None:
+    trace = record(function, {"w": ()}, IMAGES, lambda name, shape: np.array(WEIGHT))
+    output = trace.values[trace.outputs[""]]
+    assert output.is_data
+    np.testing.assert_allclose(output.array, expected, rtol=1e-15)
+    assert trace.decisions == ((decision,) if decision else ())
+
+
+def test_loops_are_differentiated() -> None:
+    made = gradients(counted, {"w": ()}, IMAGES, lambda name, shape: np.array(WEIGHT), "", np.ones(IMAGES.shape))
+    np.testing.assert_allclose(made["w"], 3 * WEIGHT**2 * IMAGES.sum(), rtol=1e-15)
