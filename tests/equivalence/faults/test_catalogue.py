@@ -238,6 +238,7 @@ RIGHT = {
     "residual times 0.5": ("constant",),
     "images in [-1, 1]": ("preprocessing",),
     "temperature 2": ("constant",),
+    "token mixing twice": ("extra_mlp",),
 }
 FIRST = "MixerBlock_0/token_mixing"
 # The first stage, or step where not all stages have a counterpart, at which each is another function.
@@ -278,6 +279,6 @@ def test_what_nobody_listed_is_different_and_no_wrong_cause_is_named(name: str, 
     image = config.in_channels, *config.image_hw
     report = verify(DEVIATIONS[name](config), image=image, gradients=False)
     assert report.verdict != "equivalent"
-    assert report.verdict == "different" or name in ("eps 3e-6", "group norm")
+    assert report.verdict == "different" or name in ("eps 3e-6", "group norm", "token mixing twice")
     assert {cause.name for cause in report.causes} <= {"unknown", *RIGHT.get(name, ())}
     assert report.first_divergence == STAGES[name]
