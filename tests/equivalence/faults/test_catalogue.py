@@ -239,6 +239,7 @@ RIGHT = {
     "images in [-1, 1]": ("preprocessing",),
     "temperature 2": ("constant",),
     "token mixing twice": ("extra_mlp",),
+    "mean of activated logits": ("extra_activation",),
 }
 FIRST = "MixerBlock_0/token_mixing"
 # The first stage, or step where not all stages have a counterpart, at which each is another function.
@@ -264,7 +265,7 @@ STAGES = {
     "temperature 2": "logits",
     "GeM pooling": "pooled",
     "half max, half mean": "pooled",
-    "mean of activated logits": "pre_head_layer_norm/mean",
+    "mean of activated logits": "logits",
 }
 DEVIANT_SIZES = {"tiny": SMALL, **{name: SIZES[name] for name in ("digits", "B/16 width")}}
 
