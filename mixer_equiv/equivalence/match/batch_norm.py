@@ -38,8 +38,9 @@ def is_affine(x: Array, y: Array) -> bool:
     """Whether each column of `y` is a line of that of `x`, (..., columns)."""
     x, y = (array.reshape(-1, array.shape[-1]) for array in (x, y))
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    slopes = (x * y).sum(axis=0) / np.square(x).sum(axis=0)
-    return bool(np.linalg.norm(y - slopes * x) <= TOLERANCE * np.linalg.norm(y))
+    with np.errstate(all="ignore"):  # a column of one number has no slope
+        slopes = (x * y).sum(axis=0) / np.square(x).sum(axis=0)
+        return bool(np.linalg.norm(y - slopes * x) <= TOLERANCE * np.linalg.norm(y))
 
 
 def _statistics(value: Value, position: int, channels: int, trace: Trace) -> tuple[str, ...] | None:

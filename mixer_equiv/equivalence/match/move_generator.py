@@ -237,19 +237,27 @@ class MoveGenerator:
     ) -> Iterator[Move]:
         """`normed` times a scale plus a bias of the trace, over its last axis or all axes but the first.
 
-        What is normalised over another axis may be scaled along that one. Where the trace goes on from the result
-        alone, it may have normalised the stream itself, so that the step after must confirm it.
+        What is normalised over another axis may be scaled along that one. Where the program goes on from the input too
+        and the trace from the result alone, it may have normalised the stream itself, so that the step after must
+        confirm it; where it goes on to more than a branch, it has, which at first costs as much as a further LayerNorm.
         """
         cost = COST_OF["variant"] if deviations else 0
         whole = self.parameters.cached("whole", lambda: normed.reshape(len(normed), -1), normed)
         names = [parameter.name for parameter in step.parameters]
+        later = state.program.steps[len(state.steps) + 1 :] if state.program is not None else ()
+        goes_on = any(step.inputs[0] in other.inputs for other in later)
+        is_known = any(deviation.found is Choice.NORMALISED_STREAM for deviation in state.deviations)
         for x in (normed, whole) if normed.ndim > 2 else (normed,):
             sizes = x.shape[-1:] if x is normed else normed.shape[1:]
             for fit in self.parameters.fit_affine(x, state.position):
                 held = [dataclasses.replace(assignment, sizes=sizes) for assignment in (fit.weight, fit.bias)]
                 array = fit.array.reshape(normed.shape)
-                is_sure = fit.value.number not in self.trace.bottlenecks
-                yield Move(array, fit.value, dict(zip(names, held, strict=True)), deviations, cost, is_sure)
+                is_alone = goes_on and fit.value.number in self.trace.bottlenecks
+                is_stream = is_alone and len(self.trace.users[fit.value.number]) > 1
+                ahead = COST_OF["insert"] if is_stream and not is_known else 0
+                yield Move(
+                    array, fit.value, dict(zip(names, held, strict=True)), deviations, cost + ahead, not is_alone
+                )
         if any(deviation.found is Choice.TOKENS for deviation in deviations) and normed.ndim > 2:
             swapped = self.parameters.cached("swapped", partial(operations.swap, normed), normed)
             for fit in self.parameters.fit_affine(swapped, state.position):

@@ -153,6 +153,8 @@ class _ProgramSearch:
         for step, programs in branches.items():
             state = dataclasses.replace(node.state, program=programs[0])
             for move in self.generator.moves(step, state, budget):
+                if move.cost > budget:
+                    continue
                 after = _Node(programs, state.advance(step, move))
                 # A deviation is confirmed by the step after it: a value may be there for another reason.
                 left = needed - move.sure + (move.cost > 0)

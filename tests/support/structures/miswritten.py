@@ -189,6 +189,9 @@ HIDING: dict[frozenset[str], str] = {
     frozenset({"softmax", "log_softmax", "sigmoid"}): "each is a function of the one before, and people apply one",
     _LAYER_NORMS: "each LayerNorm is over one thing",
     frozenset({"BatchNorm", "eps"}): "a BatchNorm has an eps of its own",
+    frozenset({"LayerNorm after the stem", "token post-norm"}): (
+        "the LayerNorm after the stem stands where the first branch's should, whose own is a further one"
+    ),
 }
 
 
