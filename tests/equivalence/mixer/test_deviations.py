@@ -190,14 +190,18 @@ def test_a_constant_is_told_in_full() -> None:
     assert [(cause.name, cause.found) for cause in report.causes] == [("constant", "* 1.0000001")]
 
 
-def test_gradients_that_narrow_layer_norms_make_ill_conditioned_are_rounding() -> None:
-    """Two right programs, whose gradients are further apart than 1e-12 with these weights."""
+@pytest.mark.parametrize(("other", "scaling"), [("flax", 1e-8), ("reference", 1e-7)])
+def test_gradients_that_narrow_layer_norms_make_ill_conditioned_are_rounding(other: str, scaling: float) -> None:
+    """Two right programs, whose gradients are further apart than 1e-12 with these weights.
+
+    The reference computes in float64 alone, so that in float32 only one side is off.
+    """
     narrow = {"num_classes": 5, "num_blocks": 4, "patch_size": 2, "image_size": [6, 8], "hidden_dim": 3}
     sizes = {**narrow, "tokens_mlp_dim": 5, "channels_mlp_dim": 6}
-    report = verify(PortMixer(MixerConfig.from_dict(sizes)), "reference", image=(3, 6, 8), seed=61, gradients=True)
+    report = verify(PortMixer(MixerConfig.from_dict(sizes)), other, image=(3, 6, 8), seed=61, gradients=True)
     assert report.gradients is not None
     assert report.gradients.float32 is not None
-    assert 1e-12 < report.gradients.residual < 1e-8 * report.gradients.float32
+    assert 1e-12 < report.gradients.residual < scaling * report.gradients.float32
     assert report.verdict == "equivalent"
     assert "is rounding, since in float32 it is" in report.warnings[0]
 
