@@ -271,6 +271,7 @@ OF_A_FRAMEWORK = (
     "mixer_equiv.bench.peers_flax",
     "mixer_equiv.bench.peers_torch",
     "mixer_equiv.bench.torch_calls",
+    "mixer_equiv.equivalence.faults.planted_behaviour",
     "mixer_equiv.equivalence.faults.planted_code",
     "mixer_equiv.equivalence.record.jax",
     "mixer_equiv.equivalence.record.module_scopes",

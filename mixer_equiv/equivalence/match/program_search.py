@@ -181,7 +181,9 @@ class _ProgramSearch:
         if not steps or steps[-1].operation != "add":
             return None
         if node not in self._repetitions:
-            added = Deviation(steps[-1].name, "insert", "branch", None, Choice.AGAIN)
+            seen = node.state.seen[-1]
+            place = None if seen is None else seen.place
+            added = Deviation(steps[-1].name, "insert", "branch", None, Choice.AGAIN, place=place)
             state = dataclasses.replace(node.state, deviations=(*node.state.deviations, added))
             programs = tuple(repeat(program, len(steps)) for program in node.programs)
             self._repetitions[node] = _Node(programs, state)

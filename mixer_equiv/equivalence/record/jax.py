@@ -7,7 +7,6 @@ one that is taken. Start at `record`. `record.torch` offers the same functions f
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mixer_equiv.equivalence.record.calls import Calls, Function, move_on
+from mixer_equiv.equivalence.record.constants import unrounded
 from mixer_equiv.equivalence.record.equation_places import EquationPlaces
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.randomness import fork_generators, seed_generators
@@ -184,21 +184,6 @@ def _interpret(
     return _Interpreted(interpreter, entry, dict(zip(paths, numbers, strict=False)), tree[1])
 
 
-# Constants of activations. jax.nn.gelu rounds the roots to the dtype of its input, and JAX all Python's floats.
-_EXACT = (math.sqrt(2 / math.pi), math.sqrt(0.5), 0.044715, 1.702)
-
-
-def _unrounded(rounded: Any) -> Any:
-    """The number in the code, from the one that JAX keeps where the code asks for a narrower float than the pass's.
-
-    That is one of `_EXACT`, or the shortest decimal of which this is the rounding.
-    """
-    held = np.asarray(rounded)
-    value = float(held.reshape(()))
-    known = [number for number in _EXACT if held.dtype.type(number) == abs(value)]
-    return np.full(held.shape, math.copysign(known[0], value) if known else float(str(held.reshape(())[()])))
-
-
 # The parameters of an equation under which one that only calls another jaxpr holds it.
 _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _VIEW_PRIMITIVES = frozenset({"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"})
@@ -243,8 +228,8 @@ class _Interpreter:
         """Keep a constant, a float in the pass's dtype, and return its number."""
         given = jnp.asarray(array)
         if jnp.issubdtype(given.dtype, jnp.floating):
-            is_narrower = given.size == 1 and given.dtype.itemsize < self.dtype.itemsize
-            array = jnp.asarray(_unrounded(given) if is_narrower else given, self.dtype)
+            exact = unrounded(np.asarray(given)) if given.dtype.itemsize < self.dtype.itemsize else None
+            array = jnp.asarray(given if exact is None else exact, self.dtype)
             if array.size == 1:
                 self.scalars.append(float(array.reshape(())))
         return self.add(array, "constant", ())

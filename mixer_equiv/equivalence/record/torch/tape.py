@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mixer_equiv.equivalence.place import FindPlace, nowhere
+from mixer_equiv.equivalence.record.constants import unrounded
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device
 from mixer_equiv.equivalence.record.state import Change
@@ -19,6 +20,15 @@ from mixer_equiv.equivalence.record.trace import Draw, Value
 from mixer_equiv.errors import NotFollowedError
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+# Operations that take no more than the shape and kind of a tensor.
+_OF_SHAPES = frozenset(
+    {
+        *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
+        *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
+    }
+)
 
 
 class RecordedTensor:
@@ -127,16 +137,23 @@ class Tape:
                     new.register_hook(hook)  # type: ignore[no-untyped-call]
             else:
                 _refuse_other_layouts(tensor, "constant")
-                held = tensor.detach()
-                new = (held.to(self.dtype) if tensor.dtype in FLOATS else held).clone().to(device())
+                new = self._widen(tensor.detach()).clone().to(device())
         value = self._add(new, "parameter" if name is not None else "constant", (), is_data=False)
         value.name = name
         value.leaves = frozenset() if name is None else frozenset({name})
         if name is None and id(tensor) in self.constants:
             value.constants = frozenset({self.constants[id(tensor)]})
         if tensor.numel() == 1 and name is None and not tensor.is_complex():
-            self.scalars.append(float(tensor.item()))
+            self.scalars.append(float(new.item()))
         return new
+
+    def _widen(self, held: Tensor) -> Tensor:
+        """A constant in the pass's dtype, as the number in the code where it is a rounded one."""
+        if held.dtype not in FLOATS or held.is_meta:
+            return held
+        is_rounded = held.dtype is torch.float32 and self.dtype is torch.float64
+        exact = unrounded(held.cpu().numpy()) if is_rounded else None
+        return held.to(self.dtype) if exact is None else torch.from_numpy(exact).to(self.dtype)
 
     def note_writes(self, tensors: Iterable[Tensor]) -> None:
         """Note the parameters that share memory with tensors that are about to be written into."""
@@ -168,7 +185,7 @@ class Tape:
     def record_result(self, operation: str, sources: list[int], result: Any) -> None:
         """Record the tensors that an operation made of the values with these numbers."""
         inputs = tuple(dict.fromkeys(sources))
-        is_data, leaves, constants = self._origin(inputs)
+        is_data, leaves, constants = self._origin(() if operation in _OF_SHAPES else inputs)
         for tensor in leaves_of(result):
             if isinstance(tensor, Tensor) and tensor.dtype in FLOATS:
                 if id(tensor) in self._known and self._known[id(tensor)][0] is tensor:
