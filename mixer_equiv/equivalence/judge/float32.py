@@ -36,8 +36,8 @@ def in_float32(judgement: Judgement, evidence: Evidence, policy: Policy) -> Judg
 
 def _cause(run: Run, images: np.ndarray, policy: Policy) -> Cause | None:
     error = residual(run.float32[run.last], run.float64[run.last])
-    # No estimate is below half a unit, and an overflow is no other function.
-    if error <= policy.float32_error * _HALF_UNIT or not math.isfinite(error):
+    # No estimate is below half a unit. An overflow is that of float32, where the reference has numbers as large.
+    if error <= policy.float32_error * _HALF_UNIT or (not math.isfinite(error) and _overflows(run)):
         return None
     explained = _explained_error(run, images)
     if error <= policy.float32_error * explained:
@@ -51,6 +51,12 @@ def _cause(run: Run, images: np.ndarray, policy: Policy) -> Cause | None:
         "outputs",
         f"in {run.side.name}",
     )
+
+
+def _overflows(run: Run) -> bool:
+    """Whether squares of the reference's values, as a LayerNorm takes them, are beyond float32."""
+    largest = float(np.finfo(np.float32).max) ** 0.5 / 1000
+    return not all(np.abs(stage).max(initial=0) < largest for stage in run.reference.values())
 
 
 def _explained_error(run: Run, images: np.ndarray) -> float:

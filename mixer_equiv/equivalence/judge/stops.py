@@ -18,6 +18,7 @@ def verdict_where_nothing_was_found(found: NothingFound, causes: Collection[Caus
     """The verdict on a model in which no Mixer was found, with these causes: that of the first line that applies."""
     lines: tuple[tuple[bool, Verdict], ...] = (
         (found.is_blind, "nothing_compared"),  # there is no output to compare
+        (bool(found.breaches), "different"),  # runs of it differ as those of no function of each image do
         (any(verdict_of(cause.name) == "inexpressible" for cause in causes), "inexpressible"),
         (found.reached_output, "different"),  # the whole was followed, and is not the official function
         (found.is_of_other_family or not found.knows_layer_norm, "inexpressible"),  # it does not begin as a Mixer does

@@ -77,6 +77,7 @@ def find_mixer(
         stages=dict(_stages(match, tokens)),
         num_values=len(trace.values),
         idle=idle_operations(trace),
+        narrow_dtypes=trace.narrow_dtypes,
     )
 
 

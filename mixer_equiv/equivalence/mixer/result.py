@@ -154,9 +154,8 @@ class FoundMixer(Searched):
 
     `config` has the sizes, and those conventions that it computes throughout. `layout` names its parameters.
     `sources` are the official parameters among the values of a run, which has `num_values`; `stages` are the places of
-    the official stages among them.
-    `residual` is that of its output against the official program with the deviations. `idle` are operations that
-    changed nothing.
+    the official stages among them. `residual` is that of its output against the official program with the deviations.
+    `idle` are operations that changed nothing, `narrow_dtypes` the floats for which its code asks.
     """
 
     config: MixerConfig
@@ -166,6 +165,7 @@ class FoundMixer(Searched):
     stages: Mapping[str, StagePlace]
     num_values: int
     idle: tuple[str, ...]
+    narrow_dtypes: tuple[str, ...]
 
     @property
     def reached_output(self) -> bool:

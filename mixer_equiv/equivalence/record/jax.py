@@ -91,8 +91,9 @@ def call(
     seed: int = 0,
     skipped: int = 0,
     changes: list[Change] | None = None,
+    dtype: Any = np.float64,
 ) -> Calls:
-    """Call a function on each batch in turn, in float64, with parameters drawn as for `record`.
+    """Call a function on each batch in turn, in `dtype`, with parameters drawn as for `record`.
 
     The first gets None as kept. `objects`, each under a name, are those in which a call may leave something besides; to
     `changes` the function adds what it changes in others.
@@ -102,14 +103,14 @@ def call(
     set_anew: list[Change] = []
     overwritten: list[Change] = []
     kept: Any = None
-    with jax_full_precision(), fork_generators(seed):
-        drawn = _draw_parameters(shapes, draw, np.float64)
+    with jax_full_precision(x64=_is_wide(dtype)), fork_generators(seed):
+        drawn = _draw_parameters(shapes, draw, dtype)
         for number, batch in enumerate(batches, 1):
             state, others = ModelState(objects), [] if changes is None else changes
             others.clear()
             seed_generators(seed)
-            given = batch.astype(np.float64)
-            interpreter, _, outputs, numbers = _interpret(function, drawn, drawn, given, np.float64, kept=kept)
+            given = batch.astype(dtype)
+            interpreter, _, outputs, numbers = _interpret(function, drawn, drawn, given, dtype, kept=kept)
             arrays = interpreter.arrays
             made.append({path: np.asarray(arrays[number]) for path, number in outputs.items()})
             leaves, tree = jax.tree.flatten(jax.tree.map(arrays.__getitem__, numbers))

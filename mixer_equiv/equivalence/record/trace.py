@@ -81,6 +81,7 @@ class Trace:
         scalars: The numbers that occurred as arguments of operations.
         narrow_dtypes: Floats other than the pass's for which the code asked.
         uses_random_numbers: Whether random numbers were drawn.
+        constants_left: The names of constant tensors of the model whose numbers went to Python.
         decisions: The places at which numbers that depend on the input decided, or could, what was run.
     """
 
@@ -93,6 +94,7 @@ class Trace:
     narrow_dtypes: tuple[str, ...] = ()
     uses_random_numbers: bool = False
     decisions: tuple[str, ...] = ()
+    constants_left: frozenset[str] = frozenset()
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -141,9 +143,9 @@ class Trace:
 
     @cached_property
     def constants(self) -> tuple[str, ...]:
-        """The names of constant tensors of the model that meet the input."""
+        """The names of constant tensors of the model that meet the input, or decide what is run."""
         met = (self.values[i].constants for value in self.data for i in value.inputs if not self.values[i].is_data)
-        return tuple(sorted(frozenset().union(*met)))
+        return tuple(sorted(self.constants_left.union(*met)))
 
     @cached_property
     def users(self) -> dict[int, list[int]]:

@@ -82,12 +82,16 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
             wanted = dtypes[np.dtype(dtype)]
             return gradients(module, batch_of(images), draw, own, output, cotangent, filled, wanted)
 
-    def call_in_turn(batches: Sequence[np.ndarray], draw: Draw, training: bool, seed: int, skipped: int) -> Calls:
+    def call_in_turn(batches: Sequence[np.ndarray], draw: Draw, dtype: Any, **how: Any) -> Calls:
         with running():
             given = [batch_of(images) for images in batches]
-            return call(module, given, draw, own, filled, training=training, seed=seed, skipped=skipped)
+            return call(module, given, draw, own, filled, dtype=dtypes[np.dtype(dtype)], **how)
 
     filled, notices = mode_arguments(module.forward)
+    accumulating = [key for key, held in own.items() if getattr(held, "_post_accumulate_grad_hooks", None)]
+    if accumulating:
+        hooked = summarize(accumulating, 3)
+        notices += (Notice(f"hooks behind the accumulation of gradients are not run: those on {hooked}"),)
     if computed:
         notices += (Notice(f"computed from other parameters, and taken for parameters here: {', '.join(computed)}"),)
     return ForeignModel(
@@ -152,9 +156,9 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int], drawn: Collec
         others = {key: jax.tree.map(np.asarray, values) for key, values in begun.items() if key != "params"}
     shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
     constants = {key: leaf for key, leaf in flatten(others) if leaf.dtype.kind == "f"}
-    left = dict.fromkeys(key.partition("/")[0] for key, _ in flatten(others) if key not in drawn)
+    left = [key for key, _ in flatten(others) if key not in drawn]
     if left:
-        notices += (Notice(f"the collections {', '.join(left)} are left as init makes them"),)
+        notices += (Notice(f"arrays of other collections are left as init makes them: {summarize(left, 3)}"),)
     shapes |= {key: constants[key].shape for key in drawn}
     own |= {key: constants[key] for key in drawn if own}
 
@@ -206,11 +210,14 @@ def _of_jax(
         with running():
             return gradients(applied(False, 0), shapes, images, draw, output, cotangent, dtype)
 
-    def call_in_turn(batches: Sequence[np.ndarray], draw: Draw, training: bool, seed: int, skipped: int) -> Calls:
+    def call_in_turn(
+        batches: Sequence[np.ndarray], draw: Draw, dtype: Any, *, training: bool, seed: int, skipped: int
+    ) -> Calls:
         with running(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # JAX warns of statistics in float32 beside float64
             function = applied(training, seed)
-            return call(function, shapes, batches, draw, objects, seed=seed, skipped=skipped, changes=changes)
+            how = {"seed": seed, "skipped": skipped, "changes": changes, "dtype": dtype}
+            return call(function, shapes, batches, draw, objects, **how)
 
     return ForeignModel(name, "flax", run, own, lambda arrays: None, differentiate, call_in_turn, notices)
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from mixer_equiv.equivalence.mixer.replay import replay
 from mixer_equiv.equivalence.mixer.result import Breach, FoundMixer, NothingFound
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.idle import idle_operations
-from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
 from mixer_equiv.equivalence.sides.trials import (
@@ -29,6 +29,7 @@ from mixer_equiv.equivalence.sides.trials import (
     Subject,
     find_branches,
     find_dependence,
+    find_float32,
     find_limits,
     find_memory,
 )
@@ -37,8 +38,8 @@ from mixer_equiv.errors import MixerEquivError, summarize
 Found = FoundMixer | NothingFound
 Outputs = Mapping[str, np.ndarray]
 
-# The standard deviation of images that make what follows the stem large.
-LARGE = 100.0
+# By how much LayerNorms and images are smaller or larger than usual, the largest last.
+SCALES = {"small": 0.05, "somewhat large": 5.0, "large": 40.0}
 
 # Runs of a model that draws random numbers, to see whether its outputs depend on them.
 RANDOM_RUNS = 32
@@ -121,16 +122,17 @@ class _Coverage:
         if not seen.rows[0].size:
             return found.refused(f"{self.model.name} {_no_rows(subject, images)}"), 1
         breach = find_dependence(subject, seen, images)
-        if breach is None and seen.counted:
-            breach = find_memory(subject, images[: len(seen.numbers[-1])], seen.changed)
+        for dtype in (np.float64, np.float32) if seen.counted else ():
+            counting = dataclasses.replace(subject, dtype=dtype)
+            breach = breach or find_memory(counting, images[: len(seen.numbers[-1])], seen.changed)
         if breach is not None:
-            return self._refused(found, breach), 1
+            return self._refused(found, breach.also(found.decisions)), 1
         if seen.counted:
             found = found.noting(_written(seen.counted))
         return found, len(IN_PAIRS[0]) if seen.numbers is IN_PAIRS else 1
 
     def _elsewhere(self, found: FoundMixer, at_least: int) -> Found:
-        """The result after trials on images of other kinds, and on weights and images that are large.
+        """The result after trials on images of other kinds, and on weights and images of other sizes.
 
         A Mixer whose deviations are settings alone is held against the official program with these settings. The model
         is called on `at_least` so many images.
@@ -139,25 +141,25 @@ class _Coverage:
         if function is None:
             return self._noting_unseen(found, found.idle)
         side, config = ForeignSide(self.model, found), found.config
-        usual, large = side.draw(self.seed), side.draw(self.seed, large=True)
+        usual = side.draw(self.seed)
         subject = Subject(self.model, usual.values, found.output, at_least)
         shape = 1, *config.image_hw, config.in_channels
         breach = find_branches(
             subject, partial(function, usual.canonical), shape, self.seed, decides=bool(found.decisions)
         )
-        images = LARGE * self._images(self.seed, found.batch)
-        if breach is None or breach.fault == "limit":
-            subject = dataclasses.replace(subject, draw=large.values)
-            breach = breach or find_limits(subject, partial(function, large.canonical), images)
-        idle = found.idle
-        if idle:
-            idle = tuple(
-                operation for operation in idle if operation in _idle_in(self.model.trace(images, large.values))
-            )
+        idle = set(found.idle)
+        images = self._images(self.seed, found.batch)
+        for size, scale in SCALES.items():
+            drawn = side.draw(self.seed, scale)
+            subject, expected = dataclasses.replace(subject, draw=drawn.values), partial(function, drawn.canonical)
+            breach = breach or find_limits(subject, expected, scale * images, size, scale)
+            if idle:
+                idle &= set(idle_operations(self.model.trace(scale * images, drawn.values)))
+        breach = breach or find_float32(subject, expected, scale * images, found.narrow_dtypes)
         if breach is not None:
             reached = [operation for operation in found.idle if operation not in idle]
             return self._refused(found, breach.also(reached or found.decisions))
-        return self._noting_unseen(found, idle)
+        return self._noting_unseen(found, [operation for operation in found.idle if operation in idle])
 
     def _refused(self, found: Found, breach: Breach) -> NothingFound:
         return found.refused(f"{self.model.name} {REASONS[breach.fault]}", breach)
@@ -165,12 +167,9 @@ class _Coverage:
     def _noting_unseen(self, found: FoundMixer, idle: Collection[str]) -> FoundMixer:
         """The result with notices of what no trial saw at work."""
         saved = [name for name in found.constants if name in self.model.saved]
-        notices = {_idle: idle, _decided: found.decisions, _constant: saved}
+        plain = [name for name in found.constants if name not in saved and _is_varied(self.model.constants.get(name))]
+        notices = {_idle: idle, _decided: found.decisions, _constant: saved, _plain: plain}
         return found.noting(*(notice(what) for notice, what in notices.items() if what))
-
-
-def _idle_in(trace: Trace) -> frozenset[str]:
-    return frozenset(idle_operations(trace))
 
 
 def _no_rows(subject: Subject, images: np.ndarray) -> str:
@@ -199,6 +198,17 @@ def _constant(names: Collection[str]) -> Notice:
         f"{summarize(names, 3)}; verified with the values that they have"
     )
     return Notice(text, "constant_buffer")
+
+
+def _plain(names: Collection[str]) -> Notice:
+    return Notice(
+        f"tensors that are in no state_dict meet the images, with the values that they have: {summarize(names, 3)}"
+    )
+
+
+def _is_varied(constant: Any) -> bool:
+    """Whether a tensor has several elements, and is no number of the code."""
+    return constant is not None and int(np.prod(constant.shape)) > 1
 
 
 def _alike(one: Outputs, other: Outputs) -> bool:

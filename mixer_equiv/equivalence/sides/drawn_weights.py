@@ -19,15 +19,17 @@ def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
     return draw_params(config, seed)
 
 
-def large_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
-    """Draw canonical float64 weights with which activations, stream and logits reach some 100, on large images."""
+def scaled_params(config: MixerConfig, seed: int, scale: float) -> dict[str, np.ndarray]:
+    """Draw canonical float64 weights whose activations and logits are some `scale` times as large as usual.
+
+    The scale of a LayerNorm alone makes what follows large, since it gives values of unit size. The mean over tokens
+    makes them small again before the head.
+    """
     params = random_params(config, seed)
-    return {name: array * _LARGER.get(_kind(name), 1.0) for name, array in params.items()}
+    return {name: array * (scale if _kind(name) in _SCALED else 1.0) for name, array in params.items()}
 
 
-# Factors of large weights. A LayerNorm gives values of unit size, so that its scale alone makes what follows large. The
-# mean over tokens makes them small again before the head.
-_LARGER = {"LayerNorm/scale": 40.0, "pre_head_layer_norm/scale": 40.0, "head/kernel": 40.0}
+_SCALED = ("LayerNorm/scale", "pre_head_layer_norm/scale", "head/kernel")
 
 
 def _kind(name: str) -> str:

@@ -21,7 +21,7 @@ from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
-from mixer_equiv.equivalence.sides.drawn_weights import constrained, large_params, random_params
+from mixer_equiv.equivalence.sides.drawn_weights import constrained, scaled_params
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, part_of
 from mixer_equiv.equivalence.sides.runners import Arrays, Stages
 from mixer_equiv.errors import ConversionError, MixerEquivError
@@ -100,17 +100,16 @@ class ForeignSide:
     def following(self, config: MixerConfig) -> BuiltInSide:
         return BuiltInSide(self.name, self.runner, config)
 
-    def draw(self, seed: int, *, large: bool = False) -> DrawnWeights:
-        """Draw weights for its parameters, and the canonical ones that these are; `large` ones reach some 100.
+    def draw(self, seed: int, scale: float = 1.0) -> DrawnWeights:
+        """Draw weights for its parameters, of a `scale` as in `scaled_params`, and the canonical ones that these are.
 
         A model whose official parameters are not its own can be given no canonical ones: they are what it computes.
         """
         config = self.config
         if not self.is_named:
-            draw = _larger(generic(seed)) if large else generic(seed)
+            draw = _scaled(generic(seed), scale)
             return DrawnWeights(draw, self._computed(draw))
-        params = large_params(config, seed) if large else random_params(config, seed)
-        canonical = constrained(params, self.layout, config)
+        canonical = constrained(scaled_params(config, seed, scale), self.layout, config)
         return DrawnWeights(_given(join_stacks(relabel(canonical, LINEN, self.layout, config))), canonical)
 
     def _computed(self, draw: Draw) -> dict[str, np.ndarray]:
@@ -173,13 +172,9 @@ class ForeignSide:
             return self.model.differentiate(np.repeat(image, batch, axis=0), draw, output, alone, dtype)
 
 
-# A factor of vectors of a model whose parameters have no official names, with which values reach some 100.
-LARGE_VECTORS = 30.0
-
-
-def _larger(draw: Draw) -> Draw:
-    """The same values, but vectors, among which are the scales of LayerNorms, much larger."""
-    return lambda name, shape: draw(name, shape) * (LARGE_VECTORS if len(shape) == 1 else 1.0)
+def _scaled(draw: Draw, scale: float) -> Draw:
+    """The same values, but vectors, among which are the scales of LayerNorms, `scale` times as large."""
+    return lambda name, shape: draw(name, shape) * (scale if len(shape) == 1 else 1.0)
 
 
 def _given(arrays: Mapping[str, np.ndarray]) -> Draw:

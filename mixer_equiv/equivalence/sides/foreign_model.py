@@ -31,8 +31,10 @@ class Differentiate(Protocol):
 
 
 class CallInTurn(Protocol):
-    def __call__(self, batches: Sequence[np.ndarray], draw: Draw, training: bool, seed: int, skipped: int) -> Calls:
-        """Calls in a row, in eval or train mode, each with random generators so seeded.
+    def __call__(
+        self, batches: Sequence[np.ndarray], draw: Draw, dtype: Any, *, training: bool, seed: int, skipped: int
+    ) -> Calls:
+        """Calls in a row, computed in `dtype`, in eval or train mode, each with random generators so seeded.
 
         Before the last one, what counts calls is moved on by those `skipped`.
         """
@@ -77,11 +79,18 @@ class ForeignModel:
         return self if self.drawing is None else self.drawing(names)
 
     def calls(
-        self, batches: Sequence[np.ndarray], draw: Draw, *, training: bool = False, seed: int = 0, skipped: int = 0
+        self,
+        batches: Sequence[np.ndarray],
+        draw: Draw,
+        dtype: Any = np.float64,
+        *,
+        training: bool = False,
+        seed: int = 0,
+        skipped: int = 0,
     ) -> Calls:
         """Call the model on each batch in turn; nothing that a call leaves is taken back before the last."""
         with np.errstate(all="ignore"):
-            return self.call_in_turn(batches, draw, training, seed, skipped)
+            return self.call_in_turn(batches, draw, dtype, training=training, seed=seed, skipped=skipped)
 
 
 def part_of(parameters: Mapping[str, Any], name: str) -> Any:

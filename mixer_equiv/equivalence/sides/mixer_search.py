@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mixer_equiv.arrays.interop import to_numpy
 from mixer_equiv.equivalence.mixer.find import find_mixer
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound
 from mixer_equiv.equivalence.notice import Notice
@@ -54,8 +55,12 @@ def _likeliest(first: _Search) -> tuple[_Search, Found]:
 
 def _weights_among_constants(model: ForeignModel, found: Found) -> Iterator[list[str]]:
     """Names of constant tensors that may hold weights: all, then those whose elements are not all the same number."""
-    names = [name for name in model.constants if name in found.constants or not model.labels_constants]
-    varied = [name for name in names if np.ptp(np.asarray(model.constants[name])) > 0]
+    met = {
+        name: held for name, held in model.constants.items() if name in found.constants or not model.labels_constants
+    }
+    values = {name: np.asarray(to_numpy(name, held)) for name, held in met.items()}
+    names = [name for name, array in values.items() if array.dtype.kind not in "biu"]
+    varied = [name for name in names if np.ptp(values[name].astype(np.float64)) > 0]
     yield from (some for some in ([names, varied] if varied != names else [names]) if some)
 
 

@@ -8,7 +8,8 @@ here follows values; `mixer_search.py` says when each trial is made.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,9 @@ MANY, PAIR = 5, 2
 IN_TURN = ((0, 1, 2, 3, 4), (0,), (1,), (2,), (3,), (4,), (0, 1))
 IN_PAIRS = ((0, 1), (1, 0), (0, 1))
 
+# The largest error of a float32 run on large values, relative in the 2-norm, that may be rounding.
+FLOAT32_TOLERANCE = 1e-3
+
 # Calls in a row of a model that writes what stays, and the numbers of calls that are skipped before the last.
 CALLS = 12
 SKIPPED = (10, 100, 1000, 10**6)
@@ -47,15 +51,28 @@ class Subject:
     draw: Draw
     output: str
     at_least: int = 1
+    dtype: Any = np.float64
+
+    @property
+    def tolerance(self) -> float:
+        """How far two rows of equal images may be apart."""
+        return ROW_TOLERANCE if np.dtype(self.dtype) == np.float64 else FLOAT32_TOLERANCE
 
     def call(self, *batches: np.ndarray, skipped: int = 0) -> Calls:
-        return self.model.calls(batches, self.draw, skipped=skipped)
+        return self.model.calls(batches, self.draw, self.dtype, skipped=skipped)
 
     def rows(self, *batches: np.ndarray, skipped: int = 0) -> list[np.ndarray]:
         """The outputs of calls in a row, a row for each image."""
-        filled = [np.concatenate([batch, *[batch[-1:]] * (self.at_least - len(batch))]) for batch in batches]
+        filled = list(map(self.filled, batches))
         made = zip(self.call(*filled, skipped=skipped).outputs, batches, filled, strict=True)
         return [self.rows_of(outputs, len(given))[: len(batch)] for outputs, batch, given in made]
+
+    def filled(self, batch: np.ndarray) -> np.ndarray:
+        """A batch of as many images as the model takes."""
+        return np.concatenate([batch, *[batch[-1:]] * (self.at_least - len(batch))])
+
+    def count(self, batch: np.ndarray) -> int:
+        return max(len(batch), self.at_least)
 
     def rows_of(self, outputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:
         """An output as a row for each of `count` images; empty where it has not so many."""
@@ -125,7 +142,8 @@ REASONS = {
     "neighbours": "computes for an image what depends on the other images of its batch, or on its place among them",
     "memory": "computes what depends on the calls before",
     "branch": "computes different functions for images of different kinds",
-    "limit": "computes another function where values are large",
+    "limit": "computes another function where values are larger or smaller than usual",
+    "float32": "computes another function in float32 than in float64",
 }
 
 
@@ -147,11 +165,11 @@ def find_memory(subject: Subject, image: np.ndarray, changed: Sequence[str]) -> 
     """
     first, *later = subject.rows(*[image] * CALLS)
     for call, row in enumerate(later, 2):
-        if not (distance := _apart(row, first)) <= ROW_TOLERANCE:
+        if not (distance := _apart(row, first)) <= subject.tolerance:
             return _memory(distance, call, changed)
     for skipped in SKIPPED:
         first, _, last = subject.rows(*[image] * 3, skipped=skipped)
-        if not (distance := _apart(last, first)) <= ROW_TOLERANCE:
+        if not (distance := _apart(last, first)) <= subject.tolerance:
             return _memory(distance, 3 + skipped, changed)
     return None
 
@@ -169,6 +187,8 @@ KINDS: Mapping[str, Kind] = {
     "of whole numbers up to 255": lambda rng, shape: rng.integers(0, 256, shape).astype(np.float64),
     "below 0": lambda rng, shape: -rng.uniform(0.1, 3, shape),
     "of some hundreds": lambda rng, shape: 300 * rng.standard_normal(shape),
+    "near 0": lambda rng, shape: 1e-3 * rng.standard_normal(shape),
+    "that are grey": lambda rng, shape: np.broadcast_to(rng.uniform(0, 1, (*shape[:-1], 1)), shape).copy(),
 }
 
 # Images to outputs (images, classes): what a model is expected to compute.
@@ -193,7 +213,7 @@ def find_branches(
         return None
     distance, kind = max(over)
     if not decides and all(kind in FAR for _, kind in over):
-        return _limit(distance, f"for images {kind}")
+        return _limit("large", distance, f"for images {kind}")
     return Breach(
         "branch",
         f"something else for images {' and '.join(kind for _, kind in over)}",
@@ -203,21 +223,41 @@ def find_branches(
     )
 
 
-def find_limits(subject: Subject, expected: Expected, images: np.ndarray) -> Breach | None:
-    """A breach where large weights, which `subject` draws, and large `images` reach what smaller ones do not."""
+def find_limits(subject: Subject, expected: Expected, images: np.ndarray, size: str, reached: float) -> Breach | None:
+    """A breach where weights, which `subject` draws, and `images` of this `size` reach what usual ones do not.
+
+    Activations are some `reached` times as large as usual.
+    """
     distance = residual(subject.rows(images)[0], expected(images))
     if distance <= ROW_TOLERANCE:
         return None
-    return _limit(distance, "where activations, stream and logits reach some 100")
+    return _limit(size, distance, f"where activations are some {reached:g} times as large as usual")
 
 
-def _limit(distance: float, where: str) -> Breach:
+def _limit(size: str, distance: float, where: str) -> Breach:
     return Breach(
         "limit",
-        "something else where values are large",
+        f"something else where values are {size}",
         "the same function for all numbers",
-        "large values",
+        f"{size} values",
         f"off by {distance:.1e} {where}",
+    )
+
+
+def find_float32(subject: Subject, expected: Expected, images: np.ndarray, narrow: Collection[str]) -> Breach | None:
+    """A breach where the model rounds in float32 what it does not in float64, or is another function there.
+
+    `narrow` are the dtypes for which it asks in float64. Whether small errors are those of rounding is for the judge.
+    """
+    trace = subject.model.trace(subject.filled(images), subject.draw, np.float32, every=False)
+    row = subject.rows_of({path: trace.values[i].array for path, i in trace.outputs.items()}, subject.count(images))
+    error = residual(row[: len(images)], expected(images))
+    narrower = sorted({name for name in trace.narrow_dtypes if not name.startswith("float")} - set(narrow))
+    if not narrower and error <= FLOAT32_TOLERANCE:
+        return None
+    found = f"a rounding to {' and '.join(narrower)}" if narrower else f"an error of {error:.1e}"
+    return Breach(
+        "float32", f"{found} in float32 alone", "the function that it is in float64", "outputs", "large values"
     )
 
 

@@ -36,7 +36,7 @@ def right(images: np.ndarray, call: int) -> np.ndarray:
 def subject(function: Function, at_least: int = 1) -> Subject:
     """A model that counts its calls in one session."""
 
-    def call_in_turn(batches: Sequence[np.ndarray], draw: object, training: bool, seed: int, skipped: int) -> Calls:
+    def call_in_turn(batches: Sequence[np.ndarray], *_: object, skipped: int, **__: object) -> Calls:
         numbers = [*range(1, len(batches)), len(batches) + skipped]
         made = [{"": function(images, number)} for images, number in zip(batches, numbers, strict=True)]
         return Calls(tuple(made), ("calls",), ("calls",))
@@ -63,7 +63,7 @@ def test_a_function_of_each_image_passes_all_trials() -> None:
     expected = partial(right, call=1)
     assert dependence(right) is memory(right) is None
     assert find_branches(subject(right), expected, IMAGES[:1].shape, 0, decides=False) is None
-    assert find_limits(subject(right), expected, IMAGES) is None
+    assert find_limits(subject(right), expected, IMAGES, "usual", 1) is None
 
 
 NEIGHBOURS: dict[str, Function] = {
@@ -119,7 +119,7 @@ def test_what_decides_on_numbers_of_large_images_is_no_limit() -> None:
 
 def test_a_limit_that_large_images_reach_is_seen() -> None:
     breach = find_limits(
-        subject(lambda x, call: right(np.clip(x, -90, 90), call)), partial(right, call=1), 100 * IMAGES
+        subject(lambda x, call: right(np.clip(x, -90, 90), call)), partial(right, call=1), 100 * IMAGES, "large", 100
     )
     assert breach is not None
     assert breach.fault == "limit"

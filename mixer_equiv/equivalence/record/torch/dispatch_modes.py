@@ -18,12 +18,12 @@ from mixer_equiv.equivalence.record.torch.tape import FLOATS, Tape
 # Methods that ask for a narrower float, and the name of its dtype.
 _NARROWING = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 
-# Properties of a tensor that are tensors.
-_VIEW_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
+# Properties of a tensor that are tensors, or tell its dtype.
+_OF_STAND_INS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "dtype", "itemsize", "nbytes"})
 
 # Methods, and operations, by which numbers leave torch for Python or NumPy.
 _LEAVING = frozenset({"numpy", "tolist", "__array__"})
-_LEAVING_OPERATIONS = re.compile(r"aten\.(_local_scalar_dense|is_nonzero|equal)\b")
+_LEAVING_OPERATIONS = re.compile(r"aten\.(_local_scalar_dense|is_nonzero|equal|allclose)\b")
 
 # Methods that only look at a tensor.
 _LOOKING = {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.__len__, Tensor.__hash__}
@@ -39,7 +39,7 @@ class FunctionMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        is_property = name in ("__get__", "__set__", "__del__") and _property_of(func) not in _VIEW_PROPERTIES
+        is_property = name in ("__get__", "__set__", "__del__") and _property_of(func) not in _OF_STAND_INS
         if is_property or func in _LOOKING:
             return func(*args, **kwargs)
         self.tape.find_place = self.tape.places.mark()
@@ -48,7 +48,7 @@ class FunctionMode(TorchFunctionMode):
             self.tape.record_exit(leaf for leaf in leaves_of(args) if isinstance(leaf, Tensor))
         kind = torch.device(device()).type
         if torch.is_autocast_enabled(kind):
-            self.tape.narrow_dtypes.append(_dtype_name(torch.get_autocast_dtype(kind)))
+            self.tape.narrow_dtypes.append(f"{_dtype_name(torch.get_autocast_dtype(kind))} by autocast")
         if name in _NARROWING and args and isinstance(args[0], Tensor):
             self.tape.narrow_dtypes.append(_NARROWING[name])
             return args[0].to(self.tape.dtype)

@@ -20,13 +20,9 @@ def find_unlisted_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def find_constant_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Find the floats, by path, that a module holds and does not train: buffers, and plain tensors in attributes."""
+    """Find the tensors, by path, that a module holds and does not train: buffers, and plain tensors in attributes."""
     held = {**dict(module.named_buffers()), **dict(_unlisted_tensors(module))}
-    return {
-        name: tensor
-        for name, tensor in held.items()
-        if tensor.is_floating_point() and not tensor.requires_grad and not tensor.is_meta
-    }
+    return {name: tensor for name, tensor in held.items() if not tensor.requires_grad and not tensor.is_meta}
 
 
 def _unlisted_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

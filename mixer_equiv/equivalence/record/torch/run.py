@@ -73,6 +73,7 @@ def record(
         scalars=tuple(dict.fromkeys(tape.scalars)),
         narrow_dtypes=tuple(dict.fromkeys(tape.narrow_dtypes)),
         decisions=tuple(dict.fromkeys(tape.decisions)),
+        constants_left=frozenset(tape.left),
         uses_random_numbers=uses_random_numbers,
     )
 
@@ -124,21 +125,22 @@ def call(
     training: bool = False,
     seed: int = 0,
     skipped: int = 0,
+    dtype: torch.dtype = torch.float64,
 ) -> Calls:
-    """Call the module on each batch in turn, in float64, with parameters drawn as for `record`.
+    """Call the module on each batch in turn, in `dtype`, with parameters drawn as for `record`.
 
     What a call leaves in the module stays for the next. All generators begin each call with `seed`. Before the last
     call, what counts calls is moved on by those `skipped`.
     """
-    tape = Tape(draw, names, torch.float64, _places_in(module), differentiable=True)
+    tape = Tape(draw, names, dtype, _places_in(module), differentiable=True)
     made: list[dict[str, np.ndarray]] = []
     set_anew: list[Change] = []
     overwritten: list[Change] = []
-    with _isolated(module, names, training, seed) as session, torch_full_precision(), _default_dtype(torch.float64):
+    with _isolated(module, names, training, seed) as session, torch_full_precision(), _default_dtype(dtype):
         for number, batch in enumerate(batches, 1):
             state, held = ModelState(session.parts), tape.contents(session.buffers)
             seed_generators(seed)
-            given = batch.to(device(), torch.float64)
+            given = batch.to(device(), dtype)
             tape.enter(given)
             with FunctionMode(tape), DispatchMode(tape):
                 result = module(given, **(kwargs or {}))

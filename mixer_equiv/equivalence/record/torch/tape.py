@@ -92,6 +92,7 @@ class Tape:
         self.narrow_dtypes: list[str] = []
         self.decisions: list[str] = []
         self.written: dict[str, None] = {}  # parameters
+        self.left: set[str] = set()  # constants whose numbers went to Python
         self.uses_random_numbers = False
         self.find_place: FindPlace = nowhere  # of the call of torch's that is under way, of one or more operations
         self.stand_ins: dict[int, Tensor] = {}
@@ -126,6 +127,7 @@ class Tape:
 
     def _draw_or_copy(self, tensor: Tensor) -> Tensor:
         with _without_modes():
+            _refuse_other_classes(tensor)
             name = self.names.get(id(tensor))
             if name is None and tensor.requires_grad and tensor.is_leaf and tensor.dtype in FLOATS:
                 name = f"hidden {len(self.hidden)}"
@@ -200,7 +202,9 @@ class Tape:
     def record_exit(self, tensors: Iterable[Tensor]) -> None:
         """Note the place, if it is there that numbers which depend on the input leave torch for Python."""
         numbers = [self._known[id(tensor)][1] for tensor in tensors if id(tensor) in self._known]
-        if any(number >= 0 and self.values[number].is_data for number in numbers):
+        values = [self.values[number] for number in numbers if number >= 0]
+        self.left.update(name for value in values for name in value.constants)
+        if any(value.is_data for value in values):
             place = self.places.current()
             self.decisions.append("" if place is None else f"{place} ({place.text})" if place.text else str(place))
 
@@ -236,6 +240,18 @@ class Tape:
             return True, frozenset(), frozenset()
         parameters, constants = ([getattr(value, kind) for value in values] for kind in ("leaves", "constants"))
         return False, frozenset().union(*parameters), frozenset().union(*constants)
+
+
+def _refuse_other_classes(tensor: Tensor) -> None:
+    """Raise `NotFollowedError` for a tensor of a class that does operations in its own way."""
+    for kind in type(tensor).__mro__:
+        if kind.__module__.partition(".")[0] == "torch":
+            return
+        if "__torch_function__" in vars(kind) or "__torch_dispatch__" in vars(kind):
+            raise NotFollowedError(
+                f"{kind.__name__}, a class of tensors with operations of its own, cannot be followed; verify a writing "
+                "with plain tensors"
+            )
 
 
 def _refuse_other_layouts(tensor: Tensor, operation: str) -> None:
