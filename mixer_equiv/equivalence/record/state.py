@@ -57,7 +57,9 @@ class ModelState:
     def __init__(self, objects: Iterable[tuple[str, Any]]) -> None:
         self._held: list[_Held] = []
         self._visited: dict[int, Any] = {}  # so that no id is used twice
-        waiting = deque(objects)
+        waiting: deque[tuple[str, Any]] = deque()
+        for path, held in objects:  # themselves, of whatever class they are
+            waiting += [(path, type(held)), (path, vars(held) if hasattr(held, "__dict__") else held)]
         while waiting:
             path, value = waiting.popleft()
             if not isinstance(value, _IMMUTABLE) and id(value) not in self._visited:

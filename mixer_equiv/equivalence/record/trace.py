@@ -99,8 +99,10 @@ class Trace:
     @property
     def notices(self) -> tuple[str, ...]:
         """Sentences that tell a user what the recorder noticed."""
+        asked = (name.partition(" ") for name in self.narrow_dtypes)
         return tuple(
-            f"it asks for {dtype} itself, and was verified in float64 throughout" for dtype in self.narrow_dtypes
+            f"it asks for {dtype} itself{how and f' ({how})'}, and was verified in float64 throughout"
+            for dtype, _, how in asked
         )
 
     @cached_property

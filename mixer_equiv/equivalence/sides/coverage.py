@@ -63,6 +63,8 @@ class _Coverage:
     seed: int
 
     def of(self, found: Found) -> Found:
+        if isinstance(found, NothingFound) and found.is_blind:
+            return found
         images = self._images(self.seed, MANY)
         first, *others = self._under_other_seeds(found, images)
         output = found.output if found.output in first else next(iter(first), "")
@@ -143,6 +145,8 @@ class _Coverage:
         side, config = ForeignSide(self.model, found), found.config
         usual = side.draw(self.seed)
         subject = Subject(self.model, usual.values, found.output, at_least)
+        if find_limits(subject, partial(function, usual.canonical), self._images(self.seed, found.batch), "usual", 1):
+            return self._noting_unseen(found, found.idle)  # it is another function everywhere, as the judge will see
         shape = 1, *config.image_hw, config.in_channels
         breach = find_branches(
             subject, partial(function, usual.canonical), shape, self.seed, decides=bool(found.decisions)

@@ -209,7 +209,7 @@ def find_branches(
         for kind, image, row in zip(KINDS, images, subject.rows(*images), strict=True)
     ]
     over = [found for found in apart if not found[0] <= ROW_TOLERANCE]
-    if not over:
+    if not over or len(over) == len(apart):  # what is so for all images is no branch
         return None
     distance, kind = max(over)
     if not decides and all(kind in FAR for _, kind in over):

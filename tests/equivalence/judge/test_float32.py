@@ -26,10 +26,8 @@ def off_by(factor: float) -> Odd:
 @pytest.mark.parametrize("other", ["reference", "torch"])
 def test_another_function_in_float32_is_different_whatever_it_is_compared_with(factor: float, other: str) -> None:
     report = verify(off_by(factor), other, image=IMAGE, gradients=False)
-    assert report.residual is not None
-    assert report.residual <= 1e-12
     assert (report.verdict, [cause.name for cause in report.causes]) == ("different", ["float32"])
-    assert report.causes[0].found == f"an error of {report.sides[0].rms_error:.1e} in float32"
+    assert report.causes[0].found.startswith(f"an error of {factor:.1e} in float32")
 
 
 def test_an_error_like_that_of_rounding_is_none() -> None:

@@ -24,6 +24,8 @@ STOPPED: dict[str, Any] = {
     "output": "",
     "batch": 2,
     "draws": False,
+    "decisions": (),
+    "constants": (),
     "reasons": ("it stopped",),
     "residual": None,
     "missing": "MixerBlock_0/token_mixing/Dense_0",

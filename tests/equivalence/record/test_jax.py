@@ -18,6 +18,11 @@ WEIGHT = 3.0
 Function = Callable[[Mapping[str, Any], Any], Any]
 
 
+def keeping_nothing(function: Function) -> Any:
+    """As the recorder calls it: with what the last call kept, which is nothing."""
+    return lambda params, images, kept: (function(params, images), None)
+
+
 def counted(params: Mapping[str, Any], x: Any) -> Any:
     return jax.lax.while_loop(lambda held: held[0] < 3, lambda held: (held[0] + 1, held[1] * params["w"]), (0, x))[1]
 
@@ -50,7 +55,7 @@ CONTROL: list[tuple[Function, Any, str]] = [
 
 @pytest.mark.parametrize(("function", "expected", "decision"), CONTROL)
 def test_the_branch_and_the_turns_of_these_numbers_are_run(function: Function, expected: Any, decision: str) -> None:
-    trace = record(function, {"w": ()}, IMAGES, lambda name, shape: np.array(WEIGHT))
+    trace = record(keeping_nothing(function), {"w": ()}, IMAGES, lambda name, shape: np.array(WEIGHT))
     output = trace.values[trace.outputs[""]]
     assert output.is_data
     np.testing.assert_allclose(output.array, expected, rtol=1e-15)
@@ -58,5 +63,7 @@ def test_the_branch_and_the_turns_of_these_numbers_are_run(function: Function, e
 
 
 def test_loops_are_differentiated() -> None:
-    made = gradients(counted, {"w": ()}, IMAGES, lambda name, shape: np.array(WEIGHT), "", np.ones(IMAGES.shape))
+    made = gradients(
+        keeping_nothing(counted), {"w": ()}, IMAGES, lambda name, shape: np.array(WEIGHT), "", np.ones(IMAGES.shape)
+    )
     np.testing.assert_allclose(made["w"], 3 * WEIGHT**2 * IMAGES.sum(), rtol=1e-15)

@@ -120,9 +120,8 @@ class _CoupledAtTheEnd(PortMixer):
 def test_a_model_that_mixes_the_images_of_a_batch_is_another_function(model: Any) -> None:
     report = verify(model(SMALL), image=IMAGE)
     assert report.verdict == "different"
-    assert {cause.name for cause in report.causes} <= {"unknown"}
-    if model is _CoupledAtTheEnd:
-        assert any("depends on the other images of its batch" in reason for reason in report.reasons)
+    assert {"neighbours"} <= {cause.name for cause in report.causes} <= {"unknown", "neighbours"}
+    assert any("depends on the other images of its batch" in reason for reason in report.reasons)
     assert "it is the same function" not in str(report)
 
 

@@ -48,9 +48,19 @@ DIFFERENT: dict[str, tuple[Callable[[Forward, Tensor], Any], str]] = {
     "NumPy's new generators": (lambda f, x: f(x) + np.random.default_rng().random(), "two runs of Odd"),
     "a number of its own input": (lambda f, x: f(x) * float(x.sum()), "depends on the other images of its batch"),
     "only four images": (lambda f, x: f(x[:4]), "returns (4, 7) for 5 images, and no row for each"),
-    "all logits in one row": (lambda f, x: f(x).flatten(), "returns (28,) for 4 images, and no row for each"),
+    "all logits in one row": (lambda f, x: f(x).flatten(), "returns (35,) for 5 images, and no row for each"),
     "another order of many": (lambda f, x: f(x) if len(x) < 3 else f(x).flip(0), "depends on the other images"),
-    "state": (counting(), "two runs of Odd on the same images differ"),
+    "state": (counting(), "computes what depends on the calls before"),
+}
+
+
+# What the trials of a model name, where they see the difference.
+BY_TRIALS = {
+    "another sign for some": ("branch", "neighbours"),
+    "a number of its own input": ("neighbours",),
+    "another order of many": ("neighbours",),
+    "state": ("memory",),
+    "a reached clamp": ("limit", "branch"),
 }
 
 
@@ -59,7 +69,7 @@ def test_what_is_another_function_is_so_for_the_right_reason(kind: str) -> None:
     doing, reason = DIFFERENT[kind]
     report = verify(Odd(doing), image=IMAGE)
     assert report.verdict == "different"
-    assert {cause.name for cause in report.causes} <= {"constant", "unknown"}
+    assert {cause.name for cause in report.causes} <= {"constant", "unknown", *BY_TRIALS.get(kind, ())}
     assert any(reason in text for text in report.reasons), report.reasons
 
 
@@ -100,9 +110,14 @@ def test_what_is_done_to_the_images_first_is_named(doing: Any, found: str) -> No
 
 
 def test_an_unreached_clamp_is_said_to_have_been_idle() -> None:
-    report = verify(Odd(lambda f, x: f(x).clamp(-50, 50)), image=IMAGE)
+    report = verify(Odd(lambda f, x: f(x).clamp(-1e6, 1e6)), image=IMAGE)
     assert report.verdict == "equivalent"
-    assert "not seen at work, and so not compared: clamp, whose results were their inputs" in report.warnings
+    (said,) = report.warnings
+    assert said.startswith("not seen at work, and so not compared: clamp at ")
+    assert said.endswith(", whose results were their inputs")
+    report = verify(Odd(lambda f, x: f(x).clamp(-50, 50)), image=IMAGE)
+    assert (report.verdict, [cause.name for cause in report.causes]) == ("different", ["limit"])
+    assert "clamp at " in report.causes[0].evidence
     assert verify(Odd(lambda f, x: f(x)), image=IMAGE).warnings == ()
 
 
@@ -158,7 +173,7 @@ def test_generators_are_left_as_they_were() -> None:
 
 
 class Leaving(PortMixer):
-    """The official function, which leaves things behind, and computes from what it finds of them."""
+    """The official function, which leaves things behind, of which it reads none."""
 
     def __init__(self) -> None:
         super().__init__(CONFIG)
@@ -167,7 +182,7 @@ class Leaving(PortMixer):
         self.register_buffer("average", torch.zeros(CONFIG.num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        self.cache = super().forward(images) if self.cache is None else self.cache
+        self.cache = super().forward(images)
         self.calls += 1
         self.seen.append(self.cache)
         self.by_name["calls"][0] += 1
@@ -181,7 +196,9 @@ class Leaving(PortMixer):
 def test_what_a_pass_leaves_in_a_module_is_taken_back() -> None:
     model = Leaving()
     held, average = model.by_name, model.average
-    assert verify(model, image=IMAGE).verdict == "equivalent"
+    report = verify(model, image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert set(report.notices) == {"state_written", "constant_buffer"}
     assert (model.calls, model.cache, model.seen, model.counts.tolist()) == (0, None, [torch.ones(1)], [0, 0])
     assert model.by_name is held
     assert held == {"calls": [0]}
@@ -197,7 +214,8 @@ def test_autocast_inside_is_said() -> None:
             return forward(x)
 
     report = verify(Odd(doing), image=IMAGE)
-    assert (report.verdict, report.warnings[0].split(",")[0]) == ("equivalent", "it asks for bfloat16 itself")
+    assert report.verdict == "equivalent"
+    assert report.warnings[0].startswith("it asks for bfloat16 itself (by autocast), and was verified in float64")
 
 
 def test_inference_mode_changes_nothing() -> None:

@@ -22,7 +22,7 @@ def nested(images: Tensor, layout: torch.layout) -> Tensor:
 REFUSED: dict[str, tuple[Callable[[Forward, Tensor], Tensor], str]] = {
     "a sparse constant": (lambda f, x: torch.sparse.mm(SPARSE, f(x).T).T, "sparse tensors (sparse_coo), here one held"),
     "a sparse value": (lambda f, x: f(x).to_sparse().to_dense(), "sparse tensors (sparse_coo), here one made by "),
-    "a nested value": (lambda f, x: f(nested(x, torch.strided)), "nested tensors, here one made by "),
+    "a nested value": (lambda f, x: f(nested(x, torch.strided)), "nested tensors, here one "),
 }
 
 

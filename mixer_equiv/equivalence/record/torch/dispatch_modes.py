@@ -49,6 +49,8 @@ class FunctionMode(TorchFunctionMode):
         kind = torch.device(device()).type
         if torch.is_autocast_enabled(kind):
             self.tape.narrow_dtypes.append(f"{_dtype_name(torch.get_autocast_dtype(kind))} by autocast")
+            with torch.autocast(kind, enabled=False):
+                return func(*args, **kwargs)
         if name in _NARROWING and args and isinstance(args[0], Tensor):
             self.tape.narrow_dtypes.append(_NARROWING[name])
             return args[0].to(self.tape.dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,6 +47,8 @@ def _tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             yield from _tensors_in(item, f"{name}.{i}")
+    elif dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace):
+        yield from _tensors_in(vars(value), name)
 
 
 def result_tensors(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
