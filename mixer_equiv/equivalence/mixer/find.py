@@ -75,7 +75,7 @@ def find_mixer(
         },
         residual=match.residual,
         stages=dict(_stages(match, tokens)),
-        num_values=len(trace.values),
+        path=trace.path,
         idle=idle_operations(trace),
         narrow_dtypes=trace.narrow_dtypes,
     )
@@ -149,9 +149,9 @@ def _called(order: np.ndarray, config: MixerConfig) -> str:
 
 
 def _is_blind(trace: Trace) -> bool:
-    """Whether no output is finite and depends on the images, so that nothing can be compared."""
+    """Whether no output is finite and depends on images and parameters, so that nothing can be compared."""
     outputs = [trace.values[number] for number in trace.outputs.values()]
-    return not any(output.is_data and np.isfinite(output.array).all() for output in outputs)
+    return not trace.uses or not any(output.is_data and np.isfinite(output.array).all() for output in outputs)
 
 
 def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
@@ -167,6 +167,12 @@ def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
         first = next((_at(value.place) for value in trace.data if not np.isfinite(value.array).all()), "")
         yield f"its output holds NaN or infinity{first and f', first made{first}'}"
         return
+    if not trace.uses:
+        yield (
+            "no parameter of it meets the images, and weights in closures, NumPy arrays or numbers of the code can be "
+            "given no other values; hold them as parameters, buffers or attributes of the module"
+        )
+        return
     stopped = _at(_stopped(found, trace))
     that_is = stopped and f"; that is{stopped}"
     done = [step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters]
@@ -174,7 +180,7 @@ def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
         given = f"{trace.values[trace.input].array.shape}{stopped and f' and takes them{stopped}'}"
         yield (
             "no patch embedding: no parameter, as a kernel over patches of any size that divides the image, gives a "
-            f"value of the model, which was given images {given}; buffers are no parameters"
+            f"value of the model, which was given images {given}"
         )
     elif found.missing == "output":
         shapes, expected = [output.array.shape for output in outputs], found.values[-1].shape

@@ -153,9 +153,9 @@ class FoundMixer(Searched):
     """A Mixer that was found in a trace.
 
     `config` has the sizes, and those conventions that it computes throughout. `layout` names its parameters.
-    `sources` are the official parameters among the values of a run, which has `num_values`; `stages` are the places of
-    the official stages among them. `residual` is that of its output against the official program with the deviations.
-    `idle` are operations that changed nothing, `narrow_dtypes` the floats for which its code asks.
+    `sources` are the official parameters among the values of a run, of the steps hashed as `path`; `stages` are the
+    places of the official stages among them. `residual` is that of its output against the official program with the
+    deviations. `idle` are operations that changed nothing, `narrow_dtypes` the floats for which its code asks.
     """
 
     config: MixerConfig
@@ -163,7 +163,7 @@ class FoundMixer(Searched):
     sources: Mapping[str, ParameterPlace]
     residual: float | None
     stages: Mapping[str, StagePlace]
-    num_values: int
+    path: int
     idle: tuple[str, ...]
     narrow_dtypes: tuple[str, ...]
 

@@ -106,6 +106,11 @@ class Trace:
         )
 
     @cached_property
+    def path(self) -> int:
+        """A hash of the operations and of what each was done to: two runs of one hash took the same steps."""
+        return hash(tuple((value.operation, value.inputs) for value in self.values))
+
+    @cached_property
     def data(self) -> list[Value]:
         """The values that depend on the input, without views."""
         return [value for value in self.values if value.is_data and not value.is_view]
