@@ -24,6 +24,7 @@ def test_the_thresholds_are_the_measured_ones() -> None:
         "lost": 1e-2,
         "variation": 1e-4,
         "float32_ratio": 4.0,
+        "float32_error": 8.0,
     }
     with pytest.raises(dataclasses.FrozenInstanceError):
         Policy().residual = 1.0  # type: ignore[misc]

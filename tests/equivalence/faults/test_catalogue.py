@@ -242,6 +242,7 @@ RIGHT = {
     "residual times 0.5": ("constant",),
     "images in [-1, 1]": ("preprocessing",),
     "temperature 2": ("constant",),
+    "coupled batch": ("neighbours",),
     "token mixing twice": ("extra_mlp",),
     "mean of activated logits": ("extra_activation",),
 }

@@ -49,7 +49,7 @@ def test_a_fresh_model_hides_nearly_every_fault_from_other_checks(matrix: Any) -
         if check == "count":
             assert noticed == of_other_parameters
         else:
-            assert noticed <= {"softmax output", "one weight NaN"}
+            assert noticed <= {"softmax output", "one weight NaN", "later images of a batch moved"}
         assert fresh <= (1 if check in ("cosine", "PCC") else len(noticed))
 
 

@@ -260,7 +260,7 @@ def test_a_port_that_rounds_or_leaves_parameters_says_so() -> None:
     model.unused = nn.Linear(3, 3)
     with pytest.warns(ConventionWarning) as caught:
         port(random_params(CONFIG, 0), model.half(), image=IMAGE)
-    said = [str(warning.message) for warning in caught]
+    (said,) = (str(warning.message).splitlines() for warning in caught)
     assert any("rounds 30 of 30 arrays to float16" in text for text in said)
     assert "parameters of Plain that stay as they were: unused.weight, unused.bias" in said
 

@@ -144,7 +144,7 @@ class Mistake(NamedTuple):
 
 
 _I, _D, _U = "inexpressible", "different", "equivalent_under"
-_TOKENS, _CHANNELS = "MixerBlock_0/LayerNorm_0", "MixerBlock_0/LayerNorm_1"
+_TOKENS, _CHANNELS = "LayerNorm_0 in both blocks", "LayerNorm_1 in both blocks"
 _FIRST, _POOL = "before MixerBlock_0/LayerNorm_0", "pre_head_layer_norm/mean"
 
 # For models of two blocks.
@@ -172,8 +172,8 @@ MISTAKES: dict[str, Mistake] = {
     "overlapping stem": Mistake(_I, "patches", "overlapping, 5x4 every 3x2, padded by 1x1", "1 stem", "stem/cut"),
     "padded stem": Mistake(_I, "patches", "3x2 every 3x2, padded by 1x1", "1 stem", "stem/cut"),
     "BatchNorm": Mistake(_I, "batch_norm", "a BatchNorm", "5 of 5 LayerNorms", "everywhere"),
-    "two token MLPs": Mistake(_I, "extra_mlp", "more than one MLP", "2 MLPs", "MixerBlock_0/token_mixing"),
-    "two channel MLPs": Mistake(_I, "extra_mlp", "more than one MLP", "2 MLPs", "MixerBlock_0/channel_mixing"),
+    "two token MLPs": Mistake(_I, "extra_mlp", "more than one MLP", "2 MLPs", "token_mixing in both blocks"),
+    "two channel MLPs": Mistake(_I, "extra_mlp", "more than one MLP", "2 MLPs", "channel_mixing in both blocks"),
 }
 
 # The official function, with two affine layers for a stem.
