@@ -173,18 +173,6 @@ _REMEMBERING: tuple[tuple[str, Callable[[], Any], str, tuple[str, ...]], ...] = 
     ("bias that drifts", Drifting, "It grows with every call.", ("bias",)),
     ("GELU that is swapped", Swapping, "From the second call on it is with erf.", ("act",)),
     ("a key for each call", lambda: NnxMixer(Noise(LOGITS)), "Noise of 1e-6.", ()),
-    (
-        "dropout that is always on",
-        lambda: NnxMixer(Layer(HIDDEN, nnx.Dropout(1e-3, deterministic=False, rngs=nnx.Rngs(0)))),
-        "It drops and scales.",
-        (),
-    ),
-    (
-        "statistics of the batch",
-        lambda: NnxMixer(Layer(NORM, batch_norm(use_running_average=False))),
-        "Images are seen in each other.",
-        (),
-    ),
 )
 
 CASES = (
