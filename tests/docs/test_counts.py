@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE
+from mixer_equiv.equivalence.faults.kill_matrix import planted_in_code
 from mixer_equiv.equivalence.faults.planted_code import PLANTED
 from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
 from mixer_equiv.layouts import LAYOUTS
@@ -23,7 +24,8 @@ def count_faults() -> int:
 
 def count_planted() -> int:
     """The faults that the kill matrix plants, without notices, which no output shows."""
-    planted = [fault.fault for fault in PLANTED.values()] + [fault.fault for fault in PLANTED_WEIGHTS.values()]
+    in_code = [fault.fault for fault in planted_in_code().values()]
+    planted = [*in_code, *(fault.fault for fault in PLANTED_WEIGHTS.values())]
     return sum(CATALOGUE[fault].kind != "notice" for fault in planted)
 
 
