@@ -106,6 +106,7 @@ class _Seen:
             "draws": self.trace.uses_random_numbers,
             "decisions": self.trace.decisions,
             "constants": self.trace.constants,
+            "exits": self.trace.exits,
         }
 
     def nothing(self, reasons: Iterable[str], *, is_blind: bool = False) -> NothingFound:

@@ -120,6 +120,7 @@ class Searched(abc.ABC):
     `output` is the path of the result that was followed, empty where none was reached. The search ran on `batch`
     images; `draws` tells whether the model drew random numbers, and `decisions` are the places at which numbers of the
     images decided, or could, what was run. `constants` are tensors of the model, no parameters, that met the images.
+    `exits` are the places at which arrays left the framework.
     """
 
     deviations: tuple[Deviation, ...]
@@ -133,6 +134,7 @@ class Searched(abc.ABC):
     draws: bool
     decisions: tuple[str, ...]
     constants: tuple[str, ...]
+    exits: tuple[str, ...]
 
     @property
     def is_settled(self) -> bool:

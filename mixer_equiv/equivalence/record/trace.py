@@ -82,6 +82,7 @@ class Trace:
         narrow_dtypes: Floats other than the pass's for which the code asked.
         uses_random_numbers: Whether random numbers were drawn.
         constants_left: The names of constant tensors of the model whose numbers went to Python.
+        exits: The places at which arrays that depend on the input left the framework.
         decisions: The places at which numbers that depend on the input decided, or could, what was run.
     """
 
@@ -95,6 +96,7 @@ class Trace:
     uses_random_numbers: bool = False
     decisions: tuple[str, ...] = ()
     constants_left: frozenset[str] = frozenset()
+    exits: tuple[str, ...] = ()
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.equivalence.mixer.replay import replay
+from mixer_equiv.equivalence.mixer.replay import Function, replay
 from mixer_equiv.equivalence.mixer.result import Breach, FoundMixer, NothingFound
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.idle import idle_operations
@@ -27,6 +27,7 @@ from mixer_equiv.equivalence.sides.trials import (
     REASONS,
     InTurn,
     Subject,
+    branch_at_random,
     find_branches,
     find_dependence,
     find_float32,
@@ -40,6 +41,9 @@ Outputs = Mapping[str, np.ndarray]
 
 # By how much LayerNorms and images are smaller or larger than usual, the largest last.
 SCALES = {"small": 0.05, "somewhat large": 5.0, "large": 40.0}
+
+# Draws of weights for a model that decides on numbers of its images, so that all its ways are likely to be taken.
+DRAWS_TO_DECIDE = 6
 
 # Runs of a model that draws random numbers, to see whether its outputs depend on them.
 RANDOM_RUNS = 32
@@ -142,28 +146,46 @@ class _Coverage:
         function = replay(found.config, found.deviations)
         if function is None:
             return self._noting_unseen(found, found.idle)
-        side, config = ForeignSide(self.model, found), found.config
-        usual = side.draw(self.seed)
-        subject = Subject(self.model, usual.values, found.output, at_least)
-        if find_limits(subject, partial(function, usual.canonical), self._images(self.seed, found.batch), "usual", 1):
+        side = ForeignSide(self.model, found)
+        subject = Subject(self.model, generic(self.seed), found.output, at_least)
+        seeds = range(self.seed, self.seed + 4)
+        departing = [seed for seed in seeds[:1] if self._departs(side, function, subject, seed)]
+        departing += [seed for seed in seeds[len(departing) or 4 :] if self._departs(side, function, subject, seed)]
+        if len(departing) == len(seeds):
             return self._noting_unseen(found, found.idle)  # it is another function everywhere, as the judge will see
-        shape = 1, *config.image_hw, config.in_channels
-        breach = find_branches(
-            subject, partial(function, usual.canonical), shape, self.seed, decides=bool(found.decisions)
-        )
-        idle = set(found.idle)
-        images = self._images(self.seed, found.batch)
+        breach = self._branch(side, function, subject, departing)
+        images, idle = self._images(self.seed, found.batch), set(found.idle)
         for size, scale in SCALES.items():
             drawn = side.draw(self.seed, scale)
-            subject, expected = dataclasses.replace(subject, draw=drawn.values), partial(function, drawn.canonical)
-            breach = breach or find_limits(subject, expected, scale * images, size, scale)
+            scaled, expected = dataclasses.replace(subject, draw=drawn.values), partial(function, drawn.canonical)
+            breach = breach or find_limits(scaled, expected, scale * images, size, scale)
             if idle:
                 idle &= set(idle_operations(self.model.trace(scale * images, drawn.values)))
-        breach = breach or find_float32(subject, expected, scale * images, found.narrow_dtypes)
+        breach = breach or find_float32(scaled, expected, scale * images, found.narrow_dtypes)
         if breach is not None:
             reached = [operation for operation in found.idle if operation not in idle]
             return self._refused(found, breach.also(reached or found.decisions))
         return self._noting_unseen(found, [operation for operation in found.idle if operation in idle])
+
+    def _branch(
+        self, side: ForeignSide, function: Function, subject: Subject, departing: Collection[int]
+    ) -> Breach | None:
+        """A breach where images of some kind, or of the seeds that are `departing`, give another function."""
+        config, decides = side.config, bool(side.found.decisions)
+        shape = 1, *config.image_hw, config.in_channels
+        for seed in range(self.seed, self.seed + (DRAWS_TO_DECIDE if decides else 1)):
+            drawn = side.draw(seed)
+            decided, expected = dataclasses.replace(subject, draw=drawn.values), partial(function, drawn.canonical)
+            if breach := find_branches(decided, expected, shape, seed, decides=decides):
+                return breach
+        return branch_at_random(len(departing)) if departing else None
+
+    def _departs(self, side: ForeignSide, function: Function, subject: Subject, seed: int) -> bool:
+        """Whether the model departs from `function` on usual weights and images of this seed."""
+        drawn = side.draw(seed)
+        subject = dataclasses.replace(subject, draw=drawn.values)
+        images = self._images(seed, side.found.batch)
+        return find_limits(subject, partial(function, drawn.canonical), images, "usual", 1) is not None
 
     def _refused(self, found: Found, breach: Breach) -> NothingFound:
         return found.refused(f"{self.model.name} {REASONS[breach.fault]}", breach)

@@ -19,6 +19,7 @@ from mixer_equiv.equivalence.sides.base import NotAMixer
 from mixer_equiv.equivalence.sides.coverage import cover
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
+from mixer_equiv.errors import summarize
 
 Found = FoundMixer | NothingFound
 
@@ -87,6 +88,8 @@ class _Search:
 
     def confirmed(self, found: Found) -> Found:
         """The result after all trials, and after another search with other weights where there may be two answers."""
+        if found.exits and not found.is_settled:
+            return _not_followed(found)
         found = cover(self.model, found, self.image, self.seed)
         if isinstance(found, NothingFound) or found.is_by_convention:
             return found  # running it on other weights, beside a model of its config, is the second opinion
@@ -101,6 +104,13 @@ class _Search:
         trace = self.model.trace(images, generic(seed))
         found = find_mixer(trace, images, self.model.name, self.model.framework, thorough=thorough)
         return found.noting(*self.model.notices, *map(Notice, trace.notices))
+
+
+def _not_followed(found: Found) -> NothingFound:
+    """Nothing is shown of a model that makes something of its numbers where they cannot be followed."""
+    places = summarize(found.exits, 2)
+    reason = f"numbers of the images leave the framework, and what is made of them cannot be followed: {places}"
+    return dataclasses.replace(found.refused(reason), deviations=(), is_blind=True)
 
 
 def _finding(found: FoundMixer) -> tuple[Any, ...]:

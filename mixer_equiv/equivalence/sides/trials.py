@@ -209,7 +209,7 @@ def find_branches(
         for kind, image, row in zip(KINDS, images, subject.rows(*images), strict=True)
     ]
     over = [found for found in apart if not found[0] <= ROW_TOLERANCE]
-    if not over or len(over) == len(apart):  # what is so for all images is no branch
+    if not over:
         return None
     distance, kind = max(over)
     if not decides and all(kind in FAR for _, kind in over):
@@ -220,6 +220,17 @@ def find_branches(
         "the same function for all images",
         f"{len(over)} of {len(apart)} kinds of images",
         f"off by {distance:.1e} for images {kind}",
+    )
+
+
+def branch_at_random(count: int) -> Breach:
+    """The breach of a model that was another function for some draws of weights and images, and not for others."""
+    return Breach(
+        "branch",
+        "something else for some weights and images",
+        "the same function for all",
+        f"{count} of 4 draws",
+        "of weights and images",
     )
 
 

@@ -26,6 +26,7 @@ STOPPED: dict[str, Any] = {
     "draws": False,
     "decisions": (),
     "constants": (),
+    "exits": (),
     "reasons": ("it stopped",),
     "residual": None,
     "missing": "MixerBlock_0/token_mixing/Dense_0",

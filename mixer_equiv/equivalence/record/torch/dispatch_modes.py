@@ -45,7 +45,7 @@ class FunctionMode(TorchFunctionMode):
         self.tape.find_place = self.tape.places.mark()
         args, kwargs = _substitute((args, kwargs), self.tape)
         if name in _LEAVING:
-            self.tape.record_exit(leaf for leaf in leaves_of(args) if isinstance(leaf, Tensor))
+            self.tape.record_exit((leaf for leaf in leaves_of(args) if isinstance(leaf, Tensor)), is_whole=True)
         kind = torch.device(device()).type
         if torch.is_autocast_enabled(kind):
             self.tape.narrow_dtypes.append(f"{_dtype_name(torch.get_autocast_dtype(kind))} by autocast")
@@ -94,7 +94,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             return result
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
         if _LEAVING_OPERATIONS.match(str(func)):
-            tape.record_exit(tensors)
+            tape.record_exit(tensors, is_whole=False)
         numbers = [tape.number_of(tensor) for tensor in tensors]
         mutable = tensors if func._schema.is_mutable else []
         targets = [tensor for tensor in mutable if _is_written(func, args, kwargs, tensor)]

@@ -72,8 +72,9 @@ def record(
         hidden=tuple(tape.hidden),
         scalars=tuple(dict.fromkeys(tape.scalars)),
         narrow_dtypes=tuple(dict.fromkeys(tape.narrow_dtypes)),
-        decisions=tuple(dict.fromkeys(tape.decisions)),
+        decisions=tuple(tape.decisions),
         constants_left=frozenset(tape.left),
+        exits=tuple(place for place, count in tape.decisions.items() if count > _FEW),
         uses_random_numbers=uses_random_numbers,
     )
 
@@ -194,6 +195,10 @@ def _set_mode(module: nn.Module, training: bool) -> None:
     except NotImplementedError:  # of an exported program, which has one mode alone
         for submodule in module.modules():
             submodule.training = training
+
+
+# More numbers than decisions are made on, so that more may be made of them.
+_FEW = 32
 
 
 @contextlib.contextmanager

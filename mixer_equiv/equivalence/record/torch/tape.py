@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -90,7 +91,7 @@ class Tape:
         self.hidden: list[str] = []
         self.scalars: list[float] = []
         self.narrow_dtypes: list[str] = []
-        self.decisions: list[str] = []
+        self.decisions: Counter[str] = Counter()  # how many numbers left torch at each place
         self.written: dict[str, None] = {}  # parameters
         self.left: set[str] = set()  # constants whose numbers went to Python
         self.uses_random_numbers = False
@@ -199,14 +200,18 @@ class Tape:
             elif isinstance(tensor, Tensor):
                 self._add(tensor, operation, inputs, is_data=is_data)
 
-    def record_exit(self, tensors: Iterable[Tensor]) -> None:
-        """Note the place, if it is there that numbers which depend on the input leave torch for Python."""
+    def record_exit(self, tensors: Iterable[Tensor], *, is_whole: bool) -> None:
+        """Note the place, if it is there that numbers which depend on the input leave torch for Python.
+
+        A few numbers decide what is run, or may; of many, more may be made than can be followed.
+        """
         numbers = [self._known[id(tensor)][1] for tensor in tensors if id(tensor) in self._known]
         values = [self.values[number] for number in numbers if number >= 0]
         self.left.update(name for value in values for name in value.constants)
         if any(value.is_data for value in values):
             place = self.places.current()
-            self.decisions.append("" if place is None else f"{place} ({place.text})" if place.text else str(place))
+            told = "" if place is None else f"{place} ({place.text})" if place.text else str(place)
+            self.decisions[told] += sum(value.tensor.numel() for value in values) if is_whole else 1
 
     def prepare_write(self, tensor: Tensor) -> None:
         """Copy the recorded values that share memory with a tensor, which is about to be written into."""
