@@ -150,9 +150,16 @@ def _called(order: np.ndarray, config: MixerConfig) -> str:
 
 
 def _is_blind(trace: Trace) -> bool:
-    """Whether no output is finite and depends on images and parameters, so that nothing can be compared."""
+    """Whether no output is finite and depends on the images, or all weights are in the code: nothing can be compared."""
     outputs = [trace.values[number] for number in trace.outputs.values()]
-    return not trace.uses or not any(output.is_data and np.isfinite(output.array).all() for output in outputs)
+    is_seen = any(output.is_data and np.isfinite(output.array).all() for output in outputs)
+    return not is_seen or _has_weights_in_code(trace)
+
+
+def _has_weights_in_code(trace: Trace) -> bool:
+    """Whether arrays meet the images, and none of them is made of parameters."""
+    met = (trace.values[number] for value in trace.data for number in value.inputs)
+    return not trace.uses and any(not value.is_data and value.size > 1 for value in met)
 
 
 def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
@@ -168,7 +175,7 @@ def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
         first = next((_at(value.place) for value in trace.data if not np.isfinite(value.array).all()), "")
         yield f"its output holds NaN or infinity{first and f', first made{first}'}"
         return
-    if not trace.uses:
+    if _has_weights_in_code(trace):
         yield (
             "no parameter of it meets the images, and weights in closures, NumPy arrays or numbers of the code can be "
             "given no other values; hold them as parameters, buffers or attributes of the module"
