@@ -150,7 +150,7 @@ def _called(order: np.ndarray, config: MixerConfig) -> str:
 
 
 def _is_blind(trace: Trace) -> bool:
-    """Whether no output is finite and depends on the images, or all weights are in the code: nothing can be compared."""
+    """Whether nothing can be compared: no output is finite and of the images, or all weights are in the code."""
     outputs = [trace.values[number] for number in trace.outputs.values()]
     is_seen = any(output.is_data and np.isfinite(output.array).all() for output in outputs)
     return not is_seen or _has_weights_in_code(trace)
