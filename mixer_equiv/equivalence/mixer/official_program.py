@@ -46,6 +46,12 @@ def _shared(step: Step) -> Step:
     return step
 
 
+def with_official_conventions(config: MixerConfig) -> MixerConfig:
+    """The same sizes with the activation and eps of the official code."""
+    official = OFFICIAL_CONVENTIONS
+    return config.replace(activation=official.activation, layer_norm_eps=official.layer_norm_eps)
+
+
 def deviations_of(config: MixerConfig) -> list[Deviation]:
     """The steps at which a model of ours with this config differs from the official one."""
     fields = {"activate": "activation", "layer_norm": "layer_norm_eps"}

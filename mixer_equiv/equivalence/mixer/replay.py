@@ -13,8 +13,7 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.step_variants import MLP_ACTIVATIONS
-from mixer_equiv.equivalence.mixer.official_program import program_of
-from mixer_equiv.layouts import OFFICIAL_CONVENTIONS
+from mixer_equiv.equivalence.mixer.official_program import program_of, with_official_conventions
 from mixer_equiv.operations import Array, Step
 
 Weights = Mapping[str, Array]
@@ -25,12 +24,9 @@ Function = Callable[[Weights, Array], Array]
 
 def replay(config: MixerConfig, deviations: Collection[Deviation]) -> Function | None:
     """The official function for `config` with these deviations; None where one is more than a setting of a step."""
-    official = config.replace(
-        activation=OFFICIAL_CONVENTIONS.activation, layer_norm_eps=OFFICIAL_CONVENTIONS.layer_norm_eps
-    )
     by_step = {deviation.step: deviation for deviation in deviations}
     runs: list[tuple[Step, Run]] = []
-    for step in program_of(official).steps:
+    for step in program_of(with_official_conventions(config)).steps:
         run = _run_with(step, by_step.get(step.name))
         if run is None or len(by_step) < len(deviations):
             return None

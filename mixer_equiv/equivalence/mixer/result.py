@@ -224,3 +224,6 @@ class NothingFound(Searched):
             breaches=(*self.breaches, *breaches),
             is_refused=True,
         )
+
+
+Found = FoundMixer | NothingFound

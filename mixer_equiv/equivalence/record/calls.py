@@ -37,12 +37,28 @@ class Calls:
     written: tuple[str, ...] = ()
     counted: tuple[str, ...] = ()
 
-    @classmethod
-    def of(cls, outputs: Iterable[Outputs], set_anew: Collection[Change], overwritten: Collection[Change]) -> Calls:
-        """Sum up calls that set attributes and elements, and wrote into arrays."""
-        written = [change.path for change in (*set_anew, *overwritten)]
-        kept = [change.path for change in (*(c for c in set_anew if not _is_made_anew(c.now)), *overwritten)]
-        return cls(tuple(outputs), tuple(dict.fromkeys(written)), tuple(dict.fromkeys(kept)))
+
+class CallLog:
+    """What `num_calls` calls in a row give and change; before the last, what counts them is moved on by `skipped`."""
+
+    def __init__(self, num_calls: int, skipped: int) -> None:
+        self._num_calls, self._skipped = num_calls, skipped
+        self._outputs: list[Outputs] = []
+        self._written: dict[str, None] = {}
+        self._counted: dict[str, None] = {}
+
+    def add(self, outputs: Outputs, set_anew: Collection[Change], overwritten: Collection[Change]) -> None:
+        """Add a call, the attributes and elements that it set, and the arrays that it wrote into."""
+        changes = [*set_anew, *overwritten]
+        self._outputs.append(outputs)
+        self._written |= dict.fromkeys(change.path for change in changes)
+        counted = [*(change for change in set_anew if not _is_made_anew(change.now)), *overwritten]
+        self._counted |= dict.fromkeys(change.path for change in counted)
+        if self._skipped and len(self._outputs) == self._num_calls - 1:
+            move_on(changes, self._skipped)
+
+    def calls(self) -> Calls:
+        return Calls(tuple(self._outputs), tuple(self._written), tuple(self._counted))
 
 
 def move_on(changes: Iterable[Change], calls: int) -> None:

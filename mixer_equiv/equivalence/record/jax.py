@@ -6,7 +6,6 @@ one that is taken. Start at `record`. `record.torch` offers the same functions f
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from mixer_equiv.equivalence.record.calls import Calls, Function, move_on
+from mixer_equiv.equivalence.record.calls import CallLog, Calls, Function
 from mixer_equiv.equivalence.record.constants import unrounded
 from mixer_equiv.equivalence.record.equation_places import EquationPlaces
 from mixer_equiv.equivalence.record.precision import jax_full_precision
@@ -99,28 +98,23 @@ def call(
     `changes` the function adds what it changes in others.
     All generators begin each call with `seed`. Before the last call, what counts calls is moved on by those `skipped`.
     """
-    made: list[dict[str, np.ndarray]] = []
-    set_anew: list[Change] = []
-    overwritten: list[Change] = []
+    log = CallLog(len(batches), skipped)
     kept: Any = None
     with jax_full_precision(x64=_is_wide(dtype)), fork_generators(seed):
         drawn = _draw_parameters(shapes, draw, dtype)
-        for number, batch in enumerate(batches, 1):
+        for batch in batches:
             state, others = ModelState(objects), [] if changes is None else changes
             others.clear()
             seed_generators(seed)
             given = batch.astype(dtype)
             interpreter, _, outputs, numbers = _interpret(function, drawn, drawn, given, dtype, kept=kept)
             arrays = interpreter.arrays
-            made.append({path: np.asarray(arrays[number]) for path, number in outputs.items()})
+            made = {path: np.asarray(arrays[number]) for path, number in outputs.items()}
             leaves, tree = jax.tree.flatten(jax.tree.map(arrays.__getitem__, numbers))
-            by_call = [*state.changes(), *others], [] if kept is None else list(_changes(kept, leaves, tree))
-            set_anew += by_call[0]
-            overwritten += by_call[1]
-            if number == len(batches) - 1:
-                move_on(itertools.chain(*by_call), skipped)
+            overwritten = [] if kept is None else list(_changes(kept, leaves, tree))
+            log.add(made, [*state.changes(), *others], overwritten)
             kept = jax.tree.unflatten(tree, leaves)
-    return Calls.of(made, set_anew, overwritten)
+    return log.calls()
 
 
 def _changes(before: Any, leaves: list[Any], tree: Any) -> Iterator[Change]:

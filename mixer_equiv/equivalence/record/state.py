@@ -147,7 +147,7 @@ def _items(path: str, container: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _path_of(path: str, key: Any) -> str:
-    if key in _ATTRIBUTES_OF if isinstance(key, str) else False:
+    if key in _ATTRIBUTES_OF:
         return path
     joint = "." if path and not path.endswith(".") else ""
     return f"{path}{joint}{key}" if isinstance(key, str) and key.isidentifier() else f"{path}[{key!r}]"
@@ -195,7 +195,7 @@ def _container(path: str, container: Any) -> _Held:
             (container.update if isinstance(container, dict | set) else container.extend)(before)
 
     if isinstance(container, dict):
-        return _Held(restore, functools.partial(_changed_entries, path, container, before))
+        return _Held(restore, functools.partial(_changed_entries, path, container, before, container.__setitem__))
 
     def write(values: Any) -> None:
         container.clear()
@@ -213,11 +213,14 @@ def _container(path: str, container: Any) -> _Held:
     return _Held(restore, changes)
 
 
-def _changed_entries(path: str, held: dict[Any, Any], before: Mapping[Any, Any]) -> Iterator[Change]:
+def _changed_entries(
+    path: str, held: Mapping[Any, Any], before: Mapping[Any, Any], write: Callable[[Any, Any], Any]
+) -> Iterator[Change]:
+    """What differs in entries that are written by key."""
     for key in {**before, **held}:
         then, now = before.get(key, ABSENT), held.get(key, ABSENT)
         if not _is_same(then, now):
-            yield Change(_path_of(path, key), then, now, functools.partial(held.__setitem__, key))
+            yield Change(_path_of(path, key), then, now, functools.partial(write, key))
 
 
 def _entries(path: str, held: dict[str, Any], keys: Iterable[str]) -> _Held:
@@ -227,9 +230,7 @@ def _entries(path: str, held: dict[str, Any], keys: Iterable[str]) -> _Held:
 
     def changes() -> Iterator[Change]:
         now = {key: held[key] for key in before if key in held}
-        for change in _changed_entries(path, now, before):
-            key = change.path.removeprefix(path)
-            yield change._replace(write=functools.partial(held.__setitem__, key))
+        return _changed_entries(path, now, before, held.__setitem__)
 
     def restore() -> None:
         for key, value in before.items():
@@ -247,9 +248,7 @@ def _class(kind: type, before: Mapping[str, Any]) -> _Held:
 
     def changes() -> Iterator[Change]:
         now = {key: vars(kind)[key] for key in before if key in vars(kind)}
-        for change in _changed_entries(path, now, before):
-            key = change.path.removeprefix(f"{path}.")
-            yield change._replace(write=functools.partial(setattr, kind, key))
+        return _changed_entries(path, now, before, functools.partial(setattr, kind))
 
     def restore() -> None:
         for key, value in before.items():
@@ -296,9 +295,10 @@ def count_of(count: itertools.count[Any]) -> tuple[Any, Any]:
 
 def _has_value(cell: CellType) -> bool:
     try:
-        return cell.cell_contents is not None or True
+        cell.cell_contents  # noqa: B018  # an empty cell raises
     except ValueError:
         return False
+    return True
 
 
 def _is_same(one: Any, other: Any) -> bool:

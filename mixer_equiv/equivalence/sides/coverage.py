@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from mixer_equiv.equivalence.mixer.replay import Function, replay
-from mixer_equiv.equivalence.mixer.result import Breach, FoundMixer, NothingFound
+from mixer_equiv.equivalence.mixer.replay import replay
+from mixer_equiv.equivalence.mixer.result import Breach, Found, FoundMixer, NothingFound
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.idle import idle_operations
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
-from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
+from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, usual_images
 from mixer_equiv.equivalence.sides.trials import (
     IN_PAIRS,
     IN_TURN,
     MANY,
     REASONS,
+    Expected,
     InTurn,
     Subject,
     branch_at_random,
+    departs,
     find_branches,
     find_dependence,
     find_float32,
@@ -36,7 +38,6 @@ from mixer_equiv.equivalence.sides.trials import (
 )
 from mixer_equiv.errors import MixerEquivError, summarize
 
-Found = FoundMixer | NothingFound
 Outputs = Mapping[str, np.ndarray]
 
 # By how much LayerNorms and images are smaller or larger than usual, the largest last.
@@ -44,6 +45,12 @@ SCALES = {"small": 0.05, "somewhat large": 5.0, "large": 40.0}
 
 # Draws of weights for a model that decides on numbers of its images, so that all its ways are likely to be taken.
 DRAWS_TO_DECIDE = 6
+
+# Draws of weights and images for a model that departs from the official function on the first.
+NUM_DRAWS = 4
+
+# A model on trial with some weights, and what it is expected to compute with them.
+Tried = tuple[Subject, Expected]
 
 # Runs of a model that draws random numbers, to see whether its outputs depend on them.
 RANDOM_RUNS = 32
@@ -69,7 +76,7 @@ class _Coverage:
     def of(self, found: Found) -> Found:
         if isinstance(found, NothingFound) and found.is_blind:
             return found
-        images = self._images(self.seed, MANY)
+        images = usual_images(self.image, self.seed, MANY)
         first, *others = self._under_other_seeds(found, images)
         output = found.output if found.output in first else next(iter(first), "")
         if not self._same_in_training(found, images, first[output], output):
@@ -85,10 +92,6 @@ class _Coverage:
         subject = Subject(self.model, generic(self.seed), output)
         found, at_least = self._in_turn(found, subject, images)
         return found if isinstance(found, NothingFound) else self._elsewhere(found, at_least)
-
-    def _images(self, seed: int, count: int) -> np.ndarray:
-        channels, height, width = self.image
-        return np.random.default_rng([seed, 2]).standard_normal((count, height, width, channels))
 
     def _under_other_seeds(self, found: Found, images: np.ndarray) -> list[Outputs]:
         """The outputs for as many images as the search had, with generators of one seed and then of others."""
@@ -148,44 +151,44 @@ class _Coverage:
             return self._noting_unseen(found, found.idle)
         side = ForeignSide(self.model, found)
         subject = Subject(self.model, generic(self.seed), found.output, at_least)
-        seeds = range(self.seed, self.seed + 4)
-        departing = [seed for seed in seeds[:1] if self._departs(side, function, subject, seed)]
-        departing += [seed for seed in seeds[len(departing) or 4 :] if self._departs(side, function, subject, seed)]
-        if len(departing) == len(seeds):
+        images, idle = usual_images(self.image, self.seed, found.batch), set(found.idle)
+
+        def drawn(seed: int, scale: float = 1.0) -> tuple[Subject, Expected]:
+            """The model with weights drawn, and what it is expected to compute with them."""
+            weights = side.draw(seed, scale)
+            return dataclasses.replace(subject, draw=weights.values), partial(function, weights.canonical)
+
+        usual = drawn(self.seed)
+        departing = self._departing(usual, drawn, found.batch)
+        if departing == NUM_DRAWS:
             return self._noting_unseen(found, found.idle)  # it is another function everywhere, as the judge will see
-        breach = self._branch(side, function, subject, departing)
-        images, idle = self._images(self.seed, found.batch), set(found.idle)
+        breach = self._branch(usual, drawn, bool(found.decisions), departing)
         for size, scale in SCALES.items():
-            drawn = side.draw(self.seed, scale)
-            scaled, expected = dataclasses.replace(subject, draw=drawn.values), partial(function, drawn.canonical)
-            breach = breach or find_limits(scaled, expected, scale * images, size, scale)
+            tried = drawn(self.seed, scale)
+            breach = breach or find_limits(*tried, scale * images, size, scale)
             if idle:
-                idle &= set(idle_operations(self.model.trace(scale * images, drawn.values)))
-        breach = breach or find_float32(scaled, expected, scale * images, found.narrow_dtypes)
+                idle &= set(idle_operations(self.model.trace(scale * images, tried[0].draw)))
+        breach = breach or find_float32(*tried, scale * images, found.narrow_dtypes)
         if breach is not None:
             reached = [operation for operation in found.idle if operation not in idle]
             return self._refused(found, breach.also(reached or found.decisions))
         return self._noting_unseen(found, [operation for operation in found.idle if operation in idle])
 
-    def _branch(
-        self, side: ForeignSide, function: Function, subject: Subject, departing: Collection[int]
-    ) -> Breach | None:
-        """A breach where images of some kind, or of the seeds that are `departing`, give another function."""
-        config, decides = side.config, bool(side.found.decisions)
-        shape = 1, *config.image_hw, config.in_channels
-        for seed in range(self.seed, self.seed + (DRAWS_TO_DECIDE if decides else 1)):
-            drawn = side.draw(seed)
-            decided, expected = dataclasses.replace(subject, draw=drawn.values), partial(function, drawn.canonical)
-            if breach := find_branches(decided, expected, shape, seed, decides=decides):
-                return breach
-        return branch_at_random(len(departing)) if departing else None
+    def _departing(self, usual: Tried, drawn: Callable[[int], Tried], batch: int) -> int:
+        """On how many of `NUM_DRAWS` draws of usual weights and images the model departs; 0 if not on the first."""
+        if not departs(*usual, usual_images(self.image, self.seed, batch)):
+            return 0
+        others = range(self.seed + 1, self.seed + NUM_DRAWS)
+        return 1 + sum(departs(*drawn(seed), usual_images(self.image, seed, batch)) for seed in others)
 
-    def _departs(self, side: ForeignSide, function: Function, subject: Subject, seed: int) -> bool:
-        """Whether the model departs from `function` on usual weights and images of this seed."""
-        drawn = side.draw(seed)
-        subject = dataclasses.replace(subject, draw=drawn.values)
-        images = self._images(seed, side.found.batch)
-        return find_limits(subject, partial(function, drawn.canonical), images, "usual", 1) is not None
+    def _branch(self, usual: Tried, drawn: Callable[[int], Tried], decides: bool, departing: int) -> Breach | None:
+        """A breach where images of some kind, or some draws of all, give another function."""
+        channels, height, width = self.image
+        for number in range(DRAWS_TO_DECIDE if decides else 1):
+            tried = drawn(self.seed + number) if number else usual
+            if breach := find_branches(*tried, (1, height, width, channels), self.seed + number, decides=decides):
+                return breach
+        return branch_at_random(departing, NUM_DRAWS) if departing else None
 
     def _refused(self, found: Found, breach: Breach) -> NothingFound:
         return found.refused(f"{self.model.name} {REASONS[breach.fault]}", breach)
@@ -193,7 +196,8 @@ class _Coverage:
     def _noting_unseen(self, found: FoundMixer, idle: Collection[str]) -> FoundMixer:
         """The result with notices of what no trial saw at work."""
         saved = [name for name in found.constants if name in self.model.saved]
-        plain = [name for name in found.constants if name not in saved and _is_varied(self.model.constants.get(name))]
+        others = {name: held for name, held in self.model.constants.items() if name in found.constants}
+        plain = [name for name, held in others.items() if name not in saved and math.prod(held.shape) > 1]
         notices = {_idle: idle, _decided: found.decisions, _constant: saved, _plain: plain}
         return found.noting(*(notice(what) for notice, what in notices.items() if what))
 
@@ -230,11 +234,6 @@ def _plain(names: Collection[str]) -> Notice:
     return Notice(
         f"tensors that are in no state_dict meet the images, with the values that they have: {summarize(names, 3)}"
     )
-
-
-def _is_varied(constant: Any) -> bool:
-    """Whether a tensor has several elements, and is no number of the code."""
-    return constant is not None and int(np.prod(constant.shape)) > 1
 
 
 def _alike(one: Outputs, other: Outputs) -> bool:

@@ -102,6 +102,12 @@ def part_of(parameters: Mapping[str, Any], name: str) -> Any:
     return part
 
 
+def usual_images(image: tuple[int, int, int], seed: int, count: int) -> np.ndarray:
+    """Standard normal images (count, height, width, channels) for a model that takes (channels, height, width)."""
+    channels, height, width = image
+    return np.random.default_rng([seed, 2]).standard_normal((count, height, width, channels))
+
+
 # Names of statistics that are never negative.
 _VARIANCES = ("running_var", "/var")
 

@@ -13,15 +13,13 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import to_numpy
 from mixer_equiv.equivalence.mixer.find import find_mixer
-from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound
+from mixer_equiv.equivalence.mixer.result import Found, FoundMixer, NothingFound
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.sides.base import NotAMixer
 from mixer_equiv.equivalence.sides.coverage import cover
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
-from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
+from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, usual_images
 from mixer_equiv.errors import summarize
-
-Found = FoundMixer | NothingFound
 
 # A model is searched with two images, so that none is taken for all of them; with one where that alone gives a
 # Mixer, as for a model with a loop over images.
@@ -99,8 +97,7 @@ class _Search:
         return found
 
     def _once(self, seed: int, batch: int, *, thorough: bool = True) -> Found:
-        channels, height, width = self.image
-        images = np.random.default_rng([seed, 2]).standard_normal((batch, height, width, channels))
+        images = usual_images(self.image, seed, batch)
         trace = self.model.trace(images, generic(seed))
         found = find_mixer(trace, images, self.model.name, self.model.framework, thorough=thorough)
         return found.noting(*self.model.notices, *map(Notice, trace.notices))

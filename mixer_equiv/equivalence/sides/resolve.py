@@ -17,6 +17,7 @@ from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.checkpoints.io import load
 from mixer_equiv.config import MixerConfig, as_pair
+from mixer_equiv.equivalence.mixer.official_program import with_official_conventions
 from mixer_equiv.equivalence.sides.adapters import VERIFIED, foreign_model_of, is_model
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG, Image, MixerSide, NotAMixer
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
@@ -26,7 +27,7 @@ from mixer_equiv.equivalence.sides.mixer_search import search
 from mixer_equiv.equivalence.sides.runners import RUNNERS
 from mixer_equiv.equivalence.sides.stored import StoredSide
 from mixer_equiv.errors import ConfigError, MixerEquivError, did_you_mean
-from mixer_equiv.layouts import LINEN, OFFICIAL_CONVENTIONS
+from mixer_equiv.layouts import LINEN
 
 Side = MixerSide | NotAMixer
 
@@ -51,7 +52,7 @@ class BuiltInName:
 
     def side(self, sizes: MixerConfig, fields: Mapping[str, Any]) -> BuiltInSide:
         """Make the side: of the variant or else of `sizes`, with some `fields` of the config changed."""
-        config = _official(sizes) if self.variant is None else MixerConfig.from_name(self.variant)
+        config = with_official_conventions(sizes) if self.variant is None else MixerConfig.from_name(self.variant)
         return BuiltInSide(str(self), self.runner, MixerConfig.from_dict({**config.to_dict(), **fields}))
 
 
@@ -287,9 +288,3 @@ def _following(side: Side, other: Side) -> Side:
         return side
     alike = side.config.patch_hw == other.config.patch_hw and side.config.num_tokens == other.config.num_tokens
     return side.resized(other.config.image_hw) if alike else side
-
-
-def _official(config: MixerConfig) -> MixerConfig:
-    return config.replace(
-        activation=OFFICIAL_CONVENTIONS.activation, layer_norm_eps=OFFICIAL_CONVENTIONS.layer_norm_eps
-    )

@@ -1,8 +1,8 @@
 """Trials of a model by its outputs alone: is it one function of each image, whatever was run before or beside it?
 
 Each trial gives a `Breach` where it fails. A function has no memory (`find_memory`) and no neighbours
-(`find_neighbours`); it is the same for images of every kind and for weights of every size (`find_branches`). Nothing
-here follows values; `mixer_search.py` says when each trial is made.
+(`find_dependence`); it is the same for images of every kind (`find_branches`) and for weights of every size
+(`find_limits`). Nothing here follows values; `coverage.py` says when each trial is made.
 """
 
 from __future__ import annotations
@@ -70,9 +70,6 @@ class Subject:
     def filled(self, batch: np.ndarray) -> np.ndarray:
         """A batch of as many images as the model takes."""
         return np.concatenate([batch, *[batch[-1:]] * (self.at_least - len(batch))])
-
-    def count(self, batch: np.ndarray) -> int:
-        return max(len(batch), self.at_least)
 
     def rows_of(self, outputs: Mapping[str, np.ndarray], count: int) -> np.ndarray:
         """An output as a row for each of `count` images; empty where it has not so many."""
@@ -223,15 +220,24 @@ def find_branches(
     )
 
 
-def branch_at_random(count: int) -> Breach:
+def branch_at_random(count: int, num_draws: int) -> Breach:
     """The breach of a model that was another function for some draws of weights and images, and not for others."""
     return Breach(
         "branch",
         "something else for some weights and images",
         "the same function for all",
-        f"{count} of 4 draws",
+        f"{count} of {num_draws} draws",
         "of weights and images",
     )
+
+
+def departs(subject: Subject, expected: Expected, images: np.ndarray) -> bool:
+    """Whether the rows for `images` are others than expected."""
+    return not _distance(subject, expected, images) <= ROW_TOLERANCE
+
+
+def _distance(subject: Subject, expected: Expected, images: np.ndarray) -> float:
+    return residual(subject.rows(images)[0], expected(images))
 
 
 def find_limits(subject: Subject, expected: Expected, images: np.ndarray, size: str, reached: float) -> Breach | None:
@@ -239,7 +245,7 @@ def find_limits(subject: Subject, expected: Expected, images: np.ndarray, size: 
 
     Activations are some `reached` times as large as usual.
     """
-    distance = residual(subject.rows(images)[0], expected(images))
+    distance = _distance(subject, expected, images)
     if distance <= ROW_TOLERANCE:
         return None
     return _limit(size, distance, f"where activations are some {reached:g} times as large as usual")
@@ -260,9 +266,10 @@ def find_float32(subject: Subject, expected: Expected, images: np.ndarray, narro
 
     `narrow` are the dtypes for which it asks in float64. Whether small errors are those of rounding is for the judge.
     """
-    trace = subject.model.trace(subject.filled(images), subject.draw, np.float32, every=False)
-    row = subject.rows_of({path: trace.values[i].array for path, i in trace.outputs.items()}, subject.count(images))
-    error = residual(row[: len(images)], expected(images))
+    filled = subject.filled(images)
+    trace = subject.model.trace(filled, subject.draw, np.float32, every=False)
+    rows = subject.rows_of({path: trace.values[i].array for path, i in trace.outputs.items()}, len(filled))
+    error = residual(rows[: len(images)], expected(images))
     narrower = sorted({name for name in trace.narrow_dtypes if not name.startswith("float")} - set(narrow))
     if not narrower and error <= FLOAT32_TOLERANCE:
         return None

@@ -208,6 +208,15 @@ def test_what_a_pass_leaves_in_a_module_is_taken_back() -> None:
     assert (model.calls, model.by_name["calls"]) == (1, [1])
 
 
+def test_a_plain_tensor_that_meets_the_images_is_named() -> None:
+    model = Odd(lambda f, x: f(x) * model.gate)
+    model.gate = torch.ones(CONFIG.num_classes)
+    report = verify(model, image=IMAGE)
+    assert report.verdict == "equivalent"
+    said = "tensors that are in no state_dict meet the images, with the values that they have: gate"
+    assert said in report.warnings
+
+
 def test_autocast_inside_is_said() -> None:
     def doing(forward: Forward, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):

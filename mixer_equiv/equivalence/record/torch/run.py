@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixer_equiv.equivalence.record.calls import Calls, move_on
+from mixer_equiv.equivalence.record.calls import CallLog, Calls
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
 from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators, seed_generators
@@ -134,28 +133,22 @@ def call(
     call, what counts calls is moved on by those `skipped`.
     """
     tape = Tape(draw, names, dtype, _places_in(module), differentiable=True)
-    made: list[dict[str, np.ndarray]] = []
-    set_anew: list[Change] = []
-    overwritten: list[Change] = []
+    log = CallLog(len(batches), skipped)
     with _isolated(module, names, training, seed) as session, torch_full_precision(), _default_dtype(dtype):
-        for number, batch in enumerate(batches, 1):
+        for batch in batches:
             state, held = ModelState(session.parts), tape.contents(session.buffers)
             seed_generators(seed)
             given = batch.to(device(), dtype)
             tape.enter(given)
             with FunctionMode(tape), DispatchMode(tape):
                 result = module(given, **(kwargs or {}))
-            made.append(
-                {path: leaf.detach().to("cpu", torch.float64).numpy().copy() for path, leaf in result_tensors(result)}
-            )
+            made = {
+                path: leaf.detach().to("cpu", torch.float64).numpy().copy() for path, leaf in result_tensors(result)
+            }
             tape.forget_values()
             of_parameters = [Change(name, ABSENT, ABSENT, None) for name in tape.written]
-            by_call = state.changes(), [*tape.changes(session.buffers, held), *of_parameters]
-            set_anew += by_call[0]
-            overwritten += by_call[1]
-            if number == len(batches) - 1:
-                move_on(itertools.chain(*by_call), skipped)
-    return Calls.of(made, set_anew, overwritten)
+            log.add(made, state.changes(), [*tape.changes(session.buffers, held), *of_parameters])
+    return log.calls()
 
 
 @dataclasses.dataclass(frozen=True)
