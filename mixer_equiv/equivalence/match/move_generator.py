@@ -148,6 +148,8 @@ class MoveGenerator:
                 yield Move(array, state.seen[step.inputs[0]], sure=False)
             elif value := self.parameters.find_value(array, state.position):
                 yield Move(array, value)
+            elif step.operation == "mean":  # what follows is linear too, and may stand before it or be one with it
+                yield Move(array, None, sure=False)
 
     def _linear(self, step: Step, x: Array, state: SearchState) -> Iterator[Move]:
         guessed = bool(state.deviations) and state.deviations[-1].kind == "unknown"

@@ -55,7 +55,33 @@ def best_match(trace: Trace, entry: np.ndarray, thorough: bool) -> tuple[WholeMa
                 first = changed.program.steps[0].name
                 scaled = Deviation(first, "insert", "preprocessing", None, value.operation, place=value.place)
                 return dataclasses.replace(changed, deviations=(scaled, *changed.deviations)), None
+    for filled, images in _filled_up(trace, entry):
+        longer = find_program(filled, images, programs, thorough=thorough)
+        if isinstance(longer, WholeMatch):
+            return longer, None
     return found, None
+
+
+def _filled_up(trace: Trace, entry: np.ndarray) -> Iterator[tuple[Trace, np.ndarray]]:
+    """The trace from where it has further images behind those of `entry` to where it takes them away, and them all."""
+    given = trace.values[trace.input].array
+    order = locate_elements(given[0], entry[0])
+    ends = {
+        path: value.number
+        for path, number in trace.outputs.items()
+        for value in trace.data
+        if _begins_with(value.array, trace.values[number].array)
+    }
+    for value in trace.data if ends else ():
+        if _begins_with(value.array, given):
+            images = value.array.reshape(len(value.array), -1)[:, order]
+            yield dataclasses.replace(trace, input=value.number, outputs=ends), images.reshape(-1, *entry.shape[1:])
+
+
+def _begins_with(longer: np.ndarray, array: np.ndarray) -> bool:
+    """Whether the first rows of a longer array are those of `array`."""
+    is_longer = longer.ndim == array.ndim > 0 and len(longer) > len(array) and longer.shape[1:] == array.shape[1:]
+    return is_longer and np.array_equal(longer[: len(array)], array)
 
 
 def _token_orders(meant: np.ndarray, trace: Trace) -> Iterator[np.ndarray]:

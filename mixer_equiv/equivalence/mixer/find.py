@@ -74,7 +74,7 @@ def find_mixer(
             if not isinstance(assigned, UnknownParameter)
         },
         residual=match.residual,
-        stages=dict(_stages(match, tokens)),
+        stages=dict(_stages(match, len(entry), tokens)),
         path=trace.path,
         idle=idle_operations(trace),
         narrow_dtypes=trace.narrow_dtypes,
@@ -134,14 +134,18 @@ def _known_steps(found: ProgramMatch) -> list[Step]:
     ]
 
 
-def _stages(found: ProgramMatch, tokens: tuple[int, ...] | None) -> Iterator[tuple[str, StagePlace]]:
-    """The places of the official stages; `tokens` are the model's in the official order, where that is another one."""
+def _stages(found: ProgramMatch, batch: int, tokens: tuple[int, ...] | None) -> Iterator[tuple[str, StagePlace]]:
+    """The places of the official stages of the first images, so many as the `batch` has.
+
+    `tokens` are the model's in the official order, where that is another one.
+    """
     for stage, place in found.program.stages.items():
         meant, seen = found.before_insertion.get(place, (found.values[place], found.seen[place]))
         if seen is not None and not isinstance(seen, JoinedValue):
             if tokens is not None and meant.ndim == 3:
                 meant = meant[:, list(tokens)]
-            yield stage, StagePlace(seen.number, locate_elements(seen.array, meant), meant.shape)
+            places = locate_elements(seen.array, meant).reshape(meant.shape)[:batch]
+            yield stage, StagePlace(seen.number, places.reshape(-1), places.shape)
 
 
 def _called(order: np.ndarray, config: MixerConfig) -> str:

@@ -56,20 +56,24 @@ class ModelState:
 
     def __init__(self, objects: Iterable[tuple[str, Any]]) -> None:
         self._held: list[_Held] = []
-        self._visited: dict[int, Any] = {}  # so that no id is used twice
+        self._visited: dict[int, tuple[str, Any]] = {}  # the objects too, so that no id is used twice
         waiting: deque[tuple[str, Any]] = deque()
         for path, held in objects:  # themselves, of whatever class they are
             waiting += [(path, type(held)), (path, vars(held) if hasattr(held, "__dict__") else held)]
         while waiting:
             path, value = waiting.popleft()
             if not isinstance(value, _IMMUTABLE) and id(value) not in self._visited:
-                self._visited[id(value)] = value
+                self._visited[id(value)] = path, value
                 waiting.extend(self._visit(path, value))
 
     def restore(self) -> None:
         """Put back what was there when the snapshot was taken."""
         for held in self._held:
             held.restore()
+
+    def objects(self) -> Iterator[tuple[str, Any]]:
+        """All objects that were reached, by the paths on which they were reached first."""
+        yield from self._visited.values()
 
     def changes(self) -> list[Change]:
         """All that differs from the snapshot."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.soundness.cases import CONFIG
-from tests.soundness.writings.torch_plain import Gelu, Mixer, gelu
+from tests.soundness.writings.torch_plain import Gelu, Mixer
 
 
 @contextlib.contextmanager
@@ -28,11 +28,6 @@ def through_numpy(x: Tensor) -> Tensor:
     array = x.detach().numpy()
     array = 0.5 * array * (1 + np.tanh(np.sqrt(2 / np.pi) * (array + 0.044715 * array**3)))
     return torch.from_numpy(array).to(x.dtype)
-
-
-def through_python(x: Tensor) -> Tensor:
-    """Numbers leave torch as Python's and come back."""
-    return torch.tensor(gelu(x).tolist(), dtype=x.dtype)
 
 
 def compact_gelu(x: Tensor) -> Tensor:
@@ -119,7 +114,6 @@ class ScriptableBlock(nn.Module):
 
 UNFOLLOWED: dict[str, Callable[[], nn.Module]] = {
     "GELU through NumPy": lambda: Mixer(gelu=through_numpy),
-    "GELU through Python's numbers": lambda: Mixer(gelu=through_python),
     "scripted GELU": with_scripted_gelu,
     "vmap of token mixing": lambda: Mixer(tokens=tokens_by_vmap),
     "vmap of the whole": Wholly,

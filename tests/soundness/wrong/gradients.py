@@ -162,6 +162,11 @@ _GRADIENTS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
         lambda: hooked("blocks.1.channels.fc2", "register_full_backward_hook", lambda m, i, o: (2 * i[0],)),
         "Gradients are doubled.",
     ),
+    (
+        "through Python's numbers",
+        lambda: after("blocks.1.channels.fc2", lambda x: torch.tensor(x.tolist(), dtype=x.dtype)),
+        "Gradients end there.",
+    ),
     ("straight through", lambda: after(HIDDEN, lambda x: x.detach() + 0.9 * (x - x.detach())), "A tenth is lost."),
 )
 _PARAMETERS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (

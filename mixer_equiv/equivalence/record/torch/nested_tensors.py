@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
+from mixer_equiv.equivalence.record.state import ModelState
+
+# An index or key in a path, which is a part of a name elsewhere.
+_INDEX = re.compile(r"\['?([^\]']*)'?\]")
+
 
 def find_unlisted_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Find parameters, by path, in plain lists and dicts of a module, which torch does not list."""
     known = {id(parameter) for parameter in module.parameters()}
     found = {}
-    for name, tensor in _unlisted_tensors(module):
+    for name, tensor in _unlisted_tensors(module).items():
         if id(tensor) not in known and tensor.requires_grad and tensor.is_leaf:
             known.add(id(tensor))
             found[name] = tensor
@@ -23,16 +29,22 @@ def find_unlisted_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 def find_constant_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Find the tensors, by path, that a module holds and does not train: buffers, and plain tensors in attributes."""
-    held = {**dict(module.named_buffers()), **dict(_unlisted_tensors(module))}
+    held = {**dict(module.named_buffers()), **_unlisted_tensors(module)}
     return {name: tensor for name, tensor in held.items() if not tensor.requires_grad and not tensor.is_meta}
 
 
-def _unlisted_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in plain attributes, lists and dicts of all modules, by path."""
+def _unlisted_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors, by path, in plain attributes, lists and dicts of all modules, and in what their code refers to."""
+    found: dict[str, Tensor] = {}
     for prefix, submodule in module.named_modules():
         for key, value in vars(submodule).items():
             if not key.startswith("_"):
-                yield from _tensors_in(value, f"{prefix}.{key}" if prefix else key)
+                found.update(_tensors_in(value, f"{prefix}.{key}" if prefix else key))
+    held = {id(tensor) for tensor in (*module.parameters(), *module.buffers(), *found.values())}
+    for path, value in ModelState(module.named_modules()).objects():
+        if isinstance(value, Tensor) and id(value) not in held:
+            found.setdefault(_INDEX.sub(r".\1", path), value)
+    return found
 
 
 def _tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
