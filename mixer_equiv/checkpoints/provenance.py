@@ -1,7 +1,7 @@
 """`Provenance`: what made a report: versions, the call, its seed and date, and the hashes of the files behind it.
 
-Nothing in it tells who made it or where: paths are relative to the current folder, and addresses have no credentials
-and no query. Knows no model; `equivalence.call_record` fills it in for `verify`.
+Nothing in it tells who made it or where (`mixer_equiv.shown_paths`). Knows no model; `equivalence.call_record` fills
+it in for `verify`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mixer_equiv.checkpoints.formats.shard_sets import is_named_as_index, part_of, shards_named_by
+from mixer_equiv.shown_paths import shown_path
 
 # Packages whose code takes part in a comparison, where they are imported.
 FRAMEWORKS = ("numpy", "torch", "timm", "jax", "jaxlib", "flax", "optax")
@@ -118,38 +117,3 @@ def _sha256(path: Path, files: Iterable[Path]) -> str:
 def _sha256_of_file(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def shown_path(path: str | os.PathLike[str]) -> str:
-    """A path as a report may show it.
-
-    It is relative to the current folder, or to the folder of installed packages; outside of both the name alone.
-    """
-    absolute = Path(os.path.abspath(os.path.expanduser(path)))
-    for number, part in enumerate(absolute.parts):
-        if part in ("site-packages", "dist-packages"):
-            return Path(*absolute.parts[number + 1 :]).as_posix()
-    if absolute.is_relative_to(Path.cwd()):
-        return absolute.relative_to(Path.cwd()).as_posix()
-    return "~" if absolute == Path.home() else absolute.name
-
-
-# An address, and a path that may leave the current folder; neither may begin within a word, as in "flax:B/16".
-_PRIVATE = re.compile(
-    r"(?<![^\s'\"=:,(\[{])"
-    r"(?:(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[^\s/@'\"]*@)?(?P<place>[^\s?#'\"]*)[^\s'\"]*"
-    r"|(?P<path>(?:~|\.\.)?/[^\s'\":,)\]}]+))",
-    re.IGNORECASE,
-)
-
-
-def without_private_parts(text: str) -> str:
-    """Shorten the paths in `text` as `shown_path` does, and take credentials and queries out of addresses."""
-    return _PRIVATE.sub(_shortened, text)
-
-
-def _shortened(match: re.Match[str]) -> str:
-    if match["path"] is not None:
-        return shown_path(match["path"])
-    place = shown_path(match["place"]) if match["scheme"].lower() == "file" else match["place"]
-    return f"{match['scheme']}://{place}"

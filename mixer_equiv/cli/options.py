@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixer_equiv.checkpoints.provenance import without_private_parts
 from mixer_equiv.errors import ConfigError
+from mixer_equiv.shown_paths import without_private_parts
 
 if TYPE_CHECKING:
     from mixer_equiv.layouts import Conventions

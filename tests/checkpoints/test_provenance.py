@@ -13,7 +13,8 @@ import pytest
 
 from mixer_equiv import load, save
 from mixer_equiv.checkpoints import provenance
-from mixer_equiv.checkpoints.provenance import FileDigest, Provenance, shown_path, versions, without_private_parts
+from mixer_equiv.checkpoints.provenance import FileDigest, Provenance, versions
+from mixer_equiv.shown_paths import shown_path, without_private_parts
 from tests.support.command_line import params
 
 
@@ -109,6 +110,12 @@ def test_texts_lose_folders_credentials_and_queries(folder: Path, text: str) -> 
 def test_the_current_folder_and_the_home_leave_no_name(folder: Path) -> None:
     shown = without_private_parts(f"verify {folder}/mixer.py:Mixer {folder} {folder.parent} {folder.parent}/b.npz")
     assert shown == "verify mixer.py:Mixer . ~ b.npz"
+
+
+def test_from_above_the_home_its_name_is_not_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parents[1])
+    assert shown_path(folder / "a.npz") == "a.npz"
+    assert shown_path(folder.parents[1] / "shared" / "a.npz") == "shared/a.npz"
 
 
 def test_the_line_of_text_has_version_call_seed_date_and_files() -> None:

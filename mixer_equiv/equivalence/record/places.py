@@ -16,13 +16,13 @@ from pathlib import Path
 from types import FrameType
 
 from mixer_equiv.equivalence.place import FindPlace, Place, nowhere
+from mixer_equiv.shown_paths import INSTALLED, shown_path
 
 __all__ = ["Place", "PlaceFinder"]
 
 # Packages that carry operations out for the code of a model.
 _LIBRARIES = ("torch", "functorch", "jax", "jaxlib", "flax", "optax", "einops", "opt_einsum", "numpy", "scipy")
 _TYPE_CHECKERS = ("jaxtyping", "beartype", "typeguard", "chex")
-_INSTALLED = ("site-packages", "dist-packages")
 _RECORDER = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -71,7 +71,7 @@ class PlaceFinder:
     def _look_up(self, file: str) -> bool:
         if file.startswith("<"):  # typed in a notebook or generated; the source that it has tells them apart
             return bool(linecache.getline(file, 1))
-        is_installed = any(folder in Path(file).parts for folder in _INSTALLED)
+        is_installed = any(folder in Path(file).parts for folder in INSTALLED)
         is_python = file.startswith(_STANDARD_LIBRARY) and not is_installed
         return not is_python and not file.startswith(self._libraries)
 
@@ -81,7 +81,7 @@ class PlaceFinder:
         if key not in self._places:
             if file not in self._paths:
                 linecache.checkcache(file)  # the user may have changed it since an earlier run
-                self._paths[file] = _readable_path(file)
+                self._paths[file] = file if file.startswith("<") else shown_path(file)
             self._places[key] = Place(self._paths[file], line, linecache.getline(file, line).strip(), module)
         return self._places[key]
 
@@ -94,15 +94,3 @@ def _library_folders() -> tuple[str, ...]:
     loaded = (sys.modules.get(name) for name in (*_LIBRARIES, *_TYPE_CHECKERS))
     files = (getattr(module, "__file__", None) for module in loaded)
     return (_RECORDER, *(os.path.dirname(file) + os.sep for file in files if file))
-
-
-def _readable_path(file: str) -> str:
-    """A path relative to where packages are installed, or to the current folder, else its last two parts."""
-    path = Path(file)
-    if not path.is_absolute():
-        return file
-    installed = [number for number, part in enumerate(path.parts) if part in _INSTALLED]
-    if installed:
-        return "/".join(path.parts[installed[-1] + 1 :])
-    here = Path.cwd()
-    return path.relative_to(here).as_posix() if path.is_relative_to(here) else "/".join(path.parts[-2:])

@@ -93,7 +93,9 @@ def test_paths_are_as_the_user_would_write_them(tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "models" / "mymixer.py"
     file.parent.mkdir()
     file.write_text("x = 1\n    y = x\n", encoding="utf-8")
-    assert str(PlaceFinder({}, NOBODY).place(str(file), 2, "blocks.3")) == "models/mymixer.py:2 in blocks.3"
+    assert str(PlaceFinder({}, NOBODY).place(str(file), 2, "blocks.3")) == "mymixer.py:2 in blocks.3"
+    monkeypatch.chdir(tmp_path)
+    assert PlaceFinder({}, NOBODY).place(str(file), 2, "").where == "models/mymixer.py:2"
     monkeypatch.chdir(tmp_path / "models")
     place = PlaceFinder({}, NOBODY).place(str(file), 2, "blocks.3")
     assert (place.file, place.text) == ("mymixer.py", "y = x")
