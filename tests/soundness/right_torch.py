@@ -22,6 +22,7 @@ from tests.soundness.writings.torch_norms import NORMS
 from tests.soundness.writings.torch_numbers import NUMBERS, WITH_A_WORD
 from tests.soundness.writings.torch_plain import Mixer, written
 from tests.soundness.writings.torch_pools import POOLS
+from tests.soundness.writings.torch_several import SEVERAL
 from tests.soundness.writings.torch_stacks import STACKS
 from tests.soundness.writings.torch_stems import STEMS, by_pixel_unshuffle
 from tests.soundness.writings.torch_streams import STREAMS
@@ -61,6 +62,7 @@ CASES: tuple[Case, ...] = (
     *table("GELU", parts("gelu", GELUS), "it is the tanh form, by an identity"),
     *table("tokens", parts("tokens", TOKENS), "it is the token-mixing MLP, in parts or in another order"),
     *table("channels", parts("channels", CHANNELS), "it is the channel-mixing MLP, in parts or in another order"),
+    *table("several", SEVERAL, "a layer in several, side by side or summed, is the same layer"),
     *table("head", parts("classify", POOLS), "mean and head are linear, in either order"),
     *table("weights", HOLDERS | STACKS, "where weights are held does not change the function"),
     *table("weights", FOREIGN_HOLDERS, "numbers outside torch cannot be drawn", ("equivalent", "nothing_compared")),

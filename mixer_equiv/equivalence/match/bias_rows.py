@@ -6,26 +6,13 @@ Code that has a layer so gives it its input with a column of ones, by which the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
+from mixer_equiv.equivalence.match.derived_operand import DerivedOperand
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array
-
-
-@dataclasses.dataclass(eq=False)
-class DerivedOperand(Value):
-    """An operand that the trace does not hold: `make` gives it of the array of the value whose number is in `inputs`.
-
-    On other weights it is made in the same way.
-    """
-
-    make: Callable[[Array], Array] = np.copy
-
-    @classmethod
-    def of(cls, operand: Value, make: Callable[[Array], Array]) -> DerivedOperand:
-        return cls(operand.number, make(operand.array), "part", (operand.number,), False, operand.leaves, make=make)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +38,7 @@ def bias_rows(operand: Value, width: int) -> Iterator[tuple[DerivedOperand, Deri
     for is_transposed in (False, True):
         for place in (-1, 0):
             split = _Split(width + 1, is_transposed, place)
-            yield DerivedOperand.of(operand, split.kernel), DerivedOperand.of(operand, split.bias)
+            yield DerivedOperand.of([operand], split.kernel), DerivedOperand.of([operand], split.bias)
 
 
 def sizes_with_ones(trace: Trace) -> frozenset[int]:

@@ -28,6 +28,7 @@ from mixer_equiv.equivalence.deviation import (
 )
 from mixer_equiv.equivalence.match.axes import arrange_like, axis_permutations
 from mixer_equiv.equivalence.match.batch_norm import batch_norms
+from mixer_equiv.equivalence.match.joined_layers import JoinedLayers
 from mixer_equiv.equivalence.match.parameter_search import (
     KnownAssignment,
     LayerFit,
@@ -83,6 +84,7 @@ class MoveGenerator:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.parameters = ParameterSearch(trace)
+        self.joined = JoinedLayers(self.parameters)
 
     def moves(self, step: Step, state: SearchState, budget: int) -> Iterator[Move]:
         """Generate the moves that cost no more than the budget, cheapest kinds first, their deviations with places."""
@@ -154,13 +156,21 @@ class MoveGenerator:
     def _linear(self, step: Step, x: Array, state: SearchState) -> Iterator[Move]:
         guessed = bool(state.deviations) and state.deviations[-1].kind == "unknown"
         axes = len(step.parameters[0].axes) - 1
+        names = [parameter.name for parameter in step.parameters]
+        if not guessed and (several := self.joined.fit_outputs(axes, x, state.position)) is not None:
+            # Several layers may also be branches of their own, so that the step after must confirm it.
+            yield Move(
+                several.array, several.value, dict(zip(names, (several.weight, several.bias), strict=True)), sure=False
+            )
         alone = self.parameters.fit_linear(axes, x, state.position, guessed=guessed)
         found: list[tuple[LayerFit, Value | None]] = [(fit, fit.value) for fit in alone]
         # The trace may show the bias, or the whole result, only after the addition to the stream.
         if not any(fit.has_bias for fit in alone) and (plus := self._summand(state)) is not None:
             later = self.parameters.fit_linear(axes, x, state.position, guessed=guessed, plus=plus)
             found = [(fit, None) for fit in later if fit.has_bias or not alone] + found
-        names = [parameter.name for parameter in step.parameters]
+        if not any(fit.has_bias for fit in alone) and axes == 1:
+            summed = self.joined.fit_inputs(x, state.position, self._summand(state))
+            found = [*((fit, fit.value if is_seen else None) for fit, is_seen in summed), *found]
         for fit, seen in found:
             yield Move(fit.array, seen, dict(zip(names, (fit.weight, fit.bias), strict=True)))
 

@@ -132,8 +132,7 @@ class ParameterSearch:
         width = math.prod(x.shape[x.ndim - axes :])
 
         def fits() -> list[LayerFit]:
-            ranked = sorted(self.trace.operands, key=lambda operand: self._next_use(operand, position))
-            suited = [operand for operand in ranked if operand.size % width == 0]
+            suited = [operand for operand in self.operands_by_use(position) if operand.size % width == 0]
             whole = list(self._fit_kernels(x, axes, suited[:NEXT_KERNELS] if guessed else suited, plus))
             if plus is None and all(fit.uses_part for fit in whole):
                 whole = [*self._fit_in_parts(x, axes, _larger(suited, whole)), *whole]
@@ -142,6 +141,14 @@ class ParameterSearch:
         arrays = (x,) if plus is None else (x, plus)
         found = self.cached(("linear", axes, guessed), fits, *arrays)
         return sorted(found, key=lambda fit: (fit.value.number <= position, not fit.has_bias, fit.value.number))
+
+    def fit_kernel(self, axes: int, x: Array, operand: Value) -> list[LayerFit]:
+        """The same for one operand as the kernel, where the trace has the result as a whole."""
+        return list(self._fit_kernels(x, axes, [operand], None))
+
+    def operands_by_use(self, position: int) -> list[Value]:
+        """The operands in the order of their next uses after `position`."""
+        return sorted(self.trace.operands, key=lambda operand: self._next_use(operand, position))
 
     def _next_use(self, operand: Value, position: int) -> tuple[bool, int]:
         """A sort key by the operand's next use after `position`; operands that are used no more come last."""
@@ -166,7 +173,7 @@ class ParameterSearch:
                 if not self._total_occurs(flat, operand, sizes, order, added):
                     continue
                 core = flat @ reorder_axes(operand.array, sizes, order).reshape(width, out)
-                biases = self._fit_biases(core if plus is None else core + plus.reshape(core.shape))
+                biases = self.fit_biases(core if plus is None else core + plus.reshape(core.shape))
                 for value, bias in biases:
                     array = core + bias.operand.array.reshape(-1) if isinstance(bias, AssignedOperand) else core
                     yield LayerFit(array.reshape(*kept, out), value, AssignedOperand(operand, sizes, order), bias)
@@ -199,7 +206,7 @@ class ParameterSearch:
 
         return self.cached(("totals", size), totals)
 
-    def _fit_biases(self, core: Array) -> list[tuple[Value, KnownAssignment]]:
+    def fit_biases(self, core: Array) -> list[tuple[Value, KnownAssignment]]:
         """Values of the trace that are `core`, (rows, columns), plus a vector of it or nothing."""
         rows, columns = core.shape
         vectors, operands = self._vectors(columns)
@@ -208,7 +215,7 @@ class ParameterSearch:
         squares = np.square(core).sum() + 2 * vectors @ sums + rows * np.square(vectors).sum(axis=1)
         return [
             (value, _vector(operands[i], columns))
-            for value in self.trace.by_size[core.size]
+            for value in self.trace.by_size.get(core.size, ())
             for i in np.flatnonzero(is_near(totals, squares, value.fingerprint))
             if Fingerprint(core + vectors[i]).matches(value.fingerprint)
         ]

@@ -15,7 +15,7 @@ import numpy as np
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.axes import reorder_axes
-from mixer_equiv.equivalence.match.bias_rows import DerivedOperand
+from mixer_equiv.equivalence.match.derived_operand import DerivedOperand
 from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, KnownAssignment
 from mixer_equiv.equivalence.mixer.official_program import deviations_of
 from mixer_equiv.equivalence.notice import Notice
@@ -42,28 +42,30 @@ class StagePlace:
 
 @dataclasses.dataclass(frozen=True)
 class ParameterPlace:
-    """The place of an official parameter in a run: the number of a value, whose axes follow in `order`.
+    """The place of an official parameter in a run: the numbers of values of which `make` gives its array.
 
-    The number is None for a parameter that the code does not have; `make`, if any, gives the array of that value's.
-    `then` are the sources of kernel and bias of a
-    second layer; `tokens` lists the run's tokens in the official order, where that is another one.
+    There are none for a parameter that the code does not have. The array's axes follow in `order`. `then` are the
+    sources of kernel and bias of a second layer; `tokens` lists the run's tokens in the official order, where that is
+    another one.
     """
 
-    number: int | None
+    numbers: tuple[int, ...]
     order: tuple[int, ...]
     sizes: tuple[int, ...]
     then: tuple[ParameterPlace, ParameterPlace] | None = None
     tokens: tuple[int, ...] | None = None
-    make: Callable[[np.ndarray], np.ndarray] | None = None
+    make: Callable[..., np.ndarray] = lambda array: array
 
     @classmethod
     def of(cls, assigned: KnownAssignment, tokens: tuple[int, ...] | None = None) -> ParameterPlace:
         second = assigned.second_layer
         then = None if second is None else (cls.of(second[0]), cls.of(second[1]))
         if isinstance(assigned, AssignedOperand):
-            make = assigned.operand.make if isinstance(assigned.operand, DerivedOperand) else None
-            return cls(assigned.operand.number, assigned.order, assigned.sizes, then, tokens, make)
-        return cls(None, (0,), assigned.sizes, then, tokens)
+            operand = assigned.operand
+            if isinstance(operand, DerivedOperand):
+                return cls(operand.inputs, assigned.order, assigned.sizes, then, tokens, operand.make)
+            return cls((operand.number,), assigned.order, assigned.sizes, then, tokens)
+        return cls((), (0,), assigned.sizes, then, tokens)
 
     def array(self, trace: Trace, axes: tuple[str, ...], neutral: float) -> np.ndarray:
         """The parameter in the official order of its `axes`."""
@@ -73,11 +75,11 @@ class ParameterPlace:
         return held.take(self.tokens, axes.index("tokens"))
 
     def _as_found(self, trace: Trace, neutral: float) -> np.ndarray:
-        if self.number is None:
-            held = np.full(self.sizes, float(neutral))
+        if self.numbers:
+            made = self.make(*(trace.values[number].array for number in self.numbers))
+            held = reorder_axes(made, self.sizes, self.order)
         else:
-            array = trace.values[self.number].array
-            held = reorder_axes(array if self.make is None else self.make(array), self.sizes, self.order)
+            held = np.full(self.sizes, float(neutral))
         if self.then is not None:
             kernel, bias = (source._as_found(trace, 0.0) for source in self.then)
             held = held @ kernel + (bias if held.ndim == 1 else 0.0)

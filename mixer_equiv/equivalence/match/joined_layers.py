@@ -1,0 +1,126 @@
+"""`JoinedLayers`: one layer of a program as several of a trace.
+
+Code may have some of a layer's outputs in each of several layers, and then the next layer's inputs, whose results it
+adds. Nothing here knows programs or steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from mixer_equiv.equivalence.match.axes import reorder_axes
+from mixer_equiv.equivalence.match.derived_operand import DerivedOperand
+from mixer_equiv.equivalence.match.parameter_search import (
+    AbsentParameter,
+    AssignedOperand,
+    KnownAssignment,
+    LayerFit,
+    ParameterSearch,
+)
+from mixer_equiv.equivalence.match.parts import JoinedValue
+from mixer_equiv.equivalence.record.trace import Value
+from mixer_equiv.operations import Array
+
+# How many operands in a row, by their next use, may be no kernels over an array before the last is taken as found.
+GAP = 4
+
+
+class JoinedLayers:
+    """Finds layers in several of one trace."""
+
+    def __init__(self, parameters: ParameterSearch) -> None:
+        self.parameters = parameters
+        self._widths: dict[tuple[int, ...], None] = {}  # the numbers of outputs of several layers that are one
+
+    def fit_outputs(self, axes: int, x: Array, position: int) -> LayerFit | None:
+        """The layer over the last `axes` axes of `x` whose outputs are those of several layers, the first used first.
+
+        There is none if one layer alone takes `x`.
+        """
+        found = self.parameters.cached(("joined", axes), lambda: list(self._layers_of(axes, x, position)), x)
+        if len(found) < 2:
+            return None
+        widths = tuple(fit.array.shape[-1] for fit in found)
+        self._widths[widths] = None
+        array = self.parameters.cached("joined", lambda: np.concatenate([fit.array for fit in found], -1), x)
+        numbers = tuple(fit.value.number for fit in found)
+        value = JoinedValue(min(numbers), array, "parts", numbers)
+        side_by_side = functools.partial(np.concatenate, axis=-1)
+        weights, biases = [fit.weight for fit in found], [fit.bias for fit in found]
+        return LayerFit(array, value, _joined(weights, side_by_side), _joined(biases, side_by_side))
+
+    def fit_inputs(self, x: Array, position: int, plus: Array | None) -> Iterator[tuple[LayerFit, bool]]:
+        """Layers over the last axis of `x` that are sums of several, and whether the trace has that without `plus`."""
+        for widths in (widths for widths in self._widths if sum(widths) == x.shape[-1]):
+            ends = np.cumsum(widths)[:-1].tolist()
+            parts = self.parameters.cached(("parts", widths), functools.partial(np.split, x, ends, -1), x)
+            found = [next(iter(self.parameters.fit_linear(1, part, position)), None) for part in parts]
+            fits = [fit for fit in found if fit is not None and _is_plain(fit)]
+            if len(fits) < len(parts) or len({fit.array.shape for fit in fits}) > 1:
+                continue
+            kernel = _joined([fit.weight for fit in fits], np.concatenate)
+            core = _sum([fit.array for fit in fits])
+            biases = _joined([fit.bias for fit in fits], _sum)
+            for more in (plus, None) if plus is not None and plus.shape == core.shape else (None,):
+                for value, bias in self._biases_of(core if more is None else core + more, biases, position):
+                    array = core
+                    if bias is not biases and isinstance(bias, AssignedOperand):
+                        array = core + bias.operand.array.reshape(-1)
+                    yield LayerFit(array, value, kernel, bias), more is None
+
+    def _biases_of(
+        self, total: Array, biases: KnownAssignment, position: int
+    ) -> Iterator[tuple[Value, KnownAssignment]]:
+        """The value that a sum of layers is: where none of them has a bias, with one behind it, else as it is."""
+        if isinstance(biases, AbsentParameter):
+            found = self.parameters.fit_biases(total.reshape(-1, total.shape[-1]))
+            yield from (pair for pair in found if isinstance(pair[1], AssignedOperand))
+        if (value := self.parameters.find_value(total, position)) is not None:
+            yield value, biases
+
+    def _layers_of(self, axes: int, x: Array, position: int) -> Iterator[LayerFit]:
+        """A layer of each kernel over `x`, in the order of their uses."""
+        width = math.prod(x.shape[x.ndim - axes :])
+        missed = 0
+        for operand in self.parameters.operands_by_use(position):
+            if operand.name is None or operand.size % width:
+                continue
+            later = [fit for fit in self.parameters.fit_kernel(axes, x, operand) if fit.value.number > position]
+            missed = 0 if later else missed + 1
+            yield from sorted(later, key=lambda fit: (not fit.has_bias, fit.value.number))[:1]
+            if missed > GAP:
+                return
+
+
+def _joined(assignments: Sequence[KnownAssignment], join: Callable[[list[Array]], Array]) -> KnownAssignment:
+    """What several operands hold of one parameter; where none holds any, it is absent. What is absent is zero."""
+
+    def make(*arrays: Array) -> Array:
+        held = iter(arrays)
+        return join([_in_order(assigned, held) for assigned in assignments])
+
+    operands = [assigned.operand for assigned in assignments if isinstance(assigned, AssignedOperand)]
+    sizes = make(*(operand.array for operand in operands)).shape
+    if not operands:
+        return AbsentParameter(sizes)
+    return AssignedOperand(DerivedOperand.of(operands, make), sizes, tuple(range(len(sizes))))
+
+
+def _in_order(assigned: KnownAssignment, held: Iterator[Array]) -> Array:
+    if isinstance(assigned, AssignedOperand):
+        return reorder_axes(next(held), assigned.sizes, assigned.order)
+    return np.zeros(assigned.sizes)
+
+
+def _sum(arrays: Sequence[Array]) -> Array:
+    return functools.reduce(operator.add, arrays)
+
+
+def _is_plain(fit: LayerFit) -> bool:
+    """Whether the kernel of a layer is in the trace."""
+    return isinstance(fit.weight, AssignedOperand) and not isinstance(fit.weight.operand, DerivedOperand)

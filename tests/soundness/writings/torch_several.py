@@ -1,0 +1,122 @@
+"""Mixers with one layer's outputs in several layers, and the next one's inputs, whose results are added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tests.soundness.writings.torch_plain import Mixer
+
+# Of an official kernel and bias, (in, out) of a Linear: the parts by outputs, or by inputs, and how they are held.
+Mlp = Callable[[nn.Linear, nn.Linear], nn.Module]
+
+
+def part(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone())
+    return layer
+
+
+class Experts(nn.Module):
+    """An MLP for some of the hidden units in each, all of which are always chosen; one of them has the bias."""
+
+    def __init__(self, first: nn.Linear, second: nn.Linear, size: int, shared: int) -> None:
+        super().__init__()
+        ins = zip(first.weight.split(size), first.bias.split(size), strict=True)
+        self.first = nn.ModuleList(part(w, b) for w, b in ins)
+        outs = second.weight.split(size, 1)
+        biases = [second.bias / shared if i < shared else None for i in range(len(outs))]
+        self.second = nn.ModuleList(part(w, b) for w, b in zip(outs, biases, strict=True))
+
+    def forward(self, y: Tensor) -> Tensor:
+        pairs = zip(self.first, self.second, strict=True)
+        return sum(
+            (second(nn.functional.gelu(first(y), approximate="tanh")) for first, second in pairs), y.new_zeros(1)
+        )
+
+
+class OneByOne(Experts):
+    """Layers first, then activations, then the sum by stacking."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        hidden = [nn.functional.gelu(h, approximate="tanh") for h in [first(y) for first in self.first]]
+        return torch.stack([second(h) for second, h in zip(self.second, hidden, strict=True)]).sum(0)
+
+
+class BiasOfItsOwn(Experts):
+    """No second layer has a bias, and the sum has."""
+
+    def __init__(self, first: nn.Linear, second: nn.Linear, size: int) -> None:
+        super().__init__(first, second, size, 0)
+        self.bias = nn.Parameter(second.bias.clone())
+
+    def forward(self, y: Tensor) -> Tensor:
+        return super().forward(y) + self.bias
+
+
+class Concatenated(nn.Module):
+    """The first layer in several, whose outputs are put together, and one second layer."""
+
+    def __init__(self, first: nn.Linear, second: nn.Linear, size: int) -> None:
+        super().__init__()
+        ins = zip(first.weight.split(size), first.bias.split(size), strict=True)
+        self.first, self.second = nn.ModuleList(part(w, b) for w, b in ins), part(second.weight, second.bias)
+
+    def forward(self, y: Tensor) -> Tensor:
+        hidden = [nn.functional.gelu(first(y), approximate="tanh") for first in self.first]
+        return self.second(torch.cat(hidden, -1))
+
+
+class Several(Mixer):
+    """The official function, with the MLP over some axis by `mlp`."""
+
+    def __init__(self, axis: str, mlp: Mlp) -> None:
+        super().__init__()
+        for block in self.blocks:
+            layers = [getattr(block, f"{axis}_{i}") for i in range(2)]
+            block.mlp = mlp(*layers)
+            del layers
+            delattr(block, f"{axis}_0")
+            delattr(block, f"{axis}_1")
+            norm = block.norm_0 if axis == "tokens" else block.norm_1
+            setattr(block, axis, self._branch(block.mlp, norm, axis))
+
+    @staticmethod
+    def _branch(mlp: nn.Module, norm: nn.Module, axis: str) -> Callable[[Tensor], Tensor]:
+        return lambda x: mlp(norm(x).mT).mT if axis == "tokens" else mlp(norm(x))
+
+
+class HeadByGroups(Mixer):
+    """A head for each group of classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        halves = zip(self.head.weight.split(2), self.head.bias.split(2), strict=True)
+        self.heads = nn.ModuleList(part(w, b) for w, b in halves)
+        del self.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        y = self.norm(x).mean(1)
+        return torch.cat([head(y) for head in self.heads], 1)
+
+
+SEVERAL: dict[str, Callable[[], nn.Module]] = {
+    "channels in experts, one bias": lambda: Several("channels", lambda a, b: Experts(a, b, 9, 1)),
+    "channels in experts, a bias each": lambda: Several(
+        "channels", lambda a, b: Experts(a, b, 9, -(-len(a.bias) // 9))
+    ),
+    "channels in experts, layers first": lambda: Several("channels", lambda a, b: OneByOne(a, b, 9, 1)),
+    "channels in experts, bias of the sum": lambda: Several("channels", lambda a, b: BiasOfItsOwn(a, b, 9)),
+    "channels in layers, put together": lambda: Several("channels", lambda a, b: Concatenated(a, b, 9)),
+    "tokens in experts, one bias": lambda: Several("tokens", lambda a, b: Experts(a, b, 4, 1)),
+    "tokens in experts, bias of the sum": lambda: Several("tokens", lambda a, b: BiasOfItsOwn(a, b, 4)),
+    "tokens in layers, put together": lambda: Several("tokens", lambda a, b: Concatenated(a, b, 4)),
+    "heads for groups of classes": HeadByGroups,
+}
