@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from typing import Literal
 
 from mixer_equiv.equivalence.place import Place
@@ -106,6 +107,19 @@ class Arithmetic:
 
 
 @dataclasses.dataclass(frozen=True)
+class Clipped:
+    """Numbers kept between two others."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if math.isinf(self.low):
+            return f"at most {self.high:g}"
+        return f"at least {self.low:g}" if math.isinf(self.high) else f"between {self.low:g} and {self.high:g}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Windows:
     """Patches of an image that overlap or reach beyond its edges; all sizes are (height, width).
 
@@ -126,7 +140,7 @@ class Windows:
 
 
 Kind = Literal["variant", "skip", "insert", "unknown"]
-Setting = str | float | Choice | ResultOf | ValueOf | OtherValueOf | Epsilon | Arithmetic | Windows | None
+Setting = str | float | Choice | ResultOf | ValueOf | OtherValueOf | Epsilon | Arithmetic | Clipped | Windows | None
 
 
 @dataclasses.dataclass(frozen=True)

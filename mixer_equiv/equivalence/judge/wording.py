@@ -19,7 +19,8 @@ def steps_in_words(deviations: Sequence[Deviation], num_blocks: int) -> str:
 
     An inserted operation is before the step that consumes it, except at the head.
     """
-    before = "before " if deviations[0].kind == "insert" and deviations[0].step != "head" else ""
+    is_extra = deviations[0].kind == "insert" or deviations[0].expected is None
+    before = "before " if is_extra and deviations[0].step != "head" else ""
     steps = list(dict.fromkeys(deviation.step for deviation in deviations))
     if len(steps) == 1:
         return before + steps[0]

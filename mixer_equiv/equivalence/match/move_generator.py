@@ -15,35 +15,26 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
 
 from mixer_equiv import operations
 from mixer_equiv.equivalence.deviation import (
     Choice,
     Deviation,
-    Epsilon,
     OtherValueOf,
-    Setting,
     ValueOf,
 )
 from mixer_equiv.equivalence.match.axes import arrange_like, axis_permutations
-from mixer_equiv.equivalence.match.batch_norm import batch_norms
+from mixer_equiv.equivalence.match.extra_operations import ExtraOperation, ExtraOperations
 from mixer_equiv.equivalence.match.joined_layers import JoinedLayers
+from mixer_equiv.equivalence.match.norm_moves import NormMoves, reach
 from mixer_equiv.equivalence.match.parameter_search import (
-    KnownAssignment,
     LayerFit,
     ParameterSearch,
     UnknownParameter,
-    operand_names,
 )
-from mixer_equiv.equivalence.match.search_state import Insertion, Move, SearchState
+from mixer_equiv.equivalence.match.search_state import COST_OF, Move, SearchState
 from mixer_equiv.equivalence.match.step_variants import (
-    MLP_ACTIVATIONS,
-    OUTPUTS,
     SKIPPABLE,
-    arithmetic,
-    candidate_epsilons,
-    layer_norm_variants,
     variants,
 )
 from mixer_equiv.equivalence.match.windows import windows_of
@@ -51,31 +42,8 @@ from mixer_equiv.equivalence.place import Place
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Step
 
-COST_OF = {"variant": 1, "skip": 1, "insert": 2, "windows": 2, "unknown": 3}
-
 # How many values of the trace are tried in the place of an unknown step.
 CONTINUED_AT_MOST = 12
-
-# How many parameters an unknown step may use.
-PARAMETERS_AT_MOST = 6
-
-
-class ExtraOperation(NamedTuple):
-    """An operation of the trace that the program lacks, and its result."""
-
-    array: Array
-    value: Value
-    what: str
-    setting: Setting
-    assignments: tuple[KnownAssignment, ...] = ()
-
-    def deviation(self, step: Step) -> Insertion:
-        """The deviation, placed at the `step` that takes the result, or at the last step."""
-        expected = Choice.TRANSPOSED if self.what == "reshape" else None
-        names = operand_names(*self.assignments)
-        # A reshape has no value of its own in a trace.
-        place = None if self.what == "reshape" else self.value.place
-        return Insertion(step.name, "insert", self.what, expected, self.setting, names, self.assignments, place=place)
 
 
 class MoveGenerator:
@@ -85,6 +53,8 @@ class MoveGenerator:
         self.trace = trace
         self.parameters = ParameterSearch(trace)
         self.joined = JoinedLayers(self.parameters)
+        self.extra = ExtraOperations(trace, self.parameters)
+        self.norms = NormMoves(trace, self.parameters)
 
     def moves(self, step: Step, state: SearchState, budget: int) -> Iterator[Move]:
         """Generate the moves that cost no more than the budget, cheapest kinds first, their deviations with places."""
@@ -141,9 +111,7 @@ class MoveGenerator:
         elif step.operation == "linear":
             yield from self._linear(step, x, state)
         elif step.operation == "layer_norm":
-            (eps,) = step.settings
-            normed = self.parameters.cached(("norm", eps), partial(operations.normalise, x, eps), x)
-            yield from self._scaled(step, normed, state, ())
+            yield from self.norms.as_specified(step, x, state)
         else:
             array = self.parameters.cached((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
             if step.operation == "swap":
@@ -198,10 +166,10 @@ class MoveGenerator:
             return
         moved = Deviation(norm.name, "variant", "post_norm", Choice.BEFORE_BRANCH, Choice.AFTER_ADDITION)
         total = self.parameters.cached((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
-        for move in self._normed(norm, total, state):
+        for move in self.norms.moves(norm, total, state):
             if move.seen is not None and move.seen.number in self.trace.bottlenecks:
                 is_stream = len(self.trace.users[move.seen.number]) > 1
-                is_sure = is_stream or any(True for _ in self._normed(norm, move.array, state))
+                is_sure = is_stream or any(True for _ in self.norms.moves(norm, move.array, state))
                 yield dataclasses.replace(move, deviations=(moved, *move.deviations), cost=0, sure=is_sure)
 
     def _left_out(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
@@ -210,16 +178,13 @@ class MoveGenerator:
             deviation = Deviation(step.name, "skip", step.operation, SKIPPABLE[step.operation], Choice.NONE)
             yield Move(inputs[-1], state.seen[step.inputs[-1]], unknown, (deviation,), COST_OF["skip"], sure=False)
 
-    def _normed(self, norm: Step, x: Array, state: SearchState) -> Iterator[Move]:
-        return itertools.chain(self._as_specified(norm, (x,), state), self._norm_variants(norm, x, state))
-
     def _variants(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
         """Known variants of the step's operation."""
         cost = COST_OF["variant"]
         if not _have_one_shape(inputs):
             return
         if step.operation == "layer_norm":
-            yield from self._norm_variants(step, inputs[0], state)
+            yield from self.norms.variants(step, inputs[0], state)
             return
         earlier = list(zip(state.steps, state.values[1:], strict=True))
         for number, (change, compute, is_rearranged) in enumerate(variants(step, inputs, earlier)):
@@ -230,60 +195,13 @@ class MoveGenerator:
             elif value := self.parameters.find_value(array, state.position):
                 yield Move(array, value, {}, (deviation,), cost)
 
-    def _norm_variants(self, step: Step, x: Array, state: SearchState) -> Iterator[Move]:
-        """Other normalisations of `x` than the LayerNorm that the step is."""
-        (eps,) = step.settings
-        for changes, norm in layer_norm_variants(eps, self.trace.scalars):
-            deviations = tuple(Deviation(step.name, "variant", *change) for change in changes)
-            normed = self.parameters.cached(("norm", changes), partial(norm, x), x)
-            yield from self._scaled(step, normed, state, deviations)
-        unknown = {parameter.name: UnknownParameter() for parameter in step.parameters}
-        origin = self.parameters.find_value(x, state.position)
-        after, last = (origin.number if origin else state.position), self._reach(state.position)
-        for array, value, names in batch_norms(x, after, last, self.trace):
-            change = Deviation(step.name, "variant", "batch_norm", Choice.LAYER_NORM, Choice.BATCH_NORM, names)
-            yield Move(array, value, unknown, (change,), COST_OF["variant"])
-
-    def _scaled(
-        self, step: Step, normed: Array, state: SearchState, deviations: tuple[Deviation, ...]
-    ) -> Iterator[Move]:
-        """`normed` times a scale plus a bias of the trace, over its last axis or all axes but the first.
-
-        What is normalised over another axis may be scaled along that one. Where the program goes on from the input too
-        and the trace from the result alone, it may have normalised the stream itself, so that the step after must
-        confirm it; where it goes on to more than a branch, it has, which at first costs as much as a further LayerNorm.
-        """
-        cost = COST_OF["variant"] if deviations else 0
-        whole = self.parameters.cached("whole", lambda: normed.reshape(len(normed), -1), normed)
-        names = [parameter.name for parameter in step.parameters]
-        later = state.program.steps[len(state.steps) + 1 :] if state.program is not None else ()
-        goes_on = any(step.inputs[0] in other.inputs for other in later)
-        is_known = any(deviation.found is Choice.NORMALISED_STREAM for deviation in state.deviations)
-        for x in (normed, whole) if normed.ndim > 2 else (normed,):
-            sizes = x.shape[-1:] if x is normed else normed.shape[1:]
-            for fit in self.parameters.fit_affine(x, state.position):
-                held = [dataclasses.replace(assignment, sizes=sizes) for assignment in (fit.weight, fit.bias)]
-                array = fit.array.reshape(normed.shape)
-                is_alone = goes_on and fit.value.number in self.trace.bottlenecks
-                is_stream = is_alone and len(self.trace.users[fit.value.number]) > 1
-                ahead = COST_OF["insert"] if is_stream and not is_known else 0
-                yield Move(
-                    array, fit.value, dict(zip(names, held, strict=True)), deviations, cost + ahead, not is_alone
-                )
-        if any(deviation.found is Choice.TOKENS for deviation in deviations) and normed.ndim > 2:
-            swapped = self.parameters.cached("swapped", partial(operations.swap, normed), normed)
-            for fit in self.parameters.fit_affine(swapped, state.position):
-                unknown = dict.fromkeys(names, UnknownParameter())
-                along = dataclasses.replace(deviations[0], parameters=operand_names(fit.weight, fit.bias))
-                yield Move(operations.swap(fit.array), fit.value, unknown, (along, *deviations[1:]), cost)
-
     def _after_insertion(
         self, step: Step, inputs: tuple[Array, ...], state: SearchState, budget: int
     ) -> Iterator[Move]:
         """The step after an extra operation on one of its inputs, and within budget a variant, nothing or one more."""
         for i, x in enumerate(inputs):
             place = step.inputs[i]
-            extras = list(self.extra_operations(x, state.position))
+            extras = list(self.extra.on(x, state.position))
             if step.operation == "layer_norm" and (seen := state.seen[place]) is not None and x.ndim == 3:
                 array = self.parameters.cached("reshaped", partial(_reshape_as_swapped, x), x)
                 extras.append(ExtraOperation(array, seen, "reshape", Choice.RESHAPED))
@@ -302,36 +220,30 @@ class MoveGenerator:
                             cost=move.cost + COST_OF["insert"],
                             replaced={place: (extra.array, extra.value), **move.replaced},
                         )
+        if budget >= COST_OF["unknown"] - COST_OF["insert"] and step.parameters:
+            yield from self._after_unknown(step, inputs, state)
 
-    def extra_operations(self, x: Array, position: int) -> Iterator[ExtraOperation]:
-        """Extra operations on `x` whose result the trace has."""
-        yield from self._extra_layers(x, position)
-        for what, functions in (("activation", MLP_ACTIVATIONS), ("output", OUTPUTS)):
-            for name, function in functions.items():
-                array = self.parameters.cached(("inserted", name), partial(function, x), x)
-                if value := self.parameters.find_value(array, position):
-                    yield ExtraOperation(array, value, what, name)
-        for setting, array in arithmetic(x, self.trace.scalars):
-            if value := self.parameters.find_value(array, position):
-                yield ExtraOperation(array, value, "constant", setting)
-        for fit in self.parameters.fit_linear(1, x, position):
-            yield ExtraOperation(fit.array, fit.value, "linear", Choice.LAYER, (fit.weight, fit.bias))
-
-    def _extra_layers(self, x: Array, position: int) -> Iterator[ExtraOperation]:
-        """LayerNorms, scales, biases and embeddings."""
-        for eps in candidate_epsilons(self.trace.scalars):
-            normed = self.parameters.cached(("norm", eps), partial(operations.normalise, x, eps), x)
-            for fit in self.parameters.fit_affine(normed, position):
-                yield ExtraOperation(fit.array, fit.value, "layer_norm", Epsilon(eps), (fit.weight, fit.bias))
-        for fit in self.parameters.fit_affine(x, position):
-            assignments = fit.weight, fit.bias
-            if fit.num_operands == 2:
-                yield ExtraOperation(fit.array, fit.value, "affine", Choice.SCALE_AND_BIAS, assignments)
-            elif fit.num_operands == 1:
-                what = "bias" if fit.has_bias else "scale"
-                yield ExtraOperation(fit.array, fit.value, what, Choice.PARAMETER, assignments)
-        for array, value, embedding in self.parameters.fit_embedding(x, position) if x.ndim > 2 else ():
-            yield ExtraOperation(array, value, "embedding", Choice.PARAMETER, (embedding,))
+    def _after_unknown(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
+        """The step after an operation that is not known has changed its input, whatever else takes that."""
+        x, place = inputs[0], step.inputs[0]
+        seen, last = state.seen[place], reach(state.position, self.trace)
+        values = self.trace.by_size.get(x.size, ()) if seen is not None and seen.size == x.size else ()
+        later = (v for v in values if state.position < v.number <= last and v.number in self.trace.bottlenecks)
+        for value in itertools.islice(later, CONTINUED_AT_MOST):
+            if seen is not None and value.array.shape == seen.array.shape:
+                array = self.parameters.cached(
+                    ("changed", value.number), partial(arrange_like, value.array, seen.array, x), x
+                )
+                change = Deviation(
+                    step.name, "unknown", "stream", None, OtherValueOf(value.operation), place=value.place
+                )
+                for move in self._as_specified(step, (array,), state.replacing(place, array, value)):
+                    if move.sure:
+                        replaced = {place: (array, value), **move.replaced}
+                        deviations = (change, *move.deviations)
+                        yield dataclasses.replace(
+                            move, deviations=deviations, cost=COST_OF["unknown"], replaced=replaced
+                        )
 
     def _unexplained(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[tuple[Array, Value]]:
         """Values of the trace that may stand where the step's result should, soonest first."""
@@ -341,7 +253,7 @@ class MoveGenerator:
         shapes = {"mean": (x.shape[0], *x.shape[2:]), "swap": (*x.shape[:-2], x.shape[-1], x.shape[-2])}
         shape = shapes.get(step.operation, x.shape)
         known = [(seen, array) for seen, array in zip(state.seen, state.values, strict=True) if seen is not None]
-        last = self._reach(state.position)
+        last = reach(state.position, self.trace)
         values = (v for v in self.trace.by_size.get(math.prod(shape), ()) if state.position < v.number <= last)
         new = (value for value in values if not any(seen.fingerprint.matches(value.fingerprint) for seen, _ in known))
         for value in itertools.islice(new, CONTINUED_AT_MOST):
@@ -351,11 +263,6 @@ class MoveGenerator:
                 yield arrange_like(value.array, seen.array, array), value
             else:
                 yield from ((array, value) for array in axis_permutations(value.array, shape))
-
-    def _reach(self, position: int) -> int:
-        """The number of the last value that an unknown step can give, with few parameters of its own."""
-        ahead = sorted(number for numbers in self.trace.uses.values() for number in numbers if number > position)
-        return ahead[PARAMETERS_AT_MOST] if len(ahead) > PARAMETERS_AT_MOST else len(self.trace.values)
 
     def _patch_sizes(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
         """Sizes of patches that divide the image and for which there is a kernel and a result, the squarest first."""

@@ -23,10 +23,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from mixer_equiv.equivalence.deviation import Choice, Deviation
-from mixer_equiv.equivalence.match.move_generator import COST_OF, MoveGenerator
+from mixer_equiv.equivalence.match.move_generator import MoveGenerator
 from mixer_equiv.equivalence.match.parameter_search import Assignment, operand_names
 from mixer_equiv.equivalence.match.repetition import repeat
-from mixer_equiv.equivalence.match.search_state import Insertion, SearchState
+from mixer_equiv.equivalence.match.search_state import COST_OF, Insertion, SearchState
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Program, Step
 
@@ -218,7 +218,7 @@ class _ProgramSearch:
         yield result, ()
         if budget < COST_OF["insert"]:
             return
-        for extra in list(self.generator.extra_operations(result, position)):
+        for extra in list(self.generator.extra.on(result, position)):
             first = extra.deviation(program.steps[-1])
             for last, more in self._results(program, extra.array, extra.value.number, budget - COST_OF["insert"]):
                 yield last, (first, *more)

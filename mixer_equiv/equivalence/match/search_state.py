@@ -14,6 +14,9 @@ from mixer_equiv.equivalence.match.parameter_search import Assignment, KnownAssi
 from mixer_equiv.equivalence.record.trace import Value
 from mixer_equiv.operations import Array, Program, Step
 
+# What kinds of deviations cost in the search, the cheapest of which is taken.
+COST_OF = {"variant": 1, "skip": 1, "insert": 2, "windows": 2, "unknown": 3}
+
 
 @dataclasses.dataclass(frozen=True)
 class Insertion(Deviation):

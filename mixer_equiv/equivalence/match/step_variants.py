@@ -6,6 +6,7 @@ and nothing knows a model. A new variant is a line here and a name in the catalo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mixer_equiv.activations import ACTIVATIONS
-from mixer_equiv.equivalence.deviation import Arithmetic, Choice, ResultOf, Setting
+from mixer_equiv.equivalence.deviation import Arithmetic, Choice, Clipped, ResultOf, Setting
 from mixer_equiv.operations import Array, Step, normalise, swap
 
 # The operations that code may leave out.
@@ -153,3 +154,14 @@ def arithmetic(x: Array, scalars: Sequence[float]) -> Iterator[tuple[Arithmetic,
         if c not in (0, 1) and np.isfinite(c):
             for operator, array in (("*", x * c), ("/", x / c), ("+", x + c), ("-", x - c)):
                 yield Arithmetic(operator, c), array
+
+
+def clipped(x: Array, scalars: Sequence[float]) -> Iterator[tuple[Clipped, Array]]:
+    """`x` kept below, above and between the run's `scalars`, where that changes it."""
+    numbers = [c for c in dict.fromkeys(scalars) if np.isfinite(c)]
+    pairs = [(-math.inf, c) for c in numbers] + [(c, math.inf) for c in numbers]
+    pairs += [(low, high) for low in numbers for high in numbers if low < high]
+    smallest, largest = x.min(), x.max()
+    for low, high in pairs:
+        if smallest < low < largest or smallest < high < largest:
+            yield Clipped(low, high), np.clip(x, low, high)

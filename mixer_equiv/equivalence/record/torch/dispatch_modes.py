@@ -62,7 +62,7 @@ def _property_of(func: Any) -> str:
     return str(getattr(getattr(func, "__self__", None), "__name__", ""))
 
 
-_ARITHMETIC = re.compile(r"aten\.(add|sub|rsub|mul|div|pow)")
+_ARITHMETIC = re.compile(r"aten\.(add|sub|rsub|mul|div|pow|clamp|hardtanh|maximum|minimum)")
 
 
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's classes have no types
