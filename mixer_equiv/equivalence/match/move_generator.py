@@ -226,11 +226,13 @@ class MoveGenerator:
     def _after_unknown(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
         """The step after an operation that is not known has changed its input, whatever else takes that."""
         x, place = inputs[0], step.inputs[0]
-        seen, last = state.seen[place], reach(state.position, self.trace)
-        values = self.trace.by_size.get(x.size, ()) if seen is not None and seen.size == x.size else ()
-        later = (v for v in values if state.position < v.number <= last and v.number in self.trace.bottlenecks)
+        seen = state.seen[place]
+        if seen is None or seen.size != x.size:
+            return
+        made = self.trace.made_of(seen, reach(state.position, self.trace)) & self.trace.bottlenecks
+        later = (v for v in self.trace.by_size.get(x.size, ()) if state.position < v.number and v.number in made)
         for value in itertools.islice(later, CONTINUED_AT_MOST):
-            if seen is not None and value.array.shape == seen.array.shape:
+            if value.array.shape == seen.array.shape:
                 array = self.parameters.cached(
                     ("changed", value.number), partial(arrange_like, value.array, seen.array, x), x
                 )
@@ -256,7 +258,9 @@ class MoveGenerator:
         last = reach(state.position, self.trace)
         values = (v for v in self.trace.by_size.get(math.prod(shape), ()) if state.position < v.number <= last)
         new = (value for value in values if not any(seen.fingerprint.matches(value.fingerprint) for seen, _ in known))
-        for value in itertools.islice(new, CONTINUED_AT_MOST):
+        # A step before a layer with parameters gives what these meet, behind all that it was made of.
+        likely = sorted(new, key=lambda value: value.number not in self.trace.meeting_parameters)
+        for value in likely[:CONTINUED_AT_MOST]:
             alike = [pair for pair in known if pair[1].shape == shape and pair[0].array.shape == value.array.shape]
             if alike:
                 seen, array = alike[-1]

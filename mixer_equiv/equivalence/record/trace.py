@@ -177,6 +177,29 @@ class Trace:
                 passed_by[user] -= 1
         return frozenset(np.flatnonzero(passed_by.cumsum() == 0).tolist())
 
+    def made_of(self, value: Value, last: int) -> set[int]:
+        """The numbers of values, up to the last that may be, into which a value enters; its own too."""
+        made = {value.number}
+        for later in self.values[value.number + 1 : last + 1]:
+            if not made.isdisjoint(later.inputs):
+                made.add(later.number)
+        return made
+
+    @cached_property
+    def meeting_parameters(self) -> frozenset[int]:
+        """The numbers of values that depend on the input and meet parameters, as they are or as views."""
+        met: set[int] = set()
+        for value in self.data:
+            sources = [self.values[i] for i in value.inputs]
+            if any(source.leaves for source in sources):
+                met.update(self._behind_views(source).number for source in sources if source.is_data)
+        return frozenset(met)
+
+    def _behind_views(self, value: Value) -> Value:
+        while value.is_view and (before := next((i for i in value.inputs if self.values[i].is_data), None)) is not None:
+            value = self.values[before]
+        return value
+
     @cached_property
     def uses(self) -> dict[frozenset[str], list[int]]:
         """The numbers of values at which parameters meet the input, by the parameters' names."""

@@ -141,6 +141,15 @@ _OTHER: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     ("variance at most 2000", lambda: with_capped_norm(2000), "A loud stream is not normalised."),
 )
 
+# Name, what makes the model, its cause.
+_USUAL: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
+    ("stream between -1 and 1", lambda: after("blocks.1", within(1)), "limit"),
+    ("stream at most 0.5", lambda: after("blocks.1", below(0.5)), "limit"),
+    ("logits between -0.5 and 0.5", lambda: after(LOGITS, within(0.5)), "limit"),
+    ("stream by hardtanh", lambda: after("blocks.0", nn.Hardtanh(-1, 2)), "limit"),
+    ("stream by a sine", lambda: after("blocks.0", torch.sin), "unknown"),
+)
+
 CASES = (
     *(
         Case(
@@ -152,4 +161,8 @@ CASES = (
         for name, path, limited, limit in _BEHIND
     ),
     *(Case(f"reach: {name}", make, NOT_OFFICIAL, why) for name, make, why in _OTHER),
+    *(
+        Case(f"usual: {name}", make, NOT_OFFICIAL, "Usual numbers are changed.", (cause,))
+        for name, make, cause in _USUAL
+    ),
 )
