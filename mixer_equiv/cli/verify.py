@@ -54,7 +54,7 @@ def verify(
         str | None,
         typer.Argument(
             metavar="B",
-            help="As A. If not given: of a checkpoint its port, of a model the official one.",
+            help="As A. If not given: of a checkpoint its port, of a model the official one (of torch, in NumPy).",
             autocompletion=complete_models,
         ),
     ] = None,
