@@ -124,12 +124,6 @@ class MoveGenerator:
     def _linear(self, step: Step, x: Array, state: SearchState) -> Iterator[Move]:
         guessed = bool(state.deviations) and state.deviations[-1].kind == "unknown"
         axes = len(step.parameters[0].axes) - 1
-        names = [parameter.name for parameter in step.parameters]
-        if not guessed and (several := self.joined.fit_outputs(axes, x, state.position)) is not None:
-            # Several layers may also be branches of their own, so that the step after must confirm it.
-            yield Move(
-                several.array, several.value, dict(zip(names, (several.weight, several.bias), strict=True)), sure=False
-            )
         alone = self.parameters.fit_linear(axes, x, state.position, guessed=guessed)
         found: list[tuple[LayerFit, Value | None]] = [(fit, fit.value) for fit in alone]
         # The trace may show the bias, or the whole result, only after the addition to the stream.
@@ -139,8 +133,13 @@ class MoveGenerator:
         if not any(fit.has_bias for fit in alone) and axes == 1:
             summed = self.joined.fit_inputs(x, state.position, self._summand(state))
             found = [*((fit, fit.value if is_seen else None) for fit, is_seen in summed), *found]
+        # Several layers on one array are one layer or branches of their own, which the step after tells.
+        several = None if guessed else self.joined.fit_outputs(axes, x, state.position)
+        if several is not None:
+            found = [(several, several.value), *found]
+        names = [parameter.name for parameter in step.parameters]
         for fit, seen in found:
-            yield Move(fit.array, seen, dict(zip(names, (fit.weight, fit.bias), strict=True)))
+            yield Move(fit.array, seen, dict(zip(names, (fit.weight, fit.bias), strict=True)), sure=several is None)
 
     def _summand(self, state: SearchState) -> Array | None:
         """The value to which the program adds the next step's result, in the same order of axes."""

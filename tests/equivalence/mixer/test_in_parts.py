@@ -12,7 +12,12 @@ from tests.support.structures.flax_in_parts import LINEN_BIAS_ROWS, LINEN_CONTRO
 from tests.support.structures.in_parts import BIAS_ROWS, PARTS
 
 # Writings that show most of the others' ways; the rest are run with the soundness tests.
-FEW = ("channels by every other unit", "tokens channel by channel, written into place", "everything in parts")
+FEW = (
+    "MLPs of several experts",
+    "channels by every other unit",
+    "tokens channel by channel, written into place",
+    "everything in parts",
+)
 FEW_IN_FLAX = ("tokens in parts of hidden units",)
 
 
@@ -38,7 +43,7 @@ def test_mlps_in_parts_are_followed(name: str) -> None:
     assert_equivalent_with_gradients(verify(PARTS[name](SMALL), image=IMAGE))
 
 
-@pytest.mark.parametrize("name", some(PARTS, FEW[:1]))
+@pytest.mark.parametrize("name", some(PARTS, FEW[:2]))
 def test_another_activation_is_named_in_parts(name: str) -> None:
     assert_of_another_activation(verify(PARTS[name](SMALL, "erf"), image=IMAGE))
 

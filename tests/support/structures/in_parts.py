@@ -194,7 +194,35 @@ class BranchInParts(InParts):
         return x + down(self.act(self.norms[2 * i + 1](x) @ up.kernel + bias))
 
 
+class Experts(InParts):
+    """Each MLP is several with some of the hidden units, whose results are added; the last of them has the bias."""
+
+    def __init__(self, config: MixerConfig, fault: str = "") -> None:
+        super().__init__(config, fault)
+        of_tokens = ((config.num_tokens, config.tokens_mlp_dim) for _ in self.token_mlps)
+        of_channels = ((config.hidden_dim, config.channels_mlp_dim) for _ in self.channel_mlps)
+        self.token_mlps = nn.ModuleList(self.experts(*sizes) for sizes in of_tokens)
+        self.channel_mlps = nn.ModuleList(self.experts(*sizes) for sizes in of_channels)
+
+    @staticmethod
+    def experts(size: int, width: int) -> nn.ModuleList:
+        widths = [part.stop - part.start for part in spans(width)]
+        last = len(widths) - 1
+        return nn.ModuleList(
+            nn.ModuleList([nn.Linear(size, part), nn.Linear(part, size, bias=i == last)])
+            for i, part in enumerate(widths)
+        )
+
+    def mlp(self, layers: Any, x: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for i, (up, down) in enumerate(layers):
+            bias = up.bias * (0 if i and self.fault == "one chunk without bias" else 1)
+            total = total + down(self.act(F.linear(x, up.weight, bias)))
+        return total
+
+
 PARTS: dict[str, type[InParts]] = {
+    "MLPs of several experts": Experts,
     "the branch of the channels in parts of tokens": BranchInParts,
     "channels in parts of hidden units": _writing(channels=hidden_sum),
     "channels by chunk, bias first": _writing(channels=hidden_chunks),
