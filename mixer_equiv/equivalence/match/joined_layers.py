@@ -7,6 +7,7 @@ adds. Nothing here knows programs or steps.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,9 @@ from mixer_equiv.operations import Array
 
 # How many operands in a row, by their next use, may be no kernels over an array before the last is taken as found.
 GAP = 4
+
+# Of how many layers at most a sum is sought whose inputs are parts of an array.
+MOST_PARTS = 16
 
 
 class JoinedLayers:
@@ -54,16 +58,20 @@ class JoinedLayers:
         weights, biases = [fit.weight for fit in found], [fit.bias for fit in found]
         return LayerFit(array, value, _joined(weights, side_by_side), _joined(biases, side_by_side))
 
-    def fit_inputs(self, x: Array, position: int, plus: Array | None) -> Iterator[tuple[LayerFit, bool]]:
-        """Layers over the last axis of `x` that are sums of several, and whether the trace has that without `plus`."""
-        for widths in (widths for widths in self._widths if sum(widths) == x.shape[-1]):
+    def fit_inputs(self, axes: int, x: Array, position: int, plus: Array | None) -> Iterator[tuple[LayerFit, bool]]:
+        """Layers over the last `axes` axes of `x` that are sums of several, each of a part of the last axis.
+
+        Each comes with whether the trace has it without `plus`.
+        """
+        of_outputs = [widths for widths in self._widths if axes == 1 and sum(widths) == x.shape[-1]]
+        for widths in dict.fromkeys([*of_outputs, *self._widths_of_operands(axes, x, position)]):
             ends = np.cumsum(widths)[:-1].tolist()
             parts = self.parameters.cached(("parts", widths), functools.partial(np.split, x, ends, -1), x)
-            found = [next(iter(self.parameters.fit_linear(1, part, position)), None) for part in parts]
+            found = [next(iter(self.parameters.fit_linear(axes, part, position)), None) for part in parts]
             fits = [fit for fit in found if fit is not None and _is_plain(fit)]
             if len(fits) < len(parts) or len({fit.array.shape for fit in fits}) > 1:
                 continue
-            kernel = _joined([fit.weight for fit in fits], np.concatenate)
+            kernel = _joined([fit.weight for fit in fits], functools.partial(np.concatenate, axis=axes - 1))
             core = _sum([fit.array for fit in fits])
             biases = _joined([fit.bias for fit in fits], _sum)
             for more in (plus, None) if plus is not None and plus.shape == core.shape else (None,):
@@ -72,6 +80,19 @@ class JoinedLayers:
                     if bias is not biases and isinstance(bias, AssignedOperand):
                         array = core + bias.operand.array.reshape(-1)
                     yield LayerFit(array, value, kernel, bias), more is None
+
+    def _widths_of_operands(self, axes: int, x: Array, position: int) -> Iterator[tuple[int, ...]]:
+        """The parts of the last axis of `x` that the kernels used next would take, if they were one over all of it."""
+        *inner, length = x.shape[x.ndim - axes :]
+        columns = math.prod(inner)
+        named = (operand for operand in self.parameters.operands_by_use(position) if operand.name is not None)
+        kernels = itertools.islice((o.size for o in named if len([n for n in o.array.shape if n > 1]) > 1), MOST_PARTS)
+        sizes: tuple[int, ...] = ()
+        for size in kernels:
+            sizes += (size,)
+            outputs, rest = divmod(sum(sizes), columns * length)
+            if len(sizes) > 1 and not rest and outputs and all(size % (columns * outputs) == 0 for size in sizes):
+                yield tuple(size // (columns * outputs) for size in sizes)
 
     def _biases_of(
         self, total: Array, biases: KnownAssignment, position: int

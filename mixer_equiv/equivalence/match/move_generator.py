@@ -130,8 +130,8 @@ class MoveGenerator:
         if not any(fit.has_bias for fit in alone) and (plus := self._summand(state)) is not None:
             later = self.parameters.fit_linear(axes, x, state.position, guessed=guessed, plus=plus)
             found = [(fit, None) for fit in later if fit.has_bias or not alone] + found
-        if not any(fit.has_bias for fit in alone) and axes == 1:
-            summed = self.joined.fit_inputs(x, state.position, self._summand(state))
+        if not guessed and not any(fit.has_bias for fit in alone):
+            summed = self.joined.fit_inputs(axes, x, state.position, self._summand(state))
             found = [*((fit, fit.value if is_seen else None) for fit, is_seen in summed), *found]
         # Several layers on one array are one layer or branches of their own, which the step after tells.
         several = None if guessed else self.joined.fit_outputs(axes, x, state.position)
@@ -275,7 +275,8 @@ class MoveGenerator:
         for ph, pw in itertools.product(_divisors(height), _divisors(width)):
             tokens, columns = (height // ph) * (width // pw), ph * pw * channels
             with_ones = batch * tokens * (columns + 1) in self.parameters.sizes_with_ones
-            rows = (columns, columns + 1) if with_ones else (columns,)
+            # A kernel may hold the bias too, or be of one channel.
+            rows = {columns, columns // channels, *([columns + 1] if with_ones else [])}
             hidden = {size // r for r in rows for size in lengths if size % r == 0}
             if any(batch * tokens * h in self.trace.by_size for h in hidden):
                 patches.append((ph, pw))
