@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.equivalence.record.state import ABSENT, Change, copied_count, count_of
+from mixer_equiv.equivalence.record.trace import Draw
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -30,12 +31,32 @@ class Calls:
     """The results of each call by their paths, and the paths of what the calls changed in the model.
 
     `written` are all that stays; `counted` are those of them that are no tensor made anew by each call, as of features
-    that a model keeps for others to look at.
+    that a model keeps for others to look at. `overwritten` are the paths of earlier results, and `IMAGES`, where a
+    call wrote into these.
     """
 
     outputs: tuple[Outputs, ...]
     written: tuple[str, ...] = ()
     counted: tuple[str, ...] = ()
+    overwritten: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to call a model that changes nothing of its function.
+
+    `name` is for reports. Before the last call in a row, weights of `rewritten` are written into the parameters, and
+    its images into those of the call before, as optimizers and loaders do that keep their tensors.
+    """
+
+    name: str = ""
+    rewritten: Draw | None = None
+
+
+PLAIN = Way()
+
+# Stands among what is overwritten for the images that a call is given.
+IMAGES = "images"
 
 
 class CallLog:
@@ -46,6 +67,16 @@ class CallLog:
         self._outputs: list[Outputs] = []
         self._written: dict[str, None] = {}
         self._counted: dict[str, None] = {}
+        self._overwritten: dict[str, None] = {}
+
+    @property
+    def is_before_last(self) -> bool:
+        """Whether one call is left."""
+        return len(self._outputs) == self._num_calls - 1
+
+    def lose(self, what: str) -> None:
+        """Note something of the caller's that a call wrote into."""
+        self._overwritten[what] = None
 
     def add(self, outputs: Outputs, set_anew: Collection[Change], overwritten: Collection[Change]) -> None:
         """Add a call, the attributes and elements that it set, and the arrays that it wrote into."""
@@ -54,11 +85,11 @@ class CallLog:
         self._written |= dict.fromkeys(change.path for change in changes)
         counted = [*(change for change in set_anew if not _is_made_anew(change.now)), *overwritten]
         self._counted |= dict.fromkeys(change.path for change in counted)
-        if self._skipped and len(self._outputs) == self._num_calls - 1:
+        if self._skipped and self.is_before_last:
             move_on(changes, self._skipped)
 
     def calls(self) -> Calls:
-        return Calls(tuple(self._outputs), tuple(self._written), tuple(self._counted))
+        return Calls(tuple(self._outputs), tuple(self._written), tuple(self._counted), tuple(self._overwritten))
 
 
 def move_on(changes: Iterable[Change], calls: int) -> None:

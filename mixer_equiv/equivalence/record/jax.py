@@ -15,13 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from mixer_equiv.equivalence.record.calls import CallLog, Calls, Function
+from mixer_equiv.equivalence.record.calls import PLAIN, CallLog, Calls, Function, Way
 from mixer_equiv.equivalence.record.constants import unrounded
 from mixer_equiv.equivalence.record.equation_places import EquationPlaces
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.randomness import fork_generators, seed_generators
 from mixer_equiv.equivalence.record.state import Change, ModelState
 from mixer_equiv.equivalence.record.trace import Draw, Trace, Value
+
+# A way to call a function of JAX that everything else is run in otherwise: as it stands, with nothing traced.
+EAGERLY = "without jit"
 
 
 def record(
@@ -91,6 +94,7 @@ def call(
     skipped: int = 0,
     changes: list[Change] | None = None,
     dtype: Any = np.float64,
+    way: Way = PLAIN,
 ) -> Calls:
     """Call a function on each batch in turn, in `dtype`, with parameters drawn as for `record`.
 
@@ -107,10 +111,15 @@ def call(
             others.clear()
             seed_generators(seed)
             given = batch.astype(dtype)
-            interpreter, _, outputs, numbers = _interpret(function, drawn, drawn, given, dtype, kept=kept)
-            arrays = interpreter.arrays
-            made = {path: np.asarray(arrays[number]) for path, number in outputs.items()}
-            leaves, tree = jax.tree.flatten(jax.tree.map(arrays.__getitem__, numbers))
+            if way.name == EAGERLY:
+                result, numbers = function(drawn, jnp.asarray(given), kept)
+                made = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in _leaves_of(result)}
+                leaves, tree = jax.tree.flatten(numbers)
+            else:
+                interpreter, _, outputs, numbers = _interpret(function, drawn, drawn, given, dtype, kept=kept)
+                arrays = interpreter.arrays
+                made = {path: np.asarray(arrays[number]) for path, number in outputs.items()}
+                leaves, tree = jax.tree.flatten(jax.tree.map(arrays.__getitem__, numbers))
             overwritten = [] if kept is None else list(_changes(kept, leaves, tree))
             log.add(made, [*state.changes(), *others], overwritten)
             kept = jax.tree.unflatten(tree, leaves)
@@ -146,6 +155,11 @@ def _draw_parameters(shapes: Mapping[str, tuple[int, ...]], draw: Draw, dtype: A
     return {name: jnp.asarray(draw(name, shape), dtype).reshape(shape) for name, shape in shapes.items()}
 
 
+def _leaves_of(result: Any) -> list[tuple[Any, Any]]:
+    leaves: list[tuple[Any, Any]] = jax.tree_util.tree_flatten_with_path(result)[0]
+    return leaves
+
+
 class _Interpreted(NamedTuple):
     """A run of a function: the numbers of its input, of its outputs by path, and of what it keeps, in a tree."""
 
@@ -175,7 +189,7 @@ def _interpret(
     held = [interpreter.constant(leaf) for leaf in jax.tree.leaves(kept)]
     numbers = interpreter.run(closed.jaxpr, consts, [*leaves, entry, *held])
     tree = jax.tree.unflatten(jax.tree.structure(result), numbers)
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(result[0])[0]]
+    paths = [jax.tree_util.keystr(path) for path, _ in _leaves_of(result[0])]
     return _Interpreted(interpreter, entry, dict(zip(paths, numbers, strict=False)), tree[1])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
 from mixer_equiv.equivalence.notice import Notice
-from mixer_equiv.equivalence.record.calls import Calls, Function
+from mixer_equiv.equivalence.record.calls import Calls, Function, Way
 from mixer_equiv.equivalence.record.state import Change, ModelState, restoring_state
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
@@ -35,6 +35,7 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
             f"{name} was made by torch.jit, which runs it where it cannot be followed; give the module it was made of"
         )
     from mixer_equiv.equivalence.record.torch import (
+        WAYS,
         call,
         find_constant_tensors,
         find_unlisted_parameters,
@@ -107,6 +108,8 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
         constants=constants,
         saved=frozenset(constants.keys() & saved),
         drawing=partial(_of_torch, module, name),
+        ways=tuple(name for name in WAYS if name),
+        rewrites=True,
     )
 
 
@@ -191,7 +194,7 @@ def _of_jax(
     What its calls change in `module`, and in what that refers to, is put back. To `changes` each call adds what it
     changes elsewhere.
     """
-    from mixer_equiv.equivalence.record.jax import call, gradients, record
+    from mixer_equiv.equivalence.record.jax import EAGERLY, call, gradients, record
 
     objects = [("", module)]
 
@@ -211,15 +214,18 @@ def _of_jax(
             return gradients(applied(False, 0), shapes, images, draw, output, cotangent, dtype)
 
     def call_in_turn(
-        batches: Sequence[np.ndarray], draw: Draw, dtype: Any, *, training: bool, seed: int, skipped: int
+        batches: Sequence[np.ndarray], draw: Draw, dtype: Any, *, training: bool, seed: int, skipped: int, way: Way
     ) -> Calls:
         with running(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # JAX warns of statistics in float32 beside float64
             function = applied(training, seed)
-            how = {"seed": seed, "skipped": skipped, "changes": changes, "dtype": dtype}
+            how = {"seed": seed, "skipped": skipped, "changes": changes, "dtype": dtype, "way": way}
             return call(function, shapes, batches, draw, objects, **how)
 
-    return ForeignModel(name, "flax", run, own, lambda arrays: None, differentiate, call_in_turn, notices)
+    def put(arrays: Mapping[str, np.ndarray]) -> None:
+        """Do nothing: a module of linen holds no weights."""
+
+    return ForeignModel(name, "flax", run, own, put, differentiate, call_in_turn, notices, ways=(EAGERLY,))
 
 
 def _of_nnx(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignModel:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache, partial
 
 import numpy as np
 
-from mixer_equiv.equivalence.mixer.replay import replay
+from mixer_equiv.equivalence.mixer.replay import Function, replay
 from mixer_equiv.equivalence.mixer.result import Breach, Found, FoundMixer, NothingFound
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.idle import idle_operations
+from mixer_equiv.equivalence.sides.drawn_weights import USUAL, Size
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, usual_images
 from mixer_equiv.equivalence.sides.trials import (
     IN_PAIRS,
     IN_TURN,
+    LARGE,
     MANY,
     REASONS,
     Expected,
@@ -33,8 +35,12 @@ from mixer_equiv.equivalence.sides.trials import (
     find_branches,
     find_dependence,
     find_float32,
+    find_fresh,
     find_limits,
     find_memory,
+    find_overwritten,
+    find_stale,
+    find_ways,
 )
 from mixer_equiv.errors import MixerEquivError, summarize
 
@@ -42,6 +48,13 @@ Outputs = Mapping[str, np.ndarray]
 
 # By how much LayerNorms and images are smaller or larger than usual, the largest last.
 SCALES = {"small": 0.05, "somewhat large": 5.0, "large": 40.0}
+
+# By how much kernels and biases are, which reaches what code does to weights. With tiny ones the stream is so faint
+# that eps shows.
+FACTORS = {"tiny": 1e-3, "huge": 100.0}
+
+# The most multiply-adds for an image of models that are given a large batch too.
+SMALL_MODEL = 10**8
 
 # Draws of weights for a model that decides on numbers of its images, so that all its ways are likely to be taken.
 DRAWS_TO_DECIDE = 6
@@ -123,14 +136,16 @@ class _Coverage:
     def _in_turn(self, found: Found, subject: Subject, images: np.ndarray) -> tuple[Found, int]:
         """The result after calls in a row, and how many images the model must be given at least."""
         seen = None
-        for numbers in (IN_TURN, IN_PAIRS):  # an exported program takes one size of batch alone
+        is_small = isinstance(found, FoundMixer) and found.config.macs < SMALL_MODEL
+        in_turn = (*IN_TURN, LARGE) if is_small else IN_TURN
+        for numbers in (in_turn, IN_PAIRS):  # an exported program takes one size of batch alone
             with contextlib.suppress(MixerEquivError):
                 seen = seen or InTurn.of(subject, images, numbers)
         if seen is None:
             return found, 1
         if not seen.rows[0].size:
             return found.refused(f"{self.model.name} {_no_rows(subject, images)}"), 1
-        breach = find_dependence(subject, seen, images)
+        breach = find_overwritten(subject, seen) or find_dependence(subject, seen, images)
         for dtype in (np.float64, np.float32) if seen.counted else ():
             counting = dataclasses.replace(subject, dtype=dtype)
             breach = breach or find_memory(counting, images[: len(seen.numbers[-1])], seen.changed)
@@ -146,47 +161,92 @@ class _Coverage:
         A Mixer whose deviations are settings alone is held against the official program with these settings. The model
         is called on `at_least` so many images.
         """
-        function = replay(found.config, found.deviations)
+        found, function = self._without_effect(found)
         if function is None:
             return self._noting_unseen(found, found.idle)
         side = ForeignSide(self.model, found)
         subject = Subject(self.model, generic(self.seed), found.output, at_least)
-        images, idle = usual_images(self.image, self.seed, found.batch), set(found.idle)
+        images = usual_images(self.image, self.seed, found.batch)
 
-        def drawn(seed: int, scale: float = 1.0) -> tuple[Subject, Expected]:
+        @cache
+        def drawn(seed: int, size: Size = USUAL) -> Tried:
             """The model with weights drawn, and what it is expected to compute with them."""
-            weights = side.draw(seed, scale)
+            weights = side.draw(seed, size)
             return dataclasses.replace(subject, draw=weights.values), partial(function, weights.canonical)
 
-        usual = drawn(self.seed)
-        departing = self._departing(usual, drawn, found.batch)
+        departing = self._departing(drawn, found.batch)
         if departing == NUM_DRAWS:
             return self._noting_unseen(found, found.idle)  # it is another function everywhere, as the judge will see
-        breach = self._branch(usual, drawn, bool(found.decisions), departing)
-        for size, scale in SCALES.items():
-            tried = drawn(self.seed, scale)
-            breach = breach or find_limits(*tried, scale * images, size, scale)
-            if idle:
-                idle &= set(idle_operations(self.model.trace(scale * images, tried[0].draw)))
-        breach = breach or find_float32(*tried, scale * images, found.narrow_dtypes)
+        idle = self._always_idle(found, drawn, images) if found.idle else ()
+        trials = self._trials(found, drawn, images, departing, side.is_named)
+        breach = next((breach for breach in trials if breach is not None), None)
         if breach is not None:
             reached = [operation for operation in found.idle if operation not in idle]
             return self._refused(found, breach.also(reached or found.decisions))
-        return self._noting_unseen(found, [operation for operation in found.idle if operation in idle])
+        return self._noting_unseen(found, idle)
 
-    def _departing(self, usual: Tried, drawn: Callable[[int], Tried], batch: int) -> int:
+    def _trials(
+        self, found: FoundMixer, drawn: Callable[..., Tried], images: np.ndarray, departing: int, is_named: bool
+    ) -> Iterator[Breach | None]:
+        """The breaches of all trials on weights that are `drawn` by a seed and of a size, cheap ones first."""
+        usual, other = drawn(self.seed), drawn(self.seed + 1)
+        yield self._branch(drawn, bool(found.decisions), departing)
+        for size, scale in SCALES.items():
+            where = f"where activations are some {scale:g} times as large as usual"
+            yield find_limits(*drawn(self.seed, Size(scale=scale)), scale * images, size, where)
+        large, far = drawn(self.seed, Size(scale=scale)), scale * images
+        yield find_float32(*large, far, found.narrow_dtypes, "large values")
+        for size, factor in FACTORS.items():
+            where = f"where kernels and biases are {factor:g} times as large as usual"
+            yield find_limits(*drawn(self.seed, Size(factor=factor)), images, size, where)
+        faint = drawn(self.seed, Size(factor=min(FACTORS.values())))
+        yield find_float32(*faint, images, found.narrow_dtypes, "a faint stream")
+        if is_named:
+            yield find_fresh(*drawn(self.seed, Size(fresh=True)), images)
+        yield find_stale(usual[0], other[0].draw, images)
+        yield find_ways(usual[0], images, found.narrow_dtypes)
+
+    def _always_idle(self, found: FoundMixer, drawn: Callable[..., Tried], images: np.ndarray) -> list[str]:
+        """The operations that change nothing on weights and images of any size either."""
+        idle = set(found.idle)
+        for scale in SCALES.values():
+            draw = drawn(self.seed, Size(scale=scale))[0].draw
+            idle &= set(idle_operations(self.model.trace(scale * images, draw)))
+        return [operation for operation in found.idle if operation in idle]
+
+    def _without_effect(self, found: FoundMixer) -> tuple[FoundMixer, Function | None]:
+        """The result without steps that no output shows, and the official function with the deviations that are left.
+
+        There is no function where deviations are more than settings of steps.
+        """
+        if function := replay(found.config, found.deviations):
+            return found, function
+        settings = tuple(deviation for deviation in found.deviations if replay(found.config, [deviation]))
+        function = replay(found.config, settings)
+        for seed in range(self.seed, self.seed + NUM_DRAWS):
+            weights, images = ForeignSide(self.model, found).draw(seed), usual_images(self.image, seed, found.batch)
+            tried = Subject(self.model, weights.values, found.output)
+            if function is None or departs(tried, partial(function, weights.canonical), images):
+                return found, None
+        hidden = [f"{d.step}{f' at {d.place}' if d.place else ''}" for d in found.deviations if d not in settings]
+        noted = found.noting(Notice(f"what it does otherwise at {summarize(hidden, 3)} changes no output"))
+        kept = {name: place for name, place in found.stages.items() if name in _BEHIND_THE_STREAM}
+        return dataclasses.replace(noted, deviations=settings, stages=kept), function
+
+    def _departing(self, drawn: Callable[..., Tried], batch: int) -> int:
         """On how many of `NUM_DRAWS` draws of usual weights and images the model departs; 0 if not on the first."""
-        if not departs(*usual, usual_images(self.image, self.seed, batch)):
+        if not departs(*drawn(self.seed), usual_images(self.image, self.seed, batch)):
             return 0
         others = range(self.seed + 1, self.seed + NUM_DRAWS)
         return 1 + sum(departs(*drawn(seed), usual_images(self.image, seed, batch)) for seed in others)
 
-    def _branch(self, usual: Tried, drawn: Callable[[int], Tried], decides: bool, departing: int) -> Breach | None:
+    def _branch(self, drawn: Callable[..., Tried], decides: bool, departing: int) -> Breach | None:
         """A breach where images of some kind, or some draws of all, give another function."""
         channels, height, width = self.image
         for number in range(DRAWS_TO_DECIDE if decides else 1):
-            tried = drawn(self.seed + number) if number else usual
-            if breach := find_branches(*tried, (1, height, width, channels), self.seed + number, decides=decides):
+            if breach := find_branches(
+                *drawn(self.seed + number), (1, height, width, channels), self.seed + number, decides=decides
+            ):
                 return breach
         return branch_at_random(departing, NUM_DRAWS) if departing else None
 
@@ -200,6 +260,10 @@ class _Coverage:
         plain = [name for name, held in others.items() if name not in saved and math.prod(held.shape) > 1]
         notices = {_idle: idle, _decided: found.decisions, _constant: saved, _plain: plain}
         return found.noting(*(notice(what) for notice, what in notices.items() if what))
+
+
+# Stages at which nothing is left that a LayerNorm takes away.
+_BEHIND_THE_STREAM = ("pre_head_layer_norm", "pooled", "logits")
 
 
 def _no_rows(subject: Subject, images: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -19,16 +20,33 @@ def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
     return draw_params(config, seed)
 
 
-def scaled_params(config: MixerConfig, seed: int, scale: float) -> dict[str, np.ndarray]:
-    """Draw canonical float64 weights whose activations and logits are some `scale` times as large as usual.
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How random weights differ from the usual ones.
 
-    The scale of a LayerNorm alone makes what follows large, since it gives values of unit size. The mean over tokens
-    makes them small again before the head.
+    Scales of LayerNorms and the head's kernel are `scale` times as large: the scale of a LayerNorm alone makes what
+    follows large, since it gives values of unit size, and the mean over tokens makes them small again before the head.
+    All that is outside of LayerNorms and head is `factor` times as large. Of `fresh` ones, LayerNorms and biases are as a model is made with.
     """
-    params = random_params(config, seed)
-    return {name: array * (scale if _kind(name) in _SCALED else 1.0) for name, array in params.items()}
+
+    scale: float = 1.0
+    factor: float = 1.0
+    fresh: bool = False
+
+    def of(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Canonical weights of this size, made of usual ones."""
+        return {name: self._resized(name, array) for name, array in params.items()}
+
+    def _resized(self, name: str, array: np.ndarray) -> np.ndarray:
+        neutral = NEUTRAL.get(name.rpartition("/")[2])
+        if self.fresh and neutral is not None:
+            return np.full_like(array, neutral)
+        if _kind(name) in _SCALED:
+            return array * self.scale
+        return array if "norm" in name.lower() or name.startswith("head/") else array * self.factor
 
 
+USUAL = Size()
 _SCALED = ("LayerNorm/scale", "pre_head_layer_norm/scale", "head/kernel")
 
 

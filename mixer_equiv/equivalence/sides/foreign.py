@@ -21,7 +21,7 @@ from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
-from mixer_equiv.equivalence.sides.drawn_weights import constrained, scaled_params
+from mixer_equiv.equivalence.sides.drawn_weights import USUAL, Size, constrained, random_params
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, part_of
 from mixer_equiv.equivalence.sides.runners import Arrays, Stages
 from mixer_equiv.errors import ConversionError, MixerEquivError
@@ -100,16 +100,16 @@ class ForeignSide:
     def following(self, config: MixerConfig) -> BuiltInSide:
         return BuiltInSide(self.name, self.runner, config)
 
-    def draw(self, seed: int, scale: float = 1.0) -> DrawnWeights:
-        """Draw weights for its parameters, of a `scale` as in `scaled_params`, and the canonical ones that these are.
+    def draw(self, seed: int, size: Size = USUAL) -> DrawnWeights:
+        """Draw weights of a size for its parameters, and the canonical ones that these are.
 
         A model whose official parameters are not its own can be given no canonical ones: they are what it computes.
         """
         config = self.config
         if not self.is_named:
-            draw = _scaled(generic(seed), scale)
+            draw = _sized(generic(seed), size)
             return DrawnWeights(draw, self._computed(draw))
-        canonical = constrained(scaled_params(config, seed, scale), self.layout, config)
+        canonical = constrained(size.of(random_params(config, seed)), self.layout, config)
         return DrawnWeights(_given(join_stacks(relabel(canonical, LINEN, self.layout, config))), canonical)
 
     def _computed(self, draw: Draw) -> dict[str, np.ndarray]:
@@ -172,9 +172,9 @@ class ForeignSide:
             return self.model.differentiate(np.repeat(image, batch, axis=0), draw, output, alone, dtype)
 
 
-def _scaled(draw: Draw, scale: float) -> Draw:
-    """The same values, but vectors, among which are the scales of LayerNorms, `scale` times as large."""
-    return lambda name, shape: draw(name, shape) * (scale if len(shape) == 1 else 1.0)
+def _sized(draw: Draw, size: Size) -> Draw:
+    """Values of a size, of which vectors may be scales of LayerNorms, and none is known to be a bias."""
+    return lambda name, shape: draw(name, shape) * (size.scale if len(shape) == 1 else size.factor)
 
 
 def _given(arrays: Mapping[str, np.ndarray]) -> Draw:

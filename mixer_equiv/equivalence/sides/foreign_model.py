@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mixer_equiv.equivalence.notice import Notice
-from mixer_equiv.equivalence.record.calls import Calls
+from mixer_equiv.equivalence.record.calls import PLAIN, Calls, Way
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.errors import MixerEquivError
 
@@ -32,11 +32,19 @@ class Differentiate(Protocol):
 
 class CallInTurn(Protocol):
     def __call__(
-        self, batches: Sequence[np.ndarray], draw: Draw, dtype: Any, *, training: bool, seed: int, skipped: int
+        self,
+        batches: Sequence[np.ndarray],
+        draw: Draw,
+        dtype: Any,
+        *,
+        training: bool,
+        seed: int,
+        skipped: int,
+        way: Way,
     ) -> Calls:
         """Calls in a row, computed in `dtype`, in eval or train mode, each with random generators so seeded.
 
-        Before the last one, what counts calls is moved on by those `skipped`.
+        Before the last one, what counts calls is moved on by those `skipped`. They are made in some `way`.
         """
 
 
@@ -48,7 +56,8 @@ class ForeignModel:
     is called; `has_modes` tells whether it can be put into train mode. `computed` are those of its parameters that it
     computes from others, and therefore holds but for rounding. `constants` are other tensors of it by name, of which
     its checkpoints hold those `saved`; `drawing` gives the same model in which some of them are parameters.
-    `labels_constants` tells whether its traces know where constants meet the images.
+    `labels_constants` tells whether its traces know where constants meet the images. `ways` are the names of ways to
+    call it that change nothing of a function, and `rewrites` tells whether parameters can be written into.
     """
 
     name: str
@@ -65,6 +74,8 @@ class ForeignModel:
     saved: frozenset[str] = frozenset()
     drawing: Callable[[Collection[str]], ForeignModel] | None = None
     labels_constants: bool = True
+    ways: tuple[str, ...] = ()
+    rewrites: bool = False
 
     def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64, *, every: bool = True) -> Trace:
         """Record a run. Raises `MixerEquivError` where the model raises or returns no array."""
@@ -87,10 +98,11 @@ class ForeignModel:
         training: bool = False,
         seed: int = 0,
         skipped: int = 0,
+        way: Way = PLAIN,
     ) -> Calls:
         """Call the model on each batch in turn; nothing that a call leaves is taken back before the last."""
         with np.errstate(all="ignore"):
-            return self.call_in_turn(batches, draw, dtype, training=training, seed=seed, skipped=skipped)
+            return self.call_in_turn(batches, draw, dtype, training=training, seed=seed, skipped=skipped, way=way)
 
 
 def part_of(parameters: Mapping[str, Any], name: str) -> Any:

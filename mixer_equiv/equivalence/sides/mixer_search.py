@@ -79,9 +79,9 @@ class _Search:
     def best(self) -> Found:
         """The result for the batch that gives most."""
         best = self._once(self.seed, BATCHES[0], thorough=False)
-        if not best.is_settled:
+        if not best.is_settled or _departures(best):
             other = self._once(self.seed, BATCHES[1], thorough=False)
-            best = other if other.is_settled or len(other.known) > len(best.known) else best
+            best = min((best, other), key=_departures)
         return best if best.is_settled else self._once(self.seed, best.batch)
 
     def confirmed(self, found: Found) -> Found:

@@ -7,6 +7,7 @@ Each trial gives a `Breach` where it fails. A function has no memory (`find_memo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,10 +16,10 @@ import numpy as np
 
 from mixer_equiv.equivalence.mixer.result import Breach
 from mixer_equiv.equivalence.policy import residual
-from mixer_equiv.equivalence.record.calls import Calls
+from mixer_equiv.equivalence.record.calls import IMAGES, PLAIN, Calls, Way
 from mixer_equiv.equivalence.record.trace import Draw
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
-from mixer_equiv.errors import summarize
+from mixer_equiv.errors import MixerEquivError, summarize
 
 # How far the rows of two calls may be apart, relative in the 2-norm. Batches of other sizes are summed in other
 # orders, which costs some 1e-14.
@@ -27,10 +28,13 @@ ROW_TOLERANCE = 1e-11
 # The numbers of images of a trial, and of a small batch.
 MANY, PAIR = 5, 2
 
-# Calls of a trial, each by the numbers of its images: many, each alone, two. For a model that takes batches of two
-# alone, the same two in both orders.
-IN_TURN = ((0, 1, 2, 3, 4), (0,), (1,), (2,), (3,), (4,), (0, 1))
+# Calls of a trial, each by the numbers of its images: many, each alone, two, three, and a batch in which images come again.
+# For a model that takes batches of two alone, the same two in both orders.
+IN_TURN = ((0, 1, 2, 3, 4), (0,), (1,), (2,), (3,), (4,), (0, 1), (2, 3, 4), (0, 1, 2, 3, 4, 0, 1))
 IN_PAIRS = ((0, 1), (1, 0), (0, 1))
+
+# A batch that is larger, for models that are small.
+LARGE = tuple(i % MANY for i in range(33))
 
 # The largest error of a float32 run on large values, relative in the 2-norm, that may be rounding.
 FLOAT32_TOLERANCE = 1e-3
@@ -58,13 +62,13 @@ class Subject:
         """How far two rows of equal images may be apart."""
         return ROW_TOLERANCE if np.dtype(self.dtype) == np.float64 else FLOAT32_TOLERANCE
 
-    def call(self, *batches: np.ndarray, skipped: int = 0) -> Calls:
-        return self.model.calls(batches, self.draw, self.dtype, skipped=skipped)
+    def call(self, *batches: np.ndarray, skipped: int = 0, way: Way = PLAIN) -> Calls:
+        return self.model.calls(batches, self.draw, self.dtype, skipped=skipped, way=way)
 
-    def rows(self, *batches: np.ndarray, skipped: int = 0) -> list[np.ndarray]:
+    def rows(self, *batches: np.ndarray, skipped: int = 0, way: Way = PLAIN) -> list[np.ndarray]:
         """The outputs of calls in a row, a row for each image."""
         filled = list(map(self.filled, batches))
-        made = zip(self.call(*filled, skipped=skipped).outputs, batches, filled, strict=True)
+        made = zip(self.call(*filled, skipped=skipped, way=way).outputs, batches, filled, strict=True)
         return [self.rows_of(outputs, len(given))[: len(batch)] for outputs, batch, given in made]
 
     def filled(self, batch: np.ndarray) -> np.ndarray:
@@ -85,13 +89,14 @@ class InTurn:
     rows: tuple[np.ndarray, ...]
     changed: tuple[str, ...]
     counted: tuple[str, ...]
+    overwritten: tuple[str, ...]
 
     @classmethod
     def of(cls, subject: Subject, images: np.ndarray, numbers: tuple[tuple[int, ...], ...]) -> InTurn:
         calls = subject.call(*(images[list(batch)] for batch in numbers))
         rows = [subject.rows_of(made, len(batch)) for made, batch in zip(calls.outputs, numbers, strict=True)]
         changed = tuple(dict.fromkeys((*calls.counted, *calls.written)))
-        return cls(numbers, tuple(rows), changed, calls.counted)
+        return cls(numbers, tuple(rows), changed, calls.counted, calls.overwritten)
 
     def distances(self) -> Iterator[tuple[float, int, int]]:
         """How far each row is from that of the same image at the first place: (distance, size of batch, place)."""
@@ -102,6 +107,19 @@ class InTurn:
         for batch, rows in zip(self.numbers, self.rows, strict=True):
             for place, image in enumerate(batch):
                 yield _apart(rows[place], first[image]), len(batch), place
+
+
+def find_overwritten(subject: Subject, seen: InTurn) -> Breach | None:
+    """A breach where a call wrote into what the caller has: its images, or the output of an earlier call."""
+    for what in seen.overwritten:
+        if what == IMAGES:
+            lost, kept = "a call writes into the images that it is given", "images are only read"
+        elif what == subject.output:
+            lost, kept = "a call writes into the output of an earlier one", "an output stays as it is"
+        else:
+            continue
+        return Breach("memory", lost, kept, "each call", "so that what the caller has is something else afterwards")
+    return None
 
 
 def find_dependence(subject: Subject, seen: InTurn, images: np.ndarray) -> Breach | None:
@@ -169,6 +187,40 @@ def find_memory(subject: Subject, image: np.ndarray, changed: Sequence[str]) -> 
         if not (distance := _apart(last, first)) <= subject.tolerance:
             return _memory(distance, 3 + skipped, changed)
     return None
+
+
+def find_ways(subject: Subject, images: np.ndarray, narrow: Collection[str]) -> Breach | None:
+    """A breach where the model gives something else when it is called in another way, as under torch.inference_mode.
+
+    Where it asks for `narrow` dtypes, it is called only in ways in which these are widened too.
+    """
+    expected = subject.rows(images)[0]
+    for name in subject.model.ways if subject.model.framework == "torch" or not narrow else ():
+        with contextlib.suppress(MixerEquivError):  # some models can be called in some ways alone
+            if not (distance := _apart(subject.rows(images, way=Way(name))[0], expected)) <= subject.tolerance:
+                found = f"something else {name}"
+                return Breach(
+                    "branch", found, "the same function in every mode", "every call", f"off by {distance:.1e}"
+                )
+    return None
+
+
+def find_stale(subject: Subject, other: Draw, images: np.ndarray) -> Breach | None:
+    """A breach where weights of the draw `other`, and images, that are written over those of a call do not count."""
+    if not subject.model.rewrites:
+        return None
+    first, second = images, images[::-1].copy()
+    expected = dataclasses.replace(subject, draw=other).rows(second)[0]
+    last = subject.rows(first, second, way=Way(rewritten=other))[1]
+    if (distance := _apart(last, expected)) <= subject.tolerance:
+        return None
+    return Breach(
+        "memory",
+        "what was made of earlier weights or images",
+        "what the weights and images are now",
+        "call 2",
+        f"off by {distance:.1e} after weights and images were written over in place, as optimizers and loaders do",
+    )
 
 
 # From random numbers and a shape (1, height, width, channels) to an image.
@@ -240,15 +292,19 @@ def _distance(subject: Subject, expected: Expected, images: np.ndarray) -> float
     return residual(subject.rows(images)[0], expected(images))
 
 
-def find_limits(subject: Subject, expected: Expected, images: np.ndarray, size: str, reached: float) -> Breach | None:
-    """A breach where weights, which `subject` draws, and `images` of this `size` reach what usual ones do not.
+def find_limits(subject: Subject, expected: Expected, images: np.ndarray, size: str, where: str) -> Breach | None:
+    """A breach where weights, which `subject` draws, and `images` of this `size` reach what usual ones do not."""
+    distance = _distance(subject, expected, images)
+    return None if distance <= ROW_TOLERANCE else _limit(size, distance, where)
 
-    Activations are some `reached` times as large as usual.
-    """
+
+def find_fresh(subject: Subject, expected: Expected, images: np.ndarray) -> Breach | None:
+    """A breach where weights, which `subject` draws, are as a model is made with."""
     distance = _distance(subject, expected, images)
     if distance <= ROW_TOLERANCE:
         return None
-    return _limit(size, distance, f"where activations are some {reached:g} times as large as usual")
+    found = "something else where LayerNorms and biases are as they are made, of ones and zeros"
+    return Breach("branch", found, "the same function for all weights", "fresh weights", f"off by {distance:.1e}")
 
 
 def _limit(size: str, distance: float, where: str) -> Breach:
@@ -261,7 +317,9 @@ def _limit(size: str, distance: float, where: str) -> Breach:
     )
 
 
-def find_float32(subject: Subject, expected: Expected, images: np.ndarray, narrow: Collection[str]) -> Breach | None:
+def find_float32(
+    subject: Subject, expected: Expected, images: np.ndarray, narrow: Collection[str], where: str
+) -> Breach | None:
     """A breach where the model rounds in float32 what it does not in float64, or is another function there.
 
     `narrow` are the dtypes for which it asks in float64. Whether small errors are those of rounding is for the judge.
@@ -274,9 +332,7 @@ def find_float32(subject: Subject, expected: Expected, images: np.ndarray, narro
     if not narrower and error <= FLOAT32_TOLERANCE:
         return None
     found = f"a rounding to {' and '.join(narrower)}" if narrower else f"an error of {error:.1e}"
-    return Breach(
-        "float32", f"{found} in float32 alone", "the function that it is in float64", "outputs", "large values"
-    )
+    return Breach("float32", f"{found} in float32 alone", "the function that it is in float64", "outputs", where)
 
 
 def _apart(row: np.ndarray, other: np.ndarray) -> float:

@@ -7,6 +7,6 @@ all that it refers to, stay as they are.
 """
 
 from mixer_equiv.equivalence.record.torch.nested_tensors import find_constant_tensors, find_unlisted_parameters
-from mixer_equiv.equivalence.record.torch.run import call, gradients, record
+from mixer_equiv.equivalence.record.torch.run import WAYS, call, gradients, record
 
-__all__ = ["call", "find_constant_tensors", "find_unlisted_parameters", "gradients", "record"]
+__all__ = ["WAYS", "call", "find_constant_tensors", "find_unlisted_parameters", "gradients", "record"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixer_equiv.equivalence.record.calls import CallLog, Calls
+from mixer_equiv.equivalence.record.calls import IMAGES, PLAIN, CallLog, Calls, Way
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
 from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators, seed_generators
@@ -126,29 +126,71 @@ def call(
     seed: int = 0,
     skipped: int = 0,
     dtype: torch.dtype = torch.float64,
+    way: Way = PLAIN,
 ) -> Calls:
     """Call the module on each batch in turn, in `dtype`, with parameters drawn as for `record`.
 
     What a call leaves in the module stays for the next. All generators begin each call with `seed`. Before the last
-    call, what counts calls is moved on by those `skipped`.
+    call, what counts calls is moved on by those `skipped`. The calls are made in a `way` of `WAYS`.
     """
     tape = Tape(draw, names, dtype, _places_in(module), differentiable=True)
     log = CallLog(len(batches), skipped)
-    with _isolated(module, names, training, seed) as session, torch_full_precision(), _default_dtype(dtype):
+    prepare, mode = WAYS[way.name]
+    given = torch.empty(0)
+    results: list[tuple[str, Tensor, Tensor]] = []  # of all calls, with copies
+    with (
+        _isolated(module, names, training, seed) as session,
+        torch_full_precision(),
+        _default_dtype(dtype),
+        mode(),
+    ):
         for batch in batches:
             state, held = ModelState(session.parts), tape.contents(session.buffers)
             seed_generators(seed)
-            given = batch.to(device(), dtype)
+            fresh = batch.to(device(), dtype)
+            if way.rewritten is not None and log.is_before_last:
+                tape.rewrite(way.rewritten)
+                given.copy_(fresh)
+            else:
+                given = prepare(fresh.clone())
             tape.enter(given)
             with FunctionMode(tape), DispatchMode(tape):
                 result = module(given, **(kwargs or {}))
-            made = {
-                path: leaf.detach().to("cpu", torch.float64).numpy().copy() for path, leaf in result_tensors(result)
-            }
+            if not torch.equal(given.detach(), fresh):
+                log.lose(IMAGES)
+            for path, leaf, copy in results:
+                if not _is_equal(leaf.detach(), copy):
+                    log.lose(path)
+            leaves = list(result_tensors(result))
+            results += [(path, leaf, leaf.detach().clone()) for path, leaf in leaves]
+            made = {path: leaf.detach().to("cpu", torch.float64).numpy().copy() for path, leaf in leaves}
             tape.forget_values()
             of_parameters = [Change(name, ABSENT, ABSENT, None) for name in tape.written]
             log.add(made, state.changes(), [*tape.changes(session.buffers, held), *of_parameters])
     return log.calls()
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _cut_out(images: Tensor) -> Tensor:
+    """The same images behind others in memory."""
+    return torch.cat([images, images])[len(images) :]
+
+
+# What is done to images, and the mode in which a model is called on them, by the name of a way.
+WAYS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], contextlib.AbstractContextManager[Any]]]] = {
+    "": (lambda images: images, contextlib.nullcontext),
+    "where gradients are recorded": (lambda images: images, torch.enable_grad),
+    "under torch.inference_mode": (lambda images: images, torch.inference_mode),
+    "on images that require gradients": (lambda images: images.requires_grad_(), contextlib.nullcontext),
+    "on images in channels_last": (
+        lambda images: images.contiguous(memory_format=torch.channels_last),
+        contextlib.nullcontext,
+    ),
+    "on images cut out of a larger batch": (_cut_out, contextlib.nullcontext),
+}
 
 
 @dataclasses.dataclass(frozen=True)

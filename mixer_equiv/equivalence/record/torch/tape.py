@@ -166,6 +166,14 @@ class Tape:
             name: None for name, stand_in in held if stand_in is not None and _storage(stand_in) in storages
         }
 
+    def rewrite(self, draw: Draw) -> None:
+        """Write other values into the parameters that stand-ins have been made for; those to come get them too."""
+        self.draw = draw
+        with _without_modes(), torch.no_grad():
+            for key, name in self.names.items():
+                if (held := self.stand_ins.get(key)) is not None:
+                    held.copy_(torch.from_numpy(draw(name, tuple(held.shape))).reshape(held.shape))
+
     def forget_values(self) -> None:
         """Forget the values of a call: what the module keeps of them is taken as it is by the next."""
         self.values.clear()
