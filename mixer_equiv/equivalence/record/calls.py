@@ -109,6 +109,9 @@ def _moved(before: Any, now: Any, calls: int) -> Any:
         return copied_count(now, ahead=calls * round((reached - then) / step))
     if not (_is_number(before) and _is_number(now)):
         return None
+    if isinstance(now, np.ndarray) and now.dtype.kind in "iu":  # which goes round where it overflows
+        then, reached = before.astype(np.int64), now.astype(np.int64)
+        return (reached + calls * (reached - then)).astype(now.dtype)
     moved = now + calls * (now - before)
     is_finite = np.isfinite(moved).all() if isinstance(moved, np.ndarray) else math.isfinite(moved)
     return moved if is_finite else None

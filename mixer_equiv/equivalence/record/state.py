@@ -84,6 +84,11 @@ class ModelState:
         if isinstance(value, np.ndarray):
             if value.flags.writeable and value.dtype != object:
                 self._held.append(_array(path, value))
+        elif isinstance(value, bytearray):
+            self._held.append(_array(path, np.frombuffer(value, np.uint8)))
+        elif isinstance(value, functools._lru_cache_wrapper):
+            self._held.append(_cache(path, value))
+            yield path, value.__wrapped__
         elif isinstance(value, dict | list | set | deque):
             self._held.append(_container(path, value))
             yield from _items(path, value)
@@ -184,6 +189,21 @@ def _generator(path: str, generator: GeneratorType[Any, Any, Any]) -> _Held:
             yield Change(path, before, place(), None)
 
     return _Held(lambda: None, changes)
+
+
+def _cache(path: str, cached: functools._lru_cache_wrapper[Any]) -> _Held:
+    """What `functools.lru_cache` keeps, which cannot be put back, and is forgotten where calls added to it."""
+    before = cached.cache_info()
+
+    def restore() -> None:
+        if cached.cache_info() != before:
+            cached.cache_clear()
+
+    def changes() -> Iterator[Change]:
+        if cached.cache_info() != before:
+            yield Change(f"the cache of {path}", before, cached.cache_info(), None)
+
+    return _Held(restore, changes)
 
 
 def _container(path: str, container: Any) -> _Held:

@@ -129,7 +129,9 @@ class Trace:
     def operands(self) -> list[Value]:
         """The values made of parameters alone, parameters first; of those with the same elements the first."""
         candidates = [
-            value for value in self.values if not value.is_data and value.leaves and not value.is_view and value.size
+            value
+            for value in self.values
+            if not value.is_data and value.leaves and not value.is_view and value.size and value.array.dtype.kind == "f"
         ]
         candidates.sort(key=lambda value: value.name is None)
         distinct: dict[int, list[Value]] = {}

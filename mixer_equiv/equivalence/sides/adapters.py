@@ -93,6 +93,7 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
     if accumulating:
         hooked = summarize(accumulating, 3)
         notices += (Notice(f"hooks behind the accumulation of gradients are not run: those on {hooked}"),)
+    notices += (*_loading_hooks(module), *_frozen(module))
     if computed:
         notices += (Notice(f"computed from other parameters, and taken for parameters here: {', '.join(computed)}"),)
     return ForeignModel(
@@ -111,6 +112,21 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
         ways=tuple(name for name in WAYS if name),
         rewrites=True,
     )
+
+
+def _loading_hooks(module: Any) -> Iterator[Notice]:
+    """A notice of hooks by which a state_dict that is loaded or saved may hold other weights than the module."""
+    kinds = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks", "_state_dict_pre_hooks")
+    hooked = [name or "the model" for name, part in module.named_modules() if any(getattr(part, k, ()) for k in kinds)]
+    if hooked:
+        yield Notice(f"hooks on loading or saving a state_dict are not run: those of {summarize(hooked, 3)}")
+
+
+def _frozen(module: Any) -> Iterator[Notice]:
+    """A notice of parameters that training leaves as they are, where others ask for gradients."""
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    if 0 < len(frozen) < len(list(module.parameters())):
+        yield Notice(f"parameters that ask for no gradient, so that training leaves them: {summarize(frozen, 3)}")
 
 
 @contextlib.contextmanager

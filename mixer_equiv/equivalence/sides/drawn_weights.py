@@ -26,7 +26,8 @@ class Size:
 
     Scales of LayerNorms and the head's kernel are `scale` times as large: the scale of a LayerNorm alone makes what
     follows large, since it gives values of unit size, and the mean over tokens makes them small again before the head.
-    All that is outside of LayerNorms and head is `factor` times as large. Of `fresh` ones, LayerNorms and biases are as a model is made with.
+    All that is outside of LayerNorms and head is `factor` times as large. Of `fresh` ones, LayerNorms and biases are as
+    a model is made with.
     """
 
     scale: float = 1.0

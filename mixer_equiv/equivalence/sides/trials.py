@@ -28,8 +28,8 @@ ROW_TOLERANCE = 1e-11
 # The numbers of images of a trial, and of a small batch.
 MANY, PAIR = 5, 2
 
-# Calls of a trial, each by the numbers of its images: many, each alone, two, three, and a batch in which images come again.
-# For a model that takes batches of two alone, the same two in both orders.
+# Calls of a trial, each by the numbers of its images: many, each alone, two, three, and a batch in which images come
+# again. For a model that takes batches of two alone, the same two in both orders.
 IN_TURN = ((0, 1, 2, 3, 4), (0,), (1,), (2,), (3,), (4,), (0, 1), (2, 3, 4), (0, 1, 2, 3, 4, 0, 1))
 IN_PAIRS = ((0, 1), (1, 0), (0, 1))
 
