@@ -15,13 +15,14 @@ from tests.soundness.wrong import (
     precision,
     reach,
     structure,
+    surroundings,
 )
 
 CASES = tuple(
     case
     for table in (
         *(place, memory_counts, memory_values, chance, decisions, reach, precision, buffers, gradients, mathematics),
-        *(structure, compositions),
+        *(structure, compositions, surroundings),
     )
     for case in table.CASES
 )

@@ -176,7 +176,7 @@ def _is_equal(one: Tensor, other: Tensor) -> bool:
 
 def _cut_out(images: Tensor) -> Tensor:
     """The same images behind others in memory."""
-    return torch.cat([images, images])[len(images) :]
+    return torch.cat([1 - images, images])[len(images) :]
 
 
 # What is done to images, and the mode in which a model is called on them, by the name of a way.
