@@ -27,7 +27,7 @@ from tests.soundness.writings.torch_several import SEVERAL
 from tests.soundness.writings.torch_stacks import STACKS
 from tests.soundness.writings.torch_stems import STEMS, by_pixel_unshuffle
 from tests.soundness.writings.torch_streams import STREAMS
-from tests.soundness.writings.torch_unfollowed import TENSORS_OF_OTHER_KINDS, UNFOLLOWED
+from tests.soundness.writings.torch_unfollowed import TENSORS_OF_OTHER_KINDS, TRANSFORMED, UNFOLLOWED
 from tests.soundness.writings.torch_wrappers import WRAPPERS
 
 SAME: tuple[Result, ...] = ("equivalent",)
@@ -83,6 +83,7 @@ CASES: tuple[Case, ...] = (
         for name, item in CONSTRAINED.items()
     ),
     *table("unfollowed", UNFOLLOWED, "what computes is hidden from Python", UNSEEN),
+    *table("unfollowed", TRANSFORMED, "torch.func wraps tensors", ("nothing_compared",), ("torch.func",)),
     *table("unfollowed", TENSORS_OF_OTHER_KINDS, "no dense tensors", UNSEEN, ("cannot be followed",)),
 )
 REFERENCES = {f"under: {name}": (item.config, item.params) for name, item in CONSTRAINED.items()}

@@ -127,6 +127,7 @@ class Tape:
         return self.stand_ins[id(tensor)]
 
     def _draw_or_copy(self, tensor: Tensor) -> Tensor:
+        _refuse_transforms()
         with _without_modes():
             _refuse_other_classes(tensor)
             name = self.names.get(id(tensor))
@@ -245,6 +246,15 @@ class Tape:
             return True, frozenset(), frozenset()
         parameters, constants = ([getattr(value, kind) for value in values] for kind in ("leaves", "constants"))
         return False, frozenset().union(*parameters), frozenset().union(*constants)
+
+
+def _refuse_transforms() -> None:
+    """Raise `NotFollowedError` inside a transform of torch.func, where tensors are wrapped."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotFollowedError(
+            "torch.vmap, and what else transforms functions in torch.func, cannot be followed inside a model; verify a "
+            "writing that computes on the whole batch"
+        )
 
 
 def _refuse_other_classes(tensor: Tensor) -> None:
