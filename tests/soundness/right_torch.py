@@ -22,11 +22,12 @@ from tests.soundness.writings.torch_norms import NORMS
 from tests.soundness.writings.torch_numbers import NUMBERS, WITH_A_WORD
 from tests.soundness.writings.torch_plain import Mixer, written
 from tests.soundness.writings.torch_pools import POOLS
+from tests.soundness.writings.torch_scripts import SCRIPTS
 from tests.soundness.writings.torch_several import SEVERAL
 from tests.soundness.writings.torch_stacks import STACKS
 from tests.soundness.writings.torch_stems import STEMS, by_pixel_unshuffle
 from tests.soundness.writings.torch_streams import STREAMS
-from tests.soundness.writings.torch_unfollowed import TENSORS_OF_OTHER_KINDS, UNFOLLOWED
+from tests.soundness.writings.torch_unfollowed import TENSORS_OF_OTHER_KINDS, TRANSFORMED, UNFOLLOWED
 from tests.soundness.writings.torch_wrappers import WRAPPERS
 
 SAME: tuple[Result, ...] = ("equivalent",)
@@ -68,6 +69,7 @@ CASES: tuple[Case, ...] = (
     *table("weights", FOREIGN_HOLDERS, "numbers outside torch cannot be drawn", ("equivalent", "nothing_compared")),
     *table("stream", STREAMS, "the stream's shape and holder do not change the function"),
     *table("control", CONTROL | WRAPPERS, "how blocks are called does not change the function"),
+    *table("script", SCRIPTS, "a script computes what its source says"),
     *table("effects", EFFECTS | HOOKS, "nothing reads what is done beside computing"),
     *table("decision", ON_NUMBERS, "no outcome changes the function", words=("torch_decisions.py",)),
     *table("decision", HARMLESS, "nothing is decided on numbers of the input, and no guard acts"),
@@ -81,6 +83,7 @@ CASES: tuple[Case, ...] = (
         for name, item in CONSTRAINED.items()
     ),
     *table("unfollowed", UNFOLLOWED, "what computes is hidden from Python", UNSEEN),
+    *table("unfollowed", TRANSFORMED, "torch.func wraps tensors", ("nothing_compared",), ("torch.func",)),
     *table("unfollowed", TENSORS_OF_OTHER_KINDS, "no dense tensors", UNSEEN, ("cannot be followed",)),
 )
 REFERENCES = {f"under: {name}": (item.config, item.params) for name, item in CONSTRAINED.items()}

@@ -58,6 +58,16 @@ class JoinedLayers:
         weights, biases = [fit.weight for fit in found], [fit.bias for fit in found]
         return LayerFit(array, value, _joined(weights, side_by_side), _joined(biases, side_by_side))
 
+    def fit_means(self, axes: int, x: Array, position: int) -> Iterator[LayerFit]:
+        """The layers over the last `axes` axes of `x` that are the sum of several, or the mean, as of two heads."""
+        found = self.parameters.cached(("joined", axes), lambda: list(self._layers_of(axes, x, position)), x)
+        if len({fit.array.shape for fit in found}) == 1 < len(found):
+            for mean in (_sum, _mean):
+                array = self.parameters.cached(mean, functools.partial(mean, [fit.array for fit in found]), x)
+                if (value := self.parameters.find_value(array, position)) is not None:
+                    weight, bias = (_joined([getattr(fit, kind) for fit in found], mean) for kind in ("weight", "bias"))
+                    yield LayerFit(array, value, weight, bias)
+
     def fit_inputs(self, axes: int, x: Array, position: int, plus: Array | None) -> Iterator[tuple[LayerFit, bool]]:
         """Layers over the last `axes` axes of `x` that are sums of several, each of a part of the last axis.
 
@@ -140,6 +150,10 @@ def _in_order(assigned: KnownAssignment, held: Iterator[Array]) -> Array:
 
 def _sum(arrays: Sequence[Array]) -> Array:
     return functools.reduce(operator.add, arrays)
+
+
+def _mean(arrays: Sequence[Array]) -> Array:
+    return _sum(arrays) / len(arrays)
 
 
 def _is_plain(fit: LayerFit) -> bool:

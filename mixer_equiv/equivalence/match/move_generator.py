@@ -136,7 +136,8 @@ class MoveGenerator:
         # Several layers on one array are one layer or branches of their own, which the step after tells.
         several = None if guessed else self.joined.fit_outputs(axes, x, state.position)
         if several is not None:
-            found = [(several, several.value), *found]
+            means = self.joined.fit_means(axes, x, state.position)
+            found = [*((fit, fit.value) for fit in means), (several, several.value), *found]
         names = [parameter.name for parameter in step.parameters]
         for fit, seen in found:
             yield Move(fit.array, seen, dict(zip(names, (fit.weight, fit.bias), strict=True)), sure=several is None)

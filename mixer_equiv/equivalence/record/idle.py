@@ -1,6 +1,9 @@
-"""`idle_operations`: what changed nothing in a recorded run, and may change other numbers, as a clamp does."""
+"""`idle_operations`: what was not seen at work in a recorded run, and may change other numbers, as a clamp does."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -13,21 +16,53 @@ _COPIES = frozenset(
         *("clone", "_to_copy", "copy_", "detach", "alias", "lift_fresh", "cat", "stack", "sub", "div"),
         *("copy", "copy_p", "convert_element_type", "concatenate", "slice", "squeeze", "optimization_barrier", "name"),
         *("sharding_constraint", "stop_gradient", "mul", "add"),
+        *("as_strided", "constant_pad_nd", "pad", "roll", "flip", "rev", "repeat"),  # by shapes alone
+    }
+)
+
+# Operations that choose among their operands by a mask, which is the operand of this number.
+_BY_MASK = {"where": 0, "select_n": 0, "masked_fill": 1}
+
+# Operations whose result is a bound where a number is beyond it.
+_LIMITS = frozenset(
+    {
+        *("clamp", "clamp_min", "clamp_max", "maximum", "minimum", "fmax", "fmin", "max", "min"),
+        *("relu", "hardtanh", "threshold", *_BY_MASK),
     }
 )
 
 
 def idle_operations(trace: Trace) -> tuple[str, ...]:
-    """The operations whose results were their inputs, each with its place where that is known."""
-    idle = (
-        value
-        for value in trace.data
-        if value.operation not in _COPIES and any(_is_same(value, trace.values[number]) for number in value.inputs)
-    )
-    return tuple(dict.fromkeys(_with_place(value) for value in idle))
+    """The operations whose results were their inputs, or one number throughout, each with its place if known."""
+    idle = dict.fromkeys(_label(group[0]) for group in _by_call(trace.data) if _is_identity(group, trace))
+    limits: dict[str, bool] = {}
+    for value in trace.data:
+        if _operation(value) in _LIMITS:
+            label = _label(value)
+            limits[label] = limits.get(label, True) and _is_constant_limit(value, trace)
+    return (*idle, *(label for label, is_constant in limits.items() if is_constant and label not in idle))
 
 
-def _with_place(value: Value) -> str:
+def _by_call(values: Iterable[Value]) -> Iterator[list[Value]]:
+    """The values by the operation that made them: several where memory that they share is written into."""
+    for _, made in itertools.groupby(values, lambda value: (value.operation, value.inputs)):
+        yield list(made)
+
+
+def _is_identity(group: list[Value], trace: Trace) -> bool:
+    first = group[0]
+    if _operation(first) in _COPIES or _has_constant_mask(first, trace):
+        return False
+    same = [any(_is_same(value, trace.values[number]) for number in value.inputs) for value in group]
+    return all(same) if first.operation.endswith("_") else any(same)  # memory beside what is written stays as it was
+
+
+def _operation(value: Value) -> str:
+    """The name of an operation, of one that works in place that of the other."""
+    return value.operation if value.operation in _COPIES else value.operation.removesuffix("_")
+
+
+def _label(value: Value) -> str:
     return value.operation if value.place is None else f"{value.operation} at {value.place}"
 
 
@@ -37,3 +72,37 @@ def _is_same(value: Value, earlier: Value) -> bool:
     # A variance is never negative, so that clamping it at 0 changes nothing on any input.
     safe = value.operation == "max" and value.array.min() >= 0
     return not safe and np.array_equal(earlier.array, value.array)
+
+
+def _is_constant_limit(value: Value, trace: Trace) -> bool:
+    """Whether a limit gives one number throughout, although it is given several, or its mask depends on the input."""
+    if not _is_one_number(value) or _has_constant_mask(value, trace):
+        return False
+    sources = [trace.values[number] for number in value.inputs]
+    varies = (s.is_data and s.array.shape == value.array.shape and not _is_one_number(s) for s in sources)
+    return _operation(value) in _BY_MASK or any(varies)
+
+
+def _has_constant_mask(value: Value, trace: Trace) -> bool:
+    """Whether an operation chooses by a mask that neither the input nor a parameter changes."""
+    position = _BY_MASK.get(_operation(value), len(value.inputs))
+    masks = value.inputs[position : position + 1]
+    return any(_is_constant(trace.values[mask], trace) for mask in masks)
+
+
+def _is_constant(value: Value, trace: Trace) -> bool:
+    """Whether a value is made of constants alone; of what is no float, leaves are not kept."""
+    waiting, seen = [value.number], set[int]()
+    while waiting:
+        number = waiting.pop()
+        if number not in seen:
+            seen.add(number)
+            made = trace.values[number]
+            if made.is_data or made.leaves:
+                return False
+            waiting.extend(made.inputs)
+    return True
+
+
+def _is_one_number(value: Value) -> bool:
+    return value.size > 1 and bool((value.array == value.array.flat[0]).all())

@@ -235,12 +235,14 @@ class _Interpreter:
 
     def constant(self, array: Any) -> int:
         """Keep a constant, a float in the pass's dtype, and return its number."""
-        given = jnp.asarray(array)
-        if jnp.issubdtype(given.dtype, jnp.floating):
-            exact = unrounded(np.asarray(given)) if given.dtype.itemsize < self.dtype.itemsize else None
-            array = jnp.asarray(given if exact is None else exact, self.dtype)
-            if array.size == 1:
-                self.scalars.append(float(array.reshape(())))
+        with jax.ensure_compile_time_eval():  # also while a jaxpr is widened
+            given = jnp.asarray(array)
+            if jnp.issubdtype(given.dtype, jnp.floating):
+                exact = unrounded(np.asarray(given)) if given.dtype.itemsize < self.dtype.itemsize else None
+                array = jnp.asarray(given if exact is None else exact, self.dtype)
+                if array.size == 1:
+                    self.scalars.append(float(array.reshape(())))
+                array = array if array.shape else np.asarray(array)  # a literal where it is traced
         return self.add(array, "constant", ())
 
     def run(self, jaxpr: Jaxpr, consts: list[int], arguments: list[int]) -> list[int]:
@@ -263,11 +265,10 @@ class _Interpreter:
         if control is not None:
             return control(equation.params, inputs)
         if name not in _OPAQUE and not (self.differentiable and name.startswith("custom_")):
-            for key in _CALLED:
-                inner = equation.params.get(key)
-                if isinstance(inner, ClosedJaxpr):
+            for inner in filter(None, map(equation.params.get, _CALLED)):
+                if isinstance(inner, ClosedJaxpr) and _is_called(inner.jaxpr, equation):
                     return self._run_closed(inner, inputs)
-                if isinstance(inner, Jaxpr):
+                if isinstance(inner, Jaxpr) and _is_called(inner, equation):
                     return self.run(inner, [], inputs)
         arrays = [self.arrays[i] for i in inputs]
         params = dict(equation.params)
@@ -275,6 +276,8 @@ class _Interpreter:
             arrays = [jnp.asarray(arrays[0], equation.invars[0].aval.dtype)]
         else:
             params = {key: self._widen(value) for key, value in params.items()}
+        if name == "reduce":
+            params["jaxpr"] = self._widen_jaxpr(params["jaxpr"])
         bound = equation.primitive.get_bind_params(params)
         subfuns, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair up to JAX 0.9
         made = equation.primitive.bind(*subfuns, *arrays, **params)
@@ -290,6 +293,17 @@ class _Interpreter:
                 self.narrow_dtypes[str(np.dtype(value))] = None
             return self.dtype
         return value
+
+    def _widen_jaxpr(self, closed: ClosedJaxpr) -> ClosedJaxpr:
+        """The jaxpr with the pass's dtype for other floats."""
+
+        def run(*arguments: Any) -> list[Any]:
+            inner = _Interpreter(self.dtype, self.differentiable)
+            results = inner._run_closed(closed, [inner.add(argument, "argument", ()) for argument in arguments])
+            return [inner.arrays[number] for number in results]
+
+        avals: list[Any] = closed.in_avals
+        return jax.make_jaxpr(run)(*(jnp.zeros(aval.shape, self._widen(aval.dtype)) for aval in avals))
 
     def _run_closed(self, closed: ClosedJaxpr, inputs: list[int]) -> list[int]:
         return self.run(closed.jaxpr, [self.constant(const) for const in closed.consts], inputs)
@@ -336,3 +350,12 @@ class _Interpreter:
         columns = list(zip(*(made[::-1] if params["reverse"] else made), strict=True))
         outs = [self.add(jnp.stack([self.arrays[i] for i in column]), "stack", column) for column in columns]
         return [*carry, *outs]
+
+
+def _is_called(inner: Any, equation: Any) -> bool:
+    """Whether a jaxpr takes what its equation is given, and not, say, scalars to reduce it by."""
+    return _shapes(inner.invars) == _shapes(equation.invars)
+
+
+def _shapes(atoms: Sequence[Any]) -> list[Any]:
+    return [getattr(atom.aval, "shape", None) for atom in atoms]

@@ -28,6 +28,9 @@ _EXTERNAL = ("torch", "jax", "jaxlib", "flax", "numpy", "builtins", "logging", "
 # Dicts of a torch module whose entries are the module's attributes.
 _ATTRIBUTES_OF = ("_parameters", "_buffers", "_modules")
 
+# Attributes in which Flax keeps the state of an nnx module as an object; the first is of older versions.
+_NOTED_BY_FLAX = ("_object__state", "_pytree__state")
+
 
 class Change(NamedTuple):
     """What differs from the snapshot: the path of a value, the value then and now, and what writes another one there.
@@ -243,8 +246,13 @@ def _changed_entries(
     """What differs in entries that are written by key."""
     for key in {**before, **held}:
         then, now = before.get(key, ABSENT), held.get(key, ABSENT)
-        if not _is_same(then, now):
+        if not _is_same(then, now) and not _is_bookkeeping(key, then, now):
             yield Change(_path_of(path, key), then, now, functools.partial(write, key))
+
+
+def _is_bookkeeping(key: Any, *values: Any) -> bool:
+    """Whether an entry is what Flax notes of an nnx module for its own use, anew in each transform."""
+    return key in _NOTED_BY_FLAX and all(type(value).__module__.partition(".")[0] == "flax" for value in values)
 
 
 def _entries(path: str, held: dict[str, Any], keys: Iterable[str]) -> _Held:

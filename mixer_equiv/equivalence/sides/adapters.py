@@ -129,6 +129,17 @@ def _frozen(module: Any) -> Iterator[Notice]:
         yield Notice(f"parameters that ask for no gradient, so that training leaves them: {summarize(frozen, 3)}")
 
 
+def _refuse_uninitialized(module: Any, name: str, image: tuple[int, int, int]) -> None:
+    """Raise `MixerEquivError` for lazy modules of torch that nobody has called yet, whose arrays have no shapes."""
+    held = (*module.named_parameters(), *module.named_buffers())
+    lazy = [key for key, tensor in held if hasattr(tensor, "materialize")]
+    if lazy:
+        raise MixerEquivError(
+            f"{name} has parameters without shapes, which its first call gives them: {summarize(lazy, 3)}; call it "
+            f"once on an image before: model(torch.zeros(1, {', '.join(map(str, image))}))"
+        )
+
+
 @contextlib.contextmanager
 def _errors_named(name: str) -> Iterator[None]:
     """Turn what a model raises into one message of ours."""
@@ -138,8 +149,6 @@ def _errors_named(name: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         what = " ".join(str(error).split())
-        if "functorch transform" in what:
-            what = f"torch.vmap and torch.func inside a model cannot be followed ({what})"
         where = "" if what else f"nothing said, at {_last_line(error)}"
         raise MixerEquivError(f"{name} raised {type(error).__name__} when it was run: {what or where}") from error
 
@@ -332,6 +341,7 @@ def foreign_model_of(model: Any, image: tuple[int, int, int]) -> ForeignModel:
     if isinstance(model, type):
         raise MixerEquivError(f"found the class {model.__name__}; give a model of it, such as {model.__name__}(...)")
     if _is_a(model, "torch.nn", "Module"):
+        _refuse_uninitialized(model, name, image)
         return _of_torch(model, name)
     if _is_a(model, "flax.linen", "Module"):
         return _of_linen(model, name, image)

@@ -67,3 +67,24 @@ def test_loops_are_differentiated() -> None:
         keeping_nothing(counted), {"w": ()}, IMAGES, lambda name, shape: np.array(WEIGHT), "", np.ones(IMAGES.shape)
     )
     np.testing.assert_allclose(made["w"], 3 * WEIGHT**2 * IMAGES.sum(), rtol=1e-15)
+
+
+def reduced(params: Mapping[str, Any], x: Any) -> Any:
+    return jax.lax.reduce(x * params["w"], jnp.zeros((), x.dtype), lambda a, b: a + 1.0 * b, (1, 2, 3))
+
+
+def reduced_in_float32(params: Mapping[str, Any], x: Any) -> Any:
+    return reduced({"w": params["w"].astype(jnp.float32)}, x.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("function", [reduced, reduced_in_float32])
+def test_a_reduction_by_a_function_of_scalars_is_one_operation(function: Function) -> None:
+    images = np.arange(24.0).reshape(2, 3, 4, 1) / 7
+    draw = lambda name, shape: np.array(1 / 3)  # noqa: E731
+    trace = record(keeping_nothing(function), {"w": ()}, images, draw)
+    made = trace.values[trace.outputs[""]]
+    assert made.operation == "reduce"
+    assert made.is_data
+    np.testing.assert_allclose(made.array, images.sum((1, 2, 3)) / 3, rtol=1e-14)
+    found = gradients(keeping_nothing(function), {"w": ()}, images, draw, "", np.ones(2))
+    np.testing.assert_allclose(found["w"], images.sum(), rtol=1e-14)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from mixer_equiv.equivalence.record.calls import move_on
 from mixer_equiv.equivalence.record.state import ModelState, copied_count, count_of, restoring_state
@@ -135,3 +136,22 @@ def test_values_that_are_equal_and_another_object_are_no_change() -> None:
     state = ModelState([("held", held)])
     held["number"], held["text"] = int("1000"), "".join(["x"] * 50)
     assert state.changes() == []
+
+
+class Layered(nnx.Module):
+    def __init__(self) -> None:
+        self.layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+
+def test_what_flax_notes_of_a_module_is_no_change() -> None:
+    module = Layered()
+    state = ModelState([("", module)])
+    nnx.jit(lambda held, x: held.layer(x))(module, np.ones((1, 2)))
+    assert state.changes() == []
+
+
+def test_what_others_keep_under_a_name_of_flax_is_a_change() -> None:
+    held = {"_pytree__state": 0}
+    state = ModelState([("held", held)])
+    held["_pytree__state"] = 1
+    assert [change.path for change in state.changes()] == ["held._pytree__state"]

@@ -228,6 +228,12 @@ def classify_by_window(y: Array, kernel: Array, bias: Array) -> Array:
     return dense(total[:, 0] / y.shape[1], kernel, bias)
 
 
+def classify_by_reduce(y: Array, kernel: Array, bias: Array) -> Array:
+    """What the sum begins with is no constant, so that it is JAX's reduction by any function."""
+    total = lax.reduce(y, jnp.zeros((), y.dtype), lax.add, (1,))
+    return dense(total / y.shape[1], kernel, bias)
+
+
 PARTS: dict[str, Part] = {
     "embed": embed,
     "norm": norm,
@@ -267,4 +273,5 @@ WRITINGS: dict[tuple[str, str], Part] = {
     ("classify", "average"): classify_by_average,
     ("classify", "cumsum"): classify_by_cumsum,
     ("classify", "reduce_window"): classify_by_window,
+    ("classify", "reduce"): classify_by_reduce,
 }

@@ -92,6 +92,14 @@ class OwnFunction(torch.autograd.Function):
         return gradients[0] * (gate + x * gate * (1 - gate) * 2 * ROOT * (1 + 3 * CUBIC * x * x))
 
 
+class Activation(Tensor):
+    """A class of tensors that adds nothing."""
+
+
+def in_another_class(x: Tensor) -> Tensor:
+    return F.gelu(x.as_subclass(Activation), approximate="tanh").as_subclass(Tensor)
+
+
 GELUS: dict[str, Gelu] = {
     "tanh": by_tanh,
     "tanh, Horner": by_horner,
@@ -107,5 +115,6 @@ GELUS: dict[str, Gelu] = {
     "glu": by_glu,
     "unit by unit": hidden_unit_by_unit,
     "autograd.Function": OwnFunction.apply,
+    "in another class of tensors": in_another_class,
     "nn.GELU": nn.GELU("tanh"),
 }

@@ -249,11 +249,30 @@ NUMBERS: dict[str, Callable[[], nn.Module]] = {
     "loss and labels": TaskKeyword,
     "tokens that nothing reads": UnusedParameters,
 }
+
+
+class Capped(Mixer):
+    """Pixels beyond 1000 would count by half, which no images have."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        return super().embed(images - 0.5 * images.sign() * F.relu(images.abs() - 1000))
+
+
+class ScaledWhereLarge(Mixer):
+    """Images with a pixel beyond 1000 would be scaled down."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        peak = images.abs().amax((1, 2, 3), keepdim=True)
+        return super().embed(images / (peak / 1000).clamp(min=1))
+
+
 # With a word in the report: what `words` has beside each.
 WITH_A_WORD: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "autocast to bfloat16": (Autocast, ("float32", "autocast", "bfloat16")),
     "weights in bfloat16": (lambda: HalfWeights(torch.bfloat16), ()),
     "weights in float16": (lambda: HalfWeights(torch.float16), ()),
+    "a cap that nothing reaches": (Capped, ("not seen at work, and so not compared: relu at",)),
+    "a scale that nothing reaches": (ScaledWhereLarge, ("not seen at work, and so not compared: clamp at",)),
     "eps as a buffer": (EpsBuffer, ("eps",)),
     "constants of GELU as buffers": (GeluBuffers, ("root", "cubic")),
     "averaging vector as a buffer": (MeanBuffer, ("average",)),

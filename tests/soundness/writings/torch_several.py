@@ -1,4 +1,4 @@
-"""Mixers with one layer's outputs in several layers, and the next one's inputs, whose results are added."""
+"""Mixers with one layer's outputs or inputs in several layers, and one whose stream differs by what no output shows."""
 
 from __future__ import annotations
 
@@ -107,6 +107,54 @@ class HeadByGroups(Mixer):
         return torch.cat([head(y) for head in self.heads], 1)
 
 
+class TwoHeads(Mixer):
+    """The mean of two heads, as of a distilled model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        change = [torch.randn_like(p) for p in self.head.parameters()]
+        pairs = [(self.head.weight + sign * change[0], self.head.bias + sign * change[1]) for sign in (1, -1)]
+        self.heads = nn.ModuleList(part(w.detach(), b.detach()) for w, b in pairs)
+        del self.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        y = self.norm(x).mean(1)
+        return (self.heads[0](y) + self.heads[1](y)) / 2
+
+
+class StemByColour(Mixer):
+    """A convolution for each colour, whose results are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight, bias = self.stem.weight, self.stem.bias
+        size = weight.shape[2:]
+        self.stems = nn.ModuleList(nn.Conv2d(1, len(weight), size, size, bias=i == 0) for i in range(weight.shape[1]))
+        with torch.no_grad():
+            for stem, kernel in zip(self.stems, weight.split(1, 1), strict=True):
+                stem.weight.copy_(kernel)
+            self.stems[0].bias.copy_(bias)
+        del self.stem
+
+    def embed(self, images: Tensor) -> Tensor:
+        colours = zip(self.stems, images.split(1, 1), strict=True)
+        return sum((stem(colour) for stem, colour in colours), images.new_zeros(1)).flatten(2).mT
+
+
+class Centred(Mixer):
+    """The mean over channels is taken away behind each block, which every LayerNorm does anyhow."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+            x = x - x.mean(-1, keepdim=True)
+        return self.classify(x)
+
+
 SEVERAL: dict[str, Callable[[], nn.Module]] = {
     "channels in experts, one bias": lambda: Several("channels", lambda a, b: Experts(a, b, 9, 1)),
     "channels in experts, a bias each": lambda: Several(
@@ -119,4 +167,7 @@ SEVERAL: dict[str, Callable[[], nn.Module]] = {
     "tokens in experts, bias of the sum": lambda: Several("tokens", lambda a, b: BiasOfItsOwn(a, b, 4)),
     "tokens in layers, put together": lambda: Several("tokens", lambda a, b: Concatenated(a, b, 4)),
     "heads for groups of classes": HeadByGroups,
+    "mean of two heads": TwoHeads,
+    "stem by colour": StemByColour,
+    "centred stream": Centred,
 }

@@ -242,6 +242,17 @@ class TwiceNested(Mixer):
         return self.classify(state["x"])
 
 
+class ImageTensor(Tensor):
+    """A class of tensors that adds nothing, as libraries for images have."""
+
+
+class OfAnotherClass(Mixer):
+    """From the images on, all tensors are of another class."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.as_subclass(ImageTensor)).as_subclass(Tensor)
+
+
 STREAMS: dict[str, type[nn.Module]] = {
     "channels first": ChannelsFirst,
     "rows": Rows,
@@ -263,4 +274,5 @@ STREAMS: dict[str, type[nn.Module]] = {
     "two images at a time": PairOfBatches,
     "batch filled with black images": PaddedBatch,
     "dict": TwiceNested,
+    "another class of tensors": OfAnotherClass,
 }

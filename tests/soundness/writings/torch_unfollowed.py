@@ -115,11 +115,14 @@ class ScriptableBlock(nn.Module):
 UNFOLLOWED: dict[str, Callable[[], nn.Module]] = {
     "GELU through NumPy": lambda: Mixer(gelu=through_numpy),
     "scripted GELU": with_scripted_gelu,
-    "vmap of token mixing": lambda: Mixer(tokens=tokens_by_vmap),
-    "vmap of the whole": Wholly,
     "jit.fork": Forked,
     "jit.trace": traced,
     "jit.script": scripted,
+}
+# A sentence names torch.func.
+TRANSFORMED: dict[str, Callable[[], nn.Module]] = {
+    "vmap of token mixing": lambda: Mixer(tokens=tokens_by_vmap),
+    "vmap of the whole": Wholly,
 }
 # A sentence says that tensors of these kinds cannot be followed.
 TENSORS_OF_OTHER_KINDS: dict[str, Callable[[], nn.Module]] = {

@@ -23,6 +23,7 @@ from mixer_equiv.equivalence.record.state import ABSENT, Change, ModelState, res
 from mixer_equiv.equivalence.record.torch.dispatch_modes import DispatchMode, FunctionMode
 from mixer_equiv.equivalence.record.torch.eager import run_eagerly
 from mixer_equiv.equivalence.record.torch.nested_tensors import result_tensors
+from mixer_equiv.equivalence.record.torch.scripted import scripts_on_stand_ins
 from mixer_equiv.equivalence.record.torch.tape import Tape
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.errors import MixerEquivError
@@ -98,7 +99,7 @@ def gradients(
         given = argument.to(device(), dtype)
         tape.enter(given)
         # Inside, because a checkpointed part is run once more on the way back.
-        with FunctionMode(tape), DispatchMode(tape):
+        with scripts_on_stand_ins(module, tape), FunctionMode(tape), DispatchMode(tape):
             outputs = dict(result_tensors(module(given, **(kwargs or {}))))
             drawn = {name: tape.stand_ins[id(p)] for name, p in names.items() if id(p) in tape.stand_ins}
             weights = torch.from_numpy(cotangent).to(device(), dtype)

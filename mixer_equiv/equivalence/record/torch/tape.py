@@ -121,12 +121,29 @@ class Tape:
         """The tensor to use in a tensor's place: itself if made during the pass, a drawn parameter, or a wider copy."""
         if id(tensor) in self._known or (self.differentiable and not tensor.is_leaf):
             return tensor  # of a view, autograd makes another object
+        if id(tensor) not in self.stand_ins and self._is_same_value(tensor):
+            return tensor
         if id(tensor) not in self.stand_ins:
             self.stand_ins[id(tensor)] = self._draw_or_copy(tensor)
             self._alive.append(tensor)
         return self.stand_ins[id(tensor)]
 
+    def _is_same_value(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a known one in another object, as of `as_subclass`; it is known from then on."""
+        if id(tensor) in self.names or id(tensor) in self.constants:
+            return False
+        _refuse_transforms()
+        with _without_modes():
+            same = (number for known, number in reversed(self._known.values()) if _is_same_memory(known, tensor))
+            number = next(same, None)
+            if number is None:
+                return False
+            _refuse_other_classes(tensor)
+        self._known[id(tensor)] = (tensor, number)
+        return True
+
     def _draw_or_copy(self, tensor: Tensor) -> Tensor:
+        _refuse_transforms()
         with _without_modes():
             _refuse_other_classes(tensor)
             name = self.names.get(id(tensor))
@@ -255,6 +272,15 @@ class Tape:
         return False, frozenset().union(*parameters), frozenset().union(*constants)
 
 
+def _refuse_transforms() -> None:
+    """Raise `NotFollowedError` inside a transform of torch.func, where tensors are wrapped."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotFollowedError(
+            "torch.vmap, and what else transforms functions in torch.func, cannot be followed inside a model; verify a "
+            "writing that computes on the whole batch"
+        )
+
+
 def _refuse_other_classes(tensor: Tensor) -> None:
     """Raise `NotFollowedError` for a tensor of a class that does operations in its own way."""
     for kind in type(tensor).__mro__:
@@ -284,6 +310,19 @@ def _storage(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr() or id(tensor)
     except (RuntimeError, NotImplementedError):
         return id(tensor)
+
+
+def _is_same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same elements of one storage, in the same order."""
+    return (
+        one.layout is other.layout is torch.strided
+        and not (one.is_nested or other.is_nested)
+        and one.shape == other.shape
+        and one.dtype is other.dtype
+        and _storage(one) == _storage(other)
+        and one.storage_offset() == other.storage_offset()
+        and one.stride() == other.stride()
+    )
 
 
 @contextlib.contextmanager
