@@ -106,8 +106,8 @@ def call(
     kept: Any = None
     with jax_full_precision(x64=_is_wide(dtype)), fork_generators(seed):
         drawn = _draw_parameters(shapes, draw, dtype)
+        state, others = ModelState(objects), [] if changes is None else changes
         for batch in batches:
-            state, others = ModelState(objects), [] if changes is None else changes
             others.clear()
             seed_generators(seed)
             given = batch.astype(dtype)
@@ -121,7 +121,9 @@ def call(
                 made = {path: np.asarray(arrays[number]) for path, number in outputs.items()}
                 leaves, tree = jax.tree.flatten(jax.tree.map(arrays.__getitem__, numbers))
             overwritten = [] if kept is None else list(_changes(kept, leaves, tree))
-            log.add(made, [*state.changes(), *others], overwritten)
+            changed = state.changes()
+            log.add(made, [*changed, *others], overwritten)
+            state = ModelState(objects) if changed else state
             kept = jax.tree.unflatten(tree, leaves)
     return log.calls()
 

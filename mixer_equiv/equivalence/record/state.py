@@ -210,8 +210,8 @@ def _cache(path: str, cached: functools._lru_cache_wrapper[Any]) -> _Held:
 
 
 def _container(path: str, container: Any) -> _Held:
-    before = copy.copy(container)
-    if isinstance(container, dict | list):
+    before = container.copy() if type(container) in (dict, list, set) else copy.copy(container)
+    if isinstance(container, dict | list) and container:
         _clone_counts(container, container.items() if isinstance(container, dict) else enumerate(container))
 
     def restore() -> None:

@@ -145,8 +145,9 @@ def call(
         _default_dtype(dtype),
         mode(),
     ):
+        state = ModelState(session.parts)
         for batch in batches:
-            state, held = ModelState(session.parts), tape.contents(session.buffers)
+            held = tape.contents(session.buffers)
             seed_generators(seed)
             fresh = batch.to(device(), dtype)
             if way.rewritten is not None and log.is_before_last:
@@ -167,7 +168,10 @@ def call(
             made = {path: leaf.detach().to("cpu", torch.float64).numpy().copy() for path, leaf in leaves}
             tape.forget_values()
             of_parameters = [Change(name, ABSENT, ABSENT, None) for name in tape.written]
-            log.add(made, state.changes(), [*tape.changes(session.buffers, held), *of_parameters])
+            changes = state.changes()
+            log.add(made, changes, [*tape.changes(session.buffers, held), *of_parameters])
+            if changes:
+                state = ModelState(session.parts)
     return log.calls()
 
 
@@ -196,7 +200,7 @@ WAYS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], contextlib.Abstra
 
 @dataclasses.dataclass(frozen=True)
 class _Session:
-    """A module under isolation: the generators' watch, and the names of its parts and of its buffers."""
+    """A module under isolation: the generators' watch, and its parts and buffers by name."""
 
     generators: GeneratorWatch
     parts: list[tuple[str, Any]]
