@@ -15,7 +15,7 @@ _COPIES = frozenset(
     {
         *("clone", "_to_copy", "copy_", "detach", "alias", "lift_fresh", "cat", "stack", "sub", "div"),
         *("copy", "copy_p", "convert_element_type", "concatenate", "slice", "squeeze", "optimization_barrier", "name"),
-        *("sharding_constraint", "stop_gradient", "mul", "add"),
+        *("sharding_constraint", "stop_gradient", "mul", "add", "add_any"),
         *("as_strided", "constant_pad_nd", "pad", "roll", "flip", "rev", "repeat"),  # by shapes alone
     }
 )
@@ -51,7 +51,7 @@ def _by_call(values: Iterable[Value]) -> Iterator[list[Value]]:
 
 def _is_identity(group: list[Value], trace: Trace) -> bool:
     first = group[0]
-    if _operation(first) in _COPIES or _has_constant_mask(first, trace):
+    if _operation(first) in _COPIES or _has_constant_mask(first, trace) or _is_clamped_variance(first, trace):
         return False
     same = [any(_is_same(value, trace.values[number]) for number in value.inputs) for value in group]
     return all(same) if first.operation.endswith("_") else any(same)  # memory beside what is written stays as it was
@@ -72,6 +72,25 @@ def _is_same(value: Value, earlier: Value) -> bool:
     # A variance is never negative, so that clamping it at 0 changes nothing on any input.
     safe = value.operation == "max" and value.array.min() >= 0
     return not safe and np.array_equal(earlier.array, value.array)
+
+
+def _is_clamped_variance(value: Value, trace: Trace) -> bool:
+    """Whether a value is the variance, along one axis, of another of which it is made, held at 0."""
+    if value.operation != "relu":
+        return False
+    sources, array = set(value.inputs), value.array
+    for earlier in reversed(trace.values[max(0, value.number - _NEAR) : value.number]):
+        if earlier.number in sources:
+            sources.update(earlier.inputs)
+            for axis in range(earlier.array.ndim) if earlier.is_data and earlier.size > array.size else ():
+                variance = np.var(earlier.array, axis)
+                if variance.size == array.size and np.allclose(variance.ravel(), array.ravel(), rtol=1e-4, atol=1e-9):
+                    return True
+    return False
+
+
+# So many operations before, a variance by moments has begun.
+_NEAR = 16
 
 
 def _is_constant_limit(value: Value, trace: Trace) -> bool:

@@ -67,6 +67,9 @@ IN_TORCH: list[tuple[Callable[[Tensor, Tensor], Tensor], list[str]]] = [
     (lambda x, w: x + x.masked_fill(x < 9, 1.0), ["masked_fill"]),
     (lambda x, w: x.masked_fill(w > 9, 1.0), ["masked_fill"]),  # by other weights it is another
     (lambda x, w: F.relu(x), []),
+    (lambda x, w: ((x * x).mean(1) - x.mean(1) ** 2).clamp(min=0), []),  # a variance is never negative
+    (lambda x, w: ((x * x).mean(1) - x.mean(1) ** 2 + 1).clamp(min=0), ["relu"]),
+    (lambda x, w: ((x * x).mean(1) - x.mean(1) ** 2).clamp(min=1e-9), ["clamp"]),
     (negative_or_not, []),
     (lambda x, w: F.relu(x[:1, :1] - 9), []),  # one number, of which nothing can be told
     (lambda x, w: F.relu(0 * x - 1) + x, []),  # of one number

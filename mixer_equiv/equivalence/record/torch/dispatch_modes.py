@@ -102,10 +102,18 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             tape.prepare_write(target)
         result = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
+        name = "relu" if _is_relu(name, args, kwargs) else name
         for target in targets:
             tape.record_write(name, target, numbers)
         tape.record_result(name, numbers, result)
         return result
+
+
+def _is_relu(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a clamp has 0 for its lower bound, and no upper one."""
+    lower, upper = (*args[1:], None, None)[:2]
+    bounds = kwargs.get("min", lower), kwargs.get("max", upper)
+    return name in ("clamp", "clamp_min") and isinstance(bounds[0], int | float) and bounds == (0, None)
 
 
 def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> bool:
