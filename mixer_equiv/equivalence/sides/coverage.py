@@ -272,8 +272,8 @@ def _no_rows(subject: Subject, images: np.ndarray) -> str:
 
 
 def _idle(operations: Collection[str]) -> Notice:
-    text = f"not seen at work, and so not compared: {summarize(operations, 3)}, whose results were their inputs"
-    return Notice(text)
+    results = "whose results were their inputs, or one number throughout"
+    return Notice(f"not seen at work, and so not compared: {summarize(operations, 3)}, {results}")
 
 
 def _decided(places: Collection[str]) -> Notice:

@@ -37,7 +37,6 @@ DIFFERENT: dict[str, tuple[Callable[[Forward, Tensor], Any], str]] = {
     "dropout that is always on": (lambda f, x: F.dropout(f(x), 0.3), "two runs of Odd on the same images differ"),
     "noise": (lambda f, x: f(x) + 1e-8 * torch.randn(7), "two runs of Odd on the same images differ"),
     "a little larger": (lambda f, x: f(x) * (1 + 1e-10), "departs from the NumPy reference at logits"),
-    "a reached clamp": (lambda f, x: f(x).clamp(-1, 1), "made of that by no known operation"),
     "another sign for some": (lambda f, x: f(x) if f(x).mean() > 0 else -f(x), "Odd"),
     "another rank": (lambda f, x: f(x)[..., None, None].expand(-1, -1, 2, 2), "and what it returns is (2, 7, 2, 2)"),
     "a vector": (lambda f, x: f(x).sum(-1), "and what it returns is (2,)"),
@@ -60,7 +59,6 @@ BY_TRIALS = {
     "a number of its own input": ("neighbours",),
     "another order of many": ("neighbours",),
     "state": ("memory",),
-    "a reached clamp": ("limit", "branch"),
 }
 
 
@@ -92,7 +90,6 @@ def test_where_no_output_can_be_followed_nothing_is_compared(doing: Any, reason:
     [
         (lambda f, x: f(x.flip(-1)), "flip"),
         (lambda f, x: f(x.flip(1)), "flip"),
-        (lambda f, x: f(x.clamp(-1, 1)), "clamp"),
         (
             lambda f, x: f(
                 (x - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.3, 0.4, 0.5])[:, None, None]
@@ -109,12 +106,24 @@ def test_what_is_done_to_the_images_first_is_named(doing: Any, found: str) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("doing", "place"),
+    [(lambda f, x: f(x.clamp(-1, 1)), "before stem"), (lambda f, x: f(x).clamp(-1, 1), "head")],
+)
+def test_a_clamp_of_usual_numbers_is_named(doing: Any, place: str) -> None:
+    report = verify(Odd(doing), image=IMAGE)
+    assert report.verdict == "different"
+    (cause,) = report.causes
+    assert (cause.name, cause.found, cause.expected) == ("limit", "between -1 and 1", "nothing")
+    assert cause.evidence.startswith(f"in Odd: {place}")
+
+
 def test_an_unreached_clamp_is_said_to_have_been_idle() -> None:
     report = verify(Odd(lambda f, x: f(x).clamp(-1e6, 1e6)), image=IMAGE)
     assert report.verdict == "equivalent"
     (said,) = report.warnings
     assert said.startswith("not seen at work, and so not compared: clamp at ")
-    assert said.endswith(", whose results were their inputs")
+    assert said.endswith(", whose results were their inputs, or one number throughout")
     report = verify(Odd(lambda f, x: f(x).clamp(-50, 50)), image=IMAGE)
     assert (report.verdict, [cause.name for cause in report.causes]) == ("different", ["limit"])
     assert "clamp at " in report.causes[0].evidence
