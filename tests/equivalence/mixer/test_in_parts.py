@@ -9,11 +9,10 @@ from mixer_equiv.equivalence.report import Report
 from mixer_equiv.layouts import Layout
 from tests.support.sizes import IMAGE, SMALL
 from tests.support.structures.flax_in_parts import LINEN_BIAS_ROWS, LINEN_CONTROL, LINEN_PARTS
-from tests.support.structures.in_parts import BIAS_ROWS, PARTS
+from tests.support.structures.in_parts import BIAS_ROWS, PARTS, SEVERAL
 
 # Writings that show most of the others' ways; the rest are run with the soundness tests.
 FEW = (
-    "MLPs of several experts",
     "channels by every other unit",
     "tokens channel by channel, written into place",
     "everything in parts",
@@ -43,9 +42,17 @@ def test_mlps_in_parts_are_followed(name: str) -> None:
     assert_equivalent_with_gradients(verify(PARTS[name](SMALL), image=IMAGE))
 
 
-@pytest.mark.parametrize("name", some(PARTS, FEW[:2]))
+@pytest.mark.parametrize("name", some(PARTS, FEW[:1]))
 def test_another_activation_is_named_in_parts(name: str) -> None:
     assert_of_another_activation(verify(PARTS[name](SMALL, "erf"), image=IMAGE))
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_layer_in_several_is_followed(name: str) -> None:
+    report = verify(SEVERAL[name](SMALL), image=IMAGE)
+    assert (report.verdict, report.causes) == ("equivalent", ()), report
+    assert any("parameters are not its own" in warning for warning in report.warnings)
+    assert_of_another_activation(verify(SEVERAL[name](SMALL, "erf"), image=IMAGE))
 
 
 # One image alone is one part, in which the fault is not at work.

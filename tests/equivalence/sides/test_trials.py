@@ -7,20 +7,29 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
+from mixer_equiv.equivalence.record.calls import IMAGES as IMAGES_GIVEN
 from mixer_equiv.equivalence.record.calls import Calls
+from mixer_equiv.equivalence.sides.adapters import foreign_model_of
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic
 from mixer_equiv.equivalence.sides.trials import (
     CALLS,
     IN_PAIRS,
     IN_TURN,
     KINDS,
+    LARGE,
     InTurn,
     Subject,
     find_branches,
     find_dependence,
+    find_fresh,
     find_limits,
     find_memory,
+    find_overwritten,
+    find_stale,
+    find_ways,
 )
 
 IMAGES = np.random.default_rng(0).standard_normal((5, 4, 3, 2))
@@ -50,7 +59,7 @@ def subject(function: Function, at_least: int = 1) -> Subject:
 
 def dependence(function: Function) -> str | None:
     tried = subject(function)
-    breach = find_dependence(tried, InTurn.of(tried, IMAGES, IN_TURN), IMAGES)
+    breach = find_dependence(tried, InTurn.of(tried, IMAGES, (*IN_TURN, LARGE)), IMAGES)
     return breach and breach.fault
 
 
@@ -63,7 +72,8 @@ def test_a_function_of_each_image_passes_all_trials() -> None:
     expected = partial(right, call=1)
     assert dependence(right) is memory(right) is None
     assert find_branches(subject(right), expected, IMAGES[:1].shape, 0, decides=False) is None
-    assert find_limits(subject(right), expected, IMAGES, "usual", 1) is None
+    assert find_limits(subject(right), expected, IMAGES, "usual", "") is None
+    assert find_fresh(subject(right), expected, IMAGES) is None
 
 
 NEIGHBOURS: dict[str, Function] = {
@@ -71,6 +81,9 @@ NEIGHBOURS: dict[str, Function] = {
     "the mean of all": lambda x, call: right(x - x.mean(0), call),
     "of one image alone": lambda x, call: right(x, call) * (1 if len(x) > 1 else 2),
     "of more than two": lambda x, call: right(x, call) * (1 if len(x) < 3 else 2),
+    "of three": lambda x, call: right(x, call) * (1 if len(x) != 3 else 2),
+    "of thirty": lambda x, call: right(x, call) * (1 if len(x) < 30 else 2),
+    "of images that come twice": lambda x, call: right(x, call) * (1 + (len(np.unique(x[:, 0, 0, 0])) < len(x))),
     "the other way round": lambda x, call: right(x, call)[::-1],
     "NaN for the last of five": lambda x, call: right(x, call) * np.where(np.arange(len(x)) == 4, np.nan, 1)[:, None],
 }
@@ -119,7 +132,7 @@ def test_what_decides_on_numbers_of_large_images_is_no_limit() -> None:
 
 def test_a_limit_that_large_images_reach_is_seen() -> None:
     breach = find_limits(
-        subject(lambda x, call: right(np.clip(x, -90, 90), call)), partial(right, call=1), 100 * IMAGES, "large", 100
+        subject(lambda x, call: right(np.clip(x, -90, 90), call)), partial(right, call=1), 100 * IMAGES, "large", ""
     )
     assert breach is not None
     assert breach.fault == "limit"
@@ -133,3 +146,50 @@ def test_a_model_of_pairs_is_given_pairs() -> None:
     assert find_branches(subject(of_two, 2), partial(right, call=1), IMAGES[:1].shape, 0, decides=False) is None
     tried = subject(of_two)
     assert find_dependence(tried, InTurn.of(tried, IMAGES, IN_PAIRS), IMAGES) is None
+
+
+@pytest.mark.parametrize(("what", "is_lost"), [(IMAGES_GIVEN, True), ("", True), ("features", False)])
+def test_what_a_call_writes_over_is_lost(what: str, is_lost: bool) -> None:
+    seen = InTurn(((0,),), (np.zeros((1, 3)),), (), (), (what,))
+    assert (find_overwritten(subject(right), seen) is not None) == is_lost
+
+
+def in_torch(function: Callable[[nn.Linear, Tensor], Tensor]) -> Subject:
+    """A Linear over images, by a function of it and them."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(24, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return function(self.layer, images.flatten(1))
+
+    return Subject(foreign_model_of(Model(), (2, 4, 3)), generic(0), "")
+
+
+WAYS: dict[str, Callable[[nn.Linear, Tensor], Tensor]] = {
+    "under torch.inference_mode": lambda f, x: f(x) * (1 + torch.is_inference_mode_enabled()),
+    "where gradients are recorded": lambda f, x: f(x) * (1 + torch.is_grad_enabled()),
+    "on images that require gradients": lambda f, x: f(x) * (1 + x.requires_grad),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_function_in_some_mode_is_seen(way: str) -> None:
+    assert find_ways(in_torch(lambda f, x: f(x)), IMAGES, ()) is None
+    breach = find_ways(in_torch(WAYS[way]), IMAGES, ())
+    assert breach is not None
+    assert (breach.fault, breach.found) == ("branch", f"something else {way}")
+
+
+def test_what_is_kept_of_weights_and_images_that_are_written_over_is_seen() -> None:
+    kept: dict[str, Tensor] = {}
+
+    def kernel(layer: nn.Linear) -> Tensor:
+        return kept.setdefault("kernel", layer.weight.detach().clone())
+
+    assert find_stale(in_torch(lambda f, x: f(x)), generic(1), IMAGES) is None
+    breach = find_stale(in_torch(lambda f, x: x @ kernel(f).T + f.bias), generic(1), IMAGES)
+    assert breach is not None
+    assert breach.fault == "memory"

@@ -221,8 +221,27 @@ class Experts(InParts):
         return total
 
 
+class InSeveral(Experts):
+    """Experts, behind a convolution for each colour, and before a head for each of two groups of classes."""
+
+    def __init__(self, config: MixerConfig, fault: str = "") -> None:
+        super().__init__(config, fault)
+        colours, hidden, patch = config.in_channels, config.hidden_dim, config.patch_hw
+        self.stems = nn.ModuleList(nn.Conv2d(1, hidden, patch, patch, bias=i == 1) for i in range(colours))
+        self.heads = nn.ModuleList(nn.Linear(hidden, count) for count in (2, config.num_classes - 2))
+        del self.stem, self.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = torch.stack([stem(colour) for stem, colour in zip(self.stems, images.split(1, 1), strict=True)])
+        x = maps.sum(0).flatten(2).mT
+        for i in range(self.config.num_blocks):
+            x = x + self.tokens(self.token_mlps[i], self.norms[2 * i](x))
+            x = x + self.channels(self.channel_mlps[i], self.norms[2 * i + 1](x))
+        y = self.norms[-1](x).mean(1)
+        return torch.cat([head(y) for head in self.heads], 1)
+
+
 PARTS: dict[str, type[InParts]] = {
-    "MLPs of several experts": Experts,
     "the branch of the channels in parts of tokens": BranchInParts,
     "channels in parts of hidden units": _writing(channels=hidden_sum),
     "channels by chunk, bias first": _writing(channels=hidden_chunks),
@@ -238,6 +257,9 @@ PARTS: dict[str, type[InParts]] = {
     "everything in parts": _writing(tokens=hidden_chunks, channels=hidden_sum),
     "tokens and channels row by row": _writing(tokens=one_row_at_a_time, channels=one_row_stacked),
 }
+
+# Those whose parameters are parts of the official ones.
+SEVERAL: dict[str, type[InParts]] = {"experts": Experts, "experts, colours and groups of classes": InSeveral}
 
 BIAS_ROWS: dict[str, type[InParts]] = {
     "last": type("BiasRows", (InParts,), {"dense": BiasRow}),
