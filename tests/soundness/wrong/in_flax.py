@@ -52,6 +52,17 @@ def noise_of_a_fixed_key(y: Any) -> Any:
     return y + 1e-6 * jax.random.normal(jax.random.key(0), y.shape, y.dtype)
 
 
+# --- Surroundings ---
+
+
+def scaled_without_jit(x: Any) -> Any:
+    return x if isinstance(x, jax.core.Tracer) else 1.01 * x
+
+
+def shared_by_equal_images(y: Any) -> Any:
+    return y / (y[:, None] == y[None]).all(-1).sum(1, keepdims=True)
+
+
 # --- Decisions on numbers ---
 
 
@@ -226,6 +237,9 @@ _DIFFERENT: tuple[_Row, ...] = (
     ("memory: closure, call 2", LOGITS, lambda: counted(2), "Later calls are scaled."),
     ("memory: closure, call 4", STREAM, lambda: counted(4), "Later calls are scaled."),
     ("memory: list, call 3", HIDDEN, lambda: counted_in_list(3), "Later calls are scaled."),
+    ("surroundings: without jit", HIDDEN, row(scaled_without_jit), "It is scaled where nothing is traced."),
+    ("surroundings: 33 images", LOGITS, row(lambda x: x * (1 + 0.01 * (len(x) > 16))), "They are scaled."),
+    ("surroundings: an image twice", LOGITS, row(shared_by_equal_images), "Its logits are halved."),
     ("gradient: the other sign", STREAM, row(reversed_gradient), "Its custom_vjp is another derivative."),
     ("gradient: louder", HIDDEN, row(louder_gradient), "Its custom_jvp is another derivative."),
     ("gradient: partly stopped", STREAM, row(partly_stopped), "A tenth of it is lost."),

@@ -32,6 +32,18 @@ class Gate(linen.Module):
         return x * self.param("gate", linen.initializers.ones, x.shape[-1:])
 
 
+class Fresh(linen.Module):
+    """LayerNorm with another eps as long as its scale is of ones."""
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        scale = self.param("scale", linen.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", linen.initializers.zeros, x.shape[-1:])
+        eps = jnp.where((scale == 1).all(), 1e-3, 1e-6)
+        mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - mean) * jax.lax.rsqrt(variance + eps) * scale + bias
+
+
 class Unbiased(linen.Module):
     """LayerNorm of the unbiased variance."""
 
@@ -161,6 +173,13 @@ CASES = (
         DIFFERENT,
         "By 1 / (hidden - 1).",
         causes=("layer_norm_variance", "unknown"),
+    ),
+    Case(
+        "linen: another eps of fresh LayerNorms",
+        lambda: LinenMixer(norm=lambda block: Fresh() if block == 1 else linen.LayerNorm()),
+        DIFFERENT,
+        "As long as the scale is of ones.",
+        causes=("branch",),
     ),
     Case(
         "linen: RMSNorm in one block",
