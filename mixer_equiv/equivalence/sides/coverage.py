@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 
@@ -18,13 +18,15 @@ from mixer_equiv.equivalence.mixer.replay import Function, replay
 from mixer_equiv.equivalence.mixer.result import Breach, Found, FoundMixer, NothingFound
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.idle import idle_operations
-from mixer_equiv.equivalence.sides.drawn_weights import USUAL, Size
+from mixer_equiv.equivalence.sides.drawn_weights import USUAL, Size, random_params
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, usual_images
 from mixer_equiv.equivalence.sides.trials import (
+    FEW_KINDS,
     IN_PAIRS,
     IN_TURN,
-    LARGE,
+    KINDS,
+    LARGER,
     MANY,
     REASONS,
     Expected,
@@ -51,9 +53,9 @@ SCALES = {"small": 0.05, "somewhat large": 5.0, "large": 40.0}
 
 # By how much kernels and biases are, which reaches what code does to weights. With tiny ones the stream is so faint
 # that eps shows.
-FACTORS = {"tiny": 1e-3, "huge": 100.0}
+FACTORS = {"huge": 100.0, "tiny": 1e-3}
 
-# The most multiply-adds for an image of models that are given a large batch too.
+# The most multiply-adds for an image of models that are put on all trials; larger ones are on the most telling.
 SMALL_MODEL = 10**8
 
 # Draws of weights for a model that decides on numbers of its images, so that all its ways are likely to be taken.
@@ -136,9 +138,10 @@ class _Coverage:
     def _in_turn(self, found: Found, subject: Subject, images: np.ndarray) -> tuple[Found, int]:
         """The result after calls in a row, and how many images the model must be given at least."""
         seen = None
-        is_small = isinstance(found, FoundMixer) and found.config.macs < SMALL_MODEL
-        in_turn = (*IN_TURN, LARGE) if is_small else IN_TURN
-        for numbers in (in_turn, IN_PAIRS):  # an exported program takes one size of batch alone
+        for numbers in (
+            (*IN_TURN, *LARGER) if _is_small(found) else IN_TURN,
+            IN_PAIRS,
+        ):  # an exported program takes one size of batch alone
             with contextlib.suppress(MixerEquivError):
                 seen = seen or InTurn.of(subject, images, numbers)
         if seen is None:
@@ -166,15 +169,15 @@ class _Coverage:
             return self._noting_unseen(found, found.idle)
         side = ForeignSide(self.model, found)
         subject = Subject(self.model, generic(self.seed), found.output, at_least)
-        images = usual_images(self.image, self.seed, found.batch)
+        images = usual_images(self.image, self.seed, found.batch if _is_small(found) else 1)
+        usual = random_params(found.config, self.seed) if side.is_named else None
 
-        @cache
         def drawn(seed: int, size: Size = USUAL) -> Tried:
             """The model with weights drawn, and what it is expected to compute with them."""
-            weights = side.draw(seed, size)
+            weights = side.draw(seed, size, usual if seed == self.seed else None)
             return dataclasses.replace(subject, draw=weights.values), partial(function, weights.canonical)
 
-        departing = self._departing(drawn, found.batch)
+        departing = self._departing(drawn, len(images))
         if departing == NUM_DRAWS:
             return self._noting_unseen(found, found.idle)  # it is another function everywhere, as the judge will see
         idle = self._always_idle(found, drawn, images) if found.idle else ()
@@ -189,22 +192,23 @@ class _Coverage:
         self, found: FoundMixer, drawn: Callable[..., Tried], images: np.ndarray, departing: int, is_named: bool
     ) -> Iterator[Breach | None]:
         """The breaches of all trials on weights that are `drawn` by a seed and of a size, cheap ones first."""
-        usual, other = drawn(self.seed), drawn(self.seed + 1)
-        yield self._branch(drawn, bool(found.decisions), departing)
-        for size, scale in SCALES.items():
+        yield self._branch(drawn, found, departing)
+        small = _is_small(found)
+        for size, scale in SCALES.items() if small else (("large", SCALES["large"]),):
             where = f"where activations are some {scale:g} times as large as usual"
-            yield find_limits(*drawn(self.seed, Size(scale=scale)), scale * images, size, where)
-        large, far = drawn(self.seed, Size(scale=scale)), scale * images
-        yield find_float32(*large, far, found.narrow_dtypes, "large values")
+            tried = drawn(self.seed, Size(scale=scale))
+            yield find_limits(*tried, scale * images, size, where)
+        yield find_float32(*tried, scale * images, found.narrow_dtypes, "large values")
         for size, factor in FACTORS.items():
             where = f"where kernels and biases are {factor:g} times as large as usual"
-            yield find_limits(*drawn(self.seed, Size(factor=factor)), images, size, where)
-        faint = drawn(self.seed, Size(factor=min(FACTORS.values())))
-        yield find_float32(*faint, images, found.narrow_dtypes, "a faint stream")
+            tried = drawn(self.seed, Size(factor=factor))
+            yield find_limits(*tried, images, size, where)
+        yield find_float32(*tried, images, found.narrow_dtypes, "a faint stream")
         if is_named:
             yield find_fresh(*drawn(self.seed, Size(fresh=True)), images)
-        yield find_stale(usual[0], other[0].draw, images)
-        yield find_ways(usual[0], images, found.narrow_dtypes)
+        usual = drawn(self.seed)[0]
+        yield find_stale(usual, drawn(self.seed + 1)[0].draw, images)
+        yield find_ways(usual, images, found.narrow_dtypes, len(self.model.ways) if small else 2)
 
     def _always_idle(self, found: FoundMixer, drawn: Callable[..., Tried], images: np.ndarray) -> list[str]:
         """The operations that change nothing on weights and images of any size either."""
@@ -240,13 +244,14 @@ class _Coverage:
         others = range(self.seed + 1, self.seed + NUM_DRAWS)
         return 1 + sum(departs(*drawn(seed), usual_images(self.image, seed, batch)) for seed in others)
 
-    def _branch(self, drawn: Callable[..., Tried], decides: bool, departing: int) -> Breach | None:
+    def _branch(self, drawn: Callable[..., Tried], found: FoundMixer, departing: int) -> Breach | None:
         """A breach where images of some kind, or some draws of all, give another function."""
         channels, height, width = self.image
+        decides = bool(found.decisions)
+        kinds = list(KINDS) if decides or _is_small(found) else FEW_KINDS
         for number in range(DRAWS_TO_DECIDE if decides else 1):
-            if breach := find_branches(
-                *drawn(self.seed + number), (1, height, width, channels), self.seed + number, decides=decides
-            ):
+            shape, seed = (1, height, width, channels), self.seed + number
+            if breach := find_branches(*drawn(seed), shape, seed, kinds, decides=decides):
                 return breach
         return branch_at_random(departing, NUM_DRAWS) if departing else None
 
@@ -264,6 +269,10 @@ class _Coverage:
 
 # Stages at which nothing is left that a LayerNorm takes away.
 _BEHIND_THE_STREAM = ("pre_head_layer_norm", "pooled", "logits")
+
+
+def _is_small(found: Found) -> bool:
+    return isinstance(found, FoundMixer) and found.config.macs < SMALL_MODEL
 
 
 def _no_rows(subject: Subject, images: np.ndarray) -> str:

@@ -42,9 +42,9 @@ class Size:
         neutral = NEUTRAL.get(name.rpartition("/")[2])
         if self.fresh and neutral is not None:
             return np.full_like(array, neutral)
-        if _kind(name) in _SCALED:
-            return array * self.scale
-        return array if "norm" in name.lower() or name.startswith("head/") else array * self.factor
+        is_outside = "norm" not in name.lower() and not name.startswith("head/")
+        factor = self.scale if _kind(name) in _SCALED else self.factor if is_outside else 1.0
+        return array if factor == 1 else array * factor
 
 
 USUAL = Size()

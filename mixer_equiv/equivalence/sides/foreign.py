@@ -100,16 +100,18 @@ class ForeignSide:
     def following(self, config: MixerConfig) -> BuiltInSide:
         return BuiltInSide(self.name, self.runner, config)
 
-    def draw(self, seed: int, size: Size = USUAL) -> DrawnWeights:
+    def draw(self, seed: int, size: Size = USUAL, params: Mapping[str, np.ndarray] | None = None) -> DrawnWeights:
         """Draw weights of a size for its parameters, and the canonical ones that these are.
 
-        A model whose official parameters are not its own can be given no canonical ones: they are what it computes.
+        `params` are the usual ones of this seed, if they were drawn before. A model whose official parameters are not
+        its own can be given no canonical ones: they are what it computes.
         """
         config = self.config
         if not self.is_named:
             draw = _sized(generic(seed), size)
             return DrawnWeights(draw, self._computed(draw))
-        canonical = constrained(size.of(random_params(config, seed)), self.layout, config)
+        params = random_params(config, seed) if params is None else params
+        canonical = constrained(size.of(params), self.layout, config)
         return DrawnWeights(_given(join_stacks(relabel(canonical, LINEN, self.layout, config))), canonical)
 
     def _computed(self, draw: Draw) -> dict[str, np.ndarray]:

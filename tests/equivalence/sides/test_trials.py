@@ -19,7 +19,7 @@ from mixer_equiv.equivalence.sides.trials import (
     IN_PAIRS,
     IN_TURN,
     KINDS,
-    LARGE,
+    LARGER,
     InTurn,
     Subject,
     find_branches,
@@ -59,7 +59,7 @@ def subject(function: Function, at_least: int = 1) -> Subject:
 
 def dependence(function: Function) -> str | None:
     tried = subject(function)
-    breach = find_dependence(tried, InTurn.of(tried, IMAGES, (*IN_TURN, LARGE)), IMAGES)
+    breach = find_dependence(tried, InTurn.of(tried, IMAGES, (*IN_TURN, *LARGER)), IMAGES)
     return breach and breach.fault
 
 
