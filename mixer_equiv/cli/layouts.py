@@ -43,7 +43,7 @@ def layouts(
     With a model: find the layout of its parameters by running it, and print it as TOML, for --layout.
     """
     from mixer_equiv.layouts import LAYOUTS
-    from mixer_equiv.render.layouts import describe_layout, draw_layouts, layouts_markdown
+    from mixer_equiv.render.layouts import DrawnLayouts, describe_layout, layouts_markdown
 
     with report_errors():
         if markdown and json_file is not None:
@@ -60,7 +60,7 @@ def layouts(
         if markdown:
             write(layouts_markdown(rows))
         else:
-            show(draw_layouts(rows), {"layouts": rows}, json_file)
+            show(DrawnLayouts(rows), {"layouts": rows}, json_file)
 
 
 def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:

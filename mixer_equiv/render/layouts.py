@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from mixer_equiv.checkpoints.convention_warnings import describe_activation
 from mixer_equiv.layouts import Layout
@@ -27,14 +31,40 @@ def describe_layout(layout: Layout) -> dict[str, str]:
     }
 
 
-def draw_layouts(rows: list[dict[str, str]]) -> Table:
-    """The table of what `describe_layout` says of each layout, for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold", style="bold" if column == "layout" else "")
-    for row in rows:
-        table.add_row(*row.values())
-    return table
+# More columns than any table needs.
+_WIDEST = 1000
+
+
+class DrawnLayouts:
+    """What `describe_layout` says of each layout, for a terminal: a table, or in a narrow one a list."""
+
+    def __init__(self, rows: list[dict[str, str]]) -> None:
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._as_table()
+        needed = Measurement.get(console, options.update(max_width=_WIDEST), table).minimum  # no word is cut in two
+        yield table if needed <= options.max_width else self._as_list()
+
+    def _as_table(self) -> Table:
+        """A row for each layout, with a name in it below whose it is."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        *columns, name = self.rows[0]
+        for column in columns:
+            heading = f"{column}, {name}" if column == "whose" else column
+            table.add_column(heading, style="bold" if column == "layout" else "", no_wrap=column == "whose")
+        for row in self.rows:
+            table.add_row(*(f"{row[c]}\n{row[name]}" if c == "whose" else row[c] for c in columns))
+        return table
+
+    def _as_list(self) -> Table:
+        table = Table.grid(padding=(0, 1))
+        for row in self.rows:
+            (_, names), *others = row.items()
+            table.add_row(Text(names, style="bold"))
+            for _, text in others:
+                table.add_row(Padding(Text(text, overflow="fold"), (0, 0, 0, 2)))
+        return table
 
 
 def layouts_markdown(rows: list[dict[str, str]]) -> str:
