@@ -177,8 +177,8 @@ WAYS: dict[str, Callable[[nn.Linear, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_another_function_in_some_mode_is_seen(way: str) -> None:
-    assert find_ways(in_torch(lambda f, x: f(x)), IMAGES, ()) is None
-    breach = find_ways(in_torch(WAYS[way]), IMAGES, ())
+    assert find_ways(in_torch(lambda f, x: f(x)), IMAGES, [*WAYS]) is None
+    breach = find_ways(in_torch(WAYS[way]), IMAGES, [way])
     assert breach is not None
     assert (breach.fault, breach.found) == ("branch", f"something else {way}")
 
