@@ -8,6 +8,7 @@ from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Assignment, UnknownParameter
 from mixer_equiv.equivalence.match.program_search import ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.match.search_state import Insertion
+from mixer_equiv.equivalence.mixer.official_program import DEEPEST, official_programs
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.operations import Step
@@ -32,12 +33,12 @@ def folded(
 ) -> tuple[WholeMatch, tuple[Deviation, ...], list[Notice]]:
     """Fold deviations that only write the official function otherwise into the match, and tell of each.
 
-    A second affine layer right behind a linear one is part of it; the affine part of the last LayerNorm may stand
-    on either side of the mean.
+    A second affine layer right behind a linear one is part of it; the head and the affine part of
+    the last LayerNorm may stand on either side of the mean.
     """
     kept, notices = [], []
     for deviation in deviations:
-        for fold in (_second_layer, _affine_after_mean):
+        for fold in (_second_layer, _affine_after_mean, _head_before_mean):
             folded = fold(found, deviation) if isinstance(deviation, Insertion) else None
             if folded is not None:
                 found, notice = folded
@@ -83,3 +84,23 @@ def _affine_after_mean(found: WholeMatch, deviation: Insertion) -> tuple[WholeMa
     assignments = {**found.assignments, **dict(zip(names, deviation.assignments, strict=True))}
     notice = "the scale and bias of the last LayerNorm stand behind the mean"
     return dataclasses.replace(found, assignments=assignments), notice
+
+
+def _head_before_mean(found: WholeMatch, deviation: Insertion) -> tuple[WholeMatch, str] | None:
+    last = found.program.steps[-1]
+    if deviation.what != "linear" or last.operation != "mean" or deviation.step != last.name:
+        return None
+    (program,) = (
+        program
+        for program in official_programs(DEEPEST)
+        if len(program.steps) == len(found.program.steps) + 1 and program.steps[:-1] == found.program.steps
+    )
+    assignments = dict(
+        zip((parameter.name for parameter in program.steps[-1].parameters), deviation.assignments, strict=True)
+    )
+    seen = (*found.seen[:-2], None, None, found.seen[-1])
+    values = (*found.values, found.values[-1])
+    changed = dataclasses.replace(
+        found, program=program, assignments={**found.assignments, **assignments}, values=values, seen=seen
+    )
+    return changed, "the head stands before the mean"

@@ -199,12 +199,12 @@ class _Coverage:
             tried = drawn(self.seed, Size(scale=scale))
             yield find_limits(*tried, scale * images, size, where)
         yield find_float32(*tried, scale * images, found.narrow_dtypes, "large values")
-        for size, factor in FACTORS.items():
-            where = f"where kernels and biases are {factor:g} times as large as usual"
-            tried = drawn(self.seed, Size(factor=factor))
-            yield find_limits(*tried, images, size, where)
-        yield find_float32(*tried, images, found.narrow_dtypes, "a faint stream")
-        if is_named:
+        if is_named:  # else weights are computed from parameters, by exponentials for all that is known
+            for size, factor in FACTORS.items():
+                where = f"where kernels and biases are {factor:g} times as large as usual"
+                tried = drawn(self.seed, Size(factor=factor))
+                yield find_limits(*tried, images, size, where)
+            yield find_float32(*tried, images, found.narrow_dtypes, "a faint stream")
             yield find_fresh(*drawn(self.seed, Size(fresh=True)), images)
         usual = drawn(self.seed)[0]
         yield find_stale(usual, drawn(self.seed + 1)[0].draw, images)

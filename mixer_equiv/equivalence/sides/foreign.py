@@ -175,8 +175,8 @@ class ForeignSide:
 
 
 def _sized(draw: Draw, size: Size) -> Draw:
-    """Values of a size, of which vectors may be scales of LayerNorms, and none is known to be a bias."""
-    return lambda name, shape: draw(name, shape) * (size.scale if len(shape) == 1 else size.factor)
+    """Values of a size, of which vectors may be scales of LayerNorms; what is made of others is not known."""
+    return lambda name, shape: draw(name, shape) * (size.scale if len(shape) == 1 else 1.0)
 
 
 def _given(arrays: Mapping[str, np.ndarray]) -> Draw:

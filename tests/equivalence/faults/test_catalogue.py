@@ -247,6 +247,7 @@ RIGHT = {
     "images in [-1, 1]": ("preprocessing",),
     "temperature 2": ("constant",),
     "coupled batch": ("neighbours",),
+    "clamp": ("limit",),
     "token mixing twice": ("extra_mlp",),
     "mean of activated logits": ("extra_activation",),
 }
@@ -265,7 +266,7 @@ STAGES = {
     "block bias": "MixerBlock_1/token_mixing",
     "coupled batch": "MixerBlock_0/LayerNorm_0",
     "dropout in eval": f"{FIRST}/add",
-    "clamp": "MixerBlock_0/LayerNorm_0",
+    "clamp": FIRST,
     "token mixing twice": FIRST,
     "channels first in one block": FIRST,
     "gating in one block": FIRST,
@@ -273,7 +274,7 @@ STAGES = {
     "images in [-1, 1]": "stem",
     "temperature 2": "logits",
     "GeM pooling": "pooled",
-    "half max, half mean": "pooled",
+    "half max, half mean": "logits",
     "mean of activated logits": "logits",
 }
 DEVIANT_SIZES = {"tiny": SMALL, **{name: SIZES[name] for name in ("digits", "B/16 width")}}
