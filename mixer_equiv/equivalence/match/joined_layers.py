@@ -46,7 +46,7 @@ class JoinedLayers:
 
         There is none if one layer alone takes `x`.
         """
-        found = self.parameters.cached(("joined", axes), lambda: list(self._layers_of(axes, x, position)), x)
+        found = self._layers_of(axes, x, position)
         if len(found) < 2:
             return None
         widths = tuple(fit.array.shape[-1] for fit in found)
@@ -60,7 +60,7 @@ class JoinedLayers:
 
     def fit_means(self, axes: int, x: Array, position: int) -> Iterator[LayerFit]:
         """The layers over the last `axes` axes of `x` that are the sum of several, or the mean, as of two heads."""
-        found = self.parameters.cached(("joined", axes), lambda: list(self._layers_of(axes, x, position)), x)
+        found = self._layers_of(axes, x, position)
         if len({fit.array.shape for fit in found}) == 1 < len(found):
             for mean in (_sum, _mean):
                 array = self.parameters.cached(mean, functools.partial(mean, [fit.array for fit in found]), x)
@@ -114,8 +114,11 @@ class JoinedLayers:
         if (value := self.parameters.find_value(total, position)) is not None:
             yield value, biases
 
-    def _layers_of(self, axes: int, x: Array, position: int) -> Iterator[LayerFit]:
+    def _layers_of(self, axes: int, x: Array, position: int) -> list[LayerFit]:
         """A layer of each kernel over `x`, in the order of their uses."""
+        return self.parameters.cached(("joined", axes), lambda: list(self._find_layers(axes, x, position)), x)
+
+    def _find_layers(self, axes: int, x: Array, position: int) -> Iterator[LayerFit]:
         width = math.prod(x.shape[x.ndim - axes :])
         missed = 0
         for operand in self.parameters.operands_by_use(position):

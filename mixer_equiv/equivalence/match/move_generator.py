@@ -127,12 +127,14 @@ class MoveGenerator:
         alone = self.parameters.fit_linear(axes, x, state.position, guessed=guessed)
         found: list[tuple[LayerFit, Value | None]] = [(fit, fit.value) for fit in alone]
         # The trace may show the bias, or the whole result, only after the addition to the stream.
-        if not any(fit.has_bias for fit in alone) and (plus := self._summand(state)) is not None:
-            later = self.parameters.fit_linear(axes, x, state.position, guessed=guessed, plus=plus)
-            found = [(fit, None) for fit in later if fit.has_bias or not alone] + found
-        if not guessed and not any(fit.has_bias for fit in alone):
-            summed = self.joined.fit_inputs(axes, x, state.position, self._summand(state))
-            found = [*((fit, fit.value if is_seen else None) for fit, is_seen in summed), *found]
+        if not any(fit.has_bias for fit in alone):
+            plus = self._summand(state)
+            if plus is not None:
+                later = self.parameters.fit_linear(axes, x, state.position, guessed=guessed, plus=plus)
+                found = [(fit, None) for fit in later if fit.has_bias or not alone] + found
+            if not guessed:
+                summed = self.joined.fit_inputs(axes, x, state.position, plus)
+                found = [*((fit, fit.value if is_seen else None) for fit, is_seen in summed), *found]
         # Several layers on one array are one layer or branches of their own, which the step after tells.
         several = None if guessed else self.joined.fit_outputs(axes, x, state.position)
         if several is not None:

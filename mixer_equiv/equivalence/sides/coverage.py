@@ -138,10 +138,8 @@ class _Coverage:
     def _in_turn(self, found: Found, subject: Subject, images: np.ndarray) -> tuple[Found, int]:
         """The result after calls in a row, and how many images the model must be given at least."""
         seen = None
-        for numbers in (
-            (*IN_TURN, *LARGER) if _is_small(found) else IN_TURN,
-            IN_PAIRS,
-        ):  # an exported program takes one size of batch alone
+        in_turn = (*IN_TURN, *LARGER) if _is_small(found) else IN_TURN
+        for numbers in (in_turn, IN_PAIRS):  # an exported program takes one size of batch alone
             with contextlib.suppress(MixerEquivError):
                 seen = seen or InTurn.of(subject, images, numbers)
         if seen is None:
@@ -232,11 +230,13 @@ class _Coverage:
         if function := replay(found.config, found.deviations):
             return found, function
         settings = tuple(deviation for deviation in found.deviations if replay(found.config, [deviation]))
-        function = replay(found.config, settings)
+        if (function := replay(found.config, settings)) is None:
+            return found, None
+        side = ForeignSide(self.model, found)
         for seed in range(self.seed, self.seed + NUM_DRAWS):
-            weights, images = ForeignSide(self.model, found).draw(seed), usual_images(self.image, seed, found.batch)
+            weights, images = side.draw(seed), usual_images(self.image, seed, found.batch)
             tried = Subject(self.model, weights.values, found.output)
-            if function is None or departs(tried, partial(function, weights.canonical), images):
+            if departs(tried, partial(function, weights.canonical), images):
                 return found, None
         hidden = [f"{d.step}{f' at {d.place}' if d.place else ''}" for d in found.deviations if d not in settings]
         noted = found.noting(Notice(f"what it does otherwise at {summarize(hidden, 3)} changes no output"))

@@ -79,7 +79,6 @@ class Several(Mixer):
         for block in self.blocks:
             layers = [getattr(block, f"{axis}_{i}") for i in range(2)]
             block.mlp = mlp(*layers)
-            del layers
             delattr(block, f"{axis}_0")
             delattr(block, f"{axis}_1")
             norm = block.norm_0 if axis == "tokens" else block.norm_1
@@ -99,10 +98,7 @@ class HeadByGroups(Mixer):
         self.heads = nn.ModuleList(part(w, b) for w, b in halves)
         del self.head
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
+    def classify(self, x: Tensor) -> Tensor:
         y = self.norm(x).mean(1)
         return torch.cat([head(y) for head in self.heads], 1)
 
@@ -117,10 +113,7 @@ class TwoHeads(Mixer):
         self.heads = nn.ModuleList(part(w.detach(), b.detach()) for w, b in pairs)
         del self.head
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
+    def classify(self, x: Tensor) -> Tensor:
         y = self.norm(x).mean(1)
         return (self.heads[0](y) + self.heads[1](y)) / 2
 

@@ -121,9 +121,10 @@ class Tape:
         """The tensor to use in a tensor's place: itself if made during the pass, a drawn parameter, or a wider copy."""
         if id(tensor) in self._known or (self.differentiable and not tensor.is_leaf):
             return tensor  # of a view, autograd makes another object
-        if id(tensor) not in self.stand_ins and self._is_same_value(tensor):
-            return tensor
         if id(tensor) not in self.stand_ins:
+            _refuse_transforms()
+            if self._is_same_value(tensor):
+                return tensor
             self.stand_ins[id(tensor)] = self._draw_or_copy(tensor)
             self._alive.append(tensor)
         return self.stand_ins[id(tensor)]
@@ -132,7 +133,6 @@ class Tape:
         """Whether a tensor is a known one in another object, as of `as_subclass`; it is known from then on."""
         if id(tensor) in self.names or id(tensor) in self.constants:
             return False
-        _refuse_transforms()
         with _without_modes():
             same = (number for known, number in reversed(self._known.values()) if _is_same_memory(known, tensor))
             number = next(same, None)
@@ -143,7 +143,6 @@ class Tape:
         return True
 
     def _draw_or_copy(self, tensor: Tensor) -> Tensor:
-        _refuse_transforms()
         with _without_modes():
             _refuse_other_classes(tensor)
             name = self.names.get(id(tensor))
