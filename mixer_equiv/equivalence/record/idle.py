@@ -84,13 +84,18 @@ def _is_clamped_variance(value: Value, trace: Trace) -> bool:
             sources.update(earlier.inputs)
             for axis in range(earlier.array.ndim) if earlier.is_data and earlier.size > array.size else ():
                 variance = np.var(earlier.array, axis)
-                if variance.size == array.size and np.allclose(variance.ravel(), array.ravel(), rtol=1e-4, atol=1e-9):
-                    return True
+                if variance.size == array.size:
+                    rounding = _ROUNDINGS * np.finfo(array.dtype).eps * np.mean(np.square(earlier.array), axis)
+                    if (np.abs(variance.ravel() - array.ravel()) <= rounding.ravel()).all():
+                        return True
     return False
 
 
 # So many operations before, a variance by moments has begun.
 _NEAR = 16
+
+# By so many roundings of the mean square may a variance by moments be off.
+_ROUNDINGS = 64
 
 
 def _is_constant_limit(value: Value, trace: Trace) -> bool:

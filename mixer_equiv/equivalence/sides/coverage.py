@@ -191,8 +191,7 @@ class _Coverage:
     ) -> Iterator[Breach | None]:
         """The breaches of all trials on weights that are `drawn` by a seed and of a size, cheap ones first."""
         yield self._branch(drawn, found, departing)
-        small = _is_small(found)
-        for size, scale in SCALES.items() if small else (("large", SCALES["large"]),):
+        for size, scale in _scales(found).items():
             where = f"where activations are some {scale:g} times as large as usual"
             tried = drawn(self.seed, Size(scale=scale))
             yield find_limits(*tried, scale * images, size, where)
@@ -217,7 +216,7 @@ class _Coverage:
     def _always_idle(self, found: FoundMixer, drawn: Callable[..., Tried], images: np.ndarray) -> list[str]:
         """The operations that change nothing on weights and images of any size either."""
         idle = set(found.idle)
-        for scale in SCALES.values():
+        for scale in _scales(found).values():
             draw = drawn(self.seed, Size(scale=scale))[0].draw
             idle &= set(idle_operations(self.model.trace(scale * images, draw)))
         return [operation for operation in found.idle if operation in idle]
@@ -279,6 +278,11 @@ _BEHIND_THE_STREAM = ("pre_head_layer_norm", "pooled", "logits")
 
 def _is_small(found: Found) -> bool:
     return isinstance(found, FoundMixer) and found.config.macs < SMALL_MODEL
+
+
+def _scales(found: FoundMixer) -> dict[str, float]:
+    """The sizes of activations that are tried, by name: of a large model the largest alone."""
+    return SCALES if _is_small(found) else {"large": SCALES["large"]}
 
 
 def _no_rows(subject: Subject, images: np.ndarray) -> str:
