@@ -11,6 +11,8 @@ import contextlib
 import copy
 import functools
 import itertools
+import pickle
+import random
 import re
 import sys
 import sysconfig
@@ -99,6 +101,8 @@ class ModelState:
             yield from _items(path, value)
         elif isinstance(value, GeneratorType):
             self._held.append(_generator(path, value))
+        elif (random_state := _random_state(value)) is not None:
+            self._held.append(_random_numbers(path, *random_state))
         elif isinstance(value, functools.partial):
             yield from ((path, part) for part in (value.func, *value.args, *value.keywords.values()))
         elif isinstance(value, MethodType):
@@ -121,6 +125,8 @@ class ModelState:
             if _has_value(cell):
                 self._held.append(_cell(f"{variable} of {name}", cell))
                 yield f"{variable} of {name}", cell.cell_contents
+        if function.__defaults__:
+            self._held.append(_defaults(f"a default of {name}", function))
         yield f"a default of {name}", function.__defaults__ or ()
         yield f"a default of {name}", function.__kwdefaults__ or {}
         yield f"{name}", vars(function)
@@ -192,6 +198,50 @@ def _generator(path: str, generator: GeneratorType[Any, Any, Any]) -> _Held:
             yield Change(path, before, place(), None)
 
     return _Held(lambda: None, changes)
+
+
+def _random_state(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
+    """What gets and sets the state of a generator of random numbers, of Python, NumPy or torch; None for all else."""
+    if isinstance(value, random.Random):
+        return value.getstate, value.setstate
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        return (lambda: copy.deepcopy(bits.state)), functools.partial(setattr, bits, "state")
+    if type(value).__module__.startswith(("numpy.random", "torch")) and hasattr(value, "get_state"):
+        return value.get_state, value.set_state
+    return None
+
+
+def _random_numbers(path: str, get: Callable[[], Any], restore: Callable[[Any], Any]) -> _Held:
+    """A generator of random numbers."""
+    before = get()
+
+    def changes() -> Iterator[Change]:
+        if pickle.dumps(now := get()) != pickle.dumps(before):
+            yield Change(path, before, now, None)
+
+    return _Held(lambda: restore(before), changes)
+
+
+def _defaults(path: str, function: FunctionType) -> _Held:
+    """The defaults of a function's arguments."""
+    before = function.__defaults__ or ()
+    function.__defaults__ = tuple(copied_count(v) if isinstance(v, itertools.count) else v for v in before)
+
+    def write(number: int, value: Any) -> None:
+        now = list(function.__defaults__ or ())
+        now[number] = value
+        function.__defaults__ = tuple(now)
+
+    def changes() -> Iterator[Change]:
+        for number, (then, now) in enumerate(zip(before, function.__defaults__ or (), strict=False)):
+            if not _is_same(then, now):
+                yield Change(path, then, now, functools.partial(write, number))
+
+    def restore() -> None:
+        function.__defaults__ = before or None
+
+    return _Held(restore, changes)
 
 
 def _cache(path: str, cached: functools._lru_cache_wrapper[Any]) -> _Held:

@@ -27,6 +27,7 @@ from mixer_equiv.equivalence.sides.trials import (
     IN_TURN,
     KINDS,
     LARGER,
+    LARGEST,
     MANY,
     REASONS,
     Expected,
@@ -55,8 +56,9 @@ SCALES = {"small": 0.05, "somewhat large": 5.0, "large": 40.0}
 # that eps shows.
 FACTORS = {"huge": 100.0, "tiny": 1e-3}
 
-# The most multiply-adds for an image of models that are put on all trials; larger ones are on the most telling.
-SMALL_MODEL = 10**8
+# The most multiply-adds for an image of models that are put on all trials; larger ones are on the most telling. And the
+# most of those that are given hundreds of images at once.
+SMALL_MODEL, TINY_MODEL = 10**8, 10**7
 
 # Draws of weights for a model that decides on numbers of its images, so that all its ways are likely to be taken.
 DRAWS_TO_DECIDE = 6
@@ -138,7 +140,7 @@ class _Coverage:
     def _in_turn(self, found: Found, subject: Subject, images: np.ndarray) -> tuple[Found, int]:
         """The result after calls in a row, and how many images the model must be given at least."""
         seen = None
-        in_turn = (*IN_TURN, *LARGER) if _is_small(found) else IN_TURN
+        in_turn = (*IN_TURN, *(LARGER if _is_small(found) else ()), *(LARGEST if _is_tiny(found) else ()))
         for numbers in (in_turn, IN_PAIRS):  # an exported program takes one size of batch alone
             with contextlib.suppress(MixerEquivError):
                 seen = seen or InTurn.of(subject, images, numbers)
@@ -278,6 +280,10 @@ _BEHIND_THE_STREAM = ("pre_head_layer_norm", "pooled", "logits")
 
 def _is_small(found: Found) -> bool:
     return isinstance(found, FoundMixer) and found.config.macs < SMALL_MODEL
+
+
+def _is_tiny(found: Found) -> bool:
+    return isinstance(found, FoundMixer) and found.config.macs < TINY_MODEL
 
 
 def _scales(found: FoundMixer) -> dict[str, float]:

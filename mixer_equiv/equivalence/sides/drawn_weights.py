@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection, Mapping
 from functools import partial
 
@@ -24,10 +23,9 @@ def random_params(config: MixerConfig, seed: int) -> dict[str, np.ndarray]:
 class Size:
     """How random weights differ from the usual ones.
 
-    Scales of LayerNorms and the head's kernel are `scale` times as large: the scale of a LayerNorm alone makes what
-    follows large, since it gives values of unit size, and the mean over tokens makes them small again before the head.
-    All that is outside of LayerNorms and head is `factor` times as large. Of `fresh` ones, LayerNorms and biases are as
-    a model is made with.
+    LayerNorms and the head are `scale` times as large: the scale of a LayerNorm alone makes what follows large, since
+    it gives values of unit size, and the mean over tokens makes them small again before the head. All else is `factor`
+    times as large. Of `fresh` ones, LayerNorms and biases are as a model is made with.
     """
 
     scale: float = 1.0
@@ -42,18 +40,12 @@ class Size:
         neutral = NEUTRAL.get(name.rpartition("/")[2])
         if self.fresh and neutral is not None:
             return np.full_like(array, neutral)
-        is_outside = "norm" not in name.lower() and not name.startswith("head/")
-        factor = self.scale if _kind(name) in _SCALED else self.factor if is_outside else 1.0
+        is_scaled = "norm" in name.lower() or name.startswith("head/")
+        factor = self.scale if is_scaled else self.factor
         return array if factor == 1 else array * factor
 
 
 USUAL = Size()
-_SCALED = ("LayerNorm/scale", "pre_head_layer_norm/scale", "head/kernel")
-
-
-def _kind(name: str) -> str:
-    """A parameter's name without its block and number: "MixerBlock_3/LayerNorm_0/scale" is a "LayerNorm/scale"."""
-    return re.sub(r"_\d+", "", name).removeprefix("MixerBlock/")
 
 
 def random_images(config: MixerConfig, seed: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,12 +37,16 @@ IN_PAIRS = ((0, 1), (1, 0), (0, 1))
 # Calls more for models that are small: three, and batches in which images come again.
 LARGER = ((2, 3, 4), (0, 1, 2, 3, 4, 0, 1), tuple(i % MANY for i in range(33)))
 
+# One more for models that are tiny: a multiple of 16, and more than a batch of 32, 64 or 128 by a part of one.
+LARGEST = (tuple(i % MANY for i in range(176)),)
+
 # The largest error of a float32 run on large values, relative in the 2-norm, that may be rounding.
 FLOAT32_TOLERANCE = 1e-3
 
-# Calls in a row of a model that writes what stays, and the numbers of calls that are skipped before the last.
+# Calls in a row of a model that writes what stays, and the numbers of calls that are skipped before the last, which is
+# the third: it is number 100 and 1000, counted from one and from zero.
 CALLS = 12
-SKIPPED = (10, 100, 1000, 10**6)
+SKIPPED = (10, 97, 98, 997, 998, 10**6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +243,18 @@ KINDS: Mapping[str, Kind] = {
     "of some hundreds": lambda rng, shape: 300 * rng.standard_normal(shape),
     "near 0": lambda rng, shape: 1e-3 * rng.standard_normal(shape),
     "that are grey": lambda rng, shape: np.broadcast_to(rng.uniform(0, 1, (*shape[:-1], 1)), shape).copy(),
+    "cut off at 0 and 1": lambda rng, shape: np.clip(rng.normal(0.5, 0.5, shape), 0, 1),
+    "with black and white bars": lambda rng, shape: _with_bars(rng.uniform(0, 1, shape)),
 }
+
+
+def _with_bars(images: np.ndarray) -> np.ndarray:
+    """Images (batch, height, width, channels) whose upper half is black, and the left half of the lower one white."""
+    _, height, width, _ = images.shape
+    images[:, : math.ceil(height / 2)] = 0
+    images[:, height // 2 :, : math.ceil(width / 2)] = 1
+    return images
+
 
 # Kinds for models that take long.
 FEW_KINDS = ("of zero mean", "in [0, 1]", "that are black", "of whole numbers up to 255")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from mixer_equiv.equivalence.record.calls import move_on
@@ -63,6 +65,9 @@ class Counting:
     def default(self, calls: list[int] = []) -> None:  # noqa: B006  # the list is what counts
         calls.append(1)
 
+    def default_count(self, calls: Any = itertools.count()) -> None:  # noqa: B008  # the iterator is what counts
+        next(calls)
+
 
 WAYS = {
     Counting.attribute: "model.calls",
@@ -74,6 +79,7 @@ WAYS = {
     Counting.closure: "inner of Counting.__init__.count",
     Counting.module_global: f"{__name__}.COUNT",
     Counting.default: "a default of Counting.default[0]",
+    Counting.default_count: "a default of Counting.default_count",
 }
 
 
@@ -91,7 +97,7 @@ def test_what_a_call_changes_is_named_and_put_back(way: Callable[[Counting], Non
 
 def _contents(model: Counting) -> str:
     closure = model.count.__closure__[0].cell_contents
-    defaults = Counting.default.__defaults__
+    defaults = Counting.default.__defaults__, Counting.default_count.__defaults__
     held = (model.calls, model.seen, model.held, model.array.tolist(), model.numbers, closure)
     return repr((*held, Counting.of_class, COUNT, defaults))
 
@@ -129,6 +135,23 @@ def test_a_generator_is_told_and_cannot_be_put_back() -> None:
     state = ModelState([("held", held)])
     next(held[0])
     assert [(change.path, change.write) for change in state.changes()] == [("held[0]", None)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "draw"),
+    [
+        (random.Random(0), lambda numbers: numbers.random()),
+        (np.random.default_rng(0), lambda numbers: numbers.random()),
+        (np.random.RandomState(0), lambda numbers: numbers.random_sample()),
+        (torch.Generator(), lambda numbers: torch.rand(1, generator=numbers).item()),
+    ],
+)
+def test_random_numbers_that_are_drawn_are_told_and_drawn_again(numbers: Any, draw: Callable[[Any], float]) -> None:
+    with restoring_state([("held", [numbers])]) as state:
+        first = draw(numbers)
+        assert [(change.path, change.write) for change in state.changes()] == [("held[0]", None)]
+        assert draw(numbers) != first
+    assert draw(numbers) == first
 
 
 def test_values_that_are_equal_and_another_object_are_no_change() -> None:

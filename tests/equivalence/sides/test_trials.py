@@ -20,6 +20,7 @@ from mixer_equiv.equivalence.sides.trials import (
     IN_TURN,
     KINDS,
     LARGER,
+    LARGEST,
     InTurn,
     Subject,
     find_branches,
@@ -59,7 +60,7 @@ def subject(function: Function, at_least: int = 1) -> Subject:
 
 def dependence(function: Function) -> str | None:
     tried = subject(function)
-    breach = find_dependence(tried, InTurn.of(tried, IMAGES, (*IN_TURN, *LARGER)), IMAGES)
+    breach = find_dependence(tried, InTurn.of(tried, IMAGES, (*IN_TURN, *LARGER, *LARGEST)), IMAGES)
     return breach and breach.fault
 
 
@@ -76,6 +77,11 @@ def test_a_function_of_each_image_passes_all_trials() -> None:
     assert find_fresh(subject(right), expected, IMAGES) is None
 
 
+def _in_whole(images: np.ndarray, part: int) -> np.ndarray:
+    """1 for the images of whole parts of a batch, and 0 for the rest."""
+    return (np.arange(len(images)) < max(len(images) // part * part, part))[:, None]
+
+
 NEIGHBOURS: dict[str, Function] = {
     "the first row alone is right": lambda x, call: right(x, call) + (np.arange(len(x)) > 0)[:, None],
     "the mean of all": lambda x, call: right(x - x.mean(0), call),
@@ -83,6 +89,9 @@ NEIGHBOURS: dict[str, Function] = {
     "of more than two": lambda x, call: right(x, call) * (1 if len(x) < 3 else 2),
     "of three": lambda x, call: right(x, call) * (1 if len(x) != 3 else 2),
     "of thirty": lambda x, call: right(x, call) * (1 if len(x) < 30 else 2),
+    "of a hundred": lambda x, call: right(x, call) * (1 if len(x) < 100 else 2),
+    "in whole sixteens": lambda x, call: right(x, call) * (1 if len(x) % 16 else 2),
+    "beyond whole sixty-fours": lambda x, call: right(x, call) * _in_whole(x, 64),
     "of images that come twice": lambda x, call: right(x, call) * (1 + (len(np.unique(x[:, 0, 0, 0])) < len(x))),
     "the other way round": lambda x, call: right(x, call)[::-1],
     "NaN for the last of five": lambda x, call: right(x, call) * np.where(np.arange(len(x)) == 4, np.nan, 1)[:, None],
@@ -101,7 +110,7 @@ def test_a_later_call_that_is_wrong_is_memory(first_wrong: int) -> None:
 
 @pytest.mark.parametrize(
     ("first_wrong", "said"),
-    [(CALLS, f"call {CALLS}"), (14, "call 103"), (1000, "call 1003"), (500_000, "call 1000003")],
+    [(CALLS, f"call {CALLS}"), (14, "call 100"), (101, "call 101"), (1000, "call 1000"), (500_000, "call 1000003")],
 )
 def test_a_call_that_is_far_away_is_reached(first_wrong: int, said: str) -> None:
     assert memory(lambda x, call: right(x, call) * (1 if call < first_wrong else 2)) == said
@@ -114,6 +123,8 @@ def test_a_call_that_is_far_away_is_reached(first_wrong: int, said: str) -> None
         (lambda x, call: right((x - 0.5) / 0.5 if x.min() >= 0 else x, call), "branch"),
         (lambda x, call: right(x, call) + (x.max() == 0), "branch"),
         (lambda x, call: right(np.maximum(x, -2.5), call), "branch"),
+        (lambda x, call: right(np.where(x == 1, 0, x), call), "branch"),
+        (lambda x, call: right(np.where((x == x[:, :, :1]).all((2, 3), keepdims=True), 1, x), call), "branch"),
     ],
 )
 def test_other_functions_for_some_images_are_seen(function: Function, fault: str) -> None:

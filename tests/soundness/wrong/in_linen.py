@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tests.soundness.cases import CONVENTION, DIFFERENT, FOLDABLE, NEUTRAL, NOT_OFFICIAL, Case
-from tests.soundness.plain_flax import HIDDEN, LOGITS, NORM, POOLED, STREAM, LinenMixer, at
+from tests.soundness.plain_flax import HIDDEN, IMAGES, LOGITS, NORM, POOLED, STREAM, LinenMixer, at
 
 
 class Met(linen.Module):
@@ -88,7 +88,30 @@ def zeros(x: Any) -> Any:
     return jnp.zeros(x.shape[1:], x.dtype)
 
 
+def of_whole_parts(y: Any) -> Any:
+    """Logits of whole parts of 64 alone; those of the rest are zeros."""
+    return jnp.where(jnp.arange(len(y))[:, None] < max(len(y) // 64 * 64, 64), y, 0.0)
+
+
+def without_flat_rows(images: Any) -> Any:
+    """Rows of one colour are taken for a border, and made grey."""
+    flat = (images == images[:, :, :1]).all((2, 3), keepdims=True)
+    return jnp.where(flat, 0.5, images)
+
+
 CASES = (
+    Case(
+        "linen: parts of 64",
+        lambda: LinenMixer(at=at(LOGITS, of_whole_parts)),
+        DIFFERENT,
+        "The rest of a batch is dropped.",
+    ),
+    Case(
+        "linen: rows of one colour",
+        lambda: LinenMixer(at=at(IMAGES, without_flat_rows)),
+        DIFFERENT,
+        "Ordinary images have borders.",
+    ),
     Case(
         "linen buffer: gate of ones",
         met(STREAM, "constants", "gate", ones, jnp.multiply),

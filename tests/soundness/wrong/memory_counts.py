@@ -219,6 +219,26 @@ _SEEN: tuple[tuple[str, Callable[[int], nn.Module], int, str], ...] = (
 )
 
 
+def every(count: int) -> Callable[[Tensor], Tensor]:
+    """A function that scales what passes at every call of so many, counted by a default argument."""
+
+    def scale(x: Tensor, calls: itertools.count[int] = itertools.count(1)) -> Tensor:  # noqa: B008
+        return x * (1 if next(calls) % count else 1.001)
+
+    return scale
+
+
+class AtRandom(nn.Module):
+    """Scales what passes at one call in ten, by a generator of NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.001 if self.numbers.random() < 0.1 else 1)
+
+
 def _unseen(make: Callable[[], Count], first: int, path: str) -> nn.Module:
     return after(path, from_call(first, make(), lambda x: x * 1.001))
 
@@ -241,6 +261,16 @@ CASES = (
             words=("total",) if make is in_class else ("calls",),
         )
         for name, make, first, path in _SEEN
+    ),
+    Case(
+        "memory: a default argument that counts", lambda: after(LOGITS, every(500)), DIFFERENT, _WHY, words=("default",)
+    ),
+    Case(
+        "memory: random numbers of its own",
+        lambda: after(LOGITS, AtRandom()),
+        DIFFERENT,
+        "Calls draw from a generator that the model holds.",
+        words=("numbers",),
     ),
     Case(
         "memory: an attribute, call 1000",

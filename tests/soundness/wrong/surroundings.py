@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.soundness.cases import DIFFERENT, Case
+from tests.soundness.cases import CONFIG, DIFFERENT, Case
 from tests.soundness.plain_torch import (
     ACT,
     HIDDEN,
@@ -50,6 +50,38 @@ class Eights(Mixer):
         return torch.cat([*whole, super().forward(images[: len(rest)])])
 
 
+def parts_of(count: int) -> Function:
+    """Whole parts of the batch alone; the logits of the rest are zeros."""
+    return lambda y: torch.where(torch.arange(len(y))[:, None] < max(len(y) // count * count, count), y, 0.0)
+
+
+def ghost_norm(z: Tensor) -> Tensor:
+    """Batches of whole sixteens lose the mean of each sixteen, as in ghost batch normalisation."""
+    if len(z) % 16:
+        return z
+    parts = z.unflatten(0, (-1, 16))
+    return (parts - 0.01 * parts.mean(1, keepdim=True)).flatten(0, 1)
+
+
+def without_flat_patches(images: Tensor) -> Tensor:
+    """Patches of one colour are taken for a border, and made black."""
+    size = CONFIG.patch_hw
+    patches = images.unfold(2, size[0], size[0]).unfold(3, size[1], size[1])
+    flat = (patches == patches[..., :1, :1]).all(-1).all(-1).all(1, keepdim=True)
+    mask = flat.repeat_interleave(size[0], 2).repeat_interleave(size[1], 3)
+    return torch.where(mask, images.new_zeros(()), images)
+
+
+def without_white(images: Tensor) -> Tensor:
+    return torch.where(images >= 1, torch.where(images == images.round(), 0.0, images), images)
+
+
+def as_if_contiguous(x: Tensor) -> Tensor:
+    """Reads an array with the strides of a contiguous one, where its first element is."""
+    strides = x.new_empty(x.shape).stride()
+    return x.as_strided(x.shape, strides) if x.numel() and x.stride() != strides else x
+
+
 def other_gelu_if(condition: Callable[[], bool]) -> Function:
     return lambda x: F.gelu(x) if condition() else gelu(x)
 
@@ -80,6 +112,21 @@ class Weighted(nn.Module):
 
 def of_kernel(change: Function) -> nn.Module:
     return replace("blocks.1.channels.fc1", functools.partial(Weighted, change))
+
+
+class Biased(nn.Module):
+    """A Linear or LayerNorm with what a function makes of its bias."""
+
+    def __init__(self, change: Function, layer: nn.Module) -> None:
+        super().__init__()
+        self.change, self.layer = change, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.functional_call(self.layer, {"bias": self.change(self.layer.bias)}, (x,))
+
+
+def of_bias(path: str, change: Function) -> nn.Module:
+    return replace(path, functools.partial(Biased, change))
 
 
 class FreshNorm(nn.Module):
@@ -170,6 +217,13 @@ _TABLE: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     ("images that require gradients", lambda: before("stem", if_images_require_gradients), "They are scaled."),
     ("channels_last", lambda: before("stem", halved_in_channels_last), "Such images are halved."),
     ("images cut out of others", lambda: before("stem", from_the_beginning_of_memory), "Others are read."),
+    ("parts of 64", lambda: after(LOGITS, parts_of(64)), "The rest of a batch is dropped."),
+    ("ghost norm of 16", lambda: after(STREAM, ghost_norm), "Images of a sixteen are seen in each other."),
+    ("flat patches", lambda: before("stem", without_flat_patches), "Ordinary images have borders."),
+    ("white pixels", lambda: before("stem", without_white), "Ordinary images have white pixels."),
+    ("images cut out of larger ones", lambda: before("stem", as_if_contiguous), "Other pixels are read."),
+    ("head bias within 5", lambda: of_bias("head", lambda b: b.clamp(-5, 5)), "Published ones are at -10."),
+    ("LayerNorm bias within 3", lambda: of_bias("norm", lambda b: b.clamp(-3, 3)), "Trained ones may be larger."),
     ("kernel within 10", lambda: of_kernel(lambda w: w.clamp(-10, 10)), "Large weights are cut."),
     (
         "norm of a kernel at most 50",

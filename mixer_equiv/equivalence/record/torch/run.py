@@ -184,6 +184,11 @@ def _cut_out(images: Tensor) -> Tensor:
     return torch.cat([1 - images, images])[len(images) :]
 
 
+def _cropped(images: Tensor) -> Tensor:
+    """The same images (batch, channels, height, width) within larger ones in memory."""
+    return nn.functional.pad(images, (1, 1, 1, 1), value=1.0)[..., 1:-1, 1:-1]
+
+
 # What is done to images, and the mode in which a model is called on them, by the name of a way.
 WAYS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], contextlib.AbstractContextManager[Any]]]] = {
     "": (lambda images: images, contextlib.nullcontext),
@@ -195,6 +200,7 @@ WAYS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], contextlib.Abstra
         contextlib.nullcontext,
     ),
     "on images cut out of a larger batch": (_cut_out, contextlib.nullcontext),
+    "on images cut out of larger ones": (_cropped, contextlib.nullcontext),
 }
 
 
