@@ -54,7 +54,11 @@ def check_outputs(files: Mapping[str, str | Path | None], is_quiet: bool = False
     to_stdout = [option for option, path in given.items() if option in _TO_STDOUT and str(path) == _STDOUT]
     if len(to_stdout) + is_quiet > 1 and to_stdout:
         said = [*(f"{option} {_STDOUT}" for option in to_stdout), *["--quiet"] * is_quiet]
-        raise ConfigError(f"{' and '.join(said)} are all for the standard output; give one of them")
+        together = f"{', '.join(said[:-1])} and {said[-1]} {'both' if len(said) == 2 else 'all'}"
+        raise ConfigError(
+            f"{together} write to the standard output, which takes one of them; give a file in place of "
+            f"'{_STDOUT}', or leave one out"
+        )
     for option in to_stdout:
         del given[option]
     for option, path in given.items():

@@ -170,9 +170,11 @@ class Report:
         return dataclasses.replace(self, provenance=dataclasses.replace(self.provenance, call=command))
 
     def summary(self) -> str:
-        """The verdict, with its residual and the names of causes or else its first reason, in one line."""
+        """The verdict with its residual, its causes or else first reason, and how many warnings, in one line."""
         parts = [f"fp64 residual {number(self.residual)} (threshold {self.threshold:g})"] * (self.residual is not None)
         parts += [", ".join(dict.fromkeys(cause.name for cause in self.causes)) or "".join(self.reasons[:1])]
+        count = len(self.warnings)
+        parts += [f"{count} warning{'s'[: count > 1]}"] * (count > 0)
         return " ".join(f"{self.verdict}: {'; '.join(filter(None, parts))}".split())
 
     def __str__(self) -> str:
@@ -193,7 +195,7 @@ def _plain(value: Any) -> Any:
 
 HEADLINES: Mapping[Verdict, str] = {
     "equivalent": "EQUIVALENT",
-    "equivalent_under": "NOT EQUIVALENT, explained",
+    "equivalent_under": "NOT EQUIVALENT, explained (equivalent_under)",
     "different": "DIFFERENT",
     "inexpressible": "INEXPRESSIBLE",
     "nothing_compared": "NOTHING COMPARED",

@@ -162,11 +162,15 @@ BAD_VERIFY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "negative seed": (["torch", "reference", "--seed", "-1"], ("seed",)),
     "json and markdown to stdout": (
         ["torch", "--json", "-", "--markdown", "-"],
-        ("--json - and --markdown - are all",),
+        ("--json - and --markdown - both write to the standard output, which takes one of them; give a file",),
     ),
     "quiet and json to stdout": (
         ["torch", "--quiet", "--json", "-"],
-        ("--json - and --quiet are all for the standard",),
+        ("--json - and --quiet both write to the standard output",),
+    ),
+    "all to stdout": (
+        ["torch", "--quiet", "--json", "-", "--markdown", "-"],
+        ("--json -, --markdown - and --quiet all write to the standard output",),
     ),
     "html to stdout": (["torch", "--html", "-"], ("only --json and --markdown go to the standard output",)),
     "weights nearly given": (["torch", "--weights", "gven"], ("'gven', which is no file; did you mean 'given'?",)),
@@ -215,7 +219,7 @@ def test_markdown_goes_to_a_file_or_to_the_standard_output(pair: Path, tmp_path:
     arguments = "verify", pair / "torch.safetensors", pair / "erf.safetensors"
     assert "NOT EQUIVALENT" in run(*arguments, "--markdown", target, status=1).stdout
     printed = run(*arguments, "--markdown", "-", status=1).stdout
-    assert printed.startswith("## NOT EQUIVALENT, explained: `torch.safetensors (torch)` and")
+    assert printed.startswith("## NOT EQUIVALENT, explained (equivalent_under): `torch.safetensors (torch)` and")
     assert printed.replace("--markdown -", "--markdown report.md") == target.read_text()
 
 

@@ -101,8 +101,12 @@ def test_a_broken_number_is_seen() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (report(), "equivalent_under: fp64 residual 3.3e-04 (threshold 1e-12); activation"),
-        (report(verdict="equivalent", causes=()), "equivalent: fp64 residual 3.3e-04 (threshold 1e-12)"),
+        (report(), "equivalent_under: fp64 residual 3.3e-04 (threshold 1e-12); activation; 1 warning"),
+        (report(verdict="equivalent", causes=(), warnings=()), "equivalent: fp64 residual 3.3e-04 (threshold 1e-12)"),
+        (
+            report(warnings=("one", "two")),
+            "equivalent_under: fp64 residual 3.3e-04 (threshold 1e-12); activation; 2 warnings",
+        ),
         (SHOWN["nothing was run"], "different: of different sizes"),
         (SHOWN["a reason of two lines"], "nothing_compared: first second"),
     ],

@@ -56,7 +56,13 @@ def test_the_page_has_what_the_report_has(tmp_path: Path) -> None:
 
     report = verify(OwnMixer(SMALL, ("eps_1e-5",)), image=IMAGE)
     text = read(to_html(report))
-    for part in ("NOT EQUIVALENT, explained", "layer norm eps", "1e-05", "7 of 7", "is the same function"):
+    for part in (
+        "NOT EQUIVALENT, explained (equivalent_under)",
+        "layer norm eps",
+        "1e-05",
+        "7 of 7",
+        "is the same function",
+    ):
         assert part in text
 
 

@@ -52,7 +52,7 @@ def test_the_markdown_has_verdict_causes_command_and_files() -> None:
 def test_a_call_in_python_is_shown_as_python() -> None:
     shown = to_markdown(verify(OwnMixer(SMALL, ("eps_1e-5",)), "reference", image=IMAGE, gradients=False))
     assert "```python\nverify(OwnMixer(...), 'reference', image=(3, 8, 9), gradients=False)\n```" in shown
-    assert shown.startswith("## NOT EQUIVALENT, explained: `OwnMixer` and `reference`\n")
+    assert shown.startswith("## NOT EQUIVALENT, explained (equivalent_under): `OwnMixer` and `reference`\n")
     stages = table_of(shown, "stage")
     assert stages[1] == ["---", "---:", "---:", "---:"]
     assert stages[-1][0] == "logits"

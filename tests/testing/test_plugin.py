@@ -16,7 +16,7 @@ from mixer_equiv.testing.origin import own_folders
 from mixer_equiv_pytest import TITLE, UNFINISHED
 from tests.support.oblong import CONFIG
 
-HEADLINE = r"NOT EQUIVALENT, explained: fp64 residual \S+"
+HEADLINE = r"NOT EQUIVALENT, explained \(equivalent_under\): fp64 residual \S+"
 # A project of its own
 
 PYPROJECT = """
