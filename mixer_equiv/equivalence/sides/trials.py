@@ -88,20 +88,36 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class InTurn:
-    """Calls in a row: the numbers of the images of each, its rows, and the paths of what the calls changed."""
+    """Calls in a row: the numbers of the images of each, its rows, and the paths of what the calls changed.
+
+    `shapes` are those of the outputs, of which there are no rows where the first axis is not the images'.
+    """
 
     numbers: tuple[tuple[int, ...], ...]
     rows: tuple[np.ndarray, ...]
     changed: tuple[str, ...]
     counted: tuple[str, ...]
     overwritten: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, subject: Subject, images: np.ndarray, numbers: tuple[tuple[int, ...], ...]) -> InTurn:
         calls = subject.call(*(images[list(batch)] for batch in numbers))
         rows = [subject.rows_of(made, len(batch)) for made, batch in zip(calls.outputs, numbers, strict=True)]
         changed = tuple(dict.fromkeys((*calls.counted, *calls.written)))
-        return cls(numbers, tuple(rows), changed, calls.counted, calls.overwritten)
+        shapes = tuple(made[subject.output].shape if subject.output in made else () for made in calls.outputs)
+        return cls(numbers, tuple(rows), changed, calls.counted, calls.overwritten, shapes)
+
+    def misshapen(self) -> str:
+        """Say where an output has not a row for each image, and another call shows what it would be; else nothing."""
+        calls = list(zip(map(len, self.numbers), self.shapes, strict=True))
+        right = next((shape[1:] for count, shape in calls if shape[:1] == (count,)), None)
+        wrong = next(((count, shape) for count, shape in calls if shape[:1] != (count,)), None)
+        if right is None or wrong is None:
+            return ""
+        count, shape = wrong
+        images = "one image" if count == 1 else f"{count} images"
+        return f"it returns shape {shape} for {images}, not {(count, *right)}"
 
     def distances(self) -> Iterator[tuple[float, int, int]]:
         """How far each row is from that of the same image at the first place: (distance, size of batch, place)."""
@@ -148,7 +164,8 @@ def _neighbours(seen: InTurn) -> Breach:
         "another result beside other images, or at another place",
         "that of the image alone",
         f"{len(over)} of {len(distances)} rows",
-        f"image {place} in a batch of {size} is off by {distance:.1e} from the same image at place 0",
+        seen.misshapen()
+        or f"image {place} in a batch of {size} is off by {distance:.1e} from the same image at place 0",
     )
 
 

@@ -161,7 +161,7 @@ def test_a_model_of_pairs_is_given_pairs() -> None:
 
 @pytest.mark.parametrize(("what", "is_lost"), [(IMAGES_GIVEN, True), ("", True), ("features", False)])
 def test_what_a_call_writes_over_is_lost(what: str, is_lost: bool) -> None:
-    seen = InTurn(((0,),), (np.zeros((1, 3)),), (), (), (what,))
+    seen = InTurn(((0,),), (np.zeros((1, 3)),), (), (), (what,), ((1, 3),))
     assert (find_overwritten(subject(right), seen) is not None) == is_lost
 
 
