@@ -66,6 +66,7 @@ def layouts(
 def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:
     """The layout of the model at a place, called with `kwargs`."""
     from mixer_equiv.equivalence.porting import layout_of
+    from mixer_equiv.equivalence.sides.lazy_modules import initialize
     from mixer_equiv.equivalence.sides.locate import is_source, model_at, object_at
 
     if not is_source(model):
@@ -76,4 +77,7 @@ def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int
         raise ConfigError("the layout of a model is found by running it: give --image, such as 3x224x224")
     with progress_bar(1) as step, prints_on_stderr():
         step("running the model")
-        return layout_of(model_at(model, kwargs), image)
+        located = model_at(model, kwargs)
+        if located.is_new:
+            initialize(located.model, image)
+        return layout_of(located.model, image)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,13 +19,16 @@ from mixer_equiv.equivalence.record.state import Change, ModelState, restoring_s
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
 from mixer_equiv.equivalence.sides.inference_mode import mode_arguments, with_inference_fields
+from mixer_equiv.equivalence.sides.lazy_modules import refuse_uninitialized
+from mixer_equiv.equivalence.sides.run_errors import asking_for_image, errors_named
 from mixer_equiv.errors import MixerEquivError, summarize
 
 
-def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignModel:
-    """Adapt a `torch.nn.Module` that takes images (batch, channels, height, width).
+def _of_torch(module: Any, name: str, drawn: Collection[str] = (), *, is_nhwc: bool = False) -> ForeignModel:
+    """Adapt a `torch.nn.Module` that takes images (batch, channels, height, width), or else those of NHWC.
 
-    `drawn` are constant tensors of it, by name, that are taken for parameters.
+    NHWC is (batch, height, width, channels). `drawn` are constant tensors of it, by name, that are taken
+    for parameters.
     """
     torch = require("torch", "torch", "verifying a torch module")
     if isinstance(module, torch.jit.ScriptModule):
@@ -56,11 +57,11 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
 
     @contextlib.contextmanager
     def running() -> Iterator[None]:
-        with _errors_named(name), treat_as_parameters(computed.values()):
+        with errors_named(name), treat_as_parameters(computed.values()):
             yield
 
     def batch_of(images: np.ndarray) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return torch.from_numpy(np.ascontiguousarray(images if is_nhwc else images.transpose(0, 3, 1, 2)))
 
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
         with running():
@@ -89,6 +90,8 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
             return call(module, given, draw, own, filled, dtype=dtypes[np.dtype(dtype)], **how)
 
     filled, notices = mode_arguments(module.forward)
+    if is_nhwc:
+        notices += (Notice(_CALLED_WITH_NHWC),)
     accumulating = [key for key, held in own.items() if getattr(held, "_post_accumulate_grad_hooks", None)]
     if accumulating:
         hooked = summarize(accumulating, 3)
@@ -108,18 +111,40 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = ()) -> ForeignMod
         computed=tuple(computed),
         constants=constants,
         saved=frozenset(constants.keys() & saved),
-        drawing=partial(_of_torch, module, name),
+        drawing=partial(_of_torch, module, name, is_nhwc=is_nhwc),
+        as_nhwc=None if is_nhwc else partial(_of_torch, module, name, is_nhwc=True),
         ways=tuple(name for name in WAYS if name),
         rewrites=True,
     )
 
 
+_CALLED_WITH_NHWC = (
+    "it raises on images (batch, channels, height, width), as torch has them, and was called with "
+    "(batch, height, width, channels)"
+)
+
+
 def _loading_hooks(module: Any) -> Iterator[Notice]:
-    """A notice of hooks by which a state_dict that is loaded or saved may hold other weights than the module."""
+    """A notice of code by which a state_dict that is loaded or saved may hold other weights than the module."""
     kinds = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks", "_state_dict_pre_hooks")
-    hooked = [name or "the model" for name, part in module.named_modules() if any(getattr(part, k, ()) for k in kinds)]
+    hooked = [
+        name or "the model"
+        for name, part in module.named_modules()
+        if any(getattr(part, kind, ()) for kind in kinds) or _loads_by_own_code(part)
+    ]
     if hooked:
         yield Notice(f"hooks on loading or saving a state_dict are not run: those of {summarize(hooked, 3)}")
+
+
+def _loads_by_own_code(module: Any) -> bool:
+    """Whether somebody else than torch wrote how this module loads or saves a state_dict."""
+    methods = ("load_state_dict", "_load_from_state_dict", "state_dict", "_save_to_state_dict")
+    return any(_module_of(getattr(module, method)) != "torch" for method in methods)
+
+
+def _module_of(function: Any) -> str:
+    """The top package in which a function or method was written."""
+    return str(getattr(function, "__module__", "")).partition(".")[0]
 
 
 def _frozen(module: Any) -> Iterator[Notice]:
@@ -127,35 +152,6 @@ def _frozen(module: Any) -> Iterator[Notice]:
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     if 0 < len(frozen) < len(list(module.parameters())):
         yield Notice(f"parameters that ask for no gradient, so that training leaves them: {summarize(frozen, 3)}")
-
-
-def _refuse_uninitialized(module: Any, name: str, image: tuple[int, int, int]) -> None:
-    """Raise `MixerEquivError` for lazy modules of torch that nobody has called yet, whose arrays have no shapes."""
-    held = (*module.named_parameters(), *module.named_buffers())
-    lazy = [key for key, tensor in held if hasattr(tensor, "materialize")]
-    if lazy:
-        raise MixerEquivError(
-            f"{name} has parameters without shapes, which its first call gives them: {summarize(lazy, 3)}; call it "
-            f"once on an image before: model(torch.zeros(1, {', '.join(map(str, image))}))"
-        )
-
-
-@contextlib.contextmanager
-def _errors_named(name: str) -> Iterator[None]:
-    """Turn what a model raises into one message of ours."""
-    try:
-        yield
-    except MixerEquivError:
-        raise
-    except (Exception, SystemExit) as error:
-        what = " ".join(str(error).split())
-        where = "" if what else f"nothing said, at {_last_line(error)}"
-        raise MixerEquivError(f"{name} raised {type(error).__name__} when it was run: {what or where}") from error
-
-
-def _last_line(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{os.path.basename(frame.filename)}:{frame.lineno}, {frame.line}"
 
 
 def _of_linen(module: Any, name: str, image: tuple[int, int, int], drawn: Collection[str] = ()) -> ForeignModel:
@@ -173,13 +169,13 @@ def _of_linen(module: Any, name: str, image: tuple[int, int, int], drawn: Collec
     module, made_anew = with_inference_fields(module)
     filled, notices = mode_arguments(module.__call__)
     notices = (*made_anew, *notices)
-    with _errors_named(name):
+    with errors_named(name):
         given = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
         boxed = jax.eval_shape(partial(module.init, **filled), jax.random.key(0), given)
         made = meta.unbox(boxed)  # from annotations of how arrays are sharded
     others: dict[str, Any] = {}
     if made.keys() - {"params"}:  # such as running statistics
-        with _errors_named(name):
+        with errors_named(name):
             begun = meta.unbox(module.init(jax.random.key(0), np.zeros(given.shape, np.float32), **filled))
         others = {key: jax.tree.map(np.asarray, values) for key, values in begun.items() if key != "params"}
     shapes = {key: tuple(leaf.shape) for key, leaf in flatten(made.get("params", {}))}
@@ -225,7 +221,7 @@ def _of_jax(
 
     @contextlib.contextmanager
     def running() -> Iterator[None]:
-        with _errors_named(name), restoring_state(objects):
+        with errors_named(name), restoring_state(objects):
             yield
 
     def run(images: np.ndarray, draw: Draw, dtype: Any, every: bool) -> Trace:
@@ -341,10 +337,11 @@ def foreign_model_of(model: Any, image: tuple[int, int, int]) -> ForeignModel:
     if isinstance(model, type):
         raise MixerEquivError(f"found the class {model.__name__}; give a model of it, such as {model.__name__}(...)")
     if _is_a(model, "torch.nn", "Module"):
-        _refuse_uninitialized(model, name, image)
+        refuse_uninitialized(model, name, image)
         return _of_torch(model, name)
     if _is_a(model, "flax.linen", "Module"):
-        return _of_linen(model, name, image)
+        with asking_for_image(image):
+            return _of_linen(model, name, image)
     if _is_a(model, "flax.nnx", "Module"):
         return _of_nnx(model, name)
     raise MixerEquivError(f"found a {type(model).__module__}.{name}; {VERIFIED}")

@@ -58,6 +58,7 @@ class ForeignModel:
     its checkpoints hold those `saved`; `drawing` gives the same model in which some of them are parameters.
     `labels_constants` tells whether its traces know where constants meet the images. `ways` are the names of ways to
     call it that change nothing of a function, and `rewrites` tells whether parameters can be written into.
+    `as_nhwc` gives the same model called on images (batch, height, width, channels); None where it is so already.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ForeignModel:
     labels_constants: bool = True
     ways: tuple[str, ...] = ()
     rewrites: bool = False
+    as_nhwc: Callable[[], ForeignModel] | None = None
 
     def trace(self, images: np.ndarray, draw: Draw, dtype: Any = np.float64, *, every: bool = True) -> Trace:
         """Record a run. Raises `MixerEquivError` where the model raises or returns no array."""

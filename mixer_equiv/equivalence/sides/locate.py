@@ -5,12 +5,12 @@ Places are "package.module:Name", "path/to/file.py:Name" and "timm:NAME".
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
 import inspect
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any
 
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.config import MixerConfig
-from mixer_equiv.equivalence.sides.adapters import is_model, is_model_class
+from mixer_equiv.equivalence.sides.adapters import is_model
 from mixer_equiv.equivalence.sides.inference_mode import INFERENCE_MODE
+from mixer_equiv.equivalence.sides.models_in_file import no_such_name, what_to_type
 from mixer_equiv.errors import ConfigError, MissingDependencyError, MixerEquivError, did_you_mean
 
 
@@ -43,23 +44,31 @@ def _is_module(place: str) -> bool:
     return bool(place) and all(part.isidentifier() for part in place.split("."))
 
 
-def model_at(source: Any, kwargs: Mapping[str, Any], config: MixerConfig | None = None) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """A model, and whether it was made here, so that nobody else has it."""
+
+    model: Any
+    is_new: bool
+
+
+def model_at(source: Any, kwargs: Mapping[str, Any], config: MixerConfig | None = None) -> Located:
     """Make a model with a class or function, of `config` if there is one and `kwargs`, or take it from a place.
 
     Raises `MixerEquivError` where there is none at a place, it cannot be made with these arguments, or a class
     needs some and has none; what a class or function with arguments itself raises is left to it.
     """
-    made = _made_or_found(source, kwargs, () if config is None else (config,))
-    if made is None:
+    located = _made_or_found(source, kwargs, () if config is None else (config,))
+    if located.model is None:
         name = source if isinstance(source, str) else getattr(source, "__name__", repr(source))
         raise MixerEquivError(f"{name} made None; expected a model: does it return what it makes?")
-    return made
+    return located
 
 
-def _made_or_found(source: Any, kwargs: Mapping[str, Any], given: tuple[MixerConfig, ...]) -> Any:
+def _made_or_found(source: Any, kwargs: Mapping[str, Any], given: tuple[MixerConfig, ...]) -> Located:
     if not isinstance(source, str):
         try:
-            return _call(source, given, kwargs)
+            return Located(_call(source, given, kwargs), True)
         except TypeError as error:
             if given or kwargs:
                 raise
@@ -70,14 +79,14 @@ def _made_or_found(source: Any, kwargs: Mapping[str, Any], given: tuple[MixerCon
         if given:
             raise ConfigError(f"{source} is made with kwargs, and takes no config")
         create = _timm_maker(source.removeprefix("timm:"))
-        return _made(source, lambda: create(**kwargs), kwargs)
+        return Located(_made(source, lambda: create(**kwargs), kwargs), True)
     found = object_at(source)
     if not inspect.isclass(found) and not inspect.isfunction(found):
         if kwargs or given:
             names = ", ".join((*("config" for _ in given), *kwargs))
             raise MixerEquivError(f"{source} is an object already, so that it takes no kwargs ({names})")
-        return found
-    return _made(source, lambda: _call(found, given, kwargs), kwargs)
+        return Located(found, False)
+    return Located(_made(source, lambda: _call(found, given, kwargs), kwargs), True)
 
 
 def _call(make: Any, given: tuple[MixerConfig, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -105,33 +114,20 @@ def _required(make: Any) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
 
 
+def _to_be_given(make: Any) -> list[str]:
+    """Names of the arguments that a user must give to a class or function."""
+    return [name for name in _required(make) if name not in _KNOWN]
+
+
 def object_at(source: str) -> Any:
     """Return the object at a place of a file or a package. Raises `MixerEquivError` where there is none."""
     place, name = (source, "") if source.endswith(".py") else source.rsplit(":", 1)
     module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
     if not name:
-        raise MixerEquivError(f"{place} is code; {_models_to_name(place, module)}")
+        raise MixerEquivError(f"{place} is code; {what_to_type(place, module, _to_be_given)}")
     if not hasattr(module, name):
-        classes = _classes_in(module)
-        near = did_you_mean(name, classes or vars(module))
-        raise MixerEquivError(f"{place} has no {name}; its classes are {', '.join(classes) or 'none'}{near}")
+        raise MixerEquivError(no_such_name(place, module, name))
     return getattr(module, name)
-
-
-def _models_to_name(place: str, module: Any) -> str:
-    """Say which models there are in a file, and what to type for one."""
-    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
-    classes = [name for name, value in own.items() if inspect.isclass(value) and is_model_class(value)]
-    models = classes + [name for name, value in vars(module).items() if is_model(value)]
-    if not models:
-        functions = ", ".join(name for name, value in own.items() if inspect.isfunction(value)) or "none"
-        return f"it has no model; a function that makes one is given as {place}:name, and its functions are {functions}"
-    last = models[-1]  # a model is usually written after its parts
-    needed = [name for name in _required(own[last]) if name not in _KNOWN] if last in classes else []
-    kwargs = ", ".join(f'"{name}": ...' for name in needed)
-    option = f" --kwargs '{{{kwargs}}}'" if kwargs else ""
-    typed = f"mixer-equiv verify {shlex.quote(f'{place}:{last}')}{option} --image 3x224x224"
-    return f"its model is {last}: {typed}" if len(models) == 1 else f"name one of {', '.join(models)}, as in: {typed}"
 
 
 def source_file(given: Any) -> Path | None:
@@ -145,14 +141,6 @@ def source_file(given: Any) -> Path | None:
         given = given.func
     file = inspect.getsourcefile(type(given) if is_model(given) else inspect.unwrap(given))
     return None if file is None else Path(file)
-
-
-def _classes_in(module: Any) -> list[str]:
-    """Names of the models that a module defines, or of those that it imports, or of its classes if it has none."""
-    classes = {key: value for key, value in vars(module).items() if inspect.isclass(value)}
-    models = [key for key, value in classes.items() if is_model_class(value)]
-    own = [key for key, value in classes.items() if value.__module__ == module.__name__]
-    return [key for key in own if key in models] or models or own
 
 
 def import_timm() -> Any:

@@ -5,6 +5,7 @@ What is found is then put on trial by `coverage.py`: a search follows one run, a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from mixer_equiv.equivalence.sides.base import NotAMixer
 from mixer_equiv.equivalence.sides.coverage import cover
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel, generic, usual_images
+from mixer_equiv.equivalence.sides.run_errors import RunError, asking_for_image
 from mixer_equiv.errors import summarize
 
 # A model is searched with two images, so that none is taken for all of them; with one where that alone gives a
@@ -31,9 +33,21 @@ def search(model: ForeignModel, image: tuple[int, int, int], seed: int) -> Forei
 
     Raises `MixerEquivError` for a model that cannot be run.
     """
-    attempt, found = _likeliest(_Search(model, image, seed))
+    with asking_for_image(image):
+        attempt, found = _with_either_axes(model, image, seed)
     found = attempt.confirmed(found)
     return NotAMixer(model.name, found) if isinstance(found, NothingFound) else ForeignSide(attempt.model, found)
+
+
+def _with_either_axes(model: ForeignModel, image: tuple[int, int, int], seed: int) -> tuple[_Search, Found]:
+    """The likeliest search of a model, called on images (batch, height, width, channels) where it raises on others."""
+    try:
+        return _likeliest(_Search(model, image, seed))
+    except RunError:
+        if model.as_nhwc is not None:
+            with contextlib.suppress(RunError):
+                return _likeliest(_Search(model.as_nhwc(), image, seed))
+        raise
 
 
 def _likeliest(first: _Search) -> tuple[_Search, Found]:

@@ -22,6 +22,7 @@ from mixer_equiv.equivalence.sides.adapters import VERIFIED, foreign_model_of, i
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG, Image, MixerSide, NotAMixer
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
+from mixer_equiv.equivalence.sides.lazy_modules import initialize
 from mixer_equiv.equivalence.sides.locate import is_maker, is_source, model_at
 from mixer_equiv.equivalence.sides.mixer_search import search
 from mixer_equiv.equivalence.sides.runners import RUNNERS
@@ -77,6 +78,9 @@ def resolve(
     given = [_Given.of(source, config, kwargs or {}) for source in (a, b)]
     is_made = any(one.is_made for one in given)
     image = image or (_image_of(config) if config else _image_told([one.source for one in given], kwargs or {}))
+    for one in given:
+        if one.is_new and image is not None:
+            initialize(one.source, image)
     ends = [one.name or _read(one.source, image, allow_missing, seed) for one in given if one.source is not None]
     if b is None:
         ends.append(_counterpart(ends[0]))
@@ -93,18 +97,23 @@ def resolve(
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """One argument of `resolve`: the name of a built-in, or a source, which a class or function may have made."""
+    """One argument of `resolve`: the name of a built-in, or a source.
+
+    `is_made` tells whether it was made by a class or function or is from a place, `is_new` whether nobody else has it.
+    """
 
     source: Any
-    name: BuiltInName | None
-    is_made: bool
+    name: BuiltInName | None = None
+    is_made: bool = False
+    is_new: bool = False
 
     @classmethod
     def of(cls, source: Any, config: MixerConfig | None, kwargs: Mapping[str, Any]) -> _Given:
         name = BuiltInName.of(source)
         if name is None and (is_maker(source) or (isinstance(source, str) and is_source(source))):
-            return cls(model_at(source, kwargs, config), None, True)
-        return cls(source, name, False)
+            located = model_at(source, kwargs, config)
+            return cls(located.model, is_made=True, is_new=located.is_new)
+        return cls(source, name)
 
 
 def _counterpart(side: Side | BuiltInName) -> Side | BuiltInName:
@@ -216,8 +225,8 @@ def _foreign(model: Any, image: Image | None, seed: int) -> ForeignSide | NotAMi
     """Search somebody else's model for a Mixer, and make the side of it."""
     if image is None:
         raise ConfigError(
-            f"the image that {type(model).__name__} takes is not known; give image=(channels, height, width), "
-            "--image 3x224x224"
+            f"the image that {type(model).__name__} takes is not known: give image=(channels, height, width), on the "
+            "command line --image CxHxW such as 3x224x224"
         )
     return search(foreign_model_of(model, image), image, seed)
 

@@ -18,7 +18,7 @@ from mixer_equiv import (
     verify,
 )
 from mixer_equiv.cli import app
-from tests.support.sizes import IMAGE
+from tests.support.sizes import IMAGE, SMALL
 
 SOURCE = """
     import torch
@@ -65,8 +65,13 @@ def test_a_model_in_a_file_is_verified(place: Any) -> None:
         ("Mixer", [], "cannot be made with no kwargs (--kwargs): TypeError"),
         ("Mixer", ["--kwargs", '{"image_size": 13}'], "cannot be made with kwargs {'image_size': 13} (--kwargs): Conf"),
         ("Missing", [], "has no Missing; its classes are Mixer\n"),
-        ("mixr", [], "has no mixr; its classes are Mixer; did you mean 'Mixer'?"),
-        ("made", [], "the image that Mixer takes is not known; give image=(channels, height, width), --image"),
+        ("mixr", [], "has no mixr; did you mean 'Mixer'? Its classes are Mixer\n"),
+        (
+            "made",
+            [],
+            "the image that Mixer takes is not known: give image=(channels, height, width), on the command line "
+            "--image CxHxW such as 3x224x224\n",
+        ),
         ("made", ["--kwargs", '{"a": 1}', "--image", "3x12x12"], "is an object already, so that it takes no kwargs"),
         ("Other", ["--image", "3x12x12"], "Other; verify takes a checkpoint"),
     ],
@@ -124,8 +129,20 @@ NAMELESS = {
         """its model is Mixer: mixer-equiv verify {path}:Mixer --kwargs '{{"dim": ...}}' --image 3x224x224""",
     ),
     "parts and a whole": (
-        "from torch import nn\nclass Part(nn.Module): pass\nclass Whole(nn.Module): pass\n",
-        "name one of Part, Whole, as in: mixer-equiv verify {path}:Whole --image 3x224x224",
+        "from torch import nn\nclass Part(nn.Module): pass\nclass Whole(nn.Module):\n    part = Part\n",
+        "name one of Whole, Part, as in: mixer-equiv verify {path}:Whole --image 3x224x224",
+    ),
+    "many classes": (
+        "from torch import nn\n" + "".join(f"class M{i}(nn.Module): pass\n" for i in range(12)),
+        "name one of M0, M1, M2, M3, M4, M5, M6, M7, M8, M9 and 2 more, as in: "
+        "mixer-equiv verify {path}:M0 --image 3x224x224",
+    ),
+    "a class and functions that make a model": (
+        "from __future__ import annotations\nfrom torch import nn\nclass Mixer(nn.Module): pass\n"
+        "def build(): return Mixer()\ndef sized(dim) -> Mixer: return Mixer()\ndef gelu(x): return x\n"
+        "def show() -> None: pass\ndef _kept(): pass\n",
+        "name Mixer, or a function that makes a model (build, sized), as in: "
+        "mixer-equiv verify {path}:Mixer --image 3x224x224",
     ),
     "a model": (
         "from torch import nn\nmade = nn.Linear(2, 2)\n",
@@ -147,6 +164,43 @@ def test_a_file_alone_is_answered_with_the_models_in_it(tmp_path: Path, kind: st
     result = run(command, path)
     assert result.exit_code == 2
     assert result.stderr == f"error: {path} is code; {message.format(path=path)}\n"
+
+
+def test_a_misspelt_name_is_corrected_before_the_others_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "many.py"
+    classes = "".join(f"class Model{i}(nn.Module): pass\n" for i in range(11))
+    path.write_text(f"from torch import nn\n{classes}def build(): pass\n")
+    for given, meant in (("Modle10", "Model10"), ("biuld", "build")):
+        listed = ", ".join(f"Model{i}" for i in range(10))
+        message = f"{path} has no {given}; did you mean '{meant}'? Its classes are {listed} and 1 more\n"
+        assert run("verify", f"{path}:{given}").stderr == f"error: {message}"
+
+
+LAZY = """
+    import torch
+    from torch import nn
+    from tests.support.sizes import SMALL
+    from tests.support.structures import PortMixer
+
+    class Mixer(PortMixer):
+        def __init__(self):
+            super().__init__(SMALL)
+            self.classifier = nn.LazyLinear(SMALL.num_classes)
+
+    made = Mixer()
+"""
+
+
+def test_lazy_modules_that_are_made_here_get_their_shapes(tmp_path: Path) -> None:
+    path = tmp_path / "lazy.py"
+    path.write_text(textwrap.dedent(LAZY))
+    size = "x".join(map(str, (SMALL.in_channels, *SMALL.image_hw)))
+    assert run("verify", f"{path}:Mixer", "--image", size, "--no-gradients", "-q").exit_code == 0
+    assert run("layouts", f"{path}:Mixer", "--image", size).exit_code == 0
+    refused = run("verify", f"{path}:made", "--image", size)
+    assert "Mixer has parameters without shapes" in refused.stderr
+    wrong = run("verify", f"{path}:Mixer", "--image", "3x99x98")
+    assert wrong.stderr.count("It was run on images of 3x99x98") == 1, wrong.stderr
 
 
 def test_names_that_are_nearly_right_are_offered() -> None:

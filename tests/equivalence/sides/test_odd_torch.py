@@ -273,6 +273,54 @@ def test_what_a_model_raises_is_told_with_a_way_to_it() -> None:
         verify(Odd(_said_nothing), image=IMAGE)
 
 
+def test_the_size_of_the_images_of_a_model_that_raised_is_asked_for() -> None:
+    with pytest.raises(MixerEquivError) as raised:
+        verify(PortMixer(CONFIG), image=(3, 16, 16))
+    shown = str(raised.value)
+    assert shown.startswith("PortMixer raised RuntimeError when it was run: ")
+    assert shown.endswith(
+        "It was run on images of 3x16x16 (channels x height x width): is image=, on the command line --image, right?"
+    )
+    assert shown.count("It was run on") == 1
+
+
+def test_a_model_that_takes_the_channels_last_is_called_so() -> None:
+    report = verify(Odd(lambda f, x: f(x.permute(0, 3, 1, 2))), image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert report.gradients is not None
+    assert [warning for warning in report.warnings if "(batch, height, width, channels)" in warning] == [
+        "it raises on images (batch, channels, height, width), as torch has them, and was called with "
+        "(batch, height, width, channels)"
+    ]
+    twice = verify(Odd(lambda f, x: 2 * f(x.permute(0, 3, 1, 2))), image=IMAGE)
+    assert twice.verdict != "equivalent"
+
+
+def test_a_model_that_runs_on_usual_images_is_called_with_these_alone() -> None:
+    report = verify(Odd(lambda f, x: f(x.permute(0, 3, 1, 2) if x.shape[1:] == (8, 9, 3) else x)), image=IMAGE)
+    assert not any("(batch, height, width, channels)" in warning for warning in report.warnings)
+
+
+def test_an_output_without_an_axis_of_images_is_said_by_its_shape() -> None:
+    report = verify(Odd(lambda f, x: f(x).squeeze()), image=IMAGE)
+    (cause,) = report.causes
+    assert (report.verdict, cause.name) == ("different", "neighbours")
+    assert "it returns shape (7,) for one image, not (1, 7)" in cause.evidence
+
+
+class _Scaling(PortMixer):
+    """The official model, whose weights are other ones once they were loaded."""
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict({key: 2 * value for key, value in state.items()}, prefix, *others)
+
+
+@pytest.mark.parametrize(("model", "is_told"), [(_Scaling(CONFIG), True), (PortMixer(CONFIG), False)])
+def test_loading_by_code_of_its_own_is_said(model: nn.Module, is_told: bool) -> None:
+    expected = "hooks on loading or saving a state_dict are not run: those of the model"
+    assert (expected in verify(model, image=IMAGE).warnings) == is_told
+
+
 def test_a_lazy_model_is_to_be_called_first() -> None:
     model = nn.Sequential(nn.LazyConv2d(8, 4, 4), nn.Flatten(), nn.LazyLinear(7))
     with pytest.raises(MixerEquivError) as raised:
