@@ -10,9 +10,10 @@ import dataclasses
 import datetime
 import functools
 import inspect
+import itertools
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -22,6 +23,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.report import Report
 from mixer_equiv.equivalence.sides.adapters import is_model
+from mixer_equiv.equivalence.sides.code_files import code_files, collecting_models
 from mixer_equiv.equivalence.sides.locate import is_maker, is_source, source_file
 from mixer_equiv.equivalence.sides.resolve import BuiltInName
 from mixer_equiv.shown_paths import without_private_parts
@@ -38,28 +40,31 @@ def recorded(function: Callable[Arguments, Report]) -> Callable[Arguments, Repor
 
     @functools.wraps(function)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Report:
-        report = function(*args, **kwargs)
+        with collecting_models() as made:
+            report = function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         call = _call_text(function.__name__, bound.args, bound.kwargs)
         bound.apply_defaults()
-        return dataclasses.replace(report, provenance=_provenance(call, bound.arguments))
+        return dataclasses.replace(report, provenance=_provenance(call, bound.arguments, made))
 
     return wrapper
 
 
-def _provenance(call: str, arguments: Mapping[str, Any]) -> Provenance:
+def _provenance(call: str, arguments: Mapping[str, Any], made: Sequence[Any]) -> Provenance:
+    """The provenance of a call with these `arguments`, in which the models `made` were made."""
     given = [arguments[name] for name in ("a", "b", "weights")]
+    within = itertools.chain.from_iterable(map(_code_within, (*given, *made)))
     return Provenance(
         call=call,
         seed=arguments["seed"],
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         versions={"python": platform.python_version(), **versions()},
         files=_digests(map(_checkpoint_path, given)),
-        sources=_digests(map(_code_path, given)),
+        sources=_digests((*map(_code_path, given), *within)),
     )
 
 
-def _digests(paths: Iterator[Path | None]) -> tuple[FileDigest, ...]:
+def _digests(paths: Iterable[Path | None]) -> tuple[FileDigest, ...]:
     """The digests of those paths that exist, each once."""
     existing = {path.resolve(): path for path in paths if path is not None and os.path.exists(path)}
     return tuple(FileDigest.of(path) for path in existing.values())
@@ -79,6 +84,13 @@ def _code_path(given: Any) -> Path | None:
         if is_maker(given) or is_model(given) or (isinstance(given, str) and is_source(given)):
             return source_file(given)
     return None
+
+
+def _code_within(given: Any) -> list[Path]:
+    """The files with the code of a model and of its modules; none where they cannot be told."""
+    with contextlib.suppress(Exception):  # as above
+        return code_files(given)
+    return []
 
 
 # The call in words

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flax import linen, nnx
 
 from mixer_equiv import Checkpoint, Policy, Report, load, verify
 from mixer_equiv.equivalence.call_record import recorded
+from mixer_equiv.equivalence.sides.code_files import code_files
+from mixer_equiv.equivalence.sides.locate import object_at
 from tests.support.command_line import params
 from tests.support.sizes import IMAGE, SMALL
 from tests.support.structures import PortMixer
@@ -76,6 +79,46 @@ def test_the_source_of_a_model_is_the_file_of_its_class(kind: str) -> None:
     assert [(file.path, file.sha256) for file in compare(SOURCES[kind]).provenance.sources] == [
         (path.relative_to(Path.cwd()).as_posix(), sha256(path))
     ]
+
+
+def test_the_code_of_base_classes_and_of_modules_within_is_hashed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = "from tests.support.sizes import SMALL\nfrom tests.support.structures import PortMixer\n"
+    Path("parts_below.py").write_text(
+        f"from torch import nn\n{size}class Pool(nn.Identity): pass\nclass Base(PortMixer):\n    pass\n"
+    )
+    Path("parts_inside.py").write_text("from torch import nn\nclass Norm(nn.LayerNorm): pass\n")
+    Path("mine.py").write_text(
+        f"{size}from parts_below import Base\nfrom parts_inside import Norm\nclass Mixer(Base):\n"
+        "    def __init__(self):\n        super().__init__(SMALL)\n        self.final_norm = Norm(20, eps=1e-6)\n"
+    )
+    Path("builder.py").write_text("import mine\ndef build(): return mine.Mixer()\n")
+    model = verify("mine.py:Mixer", image=IMAGE, gradients=False, fail_fast=True)
+    ports = Path(inspect.getsourcefile(PortMixer)).name
+    expected = ["mine.py", "parts_below.py", ports, "parts_inside.py"]
+    assert [file.path for file in model.provenance.sources] == expected
+    assert [file.sha256 for file in model.provenance.sources[:2]] == [sha256(Path(name)) for name in expected[:2]]
+    built = verify("builder.py:build", image=IMAGE, gradients=False, fail_fast=True)
+    assert [file.path for file in built.provenance.sources] == ["builder.py", *expected]
+
+
+def test_modules_of_flax_show_their_classes_too(tmp_path: Path) -> None:
+    for name, library in (("part_of_nnx", "nnx"), ("part_of_linen", "linen")):
+        (tmp_path / f"{name}.py").write_text(f"from flax import {library}\nclass Part({library}.Module): pass\n")
+    nnx_part, linen_part = (object_at(f"{tmp_path}/{name}.py:Part")() for name in ("part_of_nnx", "part_of_linen"))
+
+    class Linen(linen.Module):
+        parts: tuple[linen.Module, ...]
+
+    class Nnx(nnx.Module):
+        def __init__(self) -> None:
+            self.part = nnx_part
+
+    assert code_files(Nnx()) == [Path(__file__), tmp_path / "part_of_nnx.py"]
+    assert code_files(Linen((linen.Dense(2), linen_part))) == [Path(__file__), tmp_path / "part_of_linen.py"]
+    assert code_files(torch.nn.Linear(2, 2)) == code_files(linen.Dense(2)) == code_files("flax") == []
 
 
 def test_a_model_of_timm_is_made_by_code_of_timm() -> None:

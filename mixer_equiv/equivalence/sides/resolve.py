@@ -21,6 +21,7 @@ from mixer_equiv.equivalence.mixer.official_program import with_official_convent
 from mixer_equiv.equivalence.sides.adapters import VERIFIED, foreign_model_of, is_model
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG, Image, MixerSide, NotAMixer
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
+from mixer_equiv.equivalence.sides.code_files import collect
 from mixer_equiv.equivalence.sides.foreign import ForeignSide
 from mixer_equiv.equivalence.sides.lazy_modules import initialize
 from mixer_equiv.equivalence.sides.locate import is_maker, is_source, model_at
@@ -112,6 +113,7 @@ class _Given:
         name = BuiltInName.of(source)
         if name is None and (is_maker(source) or (isinstance(source, str) and is_source(source))):
             located = model_at(source, kwargs, config)
+            collect(located.model)
             return cls(located.model, is_made=True, is_new=located.is_new)
         return cls(source, name)
 
