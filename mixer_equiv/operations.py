@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from mixer_equiv.activations import ACTIVATIONS, DERIVATIVES
+from mixer_equiv.activations import Activation, activation_derivative, activation_function
 
 Array = np.ndarray
 Key = TypeVar("Key")
@@ -77,13 +77,13 @@ def swap_vjp(cotangent: Array, x: Array) -> tuple[Array]:
     return (swap(cotangent),)
 
 
-def activate(x: Array, activation: str) -> Array:
-    """Apply the activation of this name in `ACTIVATIONS` to every element."""
-    return ACTIVATIONS[activation](x)
+def activate(x: Array, activation: Activation) -> Array:
+    """Apply an activation, by its name in `ACTIVATIONS` or with other constants, to every element."""
+    return activation_function(activation)(x)
 
 
-def activate_vjp(cotangent: Array, x: Array, activation: str) -> tuple[Array]:
-    return (cotangent * DERIVATIVES[activation](x),)
+def activate_vjp(cotangent: Array, x: Array, activation: Activation) -> tuple[Array]:
+    return (cotangent * activation_derivative(activation)(x),)
 
 
 def add(x: Array, y: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mixer_equiv import operations
-from mixer_equiv.activations import ACTIVATIONS, DERIVATIVES
+from mixer_equiv.activations import ACTIVATIONS, CONSTANTS, DERIVATIVES, RoundedActivation
 from mixer_equiv.operations import OPERATIONS, Operation, Parameter, Recorder
 
 STEP = 1e-30
@@ -28,6 +28,11 @@ CALLS: list[tuple[str, list[np.ndarray], tuple[Any, ...]]] = [
     ("layer_norm", [drawn(2, 3, 7) + 5, drawn(7), drawn(7)], (0.3,)),
     ("swap", [drawn(2, 3, 4)], ()),
     *(("activate", [3 * drawn(4, 50)], (name,)) for name in ACTIVATIONS),
+    *(
+        ("activate", [3 * drawn(4, 50)], (RoundedActivation(name, ((constant, 0.9 * constant.value),)),))
+        for name, constants in CONSTANTS.items()
+        for constant in constants
+    ),
     ("add", [drawn(2, 3), drawn(2, 3)], ()),
     ("mean", [drawn(2, 3, 4)], ()),
 ]

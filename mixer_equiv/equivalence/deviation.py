@@ -1,7 +1,7 @@
 """`Deviation`: one step at which a recorded run does something else than the program that it is compared with.
 
 It is plain data at the bottom of `equivalence`: the search makes it, the catalogue of faults names it, and
-the judge groups it into causes. It knows no trace, no operation and no Mixer. Code decides on the values;
+the judge groups it into causes. It knows no trace and no Mixer. Code decides on the values;
 `str` turns them into words for people.
 """
 
@@ -12,6 +12,7 @@ import enum
 import math
 from typing import Literal
 
+from mixer_equiv.activations import RoundedActivation
 from mixer_equiv.equivalence.place import Place
 
 
@@ -140,7 +141,20 @@ class Windows:
 
 
 Kind = Literal["variant", "skip", "insert", "unknown"]
-Setting = str | float | Choice | ResultOf | ValueOf | OtherValueOf | Epsilon | Arithmetic | Clipped | Windows | None
+Setting = (
+    str
+    | float
+    | RoundedActivation
+    | Choice
+    | ResultOf
+    | ValueOf
+    | OtherValueOf
+    | Epsilon
+    | Arithmetic
+    | Clipped
+    | Windows
+    | None
+)
 
 
 @dataclasses.dataclass(frozen=True)

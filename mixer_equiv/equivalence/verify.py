@@ -18,7 +18,7 @@ from mixer_equiv.checkpoints.differences import port_faults
 from mixer_equiv.config import MixerConfig, as_image, size_differences
 from mixer_equiv.equivalence.call_record import recorded
 from mixer_equiv.equivalence.judge.causes import round_trip_causes, weight_causes
-from mixer_equiv.equivalence.judge.decide import explained, judge, trained_apart, with_gradients
+from mixer_equiv.equivalence.judge.decide import Judgement, explained, judge, trained_apart, with_gradients
 from mixer_equiv.equivalence.judge.evidence import Evidence, gather
 from mixer_equiv.equivalence.judge.float32 import in_float32
 from mixer_equiv.equivalence.judge.gradients import common_space, compare_gradients
@@ -30,6 +30,7 @@ from mixer_equiv.equivalence.judge.report_assembly import (
     report_of,
     sides_of,
 )
+from mixer_equiv.equivalence.judge.rounding import by_rounding
 from mixer_equiv.equivalence.judge.training import compare_training
 from mixer_equiv.equivalence.judge.visible_faults import visible
 from mixer_equiv.equivalence.notice import Notice
@@ -38,6 +39,7 @@ from mixer_equiv.equivalence.record.precision import on_device
 from mixer_equiv.equivalence.report import Gradients, Report, Training
 from mixer_equiv.equivalence.sides.base import Image, NotAMixer, WeightedSide
 from mixer_equiv.equivalence.sides.drawn_weights import random_images
+from mixer_equiv.equivalence.sides.replayed import ReplayedSide
 from mixer_equiv.equivalence.sides.resolve import resolve
 from mixer_equiv.equivalence.sides.weights import donor_by, donor_of, give_weights, is_said
 from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError, NotFollowedError, did_you_mean
@@ -180,8 +182,10 @@ def _compared(
         asked = dataclasses.replace(asked, gradients=False, train_steps=0)
     elif by_default:
         asked = dataclasses.replace(asked, gradients=True)
-    compared, training = _on_the_way_back(evidence, notes, asked)
-    judgement = trained_apart(with_gradients(judgement, compared, asked.policy), training)
+    compared, training = _on_the_way_back(evidence, judgement, notes, asked)
+    by_outputs, judgement = judgement, trained_apart(with_gradients(judgement, compared, asked.policy), training)
+    if not port_causes:
+        judgement = by_rounding(judgement, by_outputs, evidence, asked.seed, asked.policy)
     asked.on_step("what these inputs could show")
     shown = {"given": "bit by bit", "random": "random, shared"}.get(origin, f"from {origin}")
     if faults:
@@ -201,15 +205,22 @@ def _compared(
 
 
 def _on_the_way_back(
-    evidence: Evidence, notes: list[Notice], asked: _Asked
+    evidence: Evidence, judgement: Judgement, notes: list[Notice], asked: _Asked
 ) -> tuple[Gradients | None, tuple[Training, ...]]:
-    """Compare gradients and training steps on one image, if the outputs agree; else add the reason to `notes`."""
+    """Compare gradients and training steps on one image, if the outputs agree; else add the reason to `notes`.
+
+    They agree as well where they do with what the judgement names changed.
+    """
     if not (asked.gradients or asked.train_steps):
         return None, ()
-    if asked.policy.rate(*evidence.residuals()) not in ("same", "rounding"):
-        notes.append(Notice("gradients are not compared, since the outputs differ"))
-        return None, ()
     a, b = evidence.a.side, evidence.aligned.side if evidence.aligned is not None else evidence.b.side
+    if asked.policy.rate(*evidence.residuals()) not in ("same", "rounding"):
+        a = next((side for side in (a, evidence.b.side) if side.side.is_foreign), a)
+        replayed = ReplayedSide.of(a.side) if judgement.verdict == "equivalent_under" else None
+        if replayed is None:
+            notes.append(Notice("gradients are not compared, since the outputs differ"))
+            return None, ()
+        b = WeightedSide(replayed, a.checkpoint)
     image = evidence.images[:1].astype(np.float64)
     space = common_space(a, b)
     if space is None:

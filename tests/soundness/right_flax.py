@@ -22,6 +22,10 @@ PARTS = jax_parts.WRITINGS | jax_mixing.WRITINGS
 LINEN = {f"linen {p}: {name}": Structure(partial(Plain, ((p, w),)), flat) for (p, name), w in PARTS.items()}
 LINEN |= {f"linen: {name}": structure for name, structure in (LOOPS | LAYERS).items()}
 LINEN_UNFOLLOWED = {f"linen: {name}": structure for name, structure in UNFOLLOWED.items()}
+ROUNDED = {
+    f"linen under: {name}": Structure(partial(Plain, ((part, writing),)), flat)
+    for (part, name), writing in jax_parts.ROUNDED.items()
+}
 NNX_ALL = {f"nnx: {name}": make for name, make in NNX.items()}
 # nnx has its own convolution and LayerNorm in the plain model.
 NNX_ALL |= {
@@ -30,10 +34,14 @@ NNX_ALL |= {
     if part in ("gelu", "tokens", "channels")
 }
 
-PACKS = {name: structure.pack for name, structure in (LINEN | LINEN_UNFOLLOWED).items()}
+PACKS = {name: structure.pack for name, structure in (LINEN | LINEN_UNFOLLOWED | ROUNDED).items()}
 CASES: tuple[Case, ...] = (
     *(Case(name, s.make, SAME, "parts and loops of other kinds compute the same") for name, s in LINEN.items()),
     *(Case(name, make, SAME, "layers and loops of other kinds compute the same") for name, make in NNX_ALL.items()),
+    *(
+        Case(name, s.make, ("equivalent_under",), "with the constants of its code", ("activation",))
+        for name, s in ROUNDED.items()
+    ),
     *(Case(name, s.make, UNSEEN, "numbers outside `params` may be kept") for name, s in LINEN_UNFOLLOWED.items()),
     *(Case(f"nnx: {name}", make, UNSEEN, "what is no Param may be kept") for name, make in UNFOLLOWED_NNX.items()),
 )

@@ -69,14 +69,14 @@ def _convention_cause(name: str, a: WeightedSide, b: WeightedSide) -> Cause:
     )
 
 
-def deviation_causes(a: MixerSide, b: MixerSide) -> list[Cause]:
-    """Name what one of the two does at some steps and the other does not.
+def deviation_causes(a: MixerSide, b: MixerSide, *, to_the_last_digit: bool = False) -> list[Cause]:
+    """Name what one of the two does at some steps and the other does not; on demand the last digits of constants too.
 
     A foreign model deviates from the official one as it was found to, a model of ours by its conventions. Beside a
     foreign model, what ours does is what is expected.
     """
     side, other = (b, a) if b.is_foreign and not a.is_foreign else (a, b)
-    own, others = side.deviations, other.deviations
+    own, others = (s.all_deviations if to_the_last_digit else s.deviations for s in (side, other))
     only_own = [deviation for deviation in own if deviation not in others]
     rest = [theirs for theirs in others if not any(_replaces(mine, theirs) for mine in own)]
     depth = side.config.num_blocks

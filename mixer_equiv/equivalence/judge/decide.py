@@ -89,11 +89,17 @@ def explained(judgement: Judgement, a: MixerSide, b: MixerSide, port_causes: tup
     if judgement.verdict == "different" and (port_causes or not causes):
         return dataclasses.replace(judgement, causes=(*port_causes, *causes, *constraints))
     residuals = [side.replay_residual for side in (a, b) if side.replay_residual is not None]
-    verdicts = {verdict_of(cause.name) for cause in (*causes, *constraints)}
+    left = max(residuals, default=judgement.residual_without_causes)
+    return judge_by_causes(judgement, [*causes, *constraints], left)
+
+
+def judge_by_causes(judgement: Judgement, causes: Collection[Cause], residual: float | None) -> Judgement:
+    """The worst verdict on a model that differs by these causes; `residual` is left with them changed."""
+    verdicts = {verdict_of(cause.name) for cause in causes}
     worst = next(v for v in ("inexpressible", "different", "equivalent_under") if v in verdicts)
     beyond = tuple(f"{c.name}: {c.where}" for c in causes if verdict_of(c.name) == "inexpressible")
-    after = without(causes, max(residuals, default=judgement.residual_without_causes))
-    return Judgement(worst, beyond, (*causes, *constraints), judgement.notices, judgement.is_rounding, after)
+    after = without(causes, residual)
+    return Judgement(worst, beyond, tuple(causes), judgement.notices, judgement.is_rounding, after)
 
 
 def without(causes: Collection[Cause], residual: float | None) -> float | None:
@@ -102,17 +108,18 @@ def without(causes: Collection[Cause], residual: float | None) -> float | None:
 
 
 def with_gradients(judgement: Judgement, gradients: Gradients | None, policy: Policy) -> Judgement:
-    """Judge a model with the same outputs and other gradients as different: it trains otherwise.
+    """Judge a model with the same outputs, or the same once causes are changed, and other gradients as different.
 
-    As for outputs, a residual that float32 makes so much larger is rounding.
+    It trains otherwise. As for outputs, a residual that float32 makes so much larger is rounding.
     """
     if gradients is None or gradients.residual <= gradients.threshold:
         return judgement
     if gradients.float32 is not None and policy.is_rounding(gradients.residual, gradients.float32):
         text = f"the gradients' {gradients.residual:.1e} is rounding, since in float32 it is {gradients.float32:.1e}"
         return dataclasses.replace(judgement, notices=(*judgement.notices, Notice(text)), is_rounding=True)
-    if judgement.verdict == "equivalent" and not judgement.is_rounding:
-        reason = f"the gradients differ by {gradients.residual:.1e}, most at {gradients.worst}, and the outputs do not"
+    if judgement.verdict in ("equivalent", "equivalent_under") and not judgement.is_rounding:
+        outputs = "the outputs" if judgement.verdict == "equivalent" else "the outputs, with the causes changed,"
+        reason = f"the gradients differ by {gradients.residual:.1e}, most at {gradients.worst}, and {outputs} do not"
         return dataclasses.replace(judgement, verdict="different", reasons=(*judgement.reasons, reason))
     return judgement
 

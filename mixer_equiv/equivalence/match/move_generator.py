@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from mixer_equiv import operations
+from mixer_equiv.activations import ACTIVATIONS, Activation, activation_function
 from mixer_equiv.equivalence.deviation import (
     Choice,
     Deviation,
@@ -32,6 +33,7 @@ from mixer_equiv.equivalence.match.parameter_search import (
     ParameterSearch,
     UnknownParameter,
 )
+from mixer_equiv.equivalence.match.rounded_activations import distance, rounded_activations
 from mixer_equiv.equivalence.match.search_state import COST_OF, Move, SearchState
 from mixer_equiv.equivalence.match.step_variants import (
     SKIPPABLE,
@@ -39,11 +41,15 @@ from mixer_equiv.equivalence.match.step_variants import (
 )
 from mixer_equiv.equivalence.match.windows import windows_of
 from mixer_equiv.equivalence.place import Place
+from mixer_equiv.equivalence.record.array_fingerprint import TOLERANCE, Fingerprint
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Step
 
 # How many values of the trace are tried in the place of an unknown step.
 CONTINUED_AT_MOST = 12
+
+# How many times as near a value must be with another constant than with the activation's own.
+CLEARLY = 0.1
 
 
 class MoveGenerator:
@@ -55,6 +61,7 @@ class MoveGenerator:
         self.joined = JoinedLayers(self.parameters)
         self.extra = ExtraOperations(trace, self.parameters)
         self.norms = NormMoves(trace, self.parameters)
+        self.rounded = rounded_activations(trace.scalars)
 
     def moves(self, step: Step, state: SearchState, budget: int) -> Iterator[Move]:
         """Generate the moves that cost no more than the budget, cheapest kinds first, their deviations with places."""
@@ -116,10 +123,28 @@ class MoveGenerator:
             array = self.parameters.cached((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
             if step.operation == "swap":
                 yield Move(array, state.seen[step.inputs[0]], sure=False)
+            elif step.operation == "activate":
+                yield from self._activated(step, x, state, step.settings[0])
             elif value := self.parameters.find_value(array, state.position):
                 yield Move(array, value)
             elif step.operation == "mean":  # what follows is linear too, and may stand before it or be one with it
                 yield Move(array, None, sure=False)
+
+    def _activated(self, step: Step, x: Array, state: SearchState, name: str) -> Iterator[Move]:
+        """The activation of this name, with constants of the trace where these give its value more nearly."""
+        (expected,) = step.settings
+        alike: list[Activation] = [name, *(a for a in self.rounded if a.name == name and a.error <= TOLERANCE)]
+        arrays = [self.parameters.cached(("activation", a), partial(activation_function(a), x), x) for a in alike]
+        if (value := self.parameters.find_value(arrays[0], state.position)) is None:
+            return
+        best = 0
+        if len(alike) > 1:
+            exact = Fingerprint(value.array)
+            distances = [distance(exact, Fingerprint(array)) for array in arrays]
+            best = min(range(len(alike)), key=lambda i: distances[i] * (1 if i else CLEARLY))
+        found = alike[best]
+        deviations = () if found == expected else (Deviation(step.name, "variant", "activation", expected, found),)
+        yield Move(arrays[best], value, {}, deviations, 0 if name == expected else COST_OF["variant"])
 
     def _linear(self, step: Step, x: Array, state: SearchState) -> Iterator[Move]:
         guessed = bool(state.deviations) and state.deviations[-1].kind == "unknown"
@@ -189,7 +214,11 @@ class MoveGenerator:
             yield from self.norms.variants(step, inputs[0], state)
             return
         earlier = list(zip(state.steps, state.values[1:], strict=True))
-        for number, (change, compute, is_rearranged) in enumerate(variants(step, inputs, earlier)):
+        rounded = [activation for activation in self.rounded if activation.error > TOLERANCE]
+        for number, (change, compute, is_rearranged) in enumerate(variants(step, inputs, earlier, rounded)):
+            if change.found in ACTIVATIONS:
+                yield from self._activated(step, inputs[0], state, str(change.found))
+                continue
             array = self.parameters.cached(("variant", step.operation, number, change), compute, *inputs)
             deviation = Deviation(step.name, "variant", *change)
             if is_rearranged:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mixer_equiv.activations import ACTIVATIONS
+from mixer_equiv.activations import ACTIVATIONS, RoundedActivation, activation_function
 from mixer_equiv.equivalence.deviation import Arithmetic, Choice, Clipped, ResultOf, Setting
 from mixer_equiv.operations import Array, Step, normalise, swap
 
@@ -111,8 +111,16 @@ def _over_tokens(x: Array, eps: float) -> Array:
     return swap(normalise(swap(x), eps)) if x.ndim > 2 else x
 
 
-def variants(step: Step, inputs: tuple[Array, ...], earlier: Sequence[tuple[Step, Array]]) -> Iterator[Variant]:
-    """Variants of a step on these `inputs`, but for LayerNorms; `earlier` are the steps before it with their values."""
+def variants(
+    step: Step,
+    inputs: tuple[Array, ...],
+    earlier: Sequence[tuple[Step, Array]],
+    rounded: Sequence[RoundedActivation] = (),
+) -> Iterator[Variant]:
+    """Variants of a step on these `inputs`, but for LayerNorms.
+
+    `earlier` are the steps before it with their values, `rounded` the activations with other constants that may be.
+    """
     x = inputs[0]
     if step.operation == "activate":
         (expected,) = step.settings
@@ -120,6 +128,8 @@ def variants(step: Step, inputs: tuple[Array, ...], earlier: Sequence[tuple[Step
             if name != expected:
                 what = "activation" if name in ACTIVATIONS else name
                 yield Variant(Change(what, expected, name), partial(function, x))
+        for activation in rounded:
+            yield Variant(Change("activation", expected, activation), partial(activation_function(activation), x))
     elif step.operation == "mean":
         for choice, function in POOLINGS.items():
             yield Variant(Change("pooling", Choice.MEAN, choice), partial(function, x))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mixer_equiv.activations import RoundedActivation
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Choice, Deviation
 from mixer_equiv.equivalence.match.axes import locate_elements
@@ -19,6 +20,7 @@ from mixer_equiv.equivalence.mixer.deviation_patterns import combine
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, ParameterPlace, StagePlace, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
+from mixer_equiv.equivalence.mixer.rounding import is_all_but_official, without_rounding
 from mixer_equiv.equivalence.mixer.unfollowed import unfollowed
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.place import Place
@@ -39,6 +41,8 @@ def find_mixer(
     leads on.
     """
     match, order = best_match(trace, entry, thorough)
+    rounded = tuple(deviation for deviation in match.deviations if is_all_but_official(deviation))
+    match = dataclasses.replace(match, deviations=without_rounding(match.deviations))
     deviations = combine(match.deviations)
     match = dataclasses.replace(match, assignments=relocated(match, deviations, trace))
     seen = _Seen(match, deviations, trace, len(entry))
@@ -74,6 +78,7 @@ def find_mixer(
             if not isinstance(assigned, UnknownParameter)
         },
         residual=match.residual,
+        rounded=rounded,
         stages=dict(_stages(match, len(entry), tokens)),
         path=trace.path,
         idle=idle_operations(trace),
@@ -289,7 +294,8 @@ def _throughout(found: ProgramMatch, operation: str, what: str, official: Any) -
     steps = [step.name for step in found.program.steps if step.operation == operation]
     others = {deviation.step: deviation.found for deviation in found.deviations if deviation.what == what}
     kinds = {others.get(step, official) for step in steps}
-    return kinds.pop() if len(kinds) == 1 else official
+    kind = kinds.pop() if len(kinds) == 1 else official
+    return official if isinstance(kind, RoundedActivation) else kind
 
 
 def _lacking(found: ProgramMatch, deviations: tuple[Deviation, ...], config: MixerConfig) -> list[str]:

@@ -6,15 +6,17 @@ any conventions, and has none.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
+from mixer_equiv.activations import ACTIVATIONS, RoundedActivation
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.match.step_variants import MLP_ACTIVATIONS
 from mixer_equiv.equivalence.mixer.official_program import program_of, with_official_conventions
-from mixer_equiv.operations import Array, Step
+from mixer_equiv.operations import Array, Program, Step
 
 Weights = Mapping[str, Array]
 
@@ -39,16 +41,39 @@ Run = Callable[[tuple[Array, ...], tuple[Array, ...]], Array]
 
 def _run_with(step: Step, deviation: Deviation | None) -> Run | None:
     """How the step is run with a deviation; None where that is not known."""
+    if (changed := _with_setting(step, deviation)) is not None:
+        return changed.run
     if deviation is None:
-        return step.run
+        return None
     if deviation.kind == "variant" and deviation.found in MLP_ACTIVATIONS and step.operation == "activate":
         function = MLP_ACTIVATIONS[str(deviation.found)]
         return lambda inputs, parameters: function(inputs[0])
     if (deviation.kind, step.operation) == ("skip", "activate"):
         return lambda inputs, parameters: inputs[0]
-    if deviation.kind == "variant" and deviation.what == "layer_norm_eps":
-        changed = Step(step.name, step.operation, step.inputs, step.parameters, (deviation.found,))
-        return changed.run
+    return None
+
+
+def program_with(config: MixerConfig, deviations: Collection[Deviation]) -> Program | None:
+    """The official program for `config` with these deviations; None where one is more than a setting that it can have.
+
+    It has derivatives, as `replay` has not.
+    """
+    by_step = {deviation.step: deviation for deviation in deviations}
+    official = program_of(with_official_conventions(config))
+    steps = [_with_setting(step, by_step.get(step.name)) for step in official.steps]
+    held = tuple(step for step in steps if step is not None)
+    is_whole = len(held) == len(steps) and len(by_step) == len(deviations)
+    return Program(held, official.stages) if is_whole else None
+
+
+def _with_setting(step: Step, deviation: Deviation | None) -> Step | None:
+    """The step with the setting that a deviation has found; None where it is more than that."""
+    if deviation is None:
+        return step
+    is_activation = deviation.found in ACTIVATIONS or isinstance(deviation.found, RoundedActivation)
+    is_setting = deviation.what == "layer_norm_eps" or (deviation.what == "activation" and is_activation)
+    if deviation.kind == "variant" and is_setting:
+        return dataclasses.replace(step, settings=(deviation.found,))
     return None
 
 

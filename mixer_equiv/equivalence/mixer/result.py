@@ -18,6 +18,7 @@ from mixer_equiv.equivalence.match.axes import reorder_axes
 from mixer_equiv.equivalence.match.derived_operand import DerivedOperand
 from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, KnownAssignment
 from mixer_equiv.equivalence.mixer.official_program import deviations_of
+from mixer_equiv.equivalence.mixer.rounding import with_rounding
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.trace import Trace
 from mixer_equiv.errors import summarize
@@ -159,7 +160,8 @@ class FoundMixer(Searched):
     `config` has the sizes, and those conventions that it computes throughout. `layout` names its parameters.
     `sources` are the official parameters among the values of a run, of the steps hashed as `path`; `stages` are the
     places of the official stages among them. `residual` is that of its output against the official program with the
-    deviations. `idle` are operations that changed nothing, `narrow_dtypes` the floats for which its code asks.
+    deviations, and with the activations that are `rounded`: those whose constants differ in the last digits alone.
+    `idle` are operations that changed nothing, `narrow_dtypes` the floats for which its code asks.
     """
 
     config: MixerConfig
@@ -170,6 +172,12 @@ class FoundMixer(Searched):
     path: int
     idle: tuple[str, ...]
     narrow_dtypes: tuple[str, ...]
+    rounded: tuple[Deviation, ...] = ()
+
+    @property
+    def all_deviations(self) -> tuple[Deviation, ...]:
+        """The deviations to the last digit of constants."""
+        return with_rounding(self.deviations, self.rounded)
 
     @property
     def reached_output(self) -> bool:

@@ -77,6 +77,10 @@ class MixerSide(Protocol):
         """The steps at which it computes something else than the official model."""
 
     @property
+    def all_deviations(self) -> tuple[Deviation, ...]:
+        """The same, with the steps whose constants differ in their last digits alone, where these are known."""
+
+    @property
     def constraints(self) -> tuple[Constraint, ...]:
         """Conditions on official weights without which it cannot hold them."""
 

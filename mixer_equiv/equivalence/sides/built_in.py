@@ -38,6 +38,10 @@ class RunByUs:
     def deviations(self) -> tuple[Deviation, ...]:
         return tuple(deviations_of(self.config))
 
+    @property
+    def all_deviations(self) -> tuple[Deviation, ...]:
+        return self.deviations
+
     def run(self: MixerSide, weights: Arrays, images: np.ndarray, dtype: Any) -> Stages:
         return RUNNERS[self.runner](self.config, weights, images.astype(dtype))
 

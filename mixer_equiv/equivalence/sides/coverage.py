@@ -228,7 +228,7 @@ class _Coverage:
 
         There is no function where deviations are more than settings of steps.
         """
-        if function := replay(found.config, found.deviations):
+        if function := replay(found.config, found.all_deviations):
             return found, function
         settings = tuple(deviation for deviation in found.deviations if replay(found.config, [deviation]))
         if (function := replay(found.config, settings)) is None:

@@ -73,6 +73,10 @@ class ForeignSide:
         return self.found.deviations
 
     @property
+    def all_deviations(self) -> tuple[Deviation, ...]:
+        return self.found.all_deviations
+
+    @property
     def constraints(self) -> tuple[Constraint, ...]:
         return self.found.constraints
 

@@ -234,6 +234,17 @@ def classify_by_reduce(y: Array, kernel: Array, bias: Array) -> Array:
     return dense(total / y.shape[1], kernel, bias)
 
 
+# --- GELUs of rounded constants ---
+
+
+def gelu_of_eight_digits(x: Array) -> Array:
+    return 0.5 * x * (1 + jnp.tanh(0.79788456 * x * (1 + CUBIC * x * x)))
+
+
+def gelu_by_rounded_erf(x: Array) -> Array:
+    return 0.5 * x * (1 + lax.erf(x * 0.70710678))
+
+
 PARTS: dict[str, Part] = {
     "embed": embed,
     "norm": norm,
@@ -274,4 +285,8 @@ WRITINGS: dict[tuple[str, str], Part] = {
     ("classify", "cumsum"): classify_by_cumsum,
     ("classify", "reduce_window"): classify_by_window,
     ("classify", "reduce"): classify_by_reduce,
+}
+ROUNDED: dict[tuple[str, str], Part] = {
+    ("gelu", "GELU of 0.79788456"): gelu_of_eight_digits,
+    ("gelu", "GELU by erf of 0.70710678"): gelu_by_rounded_erf,
 }

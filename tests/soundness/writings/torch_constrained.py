@@ -1,7 +1,7 @@
-"""Restrictions of the official family, and its two other conventions, in unusual writings.
+"""Restrictions of the official family, its two other conventions and rounded constants, in unusual writings.
 
 Each has the names of its causes beside it, and the conventions and canonical weights under which it is the official
-function.
+function, which those of rounded constants are nearly.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_equiv import MixerConfig
+from mixer_equiv.random_weights import draw_params
 from tests.soundness.cases import CONFIG
+from tests.soundness.writings.official import official
+from tests.soundness.writings.torch_gelus import ROOT
 from tests.soundness.writings.torch_mixing import by_broadcasting, mixing
-from tests.soundness.writings.torch_plain import Mixer
+from tests.soundness.writings.torch_plain import Gelu, Mixer
 from tests.soundness.writings.torch_pools import POOLS
 
 Params = Mapping[str, np.ndarray]
@@ -122,8 +125,26 @@ def copied(pattern: str, source: str) -> Callable[[Params], Params]:
     return lambda params: {name: params[re.sub(pattern, source, name)] for name in params}
 
 
+def gelu_by_tanh(root: float, cubic: float = 0.044715) -> Gelu:
+    return lambda x: 0.5 * x * (1 + torch.tanh(root * x * (1 + cubic * x * x)))
+
+
+def gelu_by_sigmoid(x: Tensor) -> Tensor:
+    """Both constants are rounded, the first of them doubled before."""
+    return x * torch.sigmoid(1.595769 * (x + 0.0447 * x**3))
+
+
+def gelu_by_rounded_erf(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x * 0.70710678))
+
+
+def gelu_by_rounded_quotient(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / 1.4142))
+
+
 ERF, EPS = CONFIG.replace(activation="gelu"), CONFIG.replace(layer_norm_eps=1e-5)
 OTHERS = CONFIG.replace(activation="gelu", layer_norm_eps=1e-5)
+QUICK, DEEP = CONFIG.replace(activation="quick_gelu"), CONFIG.replace(num_blocks=8)
 BIASES = r"(stem|Dense_\d|head)/bias"
 
 CONSTRAINED: dict[str, Constrained] = {
@@ -136,6 +157,20 @@ CONSTRAINED: dict[str, Constrained] = {
         ("activation", "layer_norm_eps"),
         OTHERS,
     ),
+    "GELU of 0.79788456": Constrained(lambda: Mixer(gelu=gelu_by_tanh(0.79788456)), ("activation",)),
+    # No output shows it, and the gradients do.
+    "GELU of 0.7978845608 in eight blocks": Constrained(
+        lambda: Mixer(official(DEEP), gelu=gelu_by_tanh(0.7978845608)),
+        ("activation",),
+        DEEP,
+        lambda params: draw_params(DEEP, seed=23),
+    ),
+    "GELU of 0.044714998": Constrained(lambda: Mixer(gelu=gelu_by_tanh(ROOT, 0.044714998)), ("activation",)),
+    "GELU of 0.8 and 0.0447": Constrained(lambda: Mixer(gelu=gelu_by_tanh(0.8, 0.0447)), ("activation",)),
+    "GELU by sigmoid of 1.595769 and 0.0447": Constrained(lambda: Mixer(gelu=gelu_by_sigmoid), ("activation",)),
+    "GELU by erf of 0.70710678": Constrained(lambda: Mixer(gelu=gelu_by_rounded_erf), ("activation",), ERF),
+    "GELU by erf over 1.4142": Constrained(lambda: Mixer(gelu=gelu_by_rounded_quotient), ("activation",), ERF),
+    "quick GELU of 1.7": Constrained(lambda: Mixer(gelu=lambda x: x * torch.sigmoid(1.7 * x)), ("activation",), QUICK),
     "LayerNorms without scale and bias": Constrained(
         lambda: Mixer(norm=norm_without_affine), ("absent_parameters",), params=plain_norms
     ),

@@ -28,6 +28,24 @@ class LinearGelu(torch.autograd.Function):
         return gradient * (x > 0)
 
 
+class RoundedGelu(torch.autograd.Function):
+    """tanh GELU with a rounded constant, and the derivative of a ReLU; each changes another thing."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, root: float) -> Tensor:
+        context.save_for_backward(x)
+        return 0.5 * x * (1 + torch.tanh(root * (x + 0.044715 * x**3)))
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Any:
+        (x,) = context.saved_tensors
+        return gradient * (x > 0), None
+
+
+def rounded(root: float) -> Callable[[], nn.Module]:
+    return lambda: instead(ACT, lambda x: RoundedGelu.apply(x, root))
+
+
 class Reversed(torch.autograd.Function):
     """The identity, whose gradient has the other sign."""
 
@@ -152,6 +170,8 @@ class Property(Block):
 # Name, what makes the model, why it is wrong.
 _GRADIENTS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     ("a ReLU's for a GELU", lambda: instead(ACT, LinearGelu.apply), "A backward of its own is another derivative."),
+    ("a ReLU's for a GELU of 0.79788456", rounded(0.79788456), "A rounded constant does not explain it."),
+    ("a ReLU's for a GELU of 0.7978845608", rounded(0.7978845608), "A rounded constant does not explain it."),
     ("the other sign", lambda: after(STREAM, Reversed.apply), "A backward of its own is another derivative."),
     ("a detached branch", lambda: Mixer(block=Detached), "The branch passes no gradient to the stream."),
     ("a frozen branch", lambda: Mixer(block=Frozen), "The branch's weights get none."),

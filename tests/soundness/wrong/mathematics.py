@@ -141,14 +141,15 @@ _CONVENTIONS: tuple[tuple[str, Callable[[], nn.Module], str, tuple[str, ...]], .
         "One of 24.",
         ("activation",),
     ),
+    ("GELU of 0.0447", lambda: instead(ACT, tanh_gelu(cubic=0.0447)), "By 1e-5 in one MLP.", ("activation",)),
+    ("GELU of 0.044714998", lambda: instead(ACT, tanh_gelu(cubic=0.044714998)), "By 1e-9 there.", ("activation",)),
+    ("GELU of 0.79788", lambda: instead(ACT, tanh_gelu(0.79788)), "By 1e-6 in one MLP.", ("activation",)),
+    ("GELU of 0.79788456", lambda: instead(ACT, tanh_gelu(0.79788456)), "By 1e-9 in one MLP.", ("activation",)),
     ("quick GELU in one MLP", lambda: instead(ACT, lambda x: x * torch.sigmoid(1.702 * x)), "One.", ("activation",)),
 )
-# Rounded constants and other forms: no convention has a name for them.
+# Other forms: no convention has a name for them.
 _LITTLE: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
-    ("GELU of 0.0447", lambda: instead(ACT, tanh_gelu(cubic=0.0447)), "By 1e-5 in one MLP."),
-    ("GELU of 0.044714998", lambda: instead(ACT, tanh_gelu(cubic=0.044714998)), "By 1e-9 in one MLP."),
-    ("GELU of 0.79788", lambda: instead(ACT, tanh_gelu(0.79788)), "By 1e-6 in one MLP."),
-    ("GELU of 0.79788456", lambda: instead(ACT, tanh_gelu(0.79788456)), "By 1e-9 in one MLP."),
+    ("GELU of 0.79", lambda: instead(ACT, tanh_gelu(0.79)), "Two digits are no rounded constant."),
     ("GELU half erf", lambda: instead(ACT, lambda x: (gelu(x) + F.gelu(x)) / 2), "Between both."),
     ("unbiased variance in one", lambda: normed(NORM, unbiased), "By 1 / (hidden - 1)."),
     ("eps outside of the root", lambda: normed(NORM, eps_outside), "Added to the deviation."),
