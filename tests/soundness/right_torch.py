@@ -18,7 +18,7 @@ from tests.soundness.writings.torch_gelus import GELUS
 from tests.soundness.writings.torch_holders import FOREIGN_HOLDERS, HOLDERS
 from tests.soundness.writings.torch_hooks import HOOKS
 from tests.soundness.writings.torch_mixing import CHANNELS, TOKENS
-from tests.soundness.writings.torch_norms import NORMS
+from tests.soundness.writings.torch_norms import FOLDED, NORMS
 from tests.soundness.writings.torch_numbers import NUMBERS, WITH_A_WORD
 from tests.soundness.writings.torch_plain import Mixer, written
 from tests.soundness.writings.torch_pools import POOLS
@@ -60,6 +60,7 @@ CASES: tuple[Case, ...] = (
         image=SQUARE_IMAGE,
     ),
     *table("LayerNorm", parts("norm", NORMS), "it is mean, variance, eps 1e-6, scale and bias"),
+    *table("LayerNorm", FOLDED, "scale and bias are used, wherever they are multiplied", words=("EQUIVALENT",)),
     *table("GELU", parts("gelu", GELUS), "it is the tanh form, by an identity"),
     *table("tokens", parts("tokens", TOKENS), "it is the token-mixing MLP, in parts or in another order"),
     *table("channels", parts("channels", CHANNELS), "it is the channel-mixing MLP, in parts or in another order"),

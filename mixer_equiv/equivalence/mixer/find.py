@@ -17,6 +17,7 @@ from mixer_equiv.equivalence.match.parts import JoinedValue
 from mixer_equiv.equivalence.match.program_search import PartialMatch, ProgramMatch, WholeMatch
 from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.deviation_patterns import combine
+from mixer_equiv.equivalence.mixer.folded_norms import unfolded
 from mixer_equiv.equivalence.mixer.layout import layout_found
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, ParameterPlace, StagePlace, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
@@ -51,6 +52,8 @@ def find_mixer(
         stopped = () if is_blind else unfollowed(match, trace)
         return seen.nothing([*_why_not(match, trace), *stopped], is_blind=is_blind)
     match, deviations, notices = folded(match, deviations)
+    match, of_norms = unfolded(match, trace)
+    notices += of_norms
     sizes, conflicts = _sizes(match)
     seen = dataclasses.replace(seen, match=match, deviations=deviations, notices=tuple(notices))
     if conflicts:

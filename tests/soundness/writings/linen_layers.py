@@ -12,8 +12,9 @@ import numpy as np
 from jax import Array
 
 from tests.soundness.cases import CONFIG
+from tests.soundness.writings import jax_parts
 from tests.soundness.writings.jax_parts import gelu
-from tests.soundness.writings.linen_plain import DEPTH, Params, Structure, nested
+from tests.soundness.writings.linen_plain import DEPTH, Params, Plain, Structure, flat, nested, shapes_of_block
 
 layer_norm = partial(nn.LayerNorm, epsilon=1e-6)
 
@@ -203,6 +204,22 @@ class OneImage(nn.Module):
         return x + Mlp(CONFIG.channels_mlp_dim, name="channel_mixing")(layer_norm(name="LayerNorm_1")(x))
 
 
+class Folded(Plain):
+    """Scale and bias of the LayerNorms before channel mixing are multiplied into the next layer at every call."""
+
+    def blocks(self, x: Array) -> Array:
+        for i in range(DEPTH):
+            p = {name: self.take(f"MixerBlock_{i}/{name}", shape) for name, shape in shapes_of_block().items()}
+            tokens = (p[f"token_mixing/Dense_{j}/{leaf}"] for j in (0, 1) for leaf in ("kernel", "bias"))
+            y = jax_parts.norm(x, p["LayerNorm_0/scale"], p["LayerNorm_0/bias"])
+            x = x + jax_parts.mix_tokens(y, *tokens, gelu)
+            kernel, bias = (p[f"channel_mixing/Dense_0/{leaf}"] for leaf in ("kernel", "bias"))
+            y = jax_parts.norm(x, jnp.ones(()), jnp.zeros(()))
+            y = gelu(y @ (p["LayerNorm_1/scale"][:, None] * kernel) + (p["LayerNorm_1/bias"] @ kernel + bias))
+            x = x + jax_parts.dense(y, p["channel_mixing/Dense_1/kernel"], p["channel_mixing/Dense_1/bias"])
+        return x
+
+
 class Train(Official):
     """A flag for training, and one for whether it is deterministic."""
 
@@ -232,6 +249,7 @@ class Counting(Official):
 LAYERS: dict[str, Structure] = {
     "compact, official names": Structure(Official, nested),
     "setup and Sequential": Structure(Setup, packed_for_setup),
+    "LayerNorms folded into layers": Structure(Folded, flat),
     "nn.scan": Structure(LinenScan, packed_for_scan),
     "nn.remat": Structure(lambda: Official(block=nn.remat(Block)), nested),
     "nn.jit": Structure(lambda: Official(block=nn.jit(Block)), nested),

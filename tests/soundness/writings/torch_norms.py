@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from tests.soundness.writings.torch_plain import Mixer, MixerBlock
 
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
 EPS = 1e-6
@@ -118,6 +120,48 @@ def with_scale_first(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     return centred * scale / (centred.square().mean(-1, keepdim=True) + EPS).sqrt() + bias
 
+
+def folded(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
+    """LayerNorm and Linear, the scale and bias of the one multiplied into the other."""
+    normed = F.layer_norm(x, norm.normalized_shape, eps=EPS)
+    return F.linear(normed, layer.weight * norm.weight, layer.bias + layer.weight @ norm.bias)
+
+
+def scale_folded(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
+    """The scale alone, by a kernel that is diagonal."""
+    normed = F.layer_norm(x, norm.normalized_shape, eps=EPS) @ torch.diag(norm.weight)
+    return layer(normed + norm.bias)
+
+
+class FoldedBlock(MixerBlock):
+    fold = staticmethod(folded)
+
+    def channels(self, x: Tensor) -> Tensor:
+        return self.channels_1(self.parts["gelu"](self.fold(x, self.norm_1, self.channels_0)))
+
+
+class FoldedScaleBlock(FoldedBlock):
+    fold = staticmethod(scale_folded)
+
+
+class Folded(Mixer):
+    """Its last LayerNorm is folded into the head, behind the mean."""
+
+    def __init__(self, block: type[FoldedBlock] = FoldedBlock) -> None:
+        super().__init__()
+        for held in self.blocks:
+            held.__class__ = block
+
+    def classify(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x, self.norm.normalized_shape, eps=EPS).mean(1)
+        weight, bias = self.head.weight * self.norm.weight, self.head.bias + self.head.weight @ self.norm.bias
+        return F.linear(normed, weight, bias)
+
+
+FOLDED: dict[str, Callable[[], nn.Module]] = {
+    "folded into layers": Folded,
+    "scale as a diagonal kernel": lambda: Folded(FoldedScaleBlock),
+}
 
 NORMS: dict[str, Norm] = {
     "var_mean": by_var_mean,
