@@ -24,8 +24,8 @@ from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.checkpoints.differences import bit_differences
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
 from mixer_equiv.equivalence.judge.training import OPTIMISERS, Optimiser, steps_in_optax, steps_in_torch
+from mixer_equiv.equivalence.mixer.official_program import UNOBSERVABLE
 from mixer_equiv.equivalence.policy import gradient_residuals, residual
-from mixer_equiv.equivalence.sides.base import UNOBSERVABLE
 from mixer_equiv.formulation import FORMULATIONS
 from mixer_equiv.layouts import LAYOUTS, LINEN, TORCH, Layout
 from mixer_equiv.layouts.natural import natural

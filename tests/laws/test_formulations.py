@@ -29,8 +29,8 @@ from benchmarks.model_functions import (
 )
 from mixer_equiv import Formulation, MixerConfig
 from mixer_equiv.equivalence.judge.gradients import random_cotangent
+from mixer_equiv.equivalence.mixer.official_program import UNOBSERVABLE
 from mixer_equiv.equivalence.policy import gradient_residuals, residual
-from mixer_equiv.equivalence.sides.base import UNOBSERVABLE
 from mixer_equiv.models.flax import activations as jax_activations
 from mixer_equiv.models.flax import formulations as flax_formulations
 from mixer_equiv.models.torch import formulations as torch_formulations

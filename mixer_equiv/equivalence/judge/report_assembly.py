@@ -19,12 +19,13 @@ from mixer_equiv.equivalence.judge.causes import causes_of
 from mixer_equiv.equivalence.judge.decide import Judgement, without
 from mixer_equiv.equivalence.judge.evidence import Evidence, Run
 from mixer_equiv.equivalence.judge.stops import verdict_where_nothing_was_found
+from mixer_equiv.equivalence.mixer.official_program import UNOBSERVABLE
 from mixer_equiv.equivalence.mixer.result import NothingFound
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.record.precision import device, jax_device
 from mixer_equiv.equivalence.report import Cause, Report, SideReport
-from mixer_equiv.equivalence.sides.base import UNOBSERVABLE, MixerSide, NotAMixer, WeightedSide
+from mixer_equiv.equivalence.sides.base import MixerSide, NotAMixer, WeightedSide
 from mixer_equiv.equivalence.sides.runners import RUNNER_NAMES
 from mixer_equiv.errors import ConventionWarning, NotFollowedError
 

@@ -17,10 +17,11 @@ import numpy as np
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.equivalence.judge.gradients import gradients_in, random_cotangent
+from mixer_equiv.equivalence.mixer.official_program import UNOBSERVABLE
 from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.report import Training
-from mixer_equiv.equivalence.sides.base import UNOBSERVABLE, WeightedSide
+from mixer_equiv.equivalence.sides.base import WeightedSide
 from mixer_equiv.layouts import LINEN, Layout
 
 Arrays = Mapping[str, np.ndarray]

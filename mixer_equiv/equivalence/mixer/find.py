@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from mixer_equiv.activations import RoundedActivation
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.deviation import Choice, Deviation
+from mixer_equiv.equivalence.faults.catalogue import fault_of
 from mixer_equiv.equivalence.match.axes import locate_elements
 from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Assignment, UnknownParameter
 from mixer_equiv.equivalence.match.parts import JoinedValue
@@ -19,6 +21,7 @@ from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.deviation_patterns import combine
 from mixer_equiv.equivalence.mixer.folded_norms import unfolded
 from mixer_equiv.equivalence.mixer.layout import layout_found
+from mixer_equiv.equivalence.mixer.official_program import UNOBSERVABLE
 from mixer_equiv.equivalence.mixer.result import FoundMixer, NothingFound, ParameterPlace, StagePlace, Unnamed
 from mixer_equiv.equivalence.mixer.rewrites import folded, relocated
 from mixer_equiv.equivalence.mixer.rounding import is_all_but_official, without_rounding
@@ -62,12 +65,14 @@ def find_mixer(
     named = layout_found(match, trace, config, name, framework)
     layout = named.layout
     notices += named.notices
+    constraints, without_effect = _effective(named.constraints, deviations)
+    notices += without_effect
     if order is not None:
         layout = Unnamed(f"its tokens are {_called(order, config)}, so that no layout is of its parameters")
     if isinstance(layout, Unnamed):
         notices.append(Notice(layout.reason))
     notices += map(Notice, _unused(trace))
-    seen = dataclasses.replace(seen, notices=tuple(notices), constraints=named.constraints)
+    seen = dataclasses.replace(seen, notices=tuple(notices), constraints=constraints)
     if lacking := _lacking(match, deviations, config):
         return seen.nothing(lacking)
     tokens = None if order is None else tuple(np.argsort(order).tolist())
@@ -319,6 +324,25 @@ def _lacking(found: ProgramMatch, deviations: tuple[Deviation, ...], config: Mix
     if lacking:
         reasons.append(f"no parameter of it is {summarize(lacking, 2)}")
     return reasons
+
+
+def _effective(
+    constraints: tuple[Constraint, ...], deviations: tuple[Deviation, ...]
+) -> tuple[tuple[Constraint, ...], list[Notice]]:
+    """The constraints that restrict the function, and a notice of those that do not.
+
+    A bias that no output depends on may as well be absent, as long as what follows is the official model's.
+    """
+    is_official = all(fault_of(deviation).verdict == "equivalent_under" for deviation in deviations)
+    idle = [constraint for constraint in constraints if is_official and _is_unobservable(constraint)]
+    absent = [name for constraint in idle for name in constraint.parameters]
+    said = f"it lacks parameters on which no output depends, whatever is in them: {summarize(absent, 2)}"
+    return tuple(constraint for constraint in constraints if constraint not in idle), [Notice(said)] if idle else []
+
+
+def _is_unobservable(constraint: Constraint) -> bool:
+    in_any_block = {re.sub(r"^MixerBlock_\d+/", "MixerBlock_{i}/", name) for name in constraint.parameters}
+    return constraint.kind == "absent_parameters" and in_any_block == {UNOBSERVABLE}
 
 
 def _has_axes(assignment: Assignment, axes: int) -> bool:

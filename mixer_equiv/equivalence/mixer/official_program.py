@@ -13,6 +13,9 @@ from mixer_equiv.operations import Parameter, Program, Step
 
 DEEPEST = 96  # the most blocks that a Mixer is searched for with
 
+# Every reader of the residual stream begins with a LayerNorm, which removes what this parameter adds.
+UNOBSERVABLE = "MixerBlock_{i}/token_mixing/Dense_1/bias"
+
 _ANY_SIZE: dict[str, Any] = {
     "patch_size": 1,
     "image_size": 1,

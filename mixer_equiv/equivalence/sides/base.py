@@ -38,9 +38,6 @@ DEFAULT_CONFIG = MixerConfig(
     channels_mlp_dim=26,
 )
 
-# Every reader of the residual stream begins with a LayerNorm, which removes what this parameter adds.
-UNOBSERVABLE = "MixerBlock_{i}/token_mixing/Dense_1/bias"
-
 
 class MixerSide(Protocol):
     """A Mixer that can be run on weights under canonical names."""

@@ -82,6 +82,11 @@ def channels_by_units(y: Array, k0: Array, b0: Array, k1: Array, b1: Array, act:
     return lax.scan(unit, jnp.zeros_like(y) + b1, (k0.T, b0, k1))[0]
 
 
+def tokens_without_second_bias(y: Array, k0: Array, b0: Array, k1: Array, b1: Array, act: Part) -> Array:
+    """The next LayerNorm takes away what this bias adds."""
+    return (act(y.swapaxes(1, 2) @ k0 + b0) @ k1).swapaxes(1, 2)
+
+
 def channels_by_experts(y: Array, k0: Array, b0: Array, k1: Array, b1: Array, act: Part) -> Array:
     """Two halves of the hidden units by `vmap`, summed."""
     kernels = jnp.stack(jnp.split(k0, 2, 1)), b0.reshape(2, -1), jnp.stack(jnp.split(k1, 2, 0))
@@ -98,6 +103,7 @@ WRITINGS: dict[tuple[str, str], Part] = {
     ("tokens", "fori_loop, summed"): mixing(by_fori_loop, 1),
     ("tokens", "matmul from the left"): tokens_from_the_left,
     ("tokens", "Kronecker product"): tokens_by_kron,
+    ("tokens", "without the second bias"): tokens_without_second_bias,
     ("channels", "dot_general"): mixing(by_dot_general, 2),
     ("channels", "column of ones"): mixing(by_ones, 2),
     ("channels", "halves, summed"): mixing(by_halves, 2),

@@ -23,6 +23,11 @@ def mixing(dense: Callable[[Tensor, Tensor, Tensor], Tensor], axis: int) -> Mix:
     return mix
 
 
+def tokens_without_second_bias(y: Tensor, first: nn.Linear, second: nn.Linear, act: Gelu) -> Tensor:
+    """The next LayerNorm takes away what this bias adds."""
+    return F.linear(act(first(y.mT)), second.weight).mT
+
+
 def tokens_by_einsum(y: Tensor, first: nn.Linear, second: nn.Linear, act: Gelu) -> Tensor:
     wide = act(torch.einsum("qzk,mz->kmq", y, first.weight) + first.bias[:, None])
     return torch.einsum("kmq,zm->qzk", wide, second.weight) + second.bias.view(1, -1, 1)
@@ -200,6 +205,7 @@ def channels_image_by_image(y: Tensor, first: nn.Linear, second: nn.Linear, act:
 
 
 TOKENS: dict[str, Mix] = {
+    "without the second bias": tokens_without_second_bias,
     "einsum": tokens_by_einsum,
     "matmul from the left": tokens_from_the_left,
     "baddbmm": tokens_by_baddbmm,
