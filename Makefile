@@ -82,10 +82,10 @@ train: $(INSTALLED)  ## train the digits checkpoint anew
 	@$(BIN)/python -m examples.train_digits
 
 picture: $(INSTALLED)  ## draw the README's pictures anew
-	@$(BIN)/python docs/picture.py
+	@$(BIN)/python -m docs.build.pictures
 
 layouts: $(INSTALLED)  ## write the README's table of layouts anew
-	@$(BIN)/python docs/layouts.py
+	@$(BIN)/python -m docs.build.readme_table
 
 clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache build dist

@@ -60,10 +60,10 @@ class Case:
 
 
 CASES = {
-    "PyTorch, docs/their_mixer.py": Case(
+    "PyTorch, examples/their_mixer.py": Case(
         "import torch",
         "equivalent_under",
-        f"{THIS}/docs/their_mixer.py:MLPMixer",
+        f"{THIS}/examples/their_mixer.py:MLPMixer",
         {"image_size": 32, "patch_size": 8, "hidden": 24, "depth": 4},
         (3, 32, 32),
     ),

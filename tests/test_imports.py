@@ -178,7 +178,7 @@ print(json.dumps({
 
 
 def test_a_torch_model_is_verified_with_gradients_and_training_by_torch_alone() -> None:
-    model = Path(__file__).parents[1] / "docs" / "their_mixer.py"
+    model = Path(__file__).parents[1] / "examples" / "their_mixer.py"
     outcome = printed(WITH_TORCH_ALONE, f"{model}:MLPMixer")
     assert outcome["verdict"] == "equivalent_under"
     assert outcome["programs"] == ["PyTorch", "NumPy"]

@@ -32,7 +32,7 @@ def test_layouts_lists_the_registry(tmp_path: Path) -> None:
 
 
 def test_the_layout_of_a_model_is_written_for_the_layout_option(tmp_path: Path) -> None:
-    model = "docs/their_mixer.py:MLPMixer"
+    model = "examples/their_mixer.py:MLPMixer"
     sizes = '{"image_size": 12, "patch_size": 4, "hidden": 20, "depth": 3}'
     found = tmp_path / "theirs.toml"
     found.write_text(run("layouts", model, "--kwargs", sizes, "--image", "3x12x12").stdout)
@@ -43,8 +43,8 @@ def test_the_layout_of_a_model_is_written_for_the_layout_option(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["docs/their_mixer.py:MLPMixer"], "give --image, such as 3x224x224"),
-        (["docs/their_mixer.py:MLPMixer", "--image", "3x12x12", "--markdown"], "written as TOML"),
+        (["examples/their_mixer.py:MLPMixer"], "give --image, such as 3x224x224"),
+        (["examples/their_mixer.py:MLPMixer", "--image", "3x12x12", "--markdown"], "written as TOML"),
         (["nothing.npz", "--image", "3x12x12"], "nothing.npz is no place of a model"),
         (["--image", "3x12x12"], "--kwargs and --image are for the layout of a model"),
     ],

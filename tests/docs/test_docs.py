@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import speed
-from docs.layouts import with_layouts_table
+from docs.build.readme_table import with_layouts_table
 from mixer_equiv import LAYOUTS, MixerConfig
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.cli import app

@@ -1,4 +1,4 @@
-"""The README's pictures docs/verify.svg, their.svg and mutate.svg, drawn anew: `python docs/picture.py`."""
+"""The README's pictures docs/verify.svg, their.svg and mutate.svg, drawn anew: `python -m docs.build.pictures`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixer_equiv.equivalence.faults.kill_matrix import mutate
 from mixer_equiv.render.kill_matrix import draw_matrix
 from mixer_equiv.render.report import draw_report
 
-DOCS_FOLDER = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 MODEL_KWARGS = {"image_size": 12, "patch_size": 4, "hidden": 20, "depth": 4}
 
 
@@ -24,7 +24,7 @@ def draw_terminal(name: str, command: str, output: RenderableType, width: int) -
     console = Console(record=True, file=io.StringIO(), width=width, highlight=False)
     console.print(f"$ {command}", style="bold")
     console.print(output)
-    console.save_svg(str(DOCS_FOLDER / name), title="mixer-equiv")
+    console.save_svg(str(ROOT / "docs" / name), title="mixer-equiv")
 
 
 if __name__ == "__main__":
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     report = verify(digits.CHECKPOINT, images=images, labels=labels).made_by_command("mixer-equiv verify")
     draw_terminal("verify.svg", "mixer-equiv verify", draw_report(report), 104)
     command = f"mixer-equiv verify their_mixer.py:MLPMixer --kwargs '{json.dumps(MODEL_KWARGS)}' --image 3x12x12"
-    with contextlib.chdir(DOCS_FOLDER):  # where the command is typed
+    with contextlib.chdir(ROOT / "examples"):  # where the command is typed
         report = verify("their_mixer.py:MLPMixer", kwargs=MODEL_KWARGS, image=(3, 12, 12)).made_by_command(command)
     draw_terminal("their.svg", command, draw_report(report), 112)
     draw_terminal("mutate.svg", "mixer-equiv mutate", draw_matrix(mutate()), 110)

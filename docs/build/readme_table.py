@@ -1,4 +1,4 @@
-"""The README's table of layouts, updated from the registry: `python docs/layouts.py`."""
+"""The README's table of layouts, updated from the registry: `python -m docs.build.readme_table`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from mixer_equiv.layouts import LAYOUTS
 from mixer_equiv.render.layouts import describe_layout, layouts_markdown
 
-README_PATH = Path(__file__).parent.parent / "README.md"
+README_PATH = Path(__file__).parents[2] / "README.md"
 LAYOUTS_TABLE = re.compile(r"(<!-- mixer-equiv layouts --markdown -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
