@@ -12,6 +12,7 @@ from mixer_equiv.config import MixerConfig
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.layouts import LINEN
 
+# Distributions of random weights and images, which `draw_params` describes.
 STYLES = ("normal", "heavy_tailed", "sparse", "large_mean", "special")
 
 Rng = np.random.Generator

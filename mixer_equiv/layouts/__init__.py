@@ -39,6 +39,7 @@ from mixer_equiv.layouts.torch import TORCH
 from mixer_equiv.layouts.tutorial import JANKREPL
 
 _BUILT_IN = (LINEN, TORCH, TIMM, JANKREPL, LUCIDRAINS, JEONSWORLD, MMPRETRAIN, SCENIC, NNX, PRE_LINEN)
+# Every known layout by its name, also those that `register_layout` added.
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _BUILT_IN}
 
 __all__ = [

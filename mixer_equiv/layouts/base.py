@@ -34,7 +34,9 @@ ABSENT = "-"  # the name of a parameter that the code does not have
 NEUTRAL = {"bias": 0, "scale": 1}
 
 
+# What a layout may demand of official weights; `Constraint` says what each means.
 ConstraintKind = Literal["shared_parameters", "tied_blocks", "absent_parameters"]
+# Every `ConstraintKind`.
 CONSTRAINTS: tuple[ConstraintKind, ...] = get_args(ConstraintKind)
 
 
@@ -56,6 +58,7 @@ class Conventions:
             raise ConfigError(f"padding is {self.padding!r}; it must be 'same' or 'valid'")
 
 
+# The conventions of the official model, with which the published weights were trained.
 OFFICIAL_CONVENTIONS = Conventions(padding="same")
 
 # How code is made to follow a convention, where its layout does not say it.

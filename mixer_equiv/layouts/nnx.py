@@ -7,6 +7,7 @@ import dataclasses
 
 from mixer_equiv.layouts.official import LINEN
 
+# The Flax nnx model of this package.
 NNX = dataclasses.replace(
     LINEN,
     name="nnx",

@@ -6,6 +6,7 @@ google-research/vision_transformer, vit_jax/models_mixer.py, and the files under
 
 from mixer_equiv.layouts.base import OFFICIAL_CONVENTIONS, Layout, table
 
+# The official Flax linen tree, whose names and axes are the canonical ones.
 LINEN = Layout(
     name="linen",
     aliases=("flax", "official", "big_vision"),

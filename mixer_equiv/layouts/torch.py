@@ -5,6 +5,7 @@ Its config allows any conventions, so names alone do not tell which ones its wei
 
 from mixer_equiv.layouts.base import Conventions, Layout, table
 
+# The torch model of this package.
 TORCH = Layout(
     name="torch",
     summary="mixer_equiv.models.torch",

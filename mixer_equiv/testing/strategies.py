@@ -44,6 +44,7 @@ __all__ = [
 
 _SEEDS = st.integers(0, 2**32 - 1)
 
+# Names of the dtypes that parameters may have: float16, bfloat16, float32 and float64.
 DTYPES = tuple(interop.DTYPES)
 
 # All phases but the one that explains failures: it traces every line that runs, those of torch and JAX too, which takes
