@@ -13,7 +13,7 @@ QUICK := tests/test_imports.py tests/test_config.py tests/arrays tests/layouts/t
 	tests/checkpoints/test_conversion.py tests/checkpoints/test_relabel.py tests/checkpoints/test_differences.py \
 	tests/equivalence/match tests/equivalence/test_policy.py tests/equivalence/test_text.py tests/equivalence/test_verdicts.py
 
-.PHONY: help verify quick test test-plain soundness fuzz bench bench-full gpu rates mutation matrix check format train picture layouts clean
+.PHONY: help verify quick test test-plain soundness fuzz bench bench-full gpu rates mutation matrix check format train picture layouts docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -87,5 +87,8 @@ picture: $(INSTALLED)  ## draw the README's pictures anew
 layouts: $(INSTALLED)  ## write the README's table of layouts anew
 	@$(BIN)/python -m docs.build.readme_table
 
+docs: $(INSTALLED)  ## the documentation site, in site/; every warning is an error (ten seconds)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:  ## remove the virtual environment and caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache build dist site
