@@ -52,7 +52,7 @@ PAGES = (
         names=("verify", "port", "layout_of", "Report", "Policy"),
         parts=tuple(
             f"mixer_equiv.equivalence.report.{part}"
-            for part in ("Cause", "Stage", "SideReport", "Gradients", "Training")
+            for part in ("Verdict", "Cause", "Stage", "SideReport", "Gradients", "Training")
         ),
     ),
     Page(

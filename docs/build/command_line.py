@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import typer.main
@@ -27,11 +28,10 @@ def write() -> str:
         table(("command", "purpose"), rows),
         *_parameters(program, context, "mixer-equiv"),
         "## Exit status { #exit-status }\n",
-        f"{plain(program.epilog.removeprefix('Exit status: ').capitalize())}\n",
+        table(("exit status", "meaning"), _exit_statuses(program.epilog)),
         table(
             ("verdict of `verify`", "exit status"), [(code(name), str(status)) for name, status in EXIT_STATUS.items()]
         ),
-        f"Bad input or usage has status {BAD_INPUT}, for every command.\n",
     ]
     for name, command in program.commands.items():
         own = command.make_context(name, [], parent=context, resilient_parsing=True)
@@ -43,6 +43,14 @@ def write() -> str:
 
 def _first_line(command: Any) -> str:
     return plain(command.help.split("\n\n")[0])
+
+
+def _exit_statuses(epilog: str) -> list[tuple[str, str]]:
+    """Each status and its meaning, from the line of help that lists them."""
+    listed = re.findall(r"(\d) (.*?)(?:, (?=\d)|\.$)", " ".join(epilog.split()))
+    if {int(status) for status, _ in listed} != {*EXIT_STATUS.values(), BAD_INPUT}:
+        raise ValueError(f"the help of mixer-equiv does not list the exit statuses: {epilog!r}")
+    return [(status, plain(meaning)) for status, meaning in listed]
 
 
 def _parameters(command: Any, context: Any, name: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import griffe
 
-from docs.build.comments import comment_of
+from docs.build.docstrings import comment_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,6 +15,7 @@ from mixer_equiv.checkpoints.provenance import Provenance
 from mixer_equiv.equivalence.text import Column, Line, Paragraph, TextTable, list_lines, table_lines, wrap
 from mixer_equiv.errors import summarize
 
+# The verdicts on two sides, from the same function to no comparison at all.
 Verdict = Literal["equivalent", "equivalent_under", "different", "inexpressible", "nothing_compared"]
 
 
@@ -154,6 +155,7 @@ class Report:
 
     @property
     def equivalent(self) -> bool:
+        """Whether the verdict is "equivalent"."""
         return self.verdict == "equivalent"
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,6 +163,7 @@ class Report:
         return _plain(dataclasses.asdict(self))
 
     def to_json(self) -> str:
+        """The report as JSON text, as `to_dict` has it."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def made_by_command(self, command: str) -> Report:

@@ -83,10 +83,12 @@ class Row:
 
     @property
     def canonical_axes(self) -> str:
+        """The axes before the arrow, in canonical order."""
         return self.pattern.split("->")[0].strip()
 
     @property
     def foreign_axes(self) -> str:
+        """The axes behind the arrow, in the layout's order."""
         return self.pattern.split("->")[-1].strip()
 
     @property
@@ -96,6 +98,7 @@ class Row:
 
     @property
     def in_block(self) -> bool:
+        """Whether every block has this parameter."""
         return "{i}" in self.canonical
 
     @property
@@ -105,6 +108,7 @@ class Row:
 
     @property
     def is_absent(self) -> bool:
+        """Whether the layout's code does not have this parameter."""
         return self.foreign == ABSENT
 
     @property
@@ -119,6 +123,7 @@ class Row:
 
     @property
     def in_head(self) -> bool:
+        """Whether this is a parameter of the head."""
         return "classes" in self.canonical_axes.split()
 
 
@@ -132,6 +137,7 @@ class Binding:
 
     @property
     def is_absent(self) -> bool:
+        """Whether the layout's code does not have this parameter."""
         return self.row.is_absent
 
     def shape(self, axis_sizes: Mapping[str, int]) -> Shape:

@@ -39,6 +39,7 @@ class LayoutMatch:
 
     @property
     def score(self) -> int:
+        """Number of parameters that are there, less those that are not."""
         return self.found - self.absent
 
     @property

@@ -21,7 +21,7 @@ import typer.main
 pytest.importorskip("mkdocs")
 
 from docs.build import api, hooks
-from docs.build.public_names import PUBLIC_MODULES, names_in, public_names, summary
+from docs.build.public_names import PUBLIC_MODULES, find, names_in, public_names, summary
 from mixer_equiv import LAYOUTS, __version__
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE
@@ -164,6 +164,14 @@ def test_the_public_names_of_a_module_are_those_that_it_exports(module: str) -> 
 
 def test_every_public_name_is_described() -> None:
     assert [path for path in public_names().values() if not summary(path)] == []
+    classes = [found for path in public_names() if (found := find(path)).is_class]
+    assert len(classes) > 20
+    assert [
+        member.path
+        for found in classes
+        for name, member in found.members.items()
+        if not name.startswith("_") and (member.is_function or "property" in member.labels) and member.docstring is None
+    ] == []
 
 
 @pytest.mark.parametrize(

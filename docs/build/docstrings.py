@@ -1,15 +1,24 @@
-"""Comments as docstrings: what stands above a constant, or behind it, documents it where it has no docstring."""
+"""Docstrings as the reference shows them: comments stand in for those of constants, and errors are a paragraph."""
 
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 import griffe
 
+# The beginnings of lines that the reference shows as paragraphs of their own.
+_PARAGRAPHS = re.compile(r"(?<=\S)\n(?=(?:Raises|Returns|Warns) )")
 
-class CommentDocstrings(griffe.Extension):
+
+class ReferenceDocstrings(griffe.Extension):
     """Give attributes their comment as docstring, and show a constant's value only if it is a literal or a type."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called by griffe for every object that it has read with its members."""
+        if obj.docstring is not None:
+            obj.docstring.value = _PARAGRAPHS.sub("\n\n", obj.docstring.value)
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """Called by griffe for every attribute that it has read."""
