@@ -6,9 +6,9 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 
+from docs.build import pytest_plugin
 from docs.build.markdown import block, code, table
 from docs.build.public_names import names_in, public_names, summary
-from mixer_equiv_pytest import MARKER
 
 FOLDER = "reference/api"
 
@@ -58,9 +58,7 @@ PAGES = (
     Page(
         "testing",
         "Tests",
-        "Assertions for a test suite. The pytest plugin is installed with the package and needs no import: it has the "
-        f"fixture `assert_equivalent`, described [below][mixer_equiv_pytest.assert_equivalent], and the marker "
-        f"`{MARKER.partition(': ')[0]}`, which gives {MARKER.partition(': ')[2]}",
+        f"Assertions for a test suite. {pytest_plugin.describe()}",
         names=("assert_equivalent", "compare", "Comparison"),
         modules=("mixer_equiv.testing",),
         parts=("mixer_equiv_pytest.assert_equivalent",),
