@@ -1,4 +1,4 @@
-"""Pages and pictures of all results, and the README's table of speed: `python -m benchmarks.pages`.
+"""Pages and pictures of all results, and the tables of speed in the documents: `python -m benchmarks.pages`.
 
 All are written anew from the recorded numbers; nothing is measured. Use it after a change of wording or of looks.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks import breakdown, cold_start, conversion, gpu, mixing, rates, result_files, speed, verdict
+from benchmarks import breakdown, cold_start, conversion, gpu, mixing, rates, result_files, speed, speed_tables, verdict
 
 
 class Page(NamedTuple):
@@ -46,7 +46,7 @@ def main() -> None:
     for name in recorded_names():
         result, page = result_files.rounded(result_files.read(name)), page_of(name)
         result_files.write(name, result, page.text(result), page.draw(result))
-    speed.write_readme()
+    speed_tables.write()
 
 
 if __name__ == "__main__":

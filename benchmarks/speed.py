@@ -1,23 +1,21 @@
-"""The tables of speed in the README: `python -m benchmarks.speed [--write] [--threads N] [SECTION ...]`.
+"""The tables of speed: `python -m benchmarks.speed [--write] [--threads N] [SECTION ...]`.
 
 Each section is one run of what `mixer-equiv bench` runs. With `--write` the results go to
 benchmarks/results/speed_SECTION.json, .md and .png, those of "processors" to files named by the instruction set that
-torch used, and the README's table is written anew. The exit status is 1 if a program was refused, because it does not
+torch used, and the tables of the documents are written anew. The exit status is 1 if a program was refused, because it does not
 compute the official function. Start reading at `SECTIONS`.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from benchmarks import result_files
+from benchmarks import result_files, speed_tables
 from mixer_equiv import MixerConfig
 from mixer_equiv.bench import export, plots
 from mixer_equiv.bench.cells import DEVICES, make_cells
@@ -25,9 +23,6 @@ from mixer_equiv.bench.contestants import make_entries, names_running_in, parse_
 from mixer_equiv.bench.measurement import measure_cells
 from mixer_equiv.errors import ConfigError
 from mixer_equiv.render.bench import Tables
-
-README_PATH = Path(__file__).parent.parent / "README.md"
-SPEED_TABLE = re.compile(r"(<!-- python -m benchmarks\.speed -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 # The contestants that need no compiler.
 UNCOMPILED = ("torch", "torch packed", "timm", "tutorial", "lucidrains", "flax", "official")
@@ -83,7 +78,7 @@ def run_section(section: str, device: str, threads: int | None) -> dict[str, Any
 def write(section: str, result: Mapping[str, Any]) -> None:
     """Write a section's files."""
     if section == "processors":
-        section = f"{section}_{_instruction_set(result).lower()}"
+        section = f"{section}_{speed_tables.instruction_set(result).lower()}"
     result = result_files.rounded(result)
     result_files.write(f"speed_{section}", result, page(section, result), draw(result))
 
@@ -98,53 +93,10 @@ def draw(result: Mapping[str, Any]) -> Any:
     return plots.draw(result["rows"])
 
 
-def write_readme() -> None:
-    """Write the README's table anew from the recorded results."""
-    README_PATH.write_text(with_speed_table(README_PATH.read_text()))
-
-
-def with_speed_table(readme: str) -> str:
-    """Replace the table in the README's text by that of the recorded results."""
-    names = [f"speed_{section}" for section in SECTIONS]
-    names += sorted(path.stem for path in result_files.RESULTS.glob("speed_processors_*.json"))
-    results = [result_files.read(name) for name in names if (result_files.RESULTS / f"{name}.json").exists()]
-    return SPEED_TABLE.sub(lambda marks: f"{marks[1]}{readme_table(results)}{marks[2]}", readme)
-
-
-def readme_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Write a table of ratios for each result with timm in it: a row for each program, a column for each cell."""
-    timed = [result for result in results if result["baseline"] == "timm"]
-    if not timed:
-        return "No results are recorded: `make bench-full` records them.\n"
-    rounds = timed[0]["rounds"]
-    protocol = f"Medians over {rounds} interleaved rounds; the files have intervals, and why a program was refused."
-    return "\n".join([line for result in timed for line in (*_ratio_table(result), "")] + [protocol, ""])
-
-
-def _instruction_set(result: Mapping[str, Any]) -> str:
-    """Name the instruction set without its extensions."""
-    return str(result["machine"]["instruction_set"]).partition(" ")[0]
-
-
-def _ratio_table(result: Mapping[str, Any]) -> list[str]:
-    groups = [{row["program"]: row for row in group} for _, group in export.group_by_cell(result["rows"])]
-    first = [next(iter(group.values())) for group in groups]
-    corner = f"{first[0]['mode']}, {first[0]['device']}, {_instruction_set(result)}"
-    headings = [f"{row['variant']}<br>{row['dtype']}<br>batch {row['batch']}" for row in first]
-    names = dict.fromkeys(row["program"] for row in result["rows"] if row["ratio"])
-    ratio, images = export.formatter("{:.2f}", "ratio"), export.formatter("{:.1f}", "images_per_second")
-    lines = [(name, name, ratio) for name in names] + [("timm, images/s", "timm", images)]
-    rows = [
-        [heading, *(text_of(group[name]) if name in group else "" for group in groups)]
-        for heading, name, text_of in lines
-    ]
-    return [*export.markdown_table([corner, *headings], rows), "", export.condition_lines(result)[-1]]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/ and the README's table")
+    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/ and the tables of the documents")
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--threads", type=int, help="cores for both frameworks; all")
     options = parser.parse_args(arguments)
@@ -161,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refusals += export.refusal_lines(result)
         if options.write:
             write(section, result)
-            write_readme()
+            speed_tables.write()
     return int(bool(refusals))
 
 

@@ -9,14 +9,19 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.build import api, command_line, faults, layouts
+from docs.build import api, command_line, execution, faults, layouts, results
 from docs.build.line_breaks import allow_breaks
 from docs.build.mentions import link_mentions
 from mixer_equiv import __version__
 
 
+# The pages of this build that were run.
+PAGES = execution.Pages()
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Say in the footer of each page which version it describes."""
+    """Begin a build, and say in the footer of each page which version it describes."""
+    PAGES.names.clear()
     config.copyright = f"These pages describe mixer_equiv {__version__}."
     return config
 
@@ -25,7 +30,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that exist only while the site is built."""
     for path, text in generated_pages().items():
         files.append(File.generated(config, path, content=text))
+    for path, picture in results.pictures().items():
+        files.append(File.generated(config, path, content=picture))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Run the code of a page, and show what it prints."""
+    path = page.file.src_uri
+    if path.partition("/")[0] not in execution.SECTIONS:
+        return markdown
+    source = page.file.content_string
+    return PAGES.run(path, markdown, page.meta, source.count("\n") - markdown.count("\n") + 1)
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -40,4 +56,5 @@ def generated_pages() -> dict[str, str]:
         "reference/layouts.md": layouts.write(),
         "reference/faults.md": faults.write(),
         **api.pages(),
+        **results.pages(),
     }

@@ -1,0 +1,165 @@
+"""Run the code of a page while the site is built, and show below each block what it prints.
+
+A page is a program: its blocks run one after another in a folder of their own.
+
+- `python` blocks share one namespace. `continues: OTHER.md` in the front matter of a page begins with the names that
+  another page ends with.
+- A block with a title, of any language, is written to a file of that name instead.
+- Of a `console` block, the commands that begin with `$ mixer-equiv`, `$ python` and `$ pytest` are run. A command must
+  end with exit status 0, unless a comment behind it says otherwise: `# exit status 1`.
+- `given: [NAME]` in the front matter puts files of `given.py` into the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import BuildError
+
+from docs.build import given
+from docs.build.markdown import block
+
+# The sections of the site whose pages are programs.
+SECTIONS = "tutorial", "how-to", "explanation"
+
+FENCE = re.compile(r"^(?P<ticks>```+)(?P<language>\w+)(?P<options>[^\n]*)\n(?P<text>.*?)^(?P=ticks)\n", re.DOTALL | re.MULTILINE)
+
+# How wide terminals are that commands write to.
+COLUMNS = "96"
+
+
+class Pages:
+    """The pages that were run so far, with the names that each ends with."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, dict[str, Any]] = {}
+
+    def run(self, path: str, markdown: str, meta: Mapping[str, Any], first_line: int = 1) -> str:
+        """Run the page at `path`, and return its Markdown with what the blocks print.
+
+        `first_line` is the number of the line in the file at which `markdown` begins. Raises BuildError, with the line
+        of the block, where one fails.
+        """
+        before = str(Path(path).parent / meta["continues"]) if "continues" in meta else None
+        if before is not None and before not in self.names:
+            raise BuildError(f"{path}: the page that it continues, {before}, was not run before it")
+        names = dict(self.names[before]) if before else {"__name__": "__main__"}
+        with _folder_of_its_own() as folder:
+            for name in meta.get("given", ()):
+                given.FILES[name](folder / name)
+            program = Program(path, names, markdown, first_line)
+            shown = FENCE.sub(program.run, markdown)
+        self.names[path] = names
+        return shown
+
+
+class Program:
+    """The blocks of one page, which are run in order."""
+
+    def __init__(self, path: str, names: dict[str, Any], markdown: str, first_line: int) -> None:
+        self.path, self.names, self.markdown, self.first_line = path, names, markdown, first_line
+
+    def run(self, fence: re.Match[str]) -> str:
+        """Run a block, and return it with its output below."""
+        line = self.first_line + self.markdown.count("\n", 0, fence.start()) + 1
+        title = re.search(r'title="([^"]+)"', fence["options"])
+        if title:
+            file = Path(title[1])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(fence["text"], encoding="utf-8")
+            return fence[0]
+        try:
+            output = self._output_of(fence["language"], fence["text"], line)
+        except Exception as error:
+            raise BuildError(f"docs/{self.path}:{line}: this block fails\n{_traceback(error)}") from error
+        return fence[0] + (f"\n{block(output, '{ .text .output }')}" if output.strip() else "")
+
+    def _output_of(self, language: str, text: str, line: int) -> str:
+        if language == "python":
+            padded = "\n" * (line - 1) + text  # so that a traceback has the line of the page
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(padded, f"docs/{self.path}", "exec"), self.names)
+            return printed.getvalue()
+        if language == "console":
+            return "".join(run_command(command[2:]) for command in text.splitlines() if command.startswith("$ "))
+        return ""
+
+
+def run_command(command: str) -> str:
+    """Run a line of the shell if it is one of ours, and return what it prints.
+
+    Raises RuntimeError where it ends with another exit status than its comment says.
+    """
+    expected = re.search(r"#.*exit status (\d)", command)
+    words = shlex.split(command, comments=True)
+    if words[0] == "mixer-equiv":
+        status, output = _run_in_process(words[1:])
+    elif words[0] in ("python", "pytest"):
+        module = ["-m", "pytest"] if words[0] == "pytest" else []
+        status, output = _run_beside([sys.executable, *module, *words[1:]])
+    else:
+        return ""
+    if status != int(expected[1] if expected else 0):
+        raise RuntimeError(f"$ {command}\nends with exit status {status}:\n{output}")
+    return output
+
+
+def _run_in_process(arguments: list[str]) -> tuple[int, str]:
+    from typer.testing import CliRunner
+
+    from mixer_equiv.cli import app
+
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": COLUMNS}, prog_name="mixer-equiv")
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def _run_beside(command: list[str]) -> tuple[int, str]:
+    environment = {**os.environ, "COLUMNS": COLUMNS}
+    result = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return result.returncode, result.stdout
+
+
+@contextlib.contextmanager
+def _folder_of_its_own() -> Iterator[Path]:
+    """Run in a new folder, and put back what pages may change of the process."""
+    import torch
+
+    from mixer_equiv import LAYOUTS
+
+    layouts, dtype, modules = dict(LAYOUTS), torch.get_default_dtype(), set(sys.modules)
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sys.path.insert(0, name)
+        try:
+            yield Path(name)
+        finally:
+            sys.path.remove(name)
+            torch.set_default_dtype(dtype)
+            LAYOUTS.clear()
+            LAYOUTS.update(layouts)
+            for module in set(sys.modules) - modules:
+                if str(getattr(sys.modules[module], "__file__", None)).startswith(name):
+                    del sys.modules[module]
+
+
+def _traceback(error: BaseException) -> str:
+    """The error with the lines of the page where it was raised."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith("docs/")]
+    where = f"line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {error}"
