@@ -28,6 +28,7 @@ from mixer_equiv.errors import (
     MissingDependencyError,
     MixerEquivError,
     NotEquivalentError,
+    ReportError,
 )
 from mixer_equiv.formulation import Formulation
 from mixer_equiv.layouts import LAYOUTS, Conventions, Layout, register_layout
@@ -61,6 +62,7 @@ __all__ = [
     "NotEquivalentError",
     "Policy",
     "Report",
+    "ReportError",
     "assert_equivalent",
     "compare",
     "convert",

@@ -79,6 +79,10 @@ class NotEquivalentError(MixerEquivError, AssertionError):
             self.add_note(snippet)
 
 
+class ReportError(MixerEquivError, ValueError):
+    """Data that are no `Report`, or one of another version of the format."""
+
+
 class ConventionWarning(UserWarning):
     """Code whose conventions differ from those that the weights were trained with."""
 

@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mixer_equiv.checkpoints.provenance import Provenance
+from mixer_equiv.equivalence.plain import PlainDataError, from_plain, to_plain
 from mixer_equiv.equivalence.text import Column, Line, Paragraph, TextTable, list_lines, table_lines, wrap
-from mixer_equiv.errors import summarize
+from mixer_equiv.errors import ReportError, summarize
+
+# The version of a report as JSON; to be raised when readers of the version before would misunderstand the fields.
+FORMAT_VERSION = 1
 
 # The verdicts on two sides, from the same function to no comparison at all.
 Verdict = Literal["equivalent", "equivalent_under", "different", "inexpressible", "nothing_compared"]
@@ -79,7 +83,7 @@ class Gradients:
 
     `residual` is the largest over the `count` parameters, at `worst`: the 2-norm of the difference
     over that of the gradient, or over a thousandth of all gradients if that is more. `float32` is the
-    same in float32, where it is over the `threshold`.
+    same in float32, where it is over the `threshold`. `by_parameter` has the residual of each.
     """
 
     worst: str
@@ -88,6 +92,7 @@ class Gradients:
     count: int
     num_images: int
     float32: float | None = None
+    by_parameter: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +124,11 @@ class Report:
     could be run. `decision` is the largest of it and of each side's distance to the NumPy reference; `threshold` is
     the most that it may be.
     `mapping` goes from canonical names to those of the side `mapping_of`: the one whose names were searched for, else
-    side b. `unobservable` are parameters on which no output depends. `dtype` is the low precision whose errors are
-    shown. `warnings` are sentences; `notices` are the ids of those that are in the catalogue of faults. `visible` has
-    known faults, and how far each, planted in one place, would have moved these outputs. `names` are those of the
-    models and checkpoints that it is about, also where nothing was run; `provenance` says what made it.
+    side b; `shapes` are those of its arrays, by canonical names. `unobservable` are parameters on which no output
+    depends. `dtype` is the low precision whose errors are shown. `warnings` are sentences; `notices` are the ids of
+    those that are in the catalogue of faults. `visible` has known faults, and how far each, planted in one place, would
+    have moved these outputs. `names` are those of the models and checkpoints that it is about, also where nothing was
+    run; `provenance` says what made it.
     """
 
     verdict: Verdict
@@ -136,6 +142,7 @@ class Report:
     reasons: tuple[str, ...] = ()
     mapping: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mapping_of: str = ""
+    shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     unobservable: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
@@ -160,11 +167,40 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts; a residual that is no number is None."""
-        return _plain(dataclasses.asdict(self))
+        return {"format_version": FORMAT_VERSION, **to_plain(self)}
 
     def to_json(self) -> str:
         """The report as JSON text, as `to_dict` has it."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Report:
+        """A report from its plain data, the inverse of `to_dict`.
+
+        A residual that was no number is NaN, or None where a report may do without. Raises `ReportError`, which lists
+        all problems, for what `to_dict` cannot have written, and for another version of the format.
+        """
+        if not isinstance(values, Mapping) or not {"verdict", "threshold"} <= values.keys():
+            raise ReportError("it is no report of verify; write one by: mixer-equiv verify ... --json FILE")
+        _check_version(values.get("format_version"))
+        try:
+            report = from_plain(cls, {name: value for name, value in values.items() if name != "format_version"})
+        except PlainDataError as error:
+            raise ReportError(f"it is a damaged report: {summarize(error.problems, separator='; ')}") from error
+        contradictions = _contradictions(report)
+        if contradictions:
+            raise ReportError(f"it is a damaged report: {'; '.join(contradictions)}")
+        return report
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """A report from JSON text, the inverse of `to_json`. Raises `ReportError`, as `from_dict` does."""
+        try:
+            values = json.loads(text)
+            json.dumps(values, ensure_ascii=False).encode()  # which half a surrogate pair fails
+        except (ValueError, RecursionError) as error:
+            raise ReportError(f"it is not JSON of Unicode text ({error})") from error
+        return cls.from_dict(values)
 
     def made_by_command(self, command: str) -> Report:
         """The same report, with the command line that made it in place of the call in Python."""
@@ -186,12 +222,27 @@ class Report:
         return "\n".join([*lines, *wrap(headline(self)), *list_lines([*details(self), *made_by(self)])])
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def _check_version(version: Any) -> None:
+    if version is None:
+        raise ReportError("it has no format_version, as reports of versions before the first release; verify anew")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ReportError(
+            f"it is a report of format version {version!r}, and this mixer_equiv reads version {FORMAT_VERSION}; "
+            "read it with the mixer_equiv that wrote it, or verify anew"
+        )
+
+
+def _contradictions(report: Report) -> list[str]:
+    """Say which fields of a report that was read cannot stand together, since what draws one relies on them."""
+    made, accuracies = report.provenance, [side.accuracy is None for side in report.sides]
+    wrong = {
+        f"sides are {len(report.sides)}, not 2 or none": len(report.sides) not in (0, 2),
+        "there are stages and no sides": bool(report.stages) and not report.sides,
+        "one side alone has an accuracy": len(set(accuracies)) > 1,
+        f"dtype is {report.dtype!r}, not {', '.join(_SHORT)}": report.dtype not in _SHORT,
+        "provenance.versions has no mixer_equiv": made is not None and "mixer_equiv" not in made.versions,
+    }
+    return [problem for problem, is_so in wrong.items() if is_so]
 
 
 # The report in words, for the plain text above and for `render`.
@@ -316,7 +367,8 @@ def shown_by_inputs(visible: Mapping[str, float], threshold: float) -> str:
 def unobservable_in_words(report: Report) -> str:
     """Say why some parameters change no output, and whether they were compared nevertheless."""
     count = len(report.unobservable)
-    covered = "were compared as weights alone" if report.sides[0].round_trip is not None else "were not compared"
+    is_covered = any(side.round_trip is not None for side in report.sides)
+    covered = "were compared as weights alone" if is_covered else "were not compared"
     return (
         f"{count} array{'s'[: count > 1]} change no output, whatever is in them, since the next LayerNorm takes away "
         f"what they add: {summarize(report.unobservable, 1)}. They {covered}"

@@ -38,7 +38,7 @@ def compare_gradients(
     worst = max(distances, key=lambda name: (not np.isfinite(distances[name]), distances[name]))
     is_over = not distances[worst] <= threshold
     float32 = max(apart(np.float32).values()) if is_over else None
-    return Gradients(worst, distances[worst], threshold, len(distances), len(images), float32)
+    return Gradients(worst, distances[worst], threshold, len(distances), len(images), float32, distances)
 
 
 def common_space(a: WeightedSide, b: WeightedSide) -> Layout | None:

@@ -54,6 +54,8 @@ def report_of(
     predictions = [run.low["logits"].argmax(axis=-1) for run in (evidence.a, evidence.b) if last == "logits"]
     named = next((side for side in (a, b) if side.side.is_foreign and side.side.is_named), b)
     bindings = named.layout.bindings(named.config.num_blocks, head=named.config.num_classes > 0)
+    mapping = {name: binding.foreign for name, binding in bindings.items() if not binding.is_absent}
+    specs = named.checkpoint.specs
     return Report(
         verdict=judgement.verdict,
         residual=stages[-1].residual,
@@ -64,8 +66,9 @@ def report_of(
         causes=judgement.causes,
         residual_without_causes=judgement.residual_without_causes,
         reasons=tuple(dict.fromkeys(judgement.reasons)),
-        mapping={name: binding.foreign for name, binding in bindings.items() if not binding.is_absent},
+        mapping=mapping,
         mapping_of=named.name,
+        shapes={name: specs[foreign].shape for name, foreign in mapping.items() if foreign in specs},
         unobservable=tuple(UNOBSERVABLE.format(i=i) for i in range(a.config.num_blocks)),
         **_warning_fields([*notes, *judgement.notices, *_rms_notices(evidence.dtype, sides, policy)]),
         environment=environment(),
