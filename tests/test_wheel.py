@@ -12,7 +12,8 @@ def test_the_wheel_has_every_module_the_data_and_the_type_marker_and_nothing_els
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mixer_equiv").rglob("*.py")}
     data = {f"mixer_equiv/data/digits_{part}.npz" for part in ("mixer", "held_out")}
-    data.add("mixer_equiv/render/report.html")
+    templates = ("page.css", "page.html", "page.js", "parts.html", "report.html", "reports.html")
+    data |= {f"mixer_equiv/render/templates/{name}" for name in templates}
     assert names == wanted | data | {"mixer_equiv/py.typed", "mixer_equiv_pytest.py"}
     assert wheel.name.startswith(f"mixer_equiv-{mixer_equiv.__version__}-")
     told = (

@@ -92,7 +92,7 @@ def write_file(option: str, path: Path, text: str) -> None:
 
     check_outputs({option: path})
     with replacement(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def draw(drawn: RenderableType) -> None:
