@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mixer_equiv.cli import bench, convert, examples, inspect, layouts, mutate, verify
+from mixer_equiv.cli import bench, convert, examples, inspect, layouts, mutate, reports, verify
 from mixer_equiv.cli.output import say
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(convert.convert)
 app.command()(inspect.inspect)
 app.command(epilog=examples.LAYOUTS)(layouts.layouts)
 app.command(epilog=examples.VERIFY)(verify.verify)
+app.command()(reports.reports)
 app.command()(mutate.mutate)
 app.command()(bench.bench)
 

@@ -29,7 +29,7 @@ def test_help_shows_every_way_to_name_a_model(command: str, width: int) -> None:
     assert all(way in shown for way in WAYS + WAYS_OF_VERIFY * (command == "verify"))
 
 
-@pytest.mark.parametrize("command", ["convert", "inspect", "layouts", "verify", "mutate", "bench"])
+@pytest.mark.parametrize("command", ["convert", "inspect", "layouts", "verify", "reports", "mutate", "bench"])
 def test_help_fits_a_narrow_terminal_and_breaks_no_option(command: str) -> None:
     lines = help_of(command, 60).splitlines()
     assert max(map(len, lines)) <= 60
