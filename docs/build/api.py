@@ -85,7 +85,7 @@ PAGES = (
     Page(
         "render",
         "Reports as pages",
-        "A report of `verify` as HTML or Markdown. As plain text it is `print(report)`.",
+        "A report of `verify` as HTML or Markdown, and several on one page. As plain text it is `print(report)`.",
         modules=("mixer_equiv.render",),
     ),
     Page(
@@ -94,7 +94,7 @@ PAGES = (
         "Every error raised on purpose is a `MixerEquivError`.",
         names=(
             *("MixerEquivError", "ConfigError", "LayoutError", "CheckpointError", "ConversionError"),
-            *("InexpressibleError", "NotEquivalentError", "MissingDependencyError", "ConventionWarning"),
+            *("InexpressibleError", "NotEquivalentError", "ReportError", "MissingDependencyError", "ConventionWarning"),
         ),
     ),
 )
