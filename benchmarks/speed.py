@@ -2,8 +2,8 @@
 
 Each section is one run of what `mixer-equiv bench` runs. With `--write` the results go to
 benchmarks/results/speed_SECTION.json, .md and .png, those of "processors" to files named by the instruction set that
-torch used, and the tables of the documents are written anew. The exit status is 1 if a program was refused, because it does not
-compute the official function. Start reading at `SECTIONS`.
+torch used, and the tables of the documents are written anew. The exit status is 1 if a program was refused, because
+it does not compute the official function. Start reading at `SECTIONS`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def draw(result: Mapping[str, Any]) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/ and the tables of the documents")
+    parser.add_argument(
+        "--write", action="store_true", help="also write benchmarks/results/ and the tables of the documents"
+    )
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--threads", type=int, help="cores for both frameworks; all")
     options = parser.parse_args(arguments)

@@ -44,7 +44,8 @@ def full_tables() -> str:
     timed = [result for result in results if result["baseline"] == "timm"]
     if not timed:
         return NO_RESULTS
-    protocol = f"Medians over {timed[0]['rounds']} interleaved rounds; the files have intervals, and why a program was refused."
+    rounds = timed[0]["rounds"]
+    protocol = f"Medians over {rounds} interleaved rounds; the files have intervals, and why a program was refused."
     return "\n".join([line for result in timed for line in (*_table(result), "")] + [protocol, ""])
 
 

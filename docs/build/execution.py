@@ -34,7 +34,9 @@ from docs.build.markdown import block
 # The sections of the site whose pages are programs.
 SECTIONS = "tutorial", "how-to", "explanation"
 
-FENCE = re.compile(r"^(?P<ticks>```+)(?P<language>\w+)(?P<options>[^\n]*)\n(?P<text>.*?)^(?P=ticks)\n", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(
+    r"^(?P<ticks>```+)(?P<language>\w+)(?P<options>[^\n]*)\n(?P<text>.*?)^(?P=ticks)\n", re.DOTALL | re.MULTILINE
+)
 
 # How wide terminals are that commands write to.
 COLUMNS = "96"
@@ -141,7 +143,9 @@ def _folder_of_its_own() -> Iterator[Path]:
     import torch
 
     from mixer_equiv import LAYOUTS
+    from mixer_equiv.equivalence.sides.locate import import_timm
 
+    import_timm()  # which copes with a torchvision that was built for another torch
     layouts, dtype, modules = dict(LAYOUTS), torch.get_default_dtype(), set(sys.modules)
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")

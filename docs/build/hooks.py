@@ -14,7 +14,6 @@ from docs.build.line_breaks import allow_breaks
 from docs.build.mentions import link_mentions
 from mixer_equiv import __version__
 
-
 # The pages of this build that were run.
 PAGES = execution.Pages()
 
@@ -38,7 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Run the code of a page, and show what it prints."""
     path = page.file.src_uri
-    if path.partition("/")[0] not in execution.SECTIONS:
+    if path.partition("/")[0] not in execution.SECTIONS or not config.extra["run_pages"]:
         return markdown
     source = page.file.content_string
     return PAGES.run(path, markdown, page.meta, source.count("\n") - markdown.count("\n") + 1)

@@ -29,12 +29,17 @@ def count_planted() -> int:
     return sum(CATALOGUE[fault].kind != "notice" for fault in planted)
 
 
+USUAL_CHECKS = "docs/explanation/usual-checks.md"
+
 # By document: a pattern whose group is the number, and what it counts.
 COUNTS: list[tuple[str, str, Callable[[], int]]] = [
     ("CHANGELOG.md", r"^- (\d+) layouts\b", lambda: len(LAYOUTS)),
     ("CHANGELOG.md", r"\b(\d+) catalogued faults of code", count_faults),
-    ("README.md", r"\bOf (\d+) faults:", count_planted),
-    ("README.md", r"^\| `verify`, which also names the cause \| +\| (\d+) \|", count_planted),
+    *((path, r"\bOf (\d+) faults\b", count_planted) for path in ("README.md", USUAL_CHECKS)),
+    *(
+        (path, r"^\| `verify`, which also names the cause \| +\| (\d+) \|", count_planted)
+        for path in ("README.md", USUAL_CHECKS)
+    ),
 ]
 
 

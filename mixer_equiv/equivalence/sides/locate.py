@@ -191,6 +191,8 @@ def _made(source: str, make: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _from_package(name: str) -> Any:
+    if name.partition(".")[0] == "timm":
+        import_timm()
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
