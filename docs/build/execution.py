@@ -5,14 +5,16 @@ A page is a program: its blocks run one after another in a folder of their own.
 - `python` blocks share one namespace. `continues: OTHER.md` in the front matter of a page begins with the names that
   another page ends with.
 - A block with a title, of any language, is written to a file of that name instead.
-- Of a `console` block, the commands that begin with `$ mixer-equiv`, `$ python` and `$ pytest` are run. A command must
-  end with exit status 0, unless a comment behind it says otherwise: `# exit status 1`.
+- Of a `console` block, the commands that begin with `$ mixer-equiv`, `$ python` and `$ pytest` are run, and what each
+  prints is shown below it. A command must end with exit status 0, unless a comment behind it says another one:
+  `# exit status 1`.
 - `given: [NAME]` in the front matter puts files of `given.py` into the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -83,20 +85,26 @@ class Program:
             file.write_text(fence["text"], encoding="utf-8")
             return fence[0]
         try:
-            output = self._output_of(fence["language"], fence["text"], line)
+            return self._shown(fence, line)
         except Exception as error:
             raise BuildError(f"docs/{self.path}:{line}: this block fails\n{_traceback(error)}") from error
-        return fence[0] + (f"\n{block(output, '{ .text .output }')}" if output.strip() else "")
 
-    def _output_of(self, language: str, text: str, line: int) -> str:
-        if language == "python":
-            padded = "\n" * (line - 1) + text  # so that a traceback has the line of the page
+    def _shown(self, fence: re.Match[str], line: int) -> str:
+        if fence["language"] == "python":
+            padded = "\n" * (line - 1) + fence["text"]  # so that a traceback has the line of the page
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(compile(padded, f"docs/{self.path}", "exec"), self.names)
-            return printed.getvalue()
-        if language == "console":
-            return "".join(run_command(command[2:]) for command in text.splitlines() if command.startswith("$ "))
-        return ""
+            output = printed.getvalue()
+            return fence[0] + (f"\n{block(output, '{ .text .output }')}" if output.strip() else "")
+        if fence["language"] == "console":
+            return block("\n".join(map(_with_output, fence["text"].splitlines())), "console")
+        return fence[0]
+
+
+def _with_output(line: str) -> str:
+    """A line of a console, and below a command what it prints."""
+    output = run_command(line[2:]) if line.startswith("$ ") else ""
+    return "\n".join([line, *(printed.rstrip() for printed in output.splitlines())])
 
 
 def run_command(command: str) -> str:
@@ -123,7 +131,8 @@ def _run_in_process(arguments: list[str]) -> tuple[int, str]:
 
     from mixer_equiv.cli import app
 
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": COLUMNS}, prog_name="mixer-equiv")
+    with _with_built_in_layouts():
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": COLUMNS}, prog_name="mixer-equiv")
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
@@ -142,12 +151,12 @@ def _folder_of_its_own() -> Iterator[Path]:
     """Run in a new folder, and put back what pages may change of the process."""
     import torch
 
-    from mixer_equiv import LAYOUTS
     from mixer_equiv.equivalence.sides.locate import import_timm
 
     import_timm()  # which copes with a torchvision that was built for another torch
-    layouts, dtype, modules = dict(LAYOUTS), torch.get_default_dtype(), set(sys.modules)
-    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), warnings.catch_warnings():
+    dtype, modules = torch.get_default_dtype(), set(sys.modules)
+    folder, restored = tempfile.TemporaryDirectory(), _with_built_in_layouts()
+    with folder as name, contextlib.chdir(name), restored, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sys.path.insert(0, name)
         try:
@@ -155,11 +164,34 @@ def _folder_of_its_own() -> Iterator[Path]:
         finally:
             sys.path.remove(name)
             torch.set_default_dtype(dtype)
-            LAYOUTS.clear()
-            LAYOUTS.update(layouts)
             for module in set(sys.modules) - modules:
                 if str(getattr(sys.modules[module], "__file__", None)).startswith(name):
                     del sys.modules[module]
+
+
+@contextlib.contextmanager
+def _with_built_in_layouts() -> Iterator[None]:
+    """Begin as a new process does, and forget layouts that are registered meanwhile."""
+    from mixer_equiv import LAYOUTS
+
+    before = dict(LAYOUTS)
+    try:
+        _replace(LAYOUTS, _built_in_layouts())
+        yield
+    finally:
+        _replace(LAYOUTS, before)
+
+
+@functools.cache
+def _built_in_layouts() -> dict[str, Any]:
+    from mixer_equiv import LAYOUTS
+
+    return dict(LAYOUTS)
+
+
+def _replace(held: Any, contents: Mapping[str, Any]) -> None:
+    held.clear()
+    held.update(contents)
 
 
 def _traceback(error: BaseException) -> str:
