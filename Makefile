@@ -87,7 +87,7 @@ picture: $(INSTALLED)  ## draw the README's pictures anew
 layouts: $(INSTALLED)  ## write the README's table of layouts anew
 	@$(BIN)/python -m docs.build.readme_table
 
-docs: $(INSTALLED)  ## the documentation site, in site/; every warning is an error (ten seconds)
+docs: $(INSTALLED)  ## the documentation site, in site/, with its pages run; every warning is an error (a few minutes)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## remove the virtual environment and caches

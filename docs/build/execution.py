@@ -41,7 +41,7 @@ FENCE = re.compile(
 )
 
 # How wide terminals are that commands write to.
-COLUMNS = "96"
+COLUMNS = "84"
 
 
 class Pages:

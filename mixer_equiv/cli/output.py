@@ -96,14 +96,16 @@ def write_file(option: str, path: Path, text: str) -> None:
 
 
 def draw(drawn: RenderableType) -> None:
-    """Print what rich can draw, to the width of the terminal."""
+    """Print what rich can draw, to the width of the terminal; in a pipe that of `COLUMNS`, without trailing blanks."""
     from rich.console import Console
 
     terminal = Console()
-    stream, width = io.StringIO(), terminal.width if terminal.is_terminal else _WIDTH_OF_A_PIPE
+    is_wide = not terminal.is_terminal and "COLUMNS" not in os.environ
+    stream, width = io.StringIO(), _WIDTH_OF_A_PIPE if is_wide else terminal.width
     # Rendered first and written by `write`, because rich makes a failing output exit status 1.
     Console(file=stream, force_terminal=terminal.is_terminal, width=width, highlight=False).print(drawn)
-    write(stream.getvalue())
+    text = stream.getvalue()
+    write(text if terminal.is_terminal else "".join(f"{line.rstrip()}\n" for line in text.splitlines()))
 
 
 def warn(line: str) -> None:

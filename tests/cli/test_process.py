@@ -43,6 +43,15 @@ def test_a_pipe_sees_no_progress_bar(tmp_path: Path, published: Path) -> None:
     assert not changed(convert(load(tmp_path / "mixer.safetensors"), to="linen").arrays, params())
 
 
+@pytest.mark.parametrize(("columns", "width"), [({}, 110), ({"COLUMNS": "60"}, 60)])
+def test_a_pipe_is_as_wide_as_it_is_told_and_has_no_trailing_blanks(columns: dict[str, str], width: int) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | columns
+    command = [*COMMAND, "layouts"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
+    assert width - 15 < max(map(len, lines)) <= width
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
 def at_a_terminal(*arguments: Any) -> tuple[int, str]:
     """Exit status of the command line, and all that it draws, with a pseudo-terminal for every stream."""
     ours, theirs = pty.openpty()
