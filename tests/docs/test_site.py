@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +23,7 @@ from docs.build.public_names import PUBLIC_MODULES, find, names_in, public_names
 from mixer_equiv import LAYOUTS, __version__
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.faults.catalogue import CATALOGUE
+from tests.support.site import build
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,26 +57,6 @@ class Page(HTMLParser):
             self.resources.append(given[LOADED[tag]])
 
 
-def build(folder: Path, site: Path, run_pages: bool = True) -> subprocess.CompletedProcess[str]:
-    """Build the site of a checkout as `make docs` does."""
-    return subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)],
-        cwd=folder,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "RUN_PAGES": str(run_pages).lower()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    built = build(ROOT, folder)
-    assert built.returncode == 0, built.stdout
-    return folder
-
-
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[str, Page]:
     return {path.relative_to(site).as_posix(): Page(path.read_text()) for path in site.rglob("*.html")}
@@ -106,6 +85,17 @@ def test_the_site_has_a_page_for_each_source_and_each_generated_page(site: Path)
     for source in (*sources, *hooks.generated_pages()):
         assert (site / source).with_suffix(".html").is_file(), source
     assert not (site / "build").exists()
+
+
+def test_pages_show_what_their_code_prints(site: Path) -> None:
+    for name, said in (
+        ("tutorial/04-correct-way.html", "EQUIVALENT"),
+        ("how-to/published.html", "(timm)"),
+        ("how-to/your-model.html", "NOT EQUIVALENT, explained"),
+        ("how-to/hypothesis.html", "1 passed"),
+        ("explanation/bug-or-rounding.html", "wrong eps: "),
+    ):
+        assert said in (site / name).read_text(), name
 
 
 def test_no_page_loads_anything_from_elsewhere(site: Path, pages: dict[str, Page]) -> None:

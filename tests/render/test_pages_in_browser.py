@@ -11,7 +11,7 @@ import pytest
 
 from mixer_equiv import Report
 from mixer_equiv.render import reports_to_html, to_html
-from tests.support.browser import ARGUMENTS, CHROMIUM, Opened, need_chromium, open_page
+from tests.support.browser import Opened, launched, open_page
 from tests.support.reports import REPORTS, full_report
 
 pytestmark = pytest.mark.browser
@@ -25,13 +25,8 @@ Open = Callable[..., Opened]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    need_chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS])
+    with launched() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,18 @@ def need_chromium() -> None:
         pytest.fail(f"REQUIRE_BROWSER is set, and {'; '.join(missing)}")
     if missing:
         pytest.skip("; ".join(missing))
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[Browser]:
+    """Chromium, without a window."""
+    need_chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS])
+        yield chromium
+        chromium.close()
 
 
 @dataclasses.dataclass
