@@ -49,10 +49,11 @@ VERIFY = epilog(
 
 LAYOUTS = epilog(
     "Ways to name MODEL:",
-    PLACES,
+    {"timm": "a layout, of those that are listed", **PLACES},
     "A class or function is called with --kwargs, and its model is run on images of --image.",
     [
         "mixer-equiv layouts",
+        "mixer-equiv layouts timm > ours.toml",
         "mixer-equiv layouts timm:mixer_b16_224 --image 3x224x224",
         "mixer-equiv layouts mymixer.py:MyMixer \\",
         "    --image 3x224x224 > mymixer.toml",

@@ -18,7 +18,7 @@ from mixer_equiv.cli.options import (
 )
 from mixer_equiv.cli.output import show, write
 from mixer_equiv.cli.progress import prints_on_stderr, progress_bar
-from mixer_equiv.errors import ConfigError
+from mixer_equiv.errors import ConfigError, LayoutError
 
 if TYPE_CHECKING:
     from mixer_equiv.layouts import Layout
@@ -29,7 +29,7 @@ def layouts(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Whose layout to find; ways to name it are below.",
+            help="A layout to print, or a model whose layout to find; ways to name it are below.",
         ),
     ] = None,
     kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="What the model is made with.")] = None,
@@ -40,7 +40,8 @@ def layouts(
 ) -> None:
     """List the layouts: what their code computes, what weights they can hold, and a name in each.
 
-    With a model: find the layout of its parameters by running it, and print it as TOML, for --layout.
+    With the name of a layout: print its table as TOML, to begin one of your own with. With a model: find the layout
+    of its parameters by running it, and print that, for --layout.
     """
     from mixer_equiv.layouts import LAYOUTS
     from mixer_equiv.render.layouts import DrawnLayouts, describe_layout, layouts_markdown
@@ -50,8 +51,9 @@ def layouts(
             raise ConfigError("--markdown and --json are both given; the table is written in one form")
         if model is not None:
             if markdown or json_file is not None:
-                raise ConfigError("the layout of a model is written as TOML, without --markdown and --json")
-            write(_layout_at(model, parse_kwargs(kwargs) or {}, parse_image(image)).to_toml())
+                raise ConfigError("one layout is written as TOML, without --markdown and --json")
+            register_layouts(layout_files)
+            write(_layout_of(model, kwargs, image).to_toml())
             return
         if kwargs is not None or image is not None:
             raise ConfigError("--kwargs and --image are for the layout of a model, and none is given")
@@ -63,14 +65,32 @@ def layouts(
             show(DrawnLayouts(rows), {"layouts": rows}, json_file)
 
 
+def _layout_of(model: str, kwargs: str | None, image: str | None) -> Layout:
+    """The layout of this name, or else that of the model at a place."""
+    from mixer_equiv.equivalence.sides.locate import is_source
+    from mixer_equiv.layouts import get_layout
+
+    if is_source(model):
+        return _layout_at(model, parse_kwargs(kwargs) or {}, parse_image(image))
+    if kwargs is not None or image is not None:
+        raise ConfigError(
+            f"--kwargs and --image are for the layout of a model, and {model} is no place of one: {_PLACES}"
+        )
+    try:
+        return get_layout(model)
+    except LayoutError as error:
+        raise ConfigError(f"{error}; a model is named by its place: {_PLACES}") from error
+
+
+_PLACES = "path/to/file.py:Name, package.module:Name, timm:NAME"
+
+
 def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:
     """The layout of the model at a place, called with `kwargs`."""
     from mixer_equiv.equivalence.porting import layout_of
     from mixer_equiv.equivalence.sides.lazy_modules import initialize
-    from mixer_equiv.equivalence.sides.locate import is_source, model_at, object_at
+    from mixer_equiv.equivalence.sides.locate import model_at, object_at
 
-    if not is_source(model):
-        raise ConfigError(f"{model} is no place of a model: path/to/file.py:Name, package.module:Name, timm:NAME")
     if model.endswith(".py"):
         object_at(model)  # which says what there is to name in it
     if image is None:

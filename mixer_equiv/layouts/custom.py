@@ -74,7 +74,11 @@ def layout_from_dict(fields: Any, bases: Mapping[str, Layout]) -> Layout:
     if "name" not in fields:
         raise LayoutError("the layout lacks a name: give one, such as name = 'ours'")
     if base is not None:
-        return check_layout(dataclasses.replace(base, **{"summary": f"{base.name}, as changed by its user", **values}))
+        changed = {
+            "summary": f"{base.name}, as changed by its user",
+            "advice": {},
+        }  # advice names arguments of its code
+        return check_layout(dataclasses.replace(base, **{**changed, **values}))
     missing = [name for name in ("framework", "computes", "rows") if name not in fields]
     if missing:
         raise LayoutError(f"the layout lacks {', '.join(missing)}; give them, or a base that has them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,24 @@ def test_the_layout_of_a_model_is_written_for_the_layout_option(tmp_path: Path) 
     assert "MLPMixer" in [row["layout"] for row in listed]
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_printed_to_begin_another_with(name: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    table = run("layouts", name).stdout.replace(f'name = "{name}"', 'name = "other"')
+    other.write_text(re.sub(r"^aliases = \[[^]]*\]\n", "", table, flags=re.MULTILINE))
+    listed = strict_json(run("layouts", "--json", "-", "--layout", other).stdout)["layouts"]
+    assert "other" in [row["layout"] for row in listed]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["examples/their_mixer.py:MLPMixer"], "give --image, such as 3x224x224"),
         (["examples/their_mixer.py:MLPMixer", "--image", "3x12x12", "--markdown"], "written as TOML"),
-        (["nothing.npz", "--image", "3x12x12"], "nothing.npz is no place of a model"),
+        (["nothing.npz", "--image", "3x12x12"], "nothing.npz is no place of one: path/to/file.py:Name"),
+        (["nothing.npz"], "no layout is called 'nothing.npz'"),
+        (["tim"], "did you mean 'timm'"),
+        (["timm", "--json", "-"], "one layout is written as TOML"),
         (["--image", "3x12x12"], "--kwargs and --image are for the layout of a model"),
     ],
 )
