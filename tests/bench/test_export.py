@@ -1,4 +1,4 @@
-"""Results for people: CSV, JSON, tables, plots, and the README's table."""
+"""Results for people: CSV, JSON, tables, and the documents' tables of speed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import csv
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from benchmarks import speed
-from mixer_equiv import ConfigError
-from mixer_equiv.bench import export, plots
+from benchmarks import result_files, speed, speed_tables
+from mixer_equiv.bench import export
 from mixer_equiv.bench.contestants import CONTESTANTS
 from mixer_equiv.bench.measurement import BenchResult, MixerTiming
 from mixer_equiv.render.bench import NARROW, NARROWEST, Tables
@@ -59,54 +59,21 @@ def test_markdown_names_every_program_and_why_one_was_refused(result: BenchResul
     assert "torch_threads 1" in shown
 
 
-def test_a_plot_is_an_svg_and_a_png_of_every_program(result: BenchResult, tmp_path: Path) -> None:
-    rows = export.to_dict(result)["rows"]
-    written = plots.plot(rows, tmp_path / "speed.svg")
-    assert [path.name for path in written] == ["speed.svg", "speed.png"]
-    assert written[1].read_bytes().startswith(b"\x89PNG")
-    first = written[0].read_text()
-    assert "<svg" in first
-    plots.plot(rows, tmp_path / "speed.png")
-    assert written[0].read_text() == first
+def full_tables(recorded: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of the tables of speed, where `recorded` are the results on record, by name."""
+    monkeypatch.setattr(result_files, "RESULTS", folder)
+    for name, plain in recorded.items():
+        (folder / f"{name}.json").write_text(json.dumps(plain))
+    return speed_tables.full_tables().splitlines()
 
 
-def test_batches_that_are_several_are_plotted_as_lines_and_single_ones_as_bars(
-    result: BenchResult, tmp_path: Path
+def test_the_documents_tables_have_every_ratio(
+    result: BenchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = export.to_dict(result)["rows"]
-    shown = {
-        name: plots.plot(given, tmp_path / f"{name}.svg")[0].read_text()
-        for name, given in (("bars", rows), ("lines", [*rows, *({**row, "batch": 8} for row in rows)]))
-    }
-    assert ("matplotlib.axis_4" in shown["lines"], "matplotlib.axis_4" in shown["bars"]) == (True, False)
-
-
-def test_a_program_has_the_same_colour_in_every_plot() -> None:
-    names = [
-        *CONTESTANTS,
-        "flax (conv, matmul, linear)",
-        "torch (conv, conv1d, linear)",
-        "torch (conv, matmul, linear)",
-    ]
-    rows = [{"program": name, "ours": CONTESTANTS[name.partition(" (")[0]].ours} for name in names]
-    styles = plots._styles(rows)
-    assert {row["program"]: plots._styles([row])[row["program"]]["color"] for row in rows} == {
-        name: style["color"] for name, style in styles.items()
-    }
-    assert styles["torch (conv, conv1d, linear)"]["color"] == styles["torch"]["color"]
-    assert len({(style["color"], style["marker"]) for style in styles.values()}) == len(names)
-
-
-@pytest.mark.parametrize(("name", "rows"), [("speed.pdf", None), ("speed.svg", [])])
-def test_what_cannot_be_plotted_is_an_error(result: BenchResult, tmp_path: Path, name: str, rows: Any) -> None:
-    with pytest.raises(ConfigError, match=r"a plot is written as|there is nothing to plot"):
-        plots.plot(export.to_dict(result)["rows"] if rows is None else rows, tmp_path / name)
-
-
-def test_the_readmes_tables_have_every_ratio(result: BenchResult) -> None:
     plain = export.to_dict(result)
     ratios = {each.name: each.ratio for each in result.measurements if isinstance(each, MixerTiming) and each.ratio}
-    shown = speed.readme_table([plain, {**plain, "baseline": "torch"}]).splitlines()
+    recorded = {"speed_inference": plain, "speed_training": {**plain, "baseline": "torch"}}
+    shown = full_tables(recorded, tmp_path, monkeypatch)
     rows = dict(line.strip("| ").rsplit(" | ", 1) for line in shown if line.startswith("| "))
     for name, ratio in ratios.items():
         assert rows.pop(name) == f"{ratio.median:.2f}"
@@ -117,10 +84,13 @@ def test_the_readmes_tables_have_every_ratio(result: BenchResult) -> None:
     assert list(rows) == ["---"]
 
 
-def test_the_readmes_tables_have_no_numbers_of_a_cell_without_a_baseline(result: BenchResult) -> None:
+def test_the_documents_tables_have_no_numbers_of_a_cell_without_a_baseline(
+    result: BenchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = export.to_dict(result)
     refused = [{**row, "batch": 8, "ratio": None, "images_per_second": None} for row in plain["rows"]]
-    shown = speed.readme_table([{**plain, "rows": plain["rows"] + refused}]).splitlines()
+    recorded = {"speed_inference": {**plain, "rows": plain["rows"] + refused}}
+    shown = full_tables(recorded, tmp_path, monkeypatch)
     assert shown[0].endswith("<br>batch 8 |")
     assert all(line.endswith(" |  |") for line in shown[2:] if line.startswith("|"))
 
