@@ -29,7 +29,7 @@ from benchmarks.processes import (
     run_in_turns,
     shown_quartiles,
 )
-from mixer_equiv.bench import plots
+from mixer_equiv.bench import line_labels, plots
 from mixer_equiv.bench.environment import Machine
 
 CONVERTED_VARIANTS = ("B/16", "L/16", "H/14")
@@ -38,6 +38,13 @@ ROUNDS = 9
 # script; at most these bytes.
 TIMES_CP, START_UP = 2.0, 0.4
 TIMES_FASTER, MOST_MEMORY = 3.0, 200e6
+
+# Commands that are drawn, each of another look even without colour.
+LINE_STYLES: Mapping[str, Mapping[str, Any]] = {
+    "script": {"color": plots.VERMILLION, "marker": "s", "linestyle": "--"},
+    "mixer-equiv": {"color": plots.BLUE, "marker": "o", "linewidth": 2},
+    "cp": {"color": plots.GREY, "marker": "D", "linestyle": ":"},
+}
 
 MAKE = """
 import sys
@@ -230,26 +237,39 @@ def page(result: Mapping[str, Any]) -> str:
 def draw(result: Mapping[str, Any]) -> Figure:
     """Draw seconds and peak memory against the size of the file, a line for each command that ran with every size."""
     sizes = sorted(result["sizes"].values(), key=lambda size: size["bytes"])
-    names = [name for name in sizes[0]["seconds"] if all(name in size["seconds"] for size in sizes)]
+    names = [name for name in LINE_STYLES if all(name in size["seconds"] for size in sizes)]
+    width, height, left, bottom = plots.WIDTH / 2 - 0.45 - line_labels.WIDTH, 2.3, 0.45, 0.7
     with plots.picture_style():
-        figure = Figure(figsize=(7.6, 3.4), layout="constrained")
-        times, memories = figure.subplots(1, 2)
-        for name, colour, marker in zip(names, plots.LINE_COLOURS, plots.MARKERS, strict=False):
-            style = {"color": colour, "marker": marker, "markersize": 4, "label": name}
-            megabytes = [size["bytes"] / 1e6 for size in sizes]
-            low, middle, high = zip(*(size["seconds"][name] for size in sizes), strict=True)
-            times.plot(megabytes, middle, **style)
-            times.fill_between(megabytes, low, high, color=colour, alpha=0.15, linewidth=0)
-            memories.plot(megabytes, [size["memory_MB"][name] for size in sizes], **style)
-        times.set_ylabel("seconds, medians and quartiles")
-        memories.set_ylabel("peak memory, MB")
-        for axis in (times, memories):
-            axis.set_xlabel("size of the npz, MB")
-            axis.set_xlim(left=0)
-            axis.set_ylim(bottom=0)
-            axis.grid(alpha=0.25)
-        times.legend(frameon=False)
+        figure = Figure(figsize=(plots.WIDTH, bottom + height + 0.35))
+        across, down = figure.get_size_inches()
+        seconds = {name: [size["seconds"][name] for size in sizes] for name in names}
+        megabytes = {name: [[size["memory_MB"][name]] * 3 for size in sizes] for name in names}
+        for i, (title, unit, values) in enumerate((("Time", "s", seconds), ("Peak memory", "MB", megabytes))):
+            x = i * across / 2 + left
+            axis = figure.add_axes((x / across, bottom / down, width / across, height / down))
+            axis.set_title(f"{title}, {unit}", loc="left", fontsize=9, fontweight="bold")
+            _draw_panel(axis, [size["bytes"] / 1e6 for size in sizes], values, unit, (width, height))
+        caption = "npz to safetensors, whole processes. Medians; the bands of seconds are quartiles."
+        figure.text(0.08 / across, 0.08 / down, caption, fontsize=8)
     return figure
+
+
+def _draw_panel(
+    axis: Any, sizes: Sequence[float], values: Mapping[str, Sequence[Any]], unit: str, inches: tuple[float, float]
+) -> None:
+    """Draw quartiles of a value against the megabytes of the file, with name and last value at the end of each line."""
+    labels = []
+    for name, quartiles in values.items():
+        low, middle, high = zip(*quartiles, strict=True)
+        axis.plot(sizes, middle, markersize=4.5, clip_on=False, **LINE_STYLES[name])
+        axis.fill_between(sizes, low, high, color=LINE_STYLES[name]["color"], alpha=0.2, linewidth=0)
+        text = f"{name}\n{middle[-1]:,.{1 if unit == 's' else 0}f} {unit}"
+        labels.append(line_labels.Label(text, LINE_STYLES[name]["color"], sizes[-1], middle[-1]))
+    axis.set_xlabel("size of the npz, MB")
+    axis.set_xlim(0, 1.04 * sizes[-1])
+    axis.set_ylim(0, 1.06 * max(high for quartiles in values.values() for _, _, high in quartiles))
+    axis.grid(alpha=0.25)
+    line_labels.label_lines(axis, labels, inches)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

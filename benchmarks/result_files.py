@@ -20,8 +20,8 @@ from mixer_equiv.checkpoints.formats.atomic import replacement
 RESULTS = Path(__file__).parent / "results"
 SIGNIFICANT_DIGITS = 6
 
-# Pictures are 18 inches wide at most. With few colours, a quarter of the bytes is enough.
-DPI, COLOURS_IN_PNG = 100, 64
+# A page shows a picture at half of its pixels, sharp on any screen. With few colours, a quarter of the bytes is enough.
+DPI, COLOURS_IN_PNG = 200, 64
 
 
 def write(name: str, result: Mapping[str, Any], page: str, figure: Any = None) -> None:

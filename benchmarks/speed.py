@@ -90,7 +90,7 @@ def page(section: str, result: Mapping[str, Any]) -> str:
 
 def draw(result: Mapping[str, Any]) -> Any:
     """Draw a section's picture as a matplotlib figure."""
-    return plots.draw(result["rows"])
+    return plots.draw(result["rows"], result["baseline"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,4 +10,5 @@ timing.py         rounds in random order, medians and intervals
 environment.py    processor, versions and threads; the memory of a call
 measurement.py    all of it in one run: start reading here
 export.py, plots.py   results as JSON, CSV, Markdown and pictures; tables for a terminal are in `render.bench`
+lines.py, line_labels.py   the lines of a plot, and the labels at their ends
 """

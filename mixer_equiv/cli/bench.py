@@ -87,7 +87,7 @@ def bench(
         }
         show(Tables(plain), plain, json_file, others)
         if plot_file is not None and any(row["ms"] for row in plain["rows"]):
-            plots.plot(plain["rows"], plot_file)
+            plots.plot(plain["rows"], plot_file, plain["baseline"])
         elif plot_file is not None:
             warn(f"{plot_file} is not written: all were refused")
     raise typer.Exit(EXIT_STATUS["different"] if result.refusals else 0)
