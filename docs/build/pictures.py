@@ -1,4 +1,7 @@
-"""The README's pictures docs/verify.svg, their.svg and mutate.svg, drawn anew: `python -m docs.build.pictures`."""
+"""Pictures that are drawn from results, drawn anew: `python -m docs.build.pictures`.
+
+They are terminals, docs/verify.svg, their.svg and mutate.svg, and docs/assets/figures/usual_checks.svg.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
+from docs.build import usual_checks
 from mixer_equiv import verify
 from mixer_equiv.data import digits
-from mixer_equiv.equivalence.faults.kill_matrix import mutate
+from mixer_equiv.equivalence.faults.kill_matrix import KillMatrix, mutate, planted_in_code
+from mixer_equiv.equivalence.faults.planted_weights import PLANTED_WEIGHTS
 from mixer_equiv.render.kill_matrix import draw_matrix
 from mixer_equiv.render.report import draw_report
 
@@ -27,6 +32,14 @@ def draw_terminal(name: str, command: str, output: RenderableType, width: int) -
     console.save_svg(str(ROOT / "docs" / name), title="mixer-equiv")
 
 
+def draw_usual_checks(matrix: KillMatrix) -> None:
+    """Write the picture of what usual checks miss."""
+    in_code = {name: planted.fault for name, planted in planted_in_code().items()}
+    in_weights = {name: planted.fault for name, planted in PLANTED_WEIGHTS.items()}
+    path = ROOT / "docs" / "assets" / "figures" / "usual_checks.svg"
+    path.write_text(usual_checks.draw(matrix, in_code | in_weights), encoding="utf-8")
+
+
 if __name__ == "__main__":
     images, labels = digits.held_out()
     report = verify(digits.CHECKPOINT, images=images, labels=labels).made_by_command("mixer-equiv verify")
@@ -35,4 +48,6 @@ if __name__ == "__main__":
     with contextlib.chdir(ROOT / "examples"):  # where the command is typed
         report = verify("their_mixer.py:MLPMixer", kwargs=MODEL_KWARGS, image=(3, 12, 12)).made_by_command(command)
     draw_terminal("their.svg", command, draw_report(report), 112)
-    draw_terminal("mutate.svg", "mixer-equiv mutate", draw_matrix(mutate()), 110)
+    matrix = mutate()
+    draw_terminal("mutate.svg", "mixer-equiv mutate", draw_matrix(matrix), 110)
+    draw_usual_checks(matrix)

@@ -36,6 +36,7 @@ COUNTS: list[tuple[str, str, Callable[[], int]]] = [
     ("CHANGELOG.md", r"^- (\d+) layouts\b", lambda: len(LAYOUTS)),
     ("CHANGELOG.md", r"\b(\d+) catalogued faults of code", count_faults),
     *((path, r"\bOf (\d+) faults\b", count_planted) for path in ("README.md", USUAL_CHECKS)),
+    ("docs/assets/figures/usual_checks.svg", r"\bof (\d+) planted faults\b", count_planted),
     *(
         (path, r"^\| `verify`, which also names the cause \| +\| (\d+) \|", count_planted)
         for path in ("README.md", USUAL_CHECKS)
