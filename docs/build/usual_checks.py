@@ -39,13 +39,14 @@ FAMILIES: Mapping[str, Sequence[str]] = {
 }
 CHECKS: Mapping[str, str] = {
     COUNT: "count and shape",
-    "1e-3": "allclose, 1e-3",
-    "1e-4": "allclose, 1e-4",
-    "1e-5": "allclose, 1e-5",
+    "1e-3": "allclose 1e-3",
+    "1e-4": "allclose 1e-4",
+    "1e-5": "allclose 1e-5",
     "close": "assert_close",
     "cosine": "cosine > 0.99",
     "PCC": "PCC > 0.99",
 }
+NAMED = "the cause named"  # the group of `verify`, whose heading is in the description alone
 NONE, ALL = (0xF3, 0xF3, 0xF3), (0x00, 0x5A, 0x8F)  # the colours of a cell, where no fault is noticed and where all are
 DARK, LIGHT = "#000000", "#ffffff"
 
@@ -78,12 +79,12 @@ def draw(matrix: KillMatrix, causes: Mapping[str, str]) -> str:
 
 
 def describe(matrix: KillMatrix) -> str:
-    """The last line of the picture in words."""
+    """Write the last line of the picture in words."""
     groups = [
-        f"{group.heading}: " + ", ".join(f"{name} {len(noticed)}" for name, noticed in group.columns.items())
+        f"{group.heading} ({', '.join(f'{name}: {len(noticed)}' for name, noticed in group.columns.items())})"
         for group in _groups(matrix)
     ]
-    return f"Noticed, of {len(matrix.faults)} planted faults. {'; '.join(groups)}."
+    return f"Noticed, of {len(matrix.faults)} planted faults: {'; '.join(groups)}."
 
 
 def shade(share: float) -> tuple[str, str]:
@@ -103,7 +104,7 @@ def _groups(matrix: KillMatrix) -> list[Group]:
     return [
         Group("fresh model", {name: noticed(fresh, check) for check, name in CHECKS.items()}),
         Group("every parameter random", {name: noticed(random, check) for check, name in CHECKS.items()}),
-        Group("", {"verify": named}),
+        Group(NAMED, {"verify": named}),
     ]
 
 
@@ -118,12 +119,12 @@ def _places(matrix: KillMatrix) -> Iterator[tuple[Group, float]]:
 def _headings(matrix: KillMatrix) -> Iterator[str]:
     for group, left in _places(matrix):
         width = _COLUMN * len(group.columns)
-        if group.heading:
+        if group.heading != NAMED:
             yield f'<text x="{left:g}" y="26" font-weight="600">{escape(group.heading)}</text>'
             yield f'<path d="M{left:g} 34h{width - 2:g}" stroke="#8a8a8a"/>'
         for i, name in enumerate(group.columns):
             x, y = left + _COLUMN * (i + 0.5) + 4, _TOP - 8
-            bold = "" if group.heading else ' font-weight="600"'
+            bold = ' font-weight="600"' if group.heading == NAMED else ""
             yield f'<text transform="translate({x:g} {y}) rotate(-90)" font-size="13"{bold}>{escape(name)}</text>'
     yield f'<text x="{_LEFT - 10}" y="{_TOP - 8}" font-size="12" text-anchor="end">faults</text>'
 

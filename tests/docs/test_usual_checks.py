@@ -71,5 +71,6 @@ def test_a_cell_is_darker_where_more_faults_are_noticed() -> None:
 
 def test_the_picture_has_a_title_a_description_and_a_white_card() -> None:
     svg = usual_checks.draw(MATRIX, CAUSES)
-    assert "Noticed, of 3 planted faults. fresh model: count and shape 1, allclose, 1e-3 0" in svg
+    assert "Noticed, of 3 planted faults: fresh model (count and shape: 1, allclose 1e-3: 0, " in svg
+    assert "; the cause named (verify: 2)." in svg
     assert re.search(r'<rect width="760" height="\d+" rx="8" fill="#fff"/>', svg)
