@@ -13,7 +13,7 @@ Rating = Literal["same", "rounding", "undecidable", "apart"]
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Thresholds of the verdict, each measured on this model family (README, "Interpreting a report").
+    """Thresholds of the verdict, each measured on this model family (the documentation, "Bug or rounding?").
 
     `residual` decides in float64, for the outputs; `gradients` for those, and `sgd` and `adamw` for
     parameters after training steps. `scaling` is the largest ratio of float64 to float32 residual

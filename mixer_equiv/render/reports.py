@@ -17,7 +17,7 @@ def draw_reports(reports: Mapping[str, Report]) -> Table:
     """A row for each report: its models and file, verdict, residual, causes, and what else is over a threshold."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("models", overflow="fold", ratio=3)
-    table.add_column("verdict", max_width=16)
+    table.add_column("verdict", max_width=18, overflow="fold")
     table.add_column("outputs", max_width=13)
     table.add_column("causes, and what is over its threshold", overflow="fold", ratio=4)
     for file, report in reports.items():

@@ -81,7 +81,7 @@ def test_a_screen_reader_finds_headings_figure_and_regions(open_: Open) -> None:
     shown = open_(PAGES["explained"]).page.locator("body").aria_snapshot()
     assert shown.index("- banner:") < shown.index("- main:") < shown.index("- contentinfo:")
     for part in (
-        '- heading "NOT EQUIVALENT, explained" [level=1]',
+        '- heading "NOT EQUIVALENT, explained (equivalent_under)" [level=1]',
         '- region "Causes":',
         '- heading "Residuals by stage" [level=2]',
         '- img "float64 residual between the two, by stage"',
