@@ -41,7 +41,7 @@ FENCE = re.compile(
 )
 
 # How wide terminals are that commands write to.
-COLUMNS = "84"
+COLUMNS = "80"
 
 
 class Pages:
