@@ -15,6 +15,12 @@ from tests.support.checkpoints import WRITABLE
 from tests.support.command_line import CONFIG, params
 
 
+@pytest.fixture(autouse=True)
+def no_width_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let outputs be as wide as in a pipe, whatever the shell or a plugin says."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     """A checkpoint as the authors publish them: an npz that says nothing of itself."""

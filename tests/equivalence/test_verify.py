@@ -387,7 +387,7 @@ def test_settings_come_back_when_a_model_raises(monkeypatch: pytest.MonkeyPatch)
         (("flax", "torch", {"weights": "given"}), "neither flax nor torch has weights"),
         (("flax", "torch", {"weights": "torch"}), "weights is 'torch'; it must be 'given', 'random' or a checkpoint"),
         (("flax", "keras", {}), "'keras' is neither a file nor the name of a model; verify takes a checkpoint"),
-        ((torch.nn.Linear(2, 2), None, {}), r"the image that Linear takes is not known; give image="),
+        ((torch.nn.Linear(2, 2), None, {}), r"the image that Linear takes is not known: give image="),
         (
             ("flax", None, {"images": np.ones((2, 3, 8, 9))}),
             r"images have shape \(2, 3, 8, 9\); expected \(batch, 8, 9, 3\)",
