@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mkdocs")
+pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 
 from benchmarks import speed_tables
 from docs.build.execution import Pages

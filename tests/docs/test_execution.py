@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("mkdocs")
+pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 
 from mkdocs.exceptions import BuildError
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("nbformat")
+pytest.importorskip("nbformat", reason="the extra docs is not installed")
 
 from docs.build.notebook import PATH, ROOT, as_text, tutorial
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import typer.main
 
-pytest.importorskip("mkdocs")
+pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 
 from docs.build import api, hooks
 from docs.build.public_names import PUBLIC_MODULES, find, names_in, public_names, summary

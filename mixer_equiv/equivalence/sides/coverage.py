@@ -140,7 +140,7 @@ class _Coverage:
     def _in_turn(self, found: Found, subject: Subject, images: np.ndarray) -> tuple[Found, int]:
         """The result after calls in a row, and how many images the model must be given at least."""
         seen = None
-        in_turn = (*IN_TURN, *(LARGER if _is_small(found) else ()), *(LARGEST if _is_tiny(found) else ()))
+        in_turn = (*IN_TURN, *(LARGER if _is_small(found) else ()), *(LARGEST if _is_small(found, TINY_MODEL) else ()))
         for numbers in (in_turn, IN_PAIRS):  # an exported program takes one size of batch alone
             with contextlib.suppress(MixerEquivError):
                 seen = seen or InTurn.of(subject, images, numbers)
@@ -278,12 +278,8 @@ class _Coverage:
 _BEHIND_THE_STREAM = ("pre_head_layer_norm", "pooled", "logits")
 
 
-def _is_small(found: Found) -> bool:
-    return isinstance(found, FoundMixer) and found.config.macs < SMALL_MODEL
-
-
-def _is_tiny(found: Found) -> bool:
-    return isinstance(found, FoundMixer) and found.config.macs < TINY_MODEL
+def _is_small(found: Found, limit: int = SMALL_MODEL) -> bool:
+    return isinstance(found, FoundMixer) and found.config.macs < limit
 
 
 def _scales(found: FoundMixer) -> dict[str, float]:
