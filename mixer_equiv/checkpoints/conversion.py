@@ -86,7 +86,7 @@ def convert(
     target = get_layout(to)
     source = as_checkpoint(params, layout=from_, config=config, ignore=ignore, rename=rename)
     result = _convert(source, target, allow_missing, copy)
-    for message in convention_warnings(*_expected_by(source), target):
+    for message in convention_warnings(*expected_by(source), target):
         warnings.warn(message, ConventionWarning, stacklevel=2)
     in_kind = isinstance(params, Checkpoint) or target.framework == "torch"
     return result if in_kind else result.params
@@ -121,7 +121,7 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str],
         config = config.replace(num_classes=0)
     lazy = relabel_lazily(as_lazy(source.arrays), source.layout, target, config, only=present)
     arrays = materialize(lazy, source.arrays, copy=copy)
-    conventions, assumed_from = _expected_by(source)
+    conventions, assumed_from = expected_by(source)
     config = config.replace(activation=conventions.activation, layer_norm_eps=conventions.layer_norm_eps)
     return dataclasses.replace(
         source,
@@ -136,17 +136,18 @@ def _convert(source: Checkpoint, target: Layout, allow_missing: Collection[str],
     )
 
 
-class _ExpectedConventions(NamedTuple):
+class ExpectedConventions(NamedTuple):
     """The conventions that weights expect, and the layout whose code computes them, where nothing else tells."""
 
     conventions: Conventions
     assumed_from: str | None
 
 
-def _expected_by(source: Checkpoint) -> _ExpectedConventions:
+def expected_by(source: Checkpoint) -> ExpectedConventions:
+    """The conventions that a checkpoint's weights expect: those of training, or else those of its layout's code."""
     if source.trained_with is not None:
-        return _ExpectedConventions(source.trained_with, source.assumed_from)
-    return _ExpectedConventions(source.layout.computes, source.layout.name)
+        return ExpectedConventions(source.trained_with, source.assumed_from)
+    return ExpectedConventions(source.layout.computes, source.layout.name)
 
 
 def relabel(

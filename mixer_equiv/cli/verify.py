@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ from mixer_equiv.cli.options import (
     parse_renamed,
     register_layouts,
 )
-from mixer_equiv.cli.output import check_outputs, show
+from mixer_equiv.cli.output import check_outputs, show, warn
 from mixer_equiv.cli.progress import prints_on_stderr, progress_bar
 from mixer_equiv.errors import ConfigError, did_you_mean
 
@@ -91,6 +92,13 @@ def verify(
             help=f"Threshold of {', '.join(_THRESHOLDS)}; of logits without NAME. Repeatable.",
         ),
     ] = None,
+    under: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CAUSE",
+            help="A cause that may differ, such as activation: exit status 0 if nothing else does. Repeatable.",
+        ),
+    ] = None,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Compute nothing more once the two are seen to differ.")
     ] = False,
@@ -125,6 +133,7 @@ def verify(
         outputs = {"--json": json_file, "--html": html_file, "--markdown": markdown_file}
         check_outputs(outputs, is_quiet=quiet)
         _check_weights(weights)
+        allowed = _allowed(under)
         register_layouts(layout_files)
         report = _verify(
             a,
@@ -149,7 +158,10 @@ def verify(
             allow_missing=allow_missing or (),
         )
         _show(report.made_by_command(command_line(context)), json_file, html_file, markdown_file, quiet)
-    raise typer.Exit(EXIT_STATUS[report.verdict])
+        is_allowed = bool(allowed) and report.is_equivalent_under(allowed)
+        if is_allowed and not report.equivalent:
+            warn(f"exit status 0: {', '.join(sorted({cause.name for cause in report.causes}))} may differ (--under)")
+    raise typer.Exit(0 if is_allowed else EXIT_STATUS[report.verdict])
 
 
 def _show(report: Report, json_file: str | None, html: Path | None, markdown: str | None, quiet: bool) -> None:
@@ -159,6 +171,15 @@ def _show(report: Report, json_file: str | None, html: Path | None, markdown: st
 
     others = {"--html": (html, lambda: to_html(report)), "--markdown": (markdown, lambda: to_markdown(report))}
     show(report.summary() if quiet else draw_report(report), report.to_dict(), json_file, others)
+
+
+def _allowed(under: list[str] | None) -> Collection[str]:
+    """The causes of `--under`, each one that leaves the same function once it is changed."""
+    if not under:
+        return ()
+    from mixer_equiv.equivalence.faults.catalogue import changeable
+
+    return changeable(under)
 
 
 def _check_weights(weights: str | None) -> None:

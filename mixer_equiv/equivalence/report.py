@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from mixer_equiv.checkpoints.provenance import Provenance
@@ -164,6 +164,11 @@ class Report:
     def equivalent(self) -> bool:
         """Whether the verdict is "equivalent"."""
         return self.verdict == "equivalent"
+
+    def is_equivalent_under(self, causes: Collection[str]) -> bool:
+        """Whether the two are the same function once `causes`, such as "activation", are changed where they differ."""
+        is_explained = self.verdict == "equivalent_under" and {cause.name for cause in self.causes} <= set(causes)
+        return self.equivalent or is_explained
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts; a residual that is no number is None."""

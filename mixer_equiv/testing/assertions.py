@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from mixer_equiv.equivalence.faults.catalogue import CATALOGUE
+from mixer_equiv.equivalence.faults.catalogue import changeable
 from mixer_equiv.equivalence.report import Report
 from mixer_equiv.equivalence.verify import verify
-from mixer_equiv.errors import ConfigError, NotEquivalentError
+from mixer_equiv.errors import NotEquivalentError
 
 _DEFAULTS: dict[str, Any] = {}
 
@@ -31,27 +31,13 @@ def assert_equivalent(a: Any, b: Any = None, *, under: str | Collection[str] | N
     __tracebackhide__ = True
     options = {**_DEFAULTS, **options}
     usual = options.pop("under", None)
-    allowed = _causes((usual or ()) if under is None else under)
+    allowed = changeable((usual or ()) if under is None else under)
     report = verify(a, b, **options)
-    named = {cause.name for cause in report.causes}
-    explained = report.verdict == "equivalent_under" and named <= allowed
-    if not (report.equivalent or explained):
+    if not report.is_equivalent_under(allowed):
         snippet = _snippet(a, b, options, sys._getframe(1))
         title = f"not equivalent under {', '.join(sorted(allowed))}" if allowed else "not equivalent"
         raise NotEquivalentError(f"{title}\n{report}", report=report, snippet=snippet)
     return report
-
-
-def _causes(under: str | Collection[str]) -> set[str]:
-    names = {under} if isinstance(under, str) else set(under)
-    unknown = sorted(map(str, names - EXPLAINED))
-    if unknown:
-        raise ConfigError(f"under is {', '.join(unknown)}; it must be among {', '.join(sorted(EXPLAINED))}")
-    return names
-
-
-# Causes that `under` may name: once they are changed, the two are the same function.
-EXPLAINED = {fault.id for fault in CATALOGUE.values() if fault.verdict == "equivalent_under"}
 
 
 def _snippet(a: Any, b: Any, options: Mapping[str, Any], frame: FrameType) -> str:

@@ -120,6 +120,25 @@ def test_another_convention_is_status_1_and_named(pair: Path) -> None:
     assert report["residual_without_causes"] <= report["threshold"]
 
 
+def test_a_cause_that_may_differ_is_status_0(pair: Path) -> None:
+    sides = pair / "torch.safetensors", pair / "erf.safetensors"
+    allowed = run("verify", *sides, "--under", "layer_norm_eps", "--under", "activation", status=0)
+    assert "NOT EQUIVALENT, explained (equivalent_under)" in allowed.stdout
+    assert allowed.stderr == "exit status 0: activation may differ (--under)\n"
+    assert run("verify", *sides, "--under", "layer_norm_eps", status=1).stderr == ""
+    assert run("verify", sides[0], pair / "timm.safetensors", "--under", "activation", status=0).stderr == ""
+    run("verify", sides[0], pair / "other.pt", "--under", "activation", status=1)
+
+
+def test_a_file_whose_layout_has_code_that_computes_something_else_is_warned_of(pair: Path) -> None:
+    warned = report_of(pair / "torch.safetensors", pair / "timm.safetensors", status=0)["warnings"]
+    assert warned == [
+        "timm.safetensors (timm) is weights alone, and no code of timm was run: timm's code computes erf GELU; these "
+        "weights were trained with tanh GELU: pass act_layer=partial(nn.GELU, approximate='tanh')"
+    ]
+    assert report_of(pair / "torch.safetensors", pair / "a.npz", status=0)["warnings"] == []
+
+
 def test_other_sizes_are_status_1(pair: Path) -> None:
     report = report_of(pair / "torch.safetensors", "torch:S/32", status=1)
     assert report["verdict"] == "different"
@@ -176,6 +195,7 @@ BAD_VERIFY: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "weights nearly given": (["torch", "--weights", "gven"], ("'gven', which is no file; did you mean 'given'?",)),
     "dtype nearly float16": (["torch", "--dtype", "flaot16"], ("did you mean 'float16'?",)),
     "threshold nearly sgd": (["torch", "--rtol", "sdg:1e-9"], ("did you mean 'sgd'?",)),
+    "cause nearly activation": (["torch", "--under", "activations"], ("among absent_", "did you mean 'activation'?")),
     "layout nearly timm": (
         ["mixer_equiv/data/digits_mixer.npz", "--from", "tim"],
         ("no layout is called 'tim'", "did you mean 'timm'?"),
@@ -209,7 +229,8 @@ def test_verify_takes_a_headless_checkpoint_on_request(tmp_path: Path) -> None:
 
 def test_quiet_is_one_line_and_keeps_the_status(pair: Path) -> None:
     shown = run("verify", pair / "torch.safetensors", pair / "erf.safetensors", "--quiet", status=1).stdout
-    assert re.fullmatch(r"equivalent_under: fp64 residual \S+ \(threshold 1e-12\); activation\n", shown)
+    # The warning is of eps, which the code of the tutorial leaves at torch's default.
+    assert re.fullmatch(r"equivalent_under: fp64 residual \S+ \(threshold 1e-12\); activation; 1 warning\n", shown)
     shown = run("verify", pair / "torch.safetensors", "torch:S/32", "-q", status=1).stdout
     assert re.fullmatch(r"different: .* are of different sizes, so nothing was run\n", shown)
 

@@ -144,6 +144,16 @@ def test_what_is_no_mixer_is_said_to_be_none(model: nn.Module) -> None:
         layout_of(model, (3, 5, 5))
 
 
+def test_an_image_that_the_patches_do_not_divide_is_called_so() -> None:
+    channels, height, width = IMAGE
+    (ph, pw), rest = SMALL.patch_hw, 1
+    report = verify(PortMixer(SMALL), image=(channels, height + rest, width + rest))
+    assert report.verdict == "inexpressible"
+    said = f"are {ph}x{pw} and do not divide images of {height + rest}x{width + rest} (height x width)"
+    assert said in report.reasons[0]
+    assert f"give images of {height}x{width}" in report.reasons[0]
+
+
 @pytest.mark.soundness
 @pytest.mark.parametrize("name", ["gmixer_12_224", "resmlp_12_224", "vit_tiny_patch16_224", "resnet10t"])
 def test_timm_s_other_models_are_no_mixers(name: str) -> None:

@@ -14,11 +14,12 @@ The catalogue knows no model and no trace.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from mixer_equiv.equivalence.deviation import Choice, Deviation, Kind
 from mixer_equiv.equivalence.report import Verdict
+from mixer_equiv.errors import ConfigError, did_you_mean
 
 FaultKind = Literal["code", "constraint", "port", "notice"]
 
@@ -153,6 +154,20 @@ def fault_of(deviation: Deviation) -> Fault:
     if deviation.what == "residual" and deviation.found is Choice.NORMALISED_STREAM:
         return CATALOGUE["residual_normalised"]
     return CATALOGUE[RECOGNISED_BY[deviation.kind, deviation.what]]
+
+
+def changeable(causes: str | Collection[str]) -> frozenset[str]:
+    """The names of causes, each one of those that leave the same function once they are changed.
+
+    Raises `ConfigError` for others.
+    """
+    names = frozenset({causes} if isinstance(causes, str) else causes)
+    known = sorted(fault.id for fault in CATALOGUE.values() if fault.verdict == "equivalent_under")
+    unknown = sorted(map(str, names.difference(known)))
+    if unknown:
+        near = did_you_mean(unknown[0], known)
+        raise ConfigError(f"under is {', '.join(unknown)}; it must be among {', '.join(known)}{near}")
+    return names
 
 
 def verdict_of(cause: str) -> Verdict:

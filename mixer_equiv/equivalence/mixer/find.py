@@ -53,7 +53,7 @@ def find_mixer(
     if isinstance(match, PartialMatch):
         is_blind = _is_blind(trace)
         stopped = () if is_blind else unfollowed(match, trace)
-        return seen.nothing([*_why_not(match, trace), *stopped], is_blind=is_blind)
+        return seen.nothing([*_why_not(match, trace, entry.shape), *stopped], is_blind=is_blind)
     match, deviations, notices = folded(match, deviations)
     match, of_norms = unfolded(match, trace)
     notices += of_norms
@@ -179,7 +179,8 @@ def _has_weights_in_code(trace: Trace) -> bool:
     return not trace.uses and any(not value.is_data and value.size > 1 for value in met)
 
 
-def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
+def _why_not(found: PartialMatch, trace: Trace, images: tuple[int, ...]) -> Iterator[str]:
+    """Say why no Mixer was found; `images` are (batch, height, width, channels)."""
     outputs = [trace.values[number] for number in trace.outputs.values()]
     if not any(output.is_data for output in outputs):
         last = _at(trace.data[-1].place) if trace.data else ""
@@ -201,7 +202,9 @@ def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
     stopped = _at(_stopped(found, trace))
     that_is = stopped and f"; that is{stopped}"
     done = [step.name for step in found.program.steps[: len(found.values) - 1] if step.parameters]
-    if not done:
+    if not done and (uneven := _uneven_patches(trace, images)):
+        yield uneven
+    elif not done:
         given = f"{trace.values[trace.input].array.shape}{stopped and f' and takes them{stopped}'}"
         yield (
             "no patch embedding: no parameter, as a kernel over patches of any size that divides the image, gives a "
@@ -217,6 +220,24 @@ def _why_not(found: PartialMatch, trace: Trace) -> Iterator[str]:
     else:
         follows = _in_words(found.missing)
         yield f"it is a Mixer up to {done[-1]}, and what follows is not {follows}, nor any known variant of it{that_is}"
+
+
+def _uneven_patches(trace: Trace, images: tuple[int, ...]) -> str:
+    """Say which convolution leaves a rest of `images` (batch, height, width, channels), if one has its size as stride.
+
+    Kernels are (hidden, channels, ph, pw), or (ph, pw, channels, hidden) as Flax has them.
+    """
+    batch, height, width, channels = images
+    for name, shape in trace.parameters.items():
+        for hidden, in_channels, ph, pw in (shape, (*shape[:1:-1], *shape[:2])) if len(shape) == 4 else ():
+            rows, columns = height // ph, width // pw
+            is_uneven = in_channels == channels and (height % ph or width % pw)
+            if is_uneven and any(value.size == batch * hidden * rows * columns > 0 for value in trace.data):
+                return (
+                    f"no patch embedding: the patches of {name} are {ph}x{pw} and do not divide images of "
+                    f"{height}x{width} (height x width); give images of {rows * ph}x{columns * pw} if these are meant"
+                )
+    return ""
 
 
 def _stopped(found: PartialMatch, trace: Trace) -> Place | None:

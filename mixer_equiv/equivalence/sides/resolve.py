@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays.interop import require
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
-from mixer_equiv.checkpoints.conversion import convert
+from mixer_equiv.checkpoints.convention_warnings import convention_warnings
+from mixer_equiv.checkpoints.conversion import convert, expected_by
 from mixer_equiv.checkpoints.formats import SUFFIXES
 from mixer_equiv.checkpoints.io import load
 from mixer_equiv.config import MixerConfig, as_pair
@@ -28,7 +30,7 @@ from mixer_equiv.equivalence.sides.locate import is_maker, is_source, model_at
 from mixer_equiv.equivalence.sides.mixer_search import search
 from mixer_equiv.equivalence.sides.runners import RUNNERS
 from mixer_equiv.equivalence.sides.stored import StoredSide
-from mixer_equiv.errors import ConfigError, MixerEquivError, did_you_mean
+from mixer_equiv.errors import ConfigError, ConventionWarning, MixerEquivError, did_you_mean
 from mixer_equiv.layouts import LINEN
 
 Side = MixerSide | NotAMixer
@@ -212,10 +214,21 @@ def _from_arrays(arrays: Mapping[str, Any], image: Image | None, allow_missing: 
         to = LINEN if checkpoint.layout.read_only else checkpoint.layout
         checkpoint = convert(checkpoint, to=to, allow_missing=allow_missing)
     side = _stored(checkpoint)
+    _warn_of_code_that_is_not_run(checkpoint, side.name)
     if image is None:
         return side
     _check_channels(side, image)
     return side.resized((image[1], image[2]))
+
+
+def _warn_of_code_that_is_not_run(checkpoint: Checkpoint, name: str) -> None:
+    """Warn where the layout's own code computes something else than the model of ours that runs the weights."""
+    layout = checkpoint.layout
+    if layout in LAYOUT_OF.values():
+        return
+    for message in convention_warnings(*expected_by(checkpoint), layout):
+        no_code = f"{name} is weights alone, and no code of {layout.name} was run"
+        warnings.warn(f"{no_code}: {message}", ConventionWarning, stacklevel=2)
 
 
 def _stored(checkpoint: Checkpoint, name: str | None = None) -> StoredSide:
