@@ -40,6 +40,9 @@ FENCE = re.compile(
     r"^(?P<ticks>```+)(?P<language>\w+)(?P<options>[^\n]*)\n(?P<text>.*?)^(?P=ticks)\n", re.DOTALL | re.MULTILINE
 )
 
+# The name of a page as a module. No module has it, so that a report does not take the builder's file for the model's.
+NAME = "page"
+
 # How wide terminals are that commands write to.
 COLUMNS = "80"
 
@@ -59,7 +62,7 @@ class Pages:
         before = str(Path(path).parent / meta["continues"]) if "continues" in meta else None
         if before is not None and before not in self.names:
             raise BuildError(f"{path}: the page that it continues, {before}, was not run before it")
-        names = dict(self.names[before]) if before else {"__name__": "__main__"}
+        names = dict(self.names[before]) if before else {"__name__": NAME}
         with _folder_of_its_own() as folder:
             for name in meta.get("given", ()):
                 given.FILES[name](folder / name)
