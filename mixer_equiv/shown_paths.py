@@ -1,4 +1,4 @@
-"""`shown_path` and `without_private_parts`: paths and addresses as a report may show them.
+"""`shown_path` and `without_private_parts`: paths and addresses as a report may show them; `is_installed`.
 
 Nothing in them tells who made the report or where: paths are relative to the current folder, and addresses have no
 credentials and no query.
@@ -6,12 +6,24 @@ credentials and no query.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import sysconfig
 from pathlib import Path
 
 # Folders in which packages are installed.
 INSTALLED = ("site-packages", "dist-packages")
+
+
+def is_installed(file: Path) -> bool:
+    """Whether a file is of an installed package or of Python itself, and so not of the user."""
+    return any(part in INSTALLED for part in file.parts) or not _python().isdisjoint(file.resolve().parents)
+
+
+@functools.cache
+def _python() -> frozenset[Path]:
+    return frozenset(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib"))
 
 
 def shown_path(path: str | os.PathLike[str]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixer_equiv.cli.examples import PLACES
 from mixer_equiv.cli.exit_status import report_errors
 from mixer_equiv.cli.options import (
     ImageOption,
@@ -74,15 +75,12 @@ def _layout_of(model: str, kwargs: str | None, image: str | None) -> Layout:
         return _layout_at(model, parse_kwargs(kwargs) or {}, parse_image(image))
     if kwargs is not None or image is not None:
         raise ConfigError(
-            f"--kwargs and --image are for the layout of a model, and {model} is no place of one: {_PLACES}"
+            f"--kwargs and --image are for the layout of a model, and {model} is no place of one: {', '.join(PLACES)}"
         )
     try:
         return get_layout(model)
     except LayoutError as error:
-        raise ConfigError(f"{error}; a model is named by its place: {_PLACES}") from error
-
-
-_PLACES = "path/to/file.py:Name, package.module:Name, timm:NAME"
+        raise ConfigError(f"{error}; a model is named by its place: {', '.join(PLACES)}") from error
 
 
 def _layout_at(model: str, kwargs: Mapping[str, Any], image: tuple[int, int, int] | None) -> Layout:

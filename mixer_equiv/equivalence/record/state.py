@@ -15,7 +15,6 @@ import pickle
 import random
 import re
 import sys
-import sysconfig
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,8 @@ from types import CellType, CodeType, FunctionType, GeneratorType, MethodType, M
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mixer_equiv.shown_paths import is_installed
 
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
 _EXTERNAL = ("torch", "jax", "jaxlib", "flax", "numpy", "builtins", "logging", "threading", "_thread")
@@ -420,7 +421,4 @@ def _is_users(module: str | None) -> bool:
     if not top or top in _EXTERNAL or top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
         return False
     file = getattr(sys.modules.get(str(module)), "__file__", None)
-    return file is None or not any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
-
-
-_INSTALLED = tuple({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")})
+    return file is None or not is_installed(Path(file))

@@ -9,14 +9,13 @@ import contextlib
 import dataclasses
 import inspect
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from mixer_equiv.checkpoints.provenance import FRAMEWORKS
-from mixer_equiv.shown_paths import INSTALLED
+from mixer_equiv.shown_paths import is_installed
 
 _COLLECTED: ContextVar[list[Any] | None] = ContextVar("collected", default=None)
 
@@ -49,7 +48,7 @@ def code_files(model: Any) -> list[Path]:
     """
     classes = dict.fromkeys(base for part in _parts(model) for base in type(part).__mro__)
     files = dict.fromkeys(map(_file_of, classes))
-    return [file for file in files if file is not None and not _is_installed(file)]
+    return [file for file in files if file is not None and not is_installed(file)]
 
 
 def _parts(model: Any) -> Iterator[Any]:
@@ -84,8 +83,3 @@ def _file_of(made: type) -> Path | None:
         file = inspect.getsourcefile(made)
         return None if file is None else Path(file)
     return None
-
-
-def _is_installed(file: Path) -> bool:
-    python = {Path(sysconfig.get_paths()[kind]).resolve() for kind in ("stdlib", "platstdlib")}
-    return any(part in INSTALLED for part in file.parts) or not python.isdisjoint(file.resolve().parents)
