@@ -32,6 +32,7 @@ from mixer_equiv.equivalence.match.parameter_search import (
     LayerFit,
     ParameterSearch,
     UnknownParameter,
+    operand_names,
 )
 from mixer_equiv.equivalence.match.rounded_activations import distance, rounded_activations
 from mixer_equiv.equivalence.match.search_state import COST_OF, Move, SearchState
@@ -182,10 +183,12 @@ class MoveGenerator:
         return None
 
     def _norm_after_addition(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
-        """The addition and, of its result, the LayerNorm that was left out before the branch, which has cost enough.
+        """The addition, or none, and of its result the LayerNorm that was left out before the branch.
 
-        What the trace does later must be made of that: else the LayerNorm is the next branch's own. Where it is used
-        only once, and not by a LayerNorm, it may be the last of all, so that the step after must confirm it.
+        To have left that out has cost enough, but where it has no parameters, since any LayerNorm of its result then
+        has the result of one alone. What the trace does later must be made of it: else the LayerNorm is the next
+        branch's own. Where it is used only once, and not by a LayerNorm, it may be the last of all, so that the step
+        after must confirm it.
         """
         norm = next((done for done in reversed(state.steps) if done.operation == "layer_norm"), None)
         skipped = {deviation.step for deviation in state.deviations if deviation.kind == "skip"}
@@ -193,11 +196,18 @@ class MoveGenerator:
             return
         moved = Deviation(norm.name, "variant", "post_norm", Choice.BEFORE_BRANCH, Choice.AFTER_ADDITION)
         total = self.parameters.cached((step.operation, step.settings), partial(step.run, inputs, ()), *inputs)
-        for move in self.norms.moves(norm, total, state):
-            if move.seen is not None and move.seen.number in self.trace.bottlenecks:
-                is_stream = len(self.trace.users[move.seen.number]) > 1
-                is_sure = is_stream or any(True for _ in self.norms.moves(norm, move.array, state))
-                yield dataclasses.replace(move, deviations=(moved, *move.deviations), cost=0, sure=is_sure)
+        for added in (Move(total), *self._left_out(step, inputs, state)):
+            for move in self.norms.moves(norm, added.array, state):
+                if move.seen is not None and move.seen.number in self.trace.bottlenecks:
+                    is_stream = len(self.trace.users[move.seen.number]) > 1
+                    is_sure = is_stream or any(True for _ in self.norms.moves(norm, move.array, state))
+                    is_plain = not operand_names(*move.assignments.values())
+                    yield dataclasses.replace(
+                        move,
+                        deviations=(moved, *added.deviations, *move.deviations),
+                        cost=added.cost + (COST_OF["variant"] if is_plain else 0),
+                        sure=is_sure,
+                    )
 
     def _left_out(self, step: Step, inputs: tuple[Array, ...], state: SearchState) -> Iterator[Move]:
         if step.operation in SKIPPABLE:
@@ -239,6 +249,8 @@ class MoveGenerator:
             for extra in extras:
                 changed, after = (*inputs[:i], extra.array, *inputs[i + 1 :]), state.replacing(place, *extra[:2])
                 moves = [self._as_specified(step, changed, after)]
+                if step.operation == "add":
+                    moves.append(self._norm_after_addition(step, changed, after))
                 if budget >= COST_OF["variant"]:
                     moves += self._variants(step, changed, after), self._left_out(step, changed, after)
                 if budget >= COST_OF["insert"]:

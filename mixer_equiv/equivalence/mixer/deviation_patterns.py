@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from mixer_equiv.equivalence.deviation import Deviation
+from mixer_equiv.equivalence.deviation import Choice, Deviation
 from mixer_equiv.equivalence.match.repetition import AGAIN
 
 
 def combine(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
     """Put the deviations together that are one fault, such as a LayerNorm in another place."""
-    for pattern in (_post_norm, _after_stem, _after_pool, _mlp_head, _once_more):
+    for pattern in (_post_norm, _one_later, _after_stem, _after_pool, _mlp_head, _once_more):
         deviations = pattern(deviations)
     return deviations
 
@@ -19,6 +19,33 @@ def _post_norm(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
     """A LayerNorm that stands after the addition is not missing before the branch."""
     moved = {d.step for d in deviations if d.what == "post_norm"}
     return tuple(d for d in deviations if not (d.kind == "skip" and d.what == "layer_norm" and d.step in moved))
+
+
+def _one_later(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
+    """LayerNorms that all stand one place later: one is missing, the stream is normalised, and there is one at the end.
+
+    So they show after additions of which some are missing, since what is normalised then goes to a branch alone.
+    """
+    missing = [d for d in deviations if d.kind == "skip" and d.what == "layer_norm" and d.step != "pre_head_layer_norm"]
+    normalised = [d for d in deviations if d.what == "residual" and d.found is Choice.NORMALISED_STREAM]
+    last = [d for d in deviations if d.kind == "insert" and d.what == "layer_norm" and d.step == _POOL]
+    if not (len(missing) == len(last) == 1 and normalised):
+        return deviations
+    before = {d.step: d for d in missing} | {_norm_before(d.step): d for d in normalised}
+    moved = (
+        Deviation(step, "variant", "post_norm", Choice.BEFORE_BRANCH, Choice.AFTER_ADDITION, place=d.place)
+        for step, d in before.items()
+    )
+    return (*moved, *(d for d in deviations if d not in (*missing, *normalised, *last)))
+
+
+def _norm_before(add: str) -> str:
+    """The name of the LayerNorm of the branch that ends in the addition."""
+    block, mixing, _ = add.split("/")
+    return f"{block}/{_NORM_OF[mixing]}"
+
+
+_NORM_OF = {"token_mixing": "LayerNorm_0", "channel_mixing": "LayerNorm_1"}
 
 
 def _after_stem(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
