@@ -37,7 +37,7 @@ test: $(INSTALLED)  ## the whole suite
 test-plain: $(INSTALLED)  ## what a processor or system may lack, with less than this one has (about four minutes)
 	@$(BIN)/python -m tests.plain
 
-soundness: $(INSTALLED)  ## verdicts at every size and seed, on thousands of draws, and training anew (at most 45 minutes)
+soundness: $(INSTALLED)  ## verdicts at every size and seed, on thousands of draws, and training anew (two hours)
 	@$(PYTEST) -m soundness
 
 fuzz: $(INSTALLED)  ## all properties with 500 examples each (at most 45 minutes)
