@@ -70,14 +70,11 @@ class NormMoves:
         is_known = any(deviation.found is Choice.NORMALISED_STREAM for deviation in state.deviations)
         for x in (normed, whole) if normed.ndim > 2 else (normed,):
             sizes = x.shape[-1:] if x is normed else normed.shape[1:]
-            first: dict[tuple[tuple[str, ...], ...], int] = {}  # where several values are one array, as copies are
             for fit in self.parameters.fit_affine(x, state.position):
-                names_of = operand_names(fit.weight), operand_names(fit.bias)
-                number = first.setdefault(names_of, fit.value.number)
                 held = [dataclasses.replace(assignment, sizes=sizes) for assignment in (fit.weight, fit.bias)]
                 array = fit.array.reshape(normed.shape)
-                is_alone = goes_on and number in self.trace.bottlenecks
-                is_stream = is_alone and len(self.trace.users[number]) > 1
+                is_alone = goes_on and fit.value.number in self.trace.bottlenecks
+                is_stream = is_alone and len(self.trace.users[fit.value.number]) > 1
                 ahead = COST_OF["insert"] if is_stream and not is_known else 0
                 yield Move(
                     array, fit.value, dict(zip(names, held, strict=True)), deviations, cost + ahead, not is_alone
