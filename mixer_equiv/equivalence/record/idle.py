@@ -15,7 +15,7 @@ _COPIES = frozenset(
     {
         *("clone", "_to_copy", "copy_", "detach", "alias", "lift_fresh", "cat", "stack", "sub", "div"),
         *("copy", "copy_p", "convert_element_type", "concatenate", "slice", "squeeze", "optimization_barrier", "name"),
-        *("sharding_constraint", "stop_gradient", "mul", "add", "add_any"),
+        *("index", "sharding_constraint", "stop_gradient", "mul", "add", "add_any"),
         *("as_strided", "constant_pad_nd", "pad", "roll", "flip", "rev", "repeat"),  # by shapes alone
     }
 )

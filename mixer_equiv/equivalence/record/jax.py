@@ -43,7 +43,7 @@ def record(
     asked for, only the outputs have their arrays. Python's and NumPy's generators begin with `seed`.
     """
     with jax_full_precision(x64=_is_wide(dtype)), fork_generators(seed) as generators:
-        drawn = _draw_parameters(shapes, draw, dtype)
+        drawn = draw_parameters(shapes, draw, dtype)
         interpreter, entry, outputs, _ = _interpret(function, drawn, drawn, images.astype(dtype), dtype)
         outputs = {path: number for path, number in outputs.items() if interpreter.values[number].is_data}
         wanted = range(len(interpreter.arrays)) if every else set(outputs.values())
@@ -73,7 +73,7 @@ def gradients(
 ) -> dict[str, np.ndarray]:
     """Differentiate the sum of an output times `cotangent` by the parameters, drawn and computed as for `record`."""
     with jax_full_precision(x64=_is_wide(dtype)), fork_generators(0):
-        drawn = _draw_parameters(shapes, draw, dtype)
+        drawn = draw_parameters(shapes, draw, dtype)
         given, weights = images.astype(dtype), cotangent.astype(dtype)
 
         def scalar(params: Mapping[str, Any]) -> Any:
@@ -105,7 +105,7 @@ def call(
     log = CallLog(len(batches), skipped)
     kept: Any = None
     with jax_full_precision(x64=_is_wide(dtype)), fork_generators(seed):
-        drawn = _draw_parameters(shapes, draw, dtype)
+        drawn = draw_parameters(shapes, draw, dtype)
         state, others = ModelState(objects), [] if changes is None else changes
         for batch in batches:
             others.clear()
@@ -153,7 +153,7 @@ def _is_wide(dtype: Any) -> bool:
     return np.dtype(dtype).itemsize == 8
 
 
-def _draw_parameters(shapes: Mapping[str, tuple[int, ...]], draw: Draw, dtype: Any) -> dict[str, Any]:
+def draw_parameters(shapes: Mapping[str, tuple[int, ...]], draw: Draw, dtype: Any) -> dict[str, Any]:
     return {name: jnp.asarray(draw(name, shape), dtype).reshape(shape) for name, shape in shapes.items()}
 
 
@@ -165,7 +165,7 @@ def _leaves_of(result: Any) -> list[tuple[Any, Any]]:
 class _Interpreted(NamedTuple):
     """A run of a function: the numbers of its input, of its outputs by path, and of what it keeps, in a tree."""
 
-    interpreter: _Interpreter
+    interpreter: Interpreter
     entry: int
     outputs: dict[str, int]
     kept: Any
@@ -184,7 +184,7 @@ def _interpret(
     """Run the function on `params`, by the jaxpr that it has for parameters `like` these."""
     # A function of its own each time, because JAX keeps a traced function, with the random numbers of that time.
     closed, result = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(dict(like), images, kept)
-    interpreter = _Interpreter(np.dtype(dtype), differentiable)
+    interpreter = Interpreter(np.dtype(dtype), differentiable)
     leaves = [interpreter.add(params[name], "parameter", (), name=name) for name in sorted(params)]
     entry = interpreter.add(images, "input", (), is_data=True)
     consts = [interpreter.constant(const) for const in closed.consts]
@@ -202,7 +202,7 @@ _RANDOM = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "rng_un
 _OPAQUE = frozenset({"pallas_call", "custom_linear_solve"})
 
 
-class _Interpreter:
+class Interpreter:
     """Runs jaxprs whose variables are numbers of values, and keeps the values and their arrays."""
 
     def __init__(self, dtype: np.dtype, differentiable: bool) -> None:
@@ -227,6 +227,18 @@ class _Interpreter:
         self.values.append(Value(number, np.empty(0), operation, inputs, is_data, leaves, name, is_view, find_place))
         self.arrays.append(array)
         return number
+
+    def add_results(
+        self,
+        operation: str,
+        arrays: Sequence[Any],
+        inputs: Sequence[int],
+        params: Mapping[str, Any] | None = None,
+        *,
+        several: bool = False,
+    ) -> list[int]:
+        """Keep the results of an operation on these values, and return their numbers."""
+        return [self.add(array, operation, tuple(dict.fromkeys(inputs))) for array in arrays]
 
     def fill(self, value: Value) -> Value:
         """Give a value its array, floats in float64."""
@@ -285,8 +297,8 @@ class _Interpreter:
         made = equation.primitive.bind(*subfuns, *arrays, **params)
         if name == "bitcast_convert_type" and jnp.issubdtype(made.dtype, jnp.floating):
             made = made.astype(self.dtype)
-        made = made if equation.primitive.multiple_results else [made]
-        return [self.add(array, name, tuple(dict.fromkeys(inputs))) for array in made]
+        several = equation.primitive.multiple_results
+        return self.add_results(name, made if several else [made], inputs, params, several=several)
 
     def _widen(self, value: Any) -> Any:
         """The pass's dtype for another float, and any other value as it is."""
@@ -300,7 +312,7 @@ class _Interpreter:
         """The jaxpr with the pass's dtype for other floats."""
 
         def run(*arguments: Any) -> list[Any]:
-            inner = _Interpreter(self.dtype, self.differentiable)
+            inner = Interpreter(self.dtype, self.differentiable)
             results = inner._run_closed(closed, [inner.add(argument, "argument", ()) for argument in arguments])
             return [inner.arrays[number] for number in results]
 
@@ -325,7 +337,11 @@ class _Interpreter:
         if not self.values[index].is_data:
             return results
         # A constant that is chosen by numbers of the input depends on these.
-        return [i if self.values[i].is_data else self.add(self.arrays[i], "cond", (index, i)) for i in results]
+        return [i if self.values[i].is_data else self.chosen(i, index) for i in results]
+
+    def chosen(self, number: int, index: int) -> int:
+        """Keep a value once more, as one that depends on the index of a branch."""
+        return self.add(self.arrays[number], "cond", (index, number))
 
     def _while(self, params: Mapping[str, Any], inputs: list[int]) -> list[int]:
         """Run every turn of a loop, as many as the condition allows on these numbers."""
@@ -345,12 +361,15 @@ class _Interpreter:
         made: list[list[int]] = []
         turns = range(params["length"])
         for i in reversed(turns) if params["reverse"] else turns:
-            slices = [self.add(self.arrays[x][i], "slice", (x,)) for x in stacked]
+            slices = [self.add_results("index", [self.arrays[x][i]], (x,), {"index": i})[0] for x in stacked]
             results = self._run_closed(params["jaxpr"], [*fixed, *carry, *slices])
             carry = results[:carried]
             made.append(results[carried:])
         columns = list(zip(*(made[::-1] if params["reverse"] else made), strict=True))
-        outs = [self.add(jnp.stack([self.arrays[i] for i in column]), "stack", column) for column in columns]
+        outs: list[int] = []
+        for column in columns:
+            whole = jnp.stack([self.arrays[i] for i in column])
+            outs += self.add_results("stack", [whole], column)
         return [*carry, *outs]
 
 

@@ -1,9 +1,7 @@
 """`Trace`: every value that a model made on its way from input to output, whatever its framework.
 
 Recorders make traces, and the search reads them. Nothing here runs a model, and nothing knows a Mixer.
-
-A reference program recorded from any model would be made here: each value already has the numbers of the
-values it was made from, and would also keep its operation's arguments, to be run again on other weights.
+`graph` has what made the values, to be run again on other parameters.
 """
 
 from __future__ import annotations

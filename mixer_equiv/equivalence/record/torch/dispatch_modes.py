@@ -98,6 +98,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         numbers = [tape.number_of(tensor) for tensor in tensors]
         mutable = tensors if func._schema.is_mutable else []
         targets = [tensor for tensor in mutable if _is_written(func, args, kwargs, tensor)]
+        end_call = tape.begin_call(func, args, kwargs, targets)
         for target in targets:
             tape.prepare_write(target)
         result = func(*args, **kwargs)
@@ -106,6 +107,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         for target in targets:
             tape.record_write(name, target, numbers)
         tape.record_result(name, numbers, result)
+        end_call(result)
         return result
 
 

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from mixer_equiv.equivalence.record.calls import IMAGES, PLAIN, CallLog, Calls, Way
+from mixer_equiv.equivalence.record.graph import Graph
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
 from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators, seed_generators
 from mixer_equiv.equivalence.record.state import ABSENT, Change, ModelState, restoring_state
+from mixer_equiv.equivalence.record.torch.arguments import map_leaves
 from mixer_equiv.equivalence.record.torch.dispatch_modes import DispatchMode, FunctionMode
 from mixer_equiv.equivalence.record.torch.eager import run_eagerly
+from mixer_equiv.equivalence.record.torch.graph_tape import GraphTape
 from mixer_equiv.equivalence.record.torch.nested_tensors import result_tensors
 from mixer_equiv.equivalence.record.torch.scripted import scripts_on_stand_ins
 from mixer_equiv.equivalence.record.torch.tape import Tape
@@ -77,6 +80,43 @@ def record(
         exits=tuple(place for place, count in tape.decisions.items() if count > _FEW),
         uses_random_numbers=uses_random_numbers,
     )
+
+
+@run_eagerly
+def record_graph(
+    module: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    draw: Draw,
+    *,
+    names: Mapping[str, Tensor] | None = None,
+    constants: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Graph:
+    """Record the calls of `module(*inputs)`, of which those named by a number are positional and others keywords.
+
+    Every tensor among the inputs, in containers too, is an input of the graph: "0", or "mask[0]". `draw`, `names`,
+    `constants` and `dtype` are those of `record`. Raises `NotFollowedError` for what cannot be run again.
+    """
+    if names is None:
+        names = dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
+    tape = GraphTape(draw, names, dtype, _places_in(module), constants=constants)
+    with _isolated(module, names), torch_full_precision(), _default_dtype(dtype):
+        given = {
+            name: map_leaves((Tensor,), lambda leaf: _to_dtype(leaf, dtype), value) for name, value in inputs.items()
+        }
+        for name, value in given.items():
+            for path, tensor in result_tensors(value, name):
+                tape.enter_input(path, tensor)
+        positional = [given[name] for name in sorted((name for name in given if name.isdecimal()), key=int)]
+        keywords = {name: value for name, value in given.items() if not name.isdecimal()}
+        with FunctionMode(tape), DispatchMode(tape):
+            result = module(*positional, **keywords)
+        return tape.graph({path: tape.number_of(leaf) for path, leaf in result_tensors(result)})
+
+
+def _to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor on the device, a float in this dtype; always another object, so that two inputs are told apart."""
+    return tensor.to(device(), dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 @run_eagerly

@@ -134,7 +134,7 @@ class Tape:
         if id(tensor) in self.names or id(tensor) in self.constants:
             return False
         with _without_modes():
-            same = (number for known, number in reversed(self._known.values()) if _is_same_memory(known, tensor))
+            same = (number for known, number in reversed(self._known.values()) if is_same_memory(known, tensor))
             number = next(same, None)
             if number is None:
                 return False
@@ -176,10 +176,10 @@ class Tape:
 
     def note_writes(self, tensors: Iterable[Tensor]) -> None:
         """Note the parameters that share memory with tensors that are about to be written into."""
-        storages = {_storage(tensor) for tensor in tensors}
+        storages = {storage_of(tensor) for tensor in tensors}
         held = ((name, self.stand_ins.get(key)) for key, name in self.names.items())
         self.written |= {
-            name: None for name, stand_in in held if stand_in is not None and _storage(stand_in) in storages
+            name: None for name, stand_in in held if stand_in is not None and storage_of(stand_in) in storages
         }
 
     def rewrite(self, draw: Draw) -> None:
@@ -218,7 +218,7 @@ class Tape:
                 if id(tensor) in self._known and self._known[id(tensor)][0] is tensor:
                     continue
                 alike = [i for i in inputs if self.values[i].tensor.numel() == tensor.numel()]
-                is_view = any(_storage(self.values[i].tensor) == _storage(tensor) for i in alike)
+                is_view = any(storage_of(self.values[i].tensor) == storage_of(tensor) for i in alike)
                 value = self._add(tensor, operation, inputs, is_data=is_data)
                 value.leaves, value.constants, value.is_view = leaves, constants, is_view
             elif isinstance(tensor, Tensor):
@@ -239,19 +239,27 @@ class Tape:
 
     def prepare_write(self, tensor: Tensor) -> None:
         """Copy the recorded values that share memory with a tensor, which is about to be written into."""
-        for value in self._by_storage.get(_storage(tensor), ()):
+        for value in self._by_storage.get(storage_of(tensor), ()):
             value.copy()
 
     def record_write(self, operation: str, tensor: Tensor, sources: list[int]) -> None:
         """Record that the tensor, and those that share its memory, hold new numbers, which depend on all sources."""
-        storage = _storage(tensor)
+        storage = storage_of(tensor)
         older = [value.number for value in self._by_storage.get(storage, ())]
         inputs = tuple(dict.fromkeys([*sources, *older]))
         is_data, leaves, constants = self._origin(inputs)
-        sharing = [known for known, _ in self._known.values() if _storage(known) == storage]
-        for shared in sharing:
+        for shared in self.sharing(tensor):
             value = self._add(shared, operation, inputs, is_data=is_data)
             value.leaves, value.constants = leaves, constants
+
+    def sharing(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of the pass that share memory with this one, itself among them."""
+        storage = storage_of(tensor)
+        return [known for known, _ in self._known.values() if storage_of(known) == storage]
+
+    def begin_call(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Callable[[Any], None]:
+        """Note a call that is about to be made and will write into those tensors; its result is to be told."""
+        return lambda result: None
 
     def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedTensor:
         _refuse_other_layouts(tensor, operation)
@@ -259,7 +267,7 @@ class Tape:
         value.find_place = self.find_place
         self.values.append(value)
         self._known[id(tensor)] = (tensor, value.number)
-        self._by_storage.setdefault(_storage(tensor), []).append(value)
+        self._by_storage.setdefault(storage_of(tensor), []).append(value)
         return value
 
     def _origin(self, inputs: tuple[int, ...]) -> tuple[bool, frozenset[str], frozenset[str]]:
@@ -304,21 +312,21 @@ def _short(layout: torch.layout) -> str:
     return str(layout).removeprefix("torch.")
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr() or id(tensor)
     except (RuntimeError, NotImplementedError):
         return id(tensor)
 
 
-def _is_same_memory(one: Tensor, other: Tensor) -> bool:
+def is_same_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same elements of one storage, in the same order."""
     return (
         one.layout is other.layout is torch.strided
         and not (one.is_nested or other.is_nested)
         and one.shape == other.shape
         and one.dtype is other.dtype
-        and _storage(one) == _storage(other)
+        and storage_of(one) == storage_of(other)
         and one.storage_offset() == other.storage_offset()
         and one.stride() == other.stride()
     )
