@@ -274,6 +274,7 @@ OF_A_FRAMEWORK = (
     "mixer_equiv.equivalence.faults.planted_behaviour",
     "mixer_equiv.equivalence.faults.planted_code",
     "mixer_equiv.equivalence.record.jax",
+    "mixer_equiv.equivalence.record.jax_graph",
     "mixer_equiv.equivalence.record.module_scopes",
     "mixer_equiv.equivalence.record.torch",
     "mixer_equiv.models.flax",
