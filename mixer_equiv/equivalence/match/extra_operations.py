@@ -57,10 +57,10 @@ class ExtraOperations:
                 if value := self.parameters.find_value(array, position):
                     yield ExtraOperation(array, value, what, name)
         for setting, array in arithmetic(x, self.trace.scalars):
-            if value := self.parameters.find_value(array, position):
+            if value := self.parameters.find_new(array, position):
                 yield ExtraOperation(array, value, "constant", setting)
         for bounds, array in clipped(x, self.trace.scalars):
-            if value := self.parameters.find_value(array, position):
+            if value := self.parameters.find_new(array, position):
                 yield ExtraOperation(array, value, "limit", bounds)
         for fit in self.parameters.fit_linear(1, x, position):
             yield ExtraOperation(fit.array, fit.value, "linear", Choice.LAYER, (fit.weight, fit.bias))

@@ -108,8 +108,12 @@ class ParameterSearch:
 
     def find_value(self, array: Array, position: int) -> Value | None:
         """The value of the trace with these elements, whole or in parts: of several the next one after `position`."""
-        found = self.cached("value", lambda: self._values_like(array), array)
-        return min(found, key=lambda value: (value.number < position, value.number), default=None)
+        return _next_of(self.cached("value", lambda: self._values_like(array), array), position)
+
+    def find_new(self, array: Array, position: int) -> Value | None:
+        """The same for an array that is made to be asked for once, and is not kept."""
+        with np.errstate(all="ignore"):
+            return _next_of(self._values_like(array), position)
 
     def _values_like(self, array: Array) -> list[Value]:
         if candidates := self.trace.by_size.get(array.size):
@@ -328,6 +332,11 @@ def operand_names(*assignments: Assignment) -> tuple[str, ...]:
     """The names of the trace's parameters in these operands."""
     operands = [assignment.operand for assignment in assignments if isinstance(assignment, AssignedOperand)]
     return tuple(name for operand in operands for name in sorted(operand.leaves))
+
+
+def _next_of(values: list[Value], position: int) -> Value | None:
+    """The next value after `position`, or else the first."""
+    return min(values, key=lambda value: (value.number < position, value.number), default=None)
 
 
 def _vector(operand: Value | None, length: int) -> KnownAssignment:

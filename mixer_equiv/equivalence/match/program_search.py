@@ -212,16 +212,17 @@ class _ProgramSearch:
         return None
 
     def _results(
-        self, program: Program, result: Array, position: int, budget: int
+        self, program: Program, result: Array, position: int, budget: int, last: int = -1
     ) -> Iterator[tuple[Array, tuple[Insertion, ...]]]:
-        """The program's result, as it is and after extra operations."""
+        """The program's result, as it is and after extra operations, each later in the trace than the `last` one."""
         yield result, ()
         if budget < COST_OF["insert"]:
             return
-        for extra in list(self.generator.extra.on(result, position)):
-            first = extra.deviation(program.steps[-1])
-            for last, more in self._results(program, extra.array, extra.value.number, budget - COST_OF["insert"]):
-                yield last, (first, *more)
+        extras = [extra for extra in self.generator.extra.on(result, position) if extra.value.number > last]
+        for extra in extras:
+            first, number = extra.deviation(program.steps[-1]), extra.value.number
+            for array, more in self._results(program, extra.array, number, budget - COST_OF["insert"], number):
+                yield array, (first, *more)
 
     def _partial(self, node: _Node) -> PartialMatch:
         """The beginning of the program that has parameters for as many as are left of the trace's."""
