@@ -26,6 +26,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mkdocs.exceptions import BuildError
@@ -40,7 +41,7 @@ FENCE = re.compile(
     r"^(?P<ticks>```+)(?P<language>\w+)(?P<options>[^\n]*)\n(?P<text>.*?)^(?P=ticks)\n", re.DOTALL | re.MULTILINE
 )
 
-# The name of a page as a module. No module has it, so that a report does not take the builder's file for the model's.
+# The name of a page as a module. It has no file, so that a report does not take the builder's for the model's.
 NAME = "page"
 
 # How wide terminals are that commands write to.
@@ -62,7 +63,7 @@ class Pages:
         before = str(Path(path).parent / meta["continues"]) if "continues" in meta else None
         if before is not None and before not in self.names:
             raise BuildError(f"{path}: the page that it continues, {before}, was not run before it")
-        names = dict(self.names[before]) if before else {"__name__": NAME}
+        names = _names_of_a_module(self.names[before] if before else {})
         with _folder_of_its_own() as folder:
             for name in meta.get("given", ()):
                 given.FILES[name](folder / name)
@@ -70,6 +71,14 @@ class Pages:
             shown = FENCE.sub(program.run, markdown)
         self.names[path] = names
         return shown
+
+
+def _names_of_a_module(names: Mapping[str, Any]) -> dict[str, Any]:
+    """The names of a new module, in which classes find their own: those given and its name."""
+    module = ModuleType(NAME)
+    sys.modules[NAME] = module
+    vars(module).update({**names, "__name__": NAME})
+    return vars(module)
 
 
 class Program:

@@ -43,6 +43,17 @@ def test_a_page_goes_on_with_the_names_of_another_and_leaves_these_as_they_are()
         pages.run("a/third.md", page(), {"continues": "none.md"})
 
 
+def test_a_class_of_a_page_finds_its_module_and_is_in_no_file() -> None:
+    shown = run(
+        "python\nfrom __future__ import annotations\nimport inspect, sys, typing\nfrom flax import linen as nn",
+        "python\nclass Layer(nn.Module):\n    size: Size = 3\n\nSize = int",
+        "python\nprint(typing.get_type_hints(Layer)['size'], sys.modules[Layer.__module__].Size)",
+        "python\ntry:\n    inspect.getsourcefile(Layer)\nexcept (TypeError, OSError):\n    print('no file')",
+    )
+    assert "<class 'int'> <class 'int'>" in shown
+    assert "\nno file\n" in shown
+
+
 def test_files_are_in_a_folder_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shown = run(
