@@ -158,7 +158,7 @@ def verify(
             allow_missing=allow_missing or (),
         )
         _show(report.made_by_command(command_line(context)), json_file, html_file, markdown_file, quiet)
-        is_allowed = bool(allowed) and report.is_equivalent_under(allowed)
+        is_allowed = report.is_equivalent_under(allowed)
         if is_allowed and not report.equivalent:
             warn(f"exit status 0: {', '.join(sorted({cause.name for cause in report.causes}))} may differ (--under)")
     raise typer.Exit(0 if is_allowed else EXIT_STATUS[report.verdict])

@@ -7,7 +7,7 @@ A trace has the values of one pass; a graph has what made them. Recorders build 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -99,7 +99,7 @@ class Graph:
 
     def shape(self, ref: Ref) -> Shape:
         """The shape of a result."""
-        return self.nodes[ref.node].shapes[ref.part or 0]
+        return _shape(self.nodes, ref)
 
     def needed(self) -> tuple[int, ...]:
         """The numbers of the nodes on which an output depends, in order."""
@@ -108,6 +108,10 @@ class Graph:
             if number in reached:
                 reached.update(ref.node for ref in self.nodes[number].refs)
         return tuple(sorted(reached))
+
+
+def _shape(nodes: Sequence[Node], ref: Ref) -> Shape:
+    return nodes[ref.node].shapes[ref.part or 0]
 
 
 def refs_in(value: Any) -> Iterator[Ref]:
@@ -164,6 +168,10 @@ class GraphBuilder:
             )
         )
         return len(self.nodes) - 1
+
+    def shape(self, ref: Ref) -> Shape:
+        """The shape of a result."""
+        return _shape(self.nodes, ref)
 
     def graph(self, outputs: Mapping[str, Ref]) -> Graph:
         """The graph of what was added, with these outputs."""

@@ -109,12 +109,9 @@ class GraphTape(Tape):
     def _read(self, operation: str, result: Tensor, whole: Ref, arguments: tuple[Any, ...]) -> Ref:
         """Read or write a part of `whole` by its place in memory, which a copy has in order."""
         in_order = {"memory_format": setting_of(torch.contiguous_format)}
-        flat = self.builder.call("aten.clone.default", (self._shape(whole),), (whole,), in_order)
+        flat = self.builder.call("aten.clone.default", (self.builder.shape(whole),), (whole,), in_order)
         shapes = (tuple(result.shape),)
         return Ref(self.builder.call(operation, shapes, (Ref(flat), *arguments)))
-
-    def _shape(self, ref: Ref) -> tuple[int, ...]:
-        return self.builder.nodes[ref.node].shapes[ref.part or 0]
 
 
 def _geometry(tensor: Tensor) -> tuple[list[int], list[int], int]:
