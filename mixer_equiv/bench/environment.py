@@ -27,9 +27,10 @@ _PROC = Path("/proc/self")
 # The largest of several measurements counts: a system may miss the peak of a call, and never reports a higher one.
 PEAK_MEASUREMENTS = 3
 
-# Before each, the memory of the process is read so many times, so far apart, and the least counts.
-SETTLING_READINGS = 4
-SETTLING_SECONDS = 0.01
+# Before each, the memory of the process is read until it has not fallen for so long, at most this long altogether.
+SETTLED_SECONDS = 0.25
+SETTLING_SECONDS = 5.0
+SETTLING_PAUSE = 0.01
 
 
 class Machine:
@@ -230,11 +231,16 @@ def _peak_growth(call: Callable[[], Any], forget: Callable[[], Any]) -> int:
 
 
 def _settled_memory() -> int:
-    """The bytes that the process has, once XLA's threads have freed what the last call took: some ms after its end."""
-    least = _trimmed_memory()
-    for _ in range(SETTLING_READINGS):
-        time.sleep(SETTLING_SECONDS)
-        least = min(least, _trimmed_memory())
+    """The bytes that the process has, once XLA's threads have freed what the last call took.
+
+    That is some milliseconds after its end, on a busy machine a second.
+    """
+    least, began = _trimmed_memory(), time.perf_counter()
+    fallen = began
+    while (now := time.perf_counter()) < min(fallen + SETTLED_SECONDS, began + SETTLING_SECONDS):
+        time.sleep(SETTLING_PAUSE)
+        if (memory := _trimmed_memory()) < least:
+            least, fallen = memory, now
     return least
 
 
