@@ -7,7 +7,7 @@ A trace has the values of one pass; a graph has what made them. Recorders build 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -127,12 +127,34 @@ def refs_in(value: Any) -> Iterator[Ref]:
 
 
 class GraphBuilder:
-    """Collects the nodes of a graph while a model runs."""
+    """Collects the nodes of a graph while a model runs.
+
+    A recorder numbers its values. `results` are those of calls by the numbers of their values, and `input_names` the
+    names of inputs by theirs.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.inputs: dict[str, int] = {}
         self.parameters: dict[str, int] = {}
+        self.results: dict[int, Ref] = {}
+        self.input_names: dict[int, str] = {}
+
+    def ref(self, number: int, name: str | None, array: Any, to_numpy: Callable[[Any], np.ndarray]) -> Ref:
+        """The result that is the value with this number.
+
+        What no call has made gets a node where it is first taken: an input, a parameter if it has a `name`, or else a
+        constant, whose value is `to_numpy` of `array`.
+        """
+        if number not in self.results:
+            shape = tuple(np.shape(array))
+            if number in self.input_names:
+                self.results[number] = self.give(INPUT, shape, name=self.input_names[number])
+            elif name is not None:
+                self.results[number] = self.give(PARAMETER, shape, name=name)
+            else:
+                self.results[number] = self.give(CONSTANT, shape, value=to_numpy(array))
+        return self.results[number]
 
     def give(self, operation: str, shape: Shape, *, name: str = "", value: np.ndarray | None = None) -> Ref:
         """Add an input, a parameter or a constant."""

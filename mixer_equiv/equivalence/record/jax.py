@@ -202,6 +202,19 @@ _RANDOM = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "rng_un
 _OPAQUE = frozenset({"pallas_call", "custom_linear_solve"})
 
 
+class Call(NamedTuple):
+    """An operation on values, all by their numbers, with the parameters of its equation.
+
+    `is_several` says that the operation gives a list, of one result or more.
+    """
+
+    operation: str
+    params: Mapping[str, Any]
+    inputs: Sequence[int]
+    results: Sequence[int]
+    is_several: bool
+
+
 class Interpreter:
     """Runs jaxprs whose variables are numbers of values, and keeps the values and their arrays."""
 
@@ -235,10 +248,15 @@ class Interpreter:
         inputs: Sequence[int],
         params: Mapping[str, Any] | None = None,
         *,
-        several: bool = False,
+        is_several: bool = False,
     ) -> list[int]:
         """Keep the results of an operation on these values, and return their numbers."""
-        return [self.add(array, operation, tuple(dict.fromkeys(inputs))) for array in arrays]
+        numbers = [self.add(array, operation, tuple(dict.fromkeys(inputs))) for array in arrays]
+        self.note_call(Call(operation, params or {}, inputs, numbers, is_several))
+        return numbers
+
+    def note_call(self, call: Call) -> None:
+        """Take note of a call that was made; a trace needs no more than its results."""
 
     def fill(self, value: Value) -> Value:
         """Give a value its array, floats in float64."""
@@ -297,8 +315,8 @@ class Interpreter:
         made = equation.primitive.bind(*subfuns, *arrays, **params)
         if name == "bitcast_convert_type" and jnp.issubdtype(made.dtype, jnp.floating):
             made = made.astype(self.dtype)
-        several = equation.primitive.multiple_results
-        return self.add_results(name, made if several else [made], inputs, params, several=several)
+        is_several = equation.primitive.multiple_results
+        return self.add_results(name, made if is_several else [made], inputs, params, is_several=is_several)
 
     def _widen(self, value: Any) -> Any:
         """The pass's dtype for another float, and any other value as it is."""

@@ -5,7 +5,7 @@ Loops are laid out turn by turn, and of branches the one that is taken. `record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixer_equiv.equivalence.record.graph import CONSTANT, INPUT, PARAMETER, Graph, GraphBuilder, Ref, Setting
-from mixer_equiv.equivalence.record.jax import Interpreter, draw_parameters
+from mixer_equiv.equivalence.record.graph import INPUT, PARAMETER, Graph, GraphBuilder, Ref, Setting
+from mixer_equiv.equivalence.record.jax import Call, Interpreter, draw_parameters
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.randomness import fork_generators
 from mixer_equiv.equivalence.record.trace import Draw
@@ -41,7 +41,7 @@ def record_graph(
         entries = []
         for path, leaf in jax.tree_util.tree_leaves_with_path(given):
             entries.append(interpreter.add(leaf, INPUT, (), is_data=True))
-            interpreter.input_names[entries[-1]] = path[0].key + jax.tree_util.keystr(path[1:])
+            interpreter.builder.input_names[entries[-1]] = path[0].key + jax.tree_util.keystr(path[1:])
         consts = [interpreter.constant(const) for const in closed.consts]
         numbers = interpreter.run(closed.jaxpr, consts, [*parameters, *entries])
         paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(result)]
@@ -59,48 +59,29 @@ class _GraphInterpreter(Interpreter):
     def __init__(self, dtype: np.dtype, differentiable: bool) -> None:
         super().__init__(dtype, differentiable)
         self.builder = GraphBuilder()
-        self.input_names: dict[int, str] = {}
-        self._refs: dict[int, Ref] = {}  # by the numbers of values
 
     def graph(self, outputs: Mapping[str, int]) -> Graph:
         """The graph of the calls, with outputs by the numbers of their values."""
         return self.builder.graph({path: self._ref(number) for path, number in outputs.items()})
 
-    def add_results(
-        self,
-        operation: str,
-        arrays: Sequence[Any],
-        inputs: Sequence[int],
-        params: Mapping[str, Any] | None = None,
-        *,
-        several: bool = False,
-    ) -> list[int]:
-        numbers = super().add_results(operation, arrays, inputs, params, several=several)
-        if any(self.values[i].is_data or self.values[i].leaves for i in inputs):
-            arguments = tuple(self._ref(i) for i in inputs)
-            keywords = {name: plain for name, value in (params or {}).items() if (plain := _plain(value)) is not _OTHER}
-            shapes = tuple(tuple(np.shape(array)) for array in arrays)
-            place = self.values[numbers[0]].find_place if numbers else self.places.mark()
-            call = self.builder.call(f"lax.{operation}", shapes, arguments, keywords, place)
-            self._refs |= {number: Ref(call, part if several else None) for part, number in enumerate(numbers)}
-        return numbers
+    def note_call(self, call: Call) -> None:
+        if not any(self.values[i].is_data or self.values[i].leaves for i in call.inputs):
+            return
+        arguments = tuple(self._ref(i) for i in call.inputs)
+        keywords = {name: plain for name, value in call.params.items() if (plain := _plain(value)) is not _OTHER}
+        shapes = tuple(tuple(np.shape(self.arrays[i])) for i in call.results)
+        place = self.values[call.results[0]].find_place if call.results else self.places.mark()
+        made = self.builder.call(f"lax.{call.operation}", shapes, arguments, keywords, place)
+        for part, number in enumerate(call.results):
+            self.builder.results[number] = Ref(made, part if call.is_several else None)
 
     def chosen(self, number: int, index: int) -> int:
         kept = super().chosen(number, index)
-        self._refs[kept] = self._ref(number)
+        self.builder.results[kept] = self._ref(number)
         return kept
 
     def _ref(self, number: int) -> Ref:
-        """The node of a value; those of parameters, inputs and constants are made where they are first taken."""
-        if number not in self._refs:
-            value, array = self.values[number], self.arrays[number]
-            if value.name is not None:
-                self._refs[number] = self.builder.give(PARAMETER, tuple(array.shape), name=value.name)
-            elif number in self.input_names:
-                self._refs[number] = self.builder.give(INPUT, tuple(array.shape), name=self.input_names[number])
-            else:
-                self._refs[number] = self.builder.give(CONSTANT, tuple(np.shape(array)), value=np.array(array))
-        return self._refs[number]
+        return self.builder.ref(number, self.values[number].name, self.arrays[number], np.array)
 
 
 _OTHER = object()

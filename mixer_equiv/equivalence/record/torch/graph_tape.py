@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_equiv.equivalence.record.graph import CONSTANT, INPUT, PARAMETER, Graph, GraphBuilder, Ref, Setting
+from mixer_equiv.equivalence.record.graph import Graph, GraphBuilder, Ref, Setting
 from mixer_equiv.equivalence.record.torch.arguments import leaves_of, map_leaves
 from mixer_equiv.equivalence.record.torch.settings import SETTINGS, setting_of
 from mixer_equiv.equivalence.record.torch.tape import Tape, is_same_memory
@@ -26,12 +27,10 @@ class GraphTape(Tape):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.builder = GraphBuilder()
-        self._refs: dict[int, Ref] = {}  # by the numbers of values
-        self._input_names: dict[int, str] = {}
 
     def enter_input(self, name: str, tensor: Tensor) -> None:
         """Record an input under its name."""
-        self._input_names[self.enter(tensor)] = name
+        self.builder.input_names[self.enter(tensor)] = name
 
     def graph(self, outputs: Mapping[str, int]) -> Graph:
         """The graph of the calls, with outputs by the numbers of their values."""
@@ -56,7 +55,7 @@ class GraphTape(Tape):
                     if written:
                         self._spread(made, ref, before)
                     else:
-                        self._refs.setdefault(self.number_of(made), ref)
+                        self.builder.results.setdefault(self.number_of(made), ref)
 
         return end
 
@@ -64,21 +63,8 @@ class GraphTape(Tape):
         return self._ref(self.number_of(leaf)) if isinstance(leaf, Tensor) else setting_of(leaf)
 
     def _ref(self, number: int) -> Ref:
-        """The node of a value; those of parameters, inputs and constants are made where they are first taken."""
-        if number not in self._refs:
-            value = self.values[number]
-            shape = tuple(value.tensor.shape)
-            if number in self._input_names:
-                self._refs[number] = self.builder.give(INPUT, shape, name=self._input_names[number])
-            elif value.name is not None:
-                self._refs[number] = self.builder.give(PARAMETER, shape, name=value.name)
-            else:
-                self._refs[number] = self._constant(value.tensor)
-        return self._refs[number]
-
-    def _constant(self, tensor: Tensor) -> Ref:
-        array = tensor.detach().cpu().clone().numpy()
-        return self.builder.give(CONSTANT, tuple(tensor.shape), value=array)
+        value = self.values[number]
+        return self.builder.ref(number, value.name, value.tensor, _to_numpy)
 
     def _spread(self, written: Tensor, ref: Ref, before: Mapping[int, Ref]) -> None:
         """Let all tensors that share memory with one that was written into read what is there now.
@@ -90,7 +76,7 @@ class GraphTape(Tape):
         base = next((tensor for tensor in others if _is_whole(tensor)), None)
         for tensor in sharing:
             if is_same_memory(tensor, written):
-                self._refs[self.number_of(tensor)] = ref
+                self.builder.results[self.number_of(tensor)] = ref
         if not others:
             return
         if base is None and not _is_whole(written):
@@ -104,7 +90,7 @@ class GraphTape(Tape):
         for tensor in others:
             is_base = base is not None and is_same_memory(tensor, base)
             read = whole if is_base else self._read("aten.as_strided.default", tensor, whole, _geometry(tensor))
-            self._refs[self.number_of(tensor)] = read
+            self.builder.results[self.number_of(tensor)] = read
 
     def _read(self, operation: str, result: Tensor, whole: Ref, arguments: tuple[Any, ...]) -> Ref:
         """Read or write a part of `whole` by its place in memory, which a copy has in order."""
@@ -112,6 +98,10 @@ class GraphTape(Tape):
         flat = self.builder.call("aten.clone.default", (self.builder.shape(whole),), (whole,), in_order)
         shapes = (tuple(result.shape),)
         return Ref(self.builder.call(operation, shapes, (Ref(flat), *arguments)))
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().clone().numpy()
 
 
 def _geometry(tensor: Tensor) -> tuple[list[int], list[int], int]:
