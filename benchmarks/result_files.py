@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
+from mixer_equiv.atomic import replacement
 from mixer_equiv.bench import plots
 from mixer_equiv.bench.environment import PACKAGES
-from mixer_equiv.checkpoints.formats.atomic import replacement
 
 RESULTS = Path(__file__).parent / "results"
 SIGNIFICANT_DIGITS = 6

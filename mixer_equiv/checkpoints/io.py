@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mixer_equiv.arrays.lazy import as_lazy
+from mixer_equiv.atomic import replacement
 from mixer_equiv.checkpoints import formats, metadata, origin
 from mixer_equiv.checkpoints.checkpoint import Checkpoint, as_checkpoint
-from mixer_equiv.checkpoints.formats.atomic import replacement
 from mixer_equiv.checkpoints.renaming import rename_prefixes
 from mixer_equiv.checkpoints.validate import check_writable
 from mixer_equiv.config import MixerConfig, Size

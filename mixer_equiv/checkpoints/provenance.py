@@ -7,18 +7,12 @@ it in for `verify`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import importlib.metadata
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mixer_equiv.checkpoints.formats.shard_sets import is_named_as_index, part_of, shards_named_by
 from mixer_equiv.shown_paths import shown_path
-
-# Packages whose code takes part in a comparison, where they are imported.
-FRAMEWORKS = ("numpy", "torch", "timm", "jax", "jaxlib", "flax", "optax")
 
 # Files of more bytes are not hashed. Every published Mixer in float32 is smaller, and takes a second or two.
 LARGEST_HASHED = 2 * 2**30
@@ -76,21 +70,6 @@ class Provenance:
         digests = ", ".join(map(str, (*self.files, *self.sources)))
         made = f"mixer_equiv {self.versions['mixer_equiv']}: {self.call}, seed {self.seed}, {self.date}"
         return f"{made}; {digests}" if digests else made
-
-
-def versions() -> dict[str, str]:
-    """The versions of this package and of the frameworks that are imported."""
-    own = sys.modules[__name__.partition(".")[0]]
-    imported = [name for name in FRAMEWORKS if name in sys.modules]
-    return {"mixer_equiv": own.__version__, **{name: _version(name) for name in imported}}
-
-
-@functools.cache
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # such as a clone that is imported and was never installed
-        return str(getattr(sys.modules[package], "__version__", "unknown"))
 
 
 def _files_at(path: Path) -> list[Path]:

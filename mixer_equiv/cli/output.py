@@ -88,7 +88,7 @@ def _check_output(option: str, path: Path) -> None:
 
 def write_file(option: str, path: Path, text: str) -> None:
     """Write or replace the file that `option` names."""
-    from mixer_equiv.checkpoints.formats.atomic import replacement
+    from mixer_equiv.atomic import replacement
 
     check_outputs({option: path})
     with replacement(path) as temporary:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from mixer_equiv.checkpoints.checkpoint import IN_MEMORY, Checkpoint
-from mixer_equiv.checkpoints.provenance import FileDigest, Provenance, versions
+from mixer_equiv.checkpoints.provenance import FileDigest, Provenance
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.policy import Policy
 from mixer_equiv.equivalence.report import Report
@@ -27,6 +27,7 @@ from mixer_equiv.equivalence.sides.code_files import code_files, collecting_mode
 from mixer_equiv.equivalence.sides.locate import is_maker, is_source, source_file
 from mixer_equiv.equivalence.sides.resolve import BuiltInName
 from mixer_equiv.shown_paths import without_private_parts
+from mixer_equiv.versions import versions
 
 Arguments = ParamSpec("Arguments")
 

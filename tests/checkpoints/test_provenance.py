@@ -13,8 +13,9 @@ import pytest
 
 from mixer_equiv import load, save
 from mixer_equiv.checkpoints import provenance
-from mixer_equiv.checkpoints.provenance import FileDigest, Provenance, versions
+from mixer_equiv.checkpoints.provenance import FileDigest, Provenance
 from mixer_equiv.shown_paths import shown_path, without_private_parts
+from mixer_equiv.versions import versions
 from tests.support.command_line import params
 
 
@@ -128,7 +129,7 @@ def test_the_line_of_text_has_version_call_seed_date_and_files() -> None:
 def test_a_package_that_was_never_installed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     clone = types.ModuleType("cloned")
     monkeypatch.setitem(sys.modules, "cloned", clone)
-    monkeypatch.setattr(provenance, "FRAMEWORKS", ("cloned",))
+    monkeypatch.setattr("mixer_equiv.versions.FRAMEWORKS", ("cloned",))
     assert versions()["cloned"] == "unknown"
 
 

@@ -22,7 +22,18 @@ import torch
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from mixer_equiv import Checkpoint, CheckpointError, ConversionError, convert, drop_head, enlarge, load, new_head, save
+from mixer_equiv import (
+    Checkpoint,
+    CheckpointError,
+    ConversionError,
+    atomic,
+    convert,
+    drop_head,
+    enlarge,
+    load,
+    new_head,
+    save,
+)
 from mixer_equiv.arrays.chunks import (
     CHUNK_BYTES,
     THREADS,
@@ -37,7 +48,7 @@ from mixer_equiv.arrays.chunks import (
 from mixer_equiv.arrays.interop import to_torch
 from mixer_equiv.arrays.lazy import Deferred, LazyArrays, as_lazy, materialize, prefetch_arrays
 from mixer_equiv.arrays.stacking import split_stacks
-from mixer_equiv.checkpoints.formats import SUFFIXES, atomic, format_by_suffix, npz, raw_arrays, read
+from mixer_equiv.checkpoints.formats import SUFFIXES, format_by_suffix, npz, raw_arrays, read
 from mixer_equiv.cli import app
 from mixer_equiv.equivalence.sides.base import DEFAULT_CONFIG
 from mixer_equiv.equivalence.sides.drawn_weights import random_params

@@ -22,7 +22,7 @@ import numpy as np
 from mixer_equiv.arrays.chunks import group_by_size
 from mixer_equiv.arrays.interop import is_array, require, unflatten
 from mixer_equiv.arrays.lazy import Spec
-from mixer_equiv.checkpoints.formats.atomic import remove
+from mixer_equiv.atomic import remove
 from mixer_equiv.checkpoints.formats.base import (
     ANY_DAMAGE,
     METADATA_KEY,

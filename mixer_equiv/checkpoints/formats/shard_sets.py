@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mixer_equiv.checkpoints.formats import atomic
+from mixer_equiv import atomic
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents
 from mixer_equiv.checkpoints.formats.ranks import refuse_ranks
 from mixer_equiv.checkpoints.formats.single import read_file

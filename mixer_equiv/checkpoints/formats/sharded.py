@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mixer_equiv import atomic
 from mixer_equiv.arrays.chunks import group_by_size
 from mixer_equiv.arrays.lazy import as_lazy, specs_of
-from mixer_equiv.checkpoints.formats import atomic, folders, safetensors, shard_sets
+from mixer_equiv.checkpoints.formats import folders, safetensors, shard_sets
 from mixer_equiv.checkpoints.formats.base import METADATA_KEY, Contents, FileFormat, Framework
 from mixer_equiv.errors import CheckpointError, summarize
 

@@ -13,7 +13,6 @@ import numpy as np
 from mixer_equiv.checkpoints.checkpoint import Checkpoint
 from mixer_equiv.checkpoints.conversion import convert
 from mixer_equiv.checkpoints.differences import bit_differences
-from mixer_equiv.checkpoints.provenance import versions
 from mixer_equiv.config import SizeDifference
 from mixer_equiv.equivalence.judge.causes import causes_of
 from mixer_equiv.equivalence.judge.decide import Judgement, without
@@ -28,6 +27,7 @@ from mixer_equiv.equivalence.report import Cause, Report, SideReport
 from mixer_equiv.equivalence.sides.base import MixerSide, NotAMixer, WeightedSide
 from mixer_equiv.equivalence.sides.runners import RUNNER_NAMES
 from mixer_equiv.errors import ConventionWarning, NotFollowedError
+from mixer_equiv.versions import versions
 
 
 def sides_of(evidence: Evidence, origin: str, labels: np.ndarray | None) -> tuple[SideReport, SideReport]:

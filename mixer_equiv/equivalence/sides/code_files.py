@@ -14,8 +14,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from mixer_equiv.checkpoints.provenance import FRAMEWORKS
 from mixer_equiv.shown_paths import is_installed
+from mixer_equiv.versions import FRAMEWORKS
 
 _COLLECTED: ContextVar[list[Any] | None] = ContextVar("collected", default=None)
 

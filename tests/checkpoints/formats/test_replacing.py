@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixer_equiv import CheckpointError
+from mixer_equiv import CheckpointError, atomic
 from mixer_equiv.checkpoints import formats
-from mixer_equiv.checkpoints.formats import atomic
 from tests.support.files import snapshot
 from tests.support.trees import TREE, write
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mixer_equiv import CheckpointError
+from mixer_equiv import CheckpointError, atomic
 from mixer_equiv.checkpoints import formats
-from mixer_equiv.checkpoints.formats import atomic
 from mixer_equiv.checkpoints.formats.sharded import parse_size, write_sharded
 from tests.support.files import changed, files_no_larger_than, snapshot
 from tests.support.trees import METADATA, read
