@@ -6,7 +6,7 @@ Loops are laid out turn by turn, and of branches the one that is taken. `record.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any
 
 import jax
@@ -89,6 +89,8 @@ _OTHER = object()
 
 def _plain(value: Any) -> Any:
     """A parameter of an equation as plain data; `_OTHER` for what no rule needs, such as shardings and jaxprs."""
+    if isinstance(value, IntEnum):
+        return int(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
