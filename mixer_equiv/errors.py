@@ -21,7 +21,7 @@ class LayoutError(MixerEquivError, ValueError):
 
 
 class CheckpointError(MixerEquivError, OSError):
-    """A file that cannot be read or written as a checkpoint."""
+    """A file that cannot be read or written as a checkpoint, or as the graph of a recorded run."""
 
 
 class MissingDependencyError(MixerEquivError, ImportError):
@@ -61,7 +61,7 @@ class InexpressibleError(ConversionError):
 
 
 class NotFollowedError(MixerEquivError):
-    """A model that computes with what a recorded run cannot hold, so that nothing of it can be compared."""
+    """A model that computes with what a recorded run, or the file of its graph, cannot hold."""
 
 
 class NotEquivalentError(MixerEquivError, AssertionError):

@@ -17,6 +17,7 @@ from mixer_equiv.equivalence.record.graph import Graph, Ref, Setting
 from mixer_equiv.equivalence.record.jax_graph import record_graph
 from mixer_equiv.equivalence.record.torch.evaluation import evaluate
 from mixer_equiv.errors import NotFollowedError
+from tests.support.graph_files import assert_same, assert_same_bits, read_again
 
 Arrays = Mapping[str, Any]
 Function = Callable[[Arrays, Arrays], Any]
@@ -127,12 +128,16 @@ def draw(seed: int) -> Callable[[str, tuple[int, ...]], np.ndarray]:
 
 
 def assert_is_the_function(function: Function, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> Graph:
+    """Assert that a recorded graph gives a function's outputs, and after its way through a file the same bits."""
     rng = np.random.default_rng(5)
     given, other = ({"0": rng.standard_normal((2, 8, 8, 3))} for _ in range(2))
     graph = record_graph(function, shapes, given, draw(0))
     parameters = {name: draw(1)(name, shape) for name, shape in shapes.items()}
     tensors = [{name: torch.from_numpy(array) for name, array in held.items()} for held in (parameters, other)]
-    made = evaluate(graph, *tensors)
+    read = read_again(graph)
+    assert_same(graph, read)
+    made, saved = evaluate(graph, *tensors), evaluate(read, *tensors)
+    assert_same_bits(made, saved)
     with jax.enable_x64(True):
         result = function(*({n: jnp.asarray(a) for n, a in held.items()} for held in (parameters, other)))
         leaves = jax.tree_util.tree_leaves_with_path(result)

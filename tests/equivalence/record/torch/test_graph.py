@@ -15,6 +15,7 @@ from mixer_equiv.equivalence.record.torch.evaluation import evaluate
 from mixer_equiv.equivalence.record.torch.nested_tensors import result_tensors
 from mixer_equiv.equivalence.record.torch.run import record_graph
 from mixer_equiv.equivalence.sides.locate import import_timm
+from tests.support.graph_files import assert_same, assert_same_bits, read_again
 from tests.support.sizes import CONFIG
 from tests.support.structures import PortMixer
 
@@ -57,13 +58,18 @@ def run(module: nn.Module, parameters: Mapping[str, Tensor], inputs: Mapping[str
 
 
 def assert_is_the_model(module: nn.Module, inputs: Mapping[str, Tensor]) -> Graph:
+    """Assert that a recorded graph gives a model's outputs, and after its way through a file the same bits."""
     module.eval()
     held = floats_of(module)
     graph = record_graph(module, inputs, draw_with(0), names=held)
+    read = read_again(graph)
+    assert_same(graph, read)
     parameters = {name: torch.from_numpy(draw_with(1)(name, tuple(tensor.shape))) for name, tensor in held.items()}
     others = fresh(inputs, 2)
     with torch.no_grad():
         made = evaluate(graph, parameters, others)
+        saved = evaluate(read, parameters, others)
+    assert_same_bits(made, saved)
     expected = run(module, parameters, others)
     assert made.keys() == expected.keys()
     for path, output in expected.items():
@@ -78,6 +84,8 @@ TIMM = {
     "convnext_atto": {"depths": (1, 1, 2, 1)},
     "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 4, "depths": (1, 2, 1, 1)},
 }
+# Models of one class, with many blocks, of which two are kept.
+OF_MIXERS = ("mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224", "gmixer_12_224")
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -85,6 +93,67 @@ def test_models_of_timm_run_again(name: str) -> None:
     graph = assert_is_the_model(import_timm().create_model(name, **TIMM[name]), IMAGES)
     assert set(graph.inputs) == {"0"}
     assert len(graph.parameters) > 20
+
+
+@pytest.mark.parametrize("name", OF_MIXERS)
+def test_mlps_of_timm_run_again(name: str) -> None:
+    model = import_timm().create_model(name, img_size=64)
+    model.blocks = model.blocks[:2]
+    assert len(assert_is_the_model(model, IMAGES).parameters) > 15
+
+
+class Encoder(nn.Module):
+    """Writes down what BERT does: embeddings of words, positions and kinds, a mask that is added, and a pooler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.positions, self.kinds = nn.Embedding(10, 6), nn.Embedding(8, 6), nn.Embedding(2, 6)
+        self.q, self.k, self.v, self.pooler = (nn.Linear(6, 6) for _ in range(4))
+        self.norm = nn.LayerNorm(6, eps=1e-12)
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        mask = (1.0 - (ids != 0)[:, None, None, :].to(self.q.weight.dtype)) * torch.finfo(self.q.weight.dtype).min
+        positions = torch.arange(ids.shape[1])[None].expand(ids.shape)
+        x = self.norm(self.words(ids) + self.positions(positions) + self.kinds(torch.zeros_like(ids)))
+        q, k, v = (layer(x).view(*ids.shape, 2, 3).permute(0, 2, 1, 3) for layer in (self.q, self.k, self.v))
+        weights = nn.functional.softmax(q @ k.transpose(-1, -2) / 3**0.5 + mask, -1)
+        x = x + (weights @ v).permute(0, 2, 1, 3).contiguous().view(x.shape)
+        return {"last_hidden_state": x, "pooler_output": torch.tanh(self.pooler(x[:, 0]))}
+
+
+class Decoder(nn.Module):
+    """Writes down what GPT-2 and Llama do: causal masks, rotary positions, grouped heads, RMSNorm and gated layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.fused, self.keys = nn.Embedding(10, 8), nn.Linear(8, 24), nn.Linear(8, 4, bias=False)
+        self.gate, self.up, self.scale = nn.Linear(8, 9), nn.Linear(8, 9), nn.Parameter(torch.ones(8))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        x = self.words(ids)
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale
+        tokens = ids.shape[1]
+        angles = torch.outer(torch.arange(float(tokens)), 10000 ** (-torch.arange(0, 4, 2) / 4))
+        cos, sin = torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+        q = x.unflatten(-1, (2, 4)).transpose(1, 2)
+        q = q * cos + torch.cat([-q[..., 2:], q[..., :2]], -1) * sin
+        k = self.keys(x)[:, None].expand(-1, 2, -1, -1)
+        causal = torch.tril(torch.ones(tokens, tokens, dtype=torch.bool))
+        y = nn.functional.scaled_dot_product_attention(q, k, q, attn_mask=causal & mask[:, None, None])
+        scores = (q @ k.mT).masked_fill(~causal, float("-inf")).softmax(-1)
+        scores = torch.where(causal, scores, torch.finfo(scores.dtype).min)
+        z = nn.functional.silu(self.gate(x)) * self.up(x)
+        turned = torch.view_as_complex(x.unflatten(-1, (4, 2)).contiguous()) * torch.polar(torch.ones(4), angles[0, :1])
+        first, *_ = self.fused(x).split(8, dim=-1)
+        return y, scores, z, torch.view_as_real(turned), first[torch.arange(2), -1], first.gather(1, ids[..., None] % 3)
+
+
+def test_transformers_run_again() -> None:
+    ids = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 0]])
+    graph = assert_is_the_model(Encoder(), {"0": ids})
+    assert {"aten.embedding.default", "aten._softmax.default"} <= {node.operation for node in graph.nodes}
+    graph = assert_is_the_model(Decoder(), {"0": ids, "mask": ids != 0})
+    assert {"aten.rsqrt.default", "aten.masked_fill.Scalar"} <= {node.operation for node in graph.nodes}
 
 
 def test_a_mixer_runs_again_and_knows_its_places() -> None:
