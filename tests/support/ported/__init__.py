@@ -1,0 +1,23 @@
+"""Models of timm and transformers beside writings of the tests' own, each pair with its true mapping of parameters.
+
+`VIT.pair("timm", "linen")` makes a pair of small models, `VIT.pair("timm", "linen", VIT.real)` one of published size,
+and `dataclasses.replace(VIT.small, depth=12)` other sizes. `PAIRS` are those on which the verifier is held.
+"""
+
+from __future__ import annotations
+
+from tests.support.ported.pair import Family, Input, Ported, Side
+from tests.support.ported.vit import VIT
+
+PAIRS: tuple[tuple[Family, str, str], ...] = (
+    (VIT, "timm", "transformers"),
+    (VIT, "timm", "linen"),
+    (VIT, "timm", "nnx"),
+    (VIT, "linen", "nnx"),
+    (VIT, "timm", "fused"),
+    (VIT, "fused", "separate"),
+    (VIT, "separate", "fused"),
+    (VIT, "transformers", "separate"),
+)
+
+__all__ = ["PAIRS", "VIT", "Family", "Input", "Ported", "Side"]
