@@ -6,7 +6,9 @@ and `dataclasses.replace(VIT.small, depth=12)` other sizes. `PAIRS` are those on
 
 from __future__ import annotations
 
+from tests.support.ported.gpt2 import GPT_2
 from tests.support.ported.pair import Family, Input, Ported, Side
+from tests.support.ported.resnet import RESNET
 from tests.support.ported.vit import VIT
 
 PAIRS: tuple[tuple[Family, str, str], ...] = (
@@ -18,6 +20,9 @@ PAIRS: tuple[tuple[Family, str, str], ...] = (
     (VIT, "fused", "separate"),
     (VIT, "separate", "fused"),
     (VIT, "transformers", "separate"),
+    (RESNET, "timm", "linen"),
+    (RESNET, "timm", "folded"),
+    (GPT_2, "transformers", "nnx"),
 )
 
-__all__ = ["PAIRS", "VIT", "Family", "Input", "Ported", "Side"]
+__all__ = ["GPT_2", "PAIRS", "RESNET", "VIT", "Family", "Input", "Ported", "Side"]
