@@ -6,7 +6,9 @@ and `dataclasses.replace(VIT.small, depth=12)` other sizes. `PAIRS` are those on
 
 from __future__ import annotations
 
+from tests.support.ported.bert import BERT
 from tests.support.ported.gpt2 import GPT_2
+from tests.support.ported.llama import LLAMA
 from tests.support.ported.pair import Family, Input, Ported, Side
 from tests.support.ported.resnet import RESNET
 from tests.support.ported.vit import VIT
@@ -23,6 +25,8 @@ PAIRS: tuple[tuple[Family, str, str], ...] = (
     (RESNET, "timm", "linen"),
     (RESNET, "timm", "folded"),
     (GPT_2, "transformers", "nnx"),
+    (BERT, "transformers", "nnx"),
+    (LLAMA, "transformers", "nnx"),
 )
 
-__all__ = ["GPT_2", "PAIRS", "RESNET", "VIT", "Family", "Input", "Ported", "Side"]
+__all__ = ["BERT", "GPT_2", "LLAMA", "PAIRS", "RESNET", "VIT", "Family", "Input", "Ported", "Side"]
