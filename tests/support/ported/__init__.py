@@ -7,9 +7,13 @@ and `dataclasses.replace(VIT.small, depth=12)` other sizes. `PAIRS` are those on
 from __future__ import annotations
 
 from tests.support.ported.bert import BERT
+from tests.support.ported.convnext import CONVNEXT
+from tests.support.ported.gmixer import GMIXER
+from tests.support.ported.gmlp import GMLP
 from tests.support.ported.gpt2 import GPT_2
 from tests.support.ported.llama import LLAMA
 from tests.support.ported.pair import Family, Input, Ported, Side
+from tests.support.ported.resmlp import RESMLP
 from tests.support.ported.resnet import RESNET
 from tests.support.ported.vit import VIT
 
@@ -27,6 +31,26 @@ PAIRS: tuple[tuple[Family, str, str], ...] = (
     (GPT_2, "transformers", "nnx"),
     (BERT, "transformers", "nnx"),
     (LLAMA, "transformers", "nnx"),
+    (CONVNEXT, "timm", "linen"),
+    (CONVNEXT, "timm", "torch"),
+    (RESMLP, "timm", "linen"),
+    (GMLP, "timm", "linen"),
+    (GMIXER, "timm", "torch"),
 )
 
-__all__ = ["BERT", "GPT_2", "LLAMA", "PAIRS", "RESNET", "VIT", "Family", "Input", "Ported", "Side"]
+__all__ = [
+    "BERT",
+    "CONVNEXT",
+    "GMIXER",
+    "GMLP",
+    "GPT_2",
+    "LLAMA",
+    "PAIRS",
+    "RESMLP",
+    "RESNET",
+    "VIT",
+    "Family",
+    "Input",
+    "Ported",
+    "Side",
+]

@@ -25,9 +25,9 @@ STEM, EXPANSION = 64, 4
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     depths: tuple[int, ...] = (2, 1, 1, 1)
-    widths: tuple[int, ...] = (5, 7, 9, 11)
+    widths: tuple[int, ...] = (5, 9, 11, 13)
     image: tuple[int, int] = (40, 72)
-    classes: int = 13
+    classes: int = 15
     batch: int = 2
 
     def blocks(self) -> Iterator[tuple[int, int, int, int, bool]]:
