@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mixer_equiv.equivalence.sides.locate import import_timm
+from tests.support.ported.packages import import_transformers
 from tests.support.ported.pair import Family, Input, Row, Side, Writing
 from tests.support.ported.rows import dense, norm, same
 from tests.support.ported.sides import nnx_side, torch_side
@@ -51,10 +51,8 @@ def inputs(sizes: Sizes) -> dict[str, Input]:
 
 
 def of_transformers(sizes: Sizes) -> Side:
-    import_timm()  # declares what transformers, too, needs of torchvision
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(
+    transformers = import_transformers()
+    config = transformers.BertConfig(
         vocab_size=sizes.vocabulary,
         hidden_size=sizes.width,
         num_hidden_layers=sizes.depth,
@@ -63,7 +61,7 @@ def of_transformers(sizes: Sizes) -> Side:
         max_position_embeddings=sizes.positions,
         type_vocab_size=sizes.types,
     )
-    return torch_side(BertModel(config), "['last_hidden_state']", "['pooler_output']")
+    return torch_side(transformers.BertModel(config), "['last_hidden_state']", "['pooler_output']")
 
 
 class Block(nnx.Module):
@@ -83,7 +81,7 @@ class Block(nnx.Module):
         return self.mlp_norm(x + self.down(jax.nn.gelu(self.up(x), approximate=False)))
 
     def attend(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        q, k, v = jnp.unstack(self.qkv(x), axis=2)
+        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1])
         scores = scores + jnp.where(mask[:, None, None, :] > 0, 0.0, -1e30)
         return self.out(jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v))

@@ -24,7 +24,7 @@ from tests.support.ported.sides import linen_side, torch_side
 class Sizes:
     depths: tuple[int, ...] = (1, 2, 1, 1)
     widths: tuple[int, ...] = (10, 13, 17, 23)
-    image: tuple[int, int] = (64, 96)
+    image: tuple[int, int] = (32, 64)
     classes: int = 15
     batch: int = 2
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mixer_equiv.equivalence.sides.locate import import_timm
+from tests.support.ported.packages import import_transformers
 from tests.support.ported.pair import Family, Input, Row, Side, Writing
 from tests.support.ported.rows import norm, same
 from tests.support.ported.sides import nnx_side, torch_side
@@ -43,10 +43,8 @@ def inputs(sizes: Sizes) -> dict[str, Input]:
 
 
 def of_transformers(sizes: Sizes) -> Side:
-    import_timm()  # declares what transformers, too, needs of torchvision
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
+    transformers = import_transformers()
+    config = transformers.GPT2Config(
         vocab_size=sizes.vocabulary,
         n_positions=sizes.positions,
         n_embd=sizes.width,
@@ -56,7 +54,7 @@ def of_transformers(sizes: Sizes) -> Side:
         bos_token_id=None,
         eos_token_id=None,
     )
-    return torch_side(GPT2LMHeadModel(config), "['logits']")
+    return torch_side(transformers.GPT2LMHeadModel(config), "['logits']")
 
 
 class Block(nnx.Module):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mixer_equiv.equivalence.sides.locate import import_timm
+from tests.support.ported.packages import import_transformers
 from tests.support.ported.pair import Family, Input, Row, Side, Writing
 from tests.support.ported.rows import same
 from tests.support.ported.sides import nnx_side, torch_side
@@ -44,10 +44,8 @@ def inputs(sizes: Sizes) -> dict[str, Input]:
 
 
 def of_transformers(sizes: Sizes) -> Side:
-    import_timm()  # declares what transformers, too, needs of torchvision
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
+    transformers = import_transformers()
+    config = transformers.LlamaConfig(
         vocab_size=sizes.vocabulary,
         hidden_size=sizes.width,
         intermediate_size=sizes.mlp_dim,
@@ -58,7 +56,7 @@ def of_transformers(sizes: Sizes) -> Side:
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": THETA},
     )
-    return torch_side(LlamaForCausalLM(config), "['logits']")
+    return torch_side(transformers.LlamaForCausalLM(config), "['logits']")
 
 
 def frequencies(dim: int) -> np.ndarray:
@@ -91,8 +89,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.attend(self.attention_norm(x))
-        gate, up = jnp.unstack(self.gate_and_up(self.mlp_norm(x)), axis=-2)
-        return x + self.down(jax.nn.silu(gate) * up)
+        both = self.gate_and_up(self.mlp_norm(x))
+        return x + self.down(jax.nn.silu(both[..., 0, :]) * both[..., 1, :])
 
     def attend(self, x: jax.Array) -> jax.Array:
         q, k, v = turned(self.query(x)), turned(self.key(x)), self.value(x)

@@ -12,6 +12,7 @@ from flax import nnx
 from torch import nn
 
 from mixer_equiv.equivalence.sides.locate import import_timm
+from tests.support.ported.packages import import_transformers
 from tests.support.ported.pair import Family, Input, Row, Side, Writing
 from tests.support.ported.rows import conv, dense, layer, norm, same
 from tests.support.ported.sides import linen_side, nnx_side, torch_side
@@ -65,10 +66,8 @@ def of_timm(sizes: Sizes) -> Side:
 
 
 def of_transformers(sizes: Sizes) -> Side:
-    import_timm()  # declares what transformers, too, needs of torchvision
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
+    transformers = import_transformers()
+    config = transformers.ViTConfig(
         hidden_size=sizes.width,
         num_hidden_layers=sizes.depth,
         num_attention_heads=sizes.heads,
@@ -78,7 +77,7 @@ def of_transformers(sizes: Sizes) -> Side:
         patch_size=list(sizes.patch),
         num_labels=sizes.classes,
     )
-    return torch_side(ViTForImageClassification(config), "['logits']")
+    return torch_side(transformers.ViTForImageClassification(config), "['logits']")
 
 
 def rows_of_transformers(sizes: Sizes) -> Iterator[Row]:
