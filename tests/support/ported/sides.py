@@ -30,7 +30,7 @@ def torch_side(module: nn.Module, *outputs: str) -> Side:
 
     def run(parameters: Arrays, inputs: Arrays) -> list[np.ndarray]:
         given = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        positional = tuple(given.pop(name) for name in sorted(filter(str.isdecimal, given)))
+        positional = tuple(given.pop(name) for name in sorted(filter(str.isdecimal, given), key=int))
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()}
         with torch_full_precision(), _InFloat64():
             made = dict(result_tensors(torch.func.functional_call(module, tensors, positional, given, strict=False)))
