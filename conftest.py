@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    names = "numpy", "torch", "jax", "flax", "optax", "timm", "hypothesis"
+    names = "numpy", "torch", "jax", "flax", "optax", "timm", "transformers", "hypothesis"
     versions = []
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # the base install has no framework
