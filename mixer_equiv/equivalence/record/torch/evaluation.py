@@ -63,6 +63,8 @@ def run_node(node: Node, result_of: Callable[[Ref], Tensor]) -> Any:
         return LAX_RULES[name](*arguments, **keywords)
     if node.operation in _AS_RESHAPE:
         return arguments[0].reshape(arguments[1])
+    if node.operation == "aten.native_batch_norm.default" and not arguments[5]:
+        return _batch_norm(*arguments[:5], eps=arguments[7])
     function, written = _resolve(node.operation)
     if not written:
         return function(*arguments, **keywords)
@@ -79,6 +81,20 @@ def run_node(node: Node, result_of: Callable[[Ref], Tensor]) -> Any:
             arguments[place] = copies
     function(*arguments, **keywords)
     return tuple(made)
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A BatchNorm with its statistics, after which torch's own cannot be differentiated."""
+
+    def along(channels: Tensor) -> Tensor:
+        return channels.reshape(-1, *[1] * (x.ndim - 2))
+
+    scale = (variance + eps).rsqrt() if weight is None else weight * (variance + eps).rsqrt()
+    result = (x - along(mean)) * along(scale)
+    nothing = x.new_empty(0)
+    return (result if bias is None else result + along(bias)), nothing, nothing
 
 
 @functools.cache
