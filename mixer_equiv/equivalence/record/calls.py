@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.equivalence.record.state import ABSENT, Change, copied_count, count_of
+from mixer_equiv.equivalence.record.holders import ABSENT, Change, copied_count, count_of
 from mixer_equiv.equivalence.record.trace import Draw
 
 Outputs = Mapping[str, np.ndarray]

@@ -18,9 +18,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from mixer_equiv.equivalence.record.calls import PLAIN, CallLog, Calls, Function, Way
 from mixer_equiv.equivalence.record.constants import unrounded
 from mixer_equiv.equivalence.record.equation_places import EquationPlaces
+from mixer_equiv.equivalence.record.holders import Change
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.randomness import fork_generators, seed_generators
-from mixer_equiv.equivalence.record.state import Change, ModelState
+from mixer_equiv.equivalence.record.state import ModelState
 from mixer_equiv.equivalence.record.trace import Draw, Trace, Value
 
 # A way to call a function of JAX that everything else is run in otherwise: as it stands, with nothing traced.

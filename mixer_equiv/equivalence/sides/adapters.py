@@ -15,7 +15,8 @@ import numpy as np
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.calls import Calls, Function, Way
-from mixer_equiv.equivalence.record.state import Change, ModelState, restoring_state
+from mixer_equiv.equivalence.record.holders import Change
+from mixer_equiv.equivalence.record.state import ModelState, restoring_state
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
 from mixer_equiv.equivalence.sides.inference_mode import mode_arguments, with_inference_fields

@@ -13,9 +13,32 @@ import torch
 from flax import nnx
 
 from mixer_equiv.equivalence.record.calls import move_on
-from mixer_equiv.equivalence.record.state import ModelState, copied_count, count_of, restoring_state
+from mixer_equiv.equivalence.record.holders import copied_count, count_of
+from mixer_equiv.equivalence.record.state import ModelState, restoring_state
 
 COUNT = 0
+
+
+class Slotted:
+    """An object whose attributes are in slots, one of them private and one not set."""
+
+    __slots__ = ("__private", "calls", "numbers", "unset")
+    unset: int
+
+    def __init__(self) -> None:
+        self.calls, self.__private, self.numbers = 0, [0], itertools.count(5)
+
+    def count_privately(self) -> None:
+        self.__private[0] += 1
+
+    def __repr__(self) -> str:
+        return repr((self.calls, self.__private, self.numbers, getattr(self, "unset", None)))
+
+
+class CountingDict(dict[str, int]):
+    """A container that has an attribute."""
+
+    calls = 0
 
 
 class Counting:
@@ -29,6 +52,7 @@ class Counting:
         self.held = {"calls": [0], "other": 1}
         self.array = np.zeros(2)
         self.numbers = itertools.count(5, 2)
+        self.slotted, self.mapping = Slotted(), CountingDict()
         inner = 0
 
         def count() -> None:
@@ -51,6 +75,21 @@ class Counting:
 
     def iterator(self) -> None:
         next(self.numbers)
+
+    def slot(self) -> None:
+        self.slotted.calls += 1
+
+    def private_slot(self) -> None:
+        self.slotted.count_privately()
+
+    def slot_with_iterator(self) -> None:
+        next(self.slotted.numbers)
+
+    def slot_set_first(self) -> None:
+        self.slotted.unset = getattr(self.slotted, "unset", 0) + 1
+
+    def attribute_of_container(self) -> None:
+        self.mapping.calls += 1
 
     def class_attribute(self) -> None:
         Counting.of_class += 1
@@ -75,6 +114,11 @@ WAYS = {
     Counting.growing: "model.seen",
     Counting.array_in_place: "model.array",
     Counting.iterator: "model.numbers",
+    Counting.slot: "model.slotted.calls",
+    Counting.private_slot: "model.slotted._Slotted__private[0]",
+    Counting.slot_with_iterator: "model.slotted.numbers",
+    Counting.slot_set_first: "model.slotted.unset",
+    Counting.attribute_of_container: "model.mapping.calls",
     Counting.class_attribute: "Counting.of_class",
     Counting.closure: "inner of Counting.__init__.count",
     Counting.module_global: f"{__name__}.COUNT",
@@ -98,7 +142,16 @@ def test_what_a_call_changes_is_named_and_put_back(way: Callable[[Counting], Non
 def _contents(model: Counting) -> str:
     closure = model.count.__closure__[0].cell_contents
     defaults = Counting.default.__defaults__, Counting.default_count.__defaults__
-    held = (model.calls, model.seen, model.held, model.array.tolist(), model.numbers, closure)
+    held = (
+        model.calls,
+        model.seen,
+        model.held,
+        model.array.tolist(),
+        model.numbers,
+        closure,
+        model.slotted,
+        model.mapping.calls,
+    )
     return repr((*held, Counting.of_class, COUNT, defaults))
 
 

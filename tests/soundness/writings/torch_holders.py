@@ -119,6 +119,39 @@ class Dataclasses(Holder):
         return [tensor for box in self.boxes for tensor in (box.weight, box.bias)]
 
 
+@dataclasses.dataclass(slots=True)
+class SlottedBox:
+    weight: Tensor
+    bias: Tensor
+
+
+class Slots(Holder):
+    """Dataclasses with slots, of tensors, in a tuple."""
+
+    def hold(self, tensors: list[Tensor]) -> None:
+        self.boxes = tuple(SlottedBox(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True))
+
+    def tensors(self) -> Sequence[Tensor]:
+        return [tensor for box in self.boxes for tensor in (box.weight, box.bias)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sizes:
+    count: int
+    name: str = "mixer"
+
+
+class ConfigInSlots(Holder):
+    """A frozen configuration with slots beside the parameters."""
+
+    def hold(self, tensors: list[Tensor]) -> None:
+        self.sizes = Sizes(len(tensors))
+        self.held = nn.ParameterList(nn.Parameter(tensor) for tensor in tensors)
+
+    def tensors(self) -> Sequence[Tensor]:
+        return [self.held[i] for i in range(self.sizes.count)]
+
+
 class NumpyArrays(Holder):
     """NumPy arrays, made tensors at each call."""
 
@@ -260,6 +293,8 @@ HOLDERS: dict[str, type[nn.Module]] = {
     "list": PlainList,
     "dict that asks for gradients": PlainDict,
     "dataclasses": Dataclasses,
+    "dataclasses with slots": Slots,
+    "a configuration with slots": ConfigInSlots,
     "closure": Closure,
     "frozen": Frozen,
     "axes and arrays backwards": Backwards,

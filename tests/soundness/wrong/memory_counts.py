@@ -6,6 +6,7 @@ Each `make` starts to count anew, also where the count is kept outside of the mo
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import itertools
 import types
@@ -161,6 +162,49 @@ class InNamespace(Counting):
         return self.calls.forward
 
 
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    forward: int = 0
+
+
+class InSlot(Counting):
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        self.calls = Slotted()
+
+    def count(self) -> int:
+        self.calls.forward += 1
+        return self.calls.forward
+
+
+class OwnSlot(Counting):
+    """The module itself has a slot."""
+
+    __slots__ = ("slot_calls",)
+
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        object.__setattr__(self, "slot_calls", 0)
+
+    def count(self) -> int:
+        object.__setattr__(self, "slot_calls", self.slot_calls + 1)
+        return self.slot_calls
+
+
+class ListWithAttribute(list[int]):
+    calls = 0
+
+
+class InListsAttribute(Counting):
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        self.calls = ListWithAttribute()
+
+    def count(self) -> int:
+        self.calls.calls += 1
+        return self.calls.calls
+
+
 class InBuffer(Counting):
     """Persistent, as the count of batches in batch norm."""
 
@@ -212,6 +256,10 @@ _SEEN: tuple[tuple[str, Callable[[int], nn.Module], int, str], ...] = (
     ("a dict", InDict, 4, STREAM),
     ("a deque", InDeque, 6, LOGITS),
     ("a namespace", InNamespace, 3, HIDDEN),
+    ("a slot", InSlot, 3, LOGITS),
+    ("a slot", InSlot, 51, STREAM),
+    ("a slot of the module", OwnSlot, 51, LOGITS),
+    ("an attribute of a list", InListsAttribute, 51, LOGITS),
     ("a buffer", InBuffer, 2, STREAM),
     ("a buffer", InBuffer, 6, LOGITS),
     ("a buffer in no state_dict", InHiddenBuffer, 3, LOGITS),

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from mixer_equiv.equivalence.record.calls import IMAGES, PLAIN, CallLog, Calls, Way
 from mixer_equiv.equivalence.record.graph import Graph
+from mixer_equiv.equivalence.record.holders import ABSENT, Change
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
 from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators, seed_generators
-from mixer_equiv.equivalence.record.state import ABSENT, Change, ModelState, restoring_state
+from mixer_equiv.equivalence.record.state import ModelState, restoring_state
 from mixer_equiv.equivalence.record.torch.arguments import map_leaves
 from mixer_equiv.equivalence.record.torch.dispatch_modes import DispatchMode, FunctionMode
 from mixer_equiv.equivalence.record.torch.eager import run_eagerly

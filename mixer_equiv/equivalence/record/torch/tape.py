@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mixer_equiv.equivalence.place import FindPlace, nowhere
 from mixer_equiv.equivalence.record.constants import unrounded
+from mixer_equiv.equivalence.record.holders import Change
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device
-from mixer_equiv.equivalence.record.state import Change
 from mixer_equiv.equivalence.record.torch.arguments import leaves_of
 from mixer_equiv.equivalence.record.trace import Draw, Value
 from mixer_equiv.errors import NotFollowedError
