@@ -221,8 +221,8 @@ class Tape:
                 is_view = any(storage_of(self.values[i].tensor) == storage_of(tensor) for i in alike)
                 value = self._add(tensor, operation, inputs, is_data=is_data)
                 value.leaves, value.constants, value.is_view = leaves, constants, is_view
-            elif isinstance(tensor, Tensor):
-                self._add(tensor, operation, inputs, is_data=is_data)
+            elif isinstance(tensor, Tensor):  # such as a mask, which no layer has for a parameter
+                self._add(tensor, operation, inputs, is_data=is_data).constants = constants
 
     def record_exit(self, tensors: Iterable[Tensor], *, is_whole: bool) -> None:
         """Note the place, if it is there that numbers which depend on the input leave torch for Python.
