@@ -60,6 +60,7 @@ def record(
         narrow_dtypes=tuple(interpreter.narrow_dtypes),
         uses_random_numbers=uses_random_numbers,
         decisions=tuple(interpreter.decisions),
+        weight_decisions=tuple(interpreter.weight_decisions),
     )
 
 
@@ -214,6 +215,7 @@ class Interpreter:
         self.narrow_dtypes: dict[str, None] = {}
         self.places = EquationPlaces(__file__)
         self.decisions: dict[str, None] = {}
+        self.weight_decisions: dict[str, None] = {}
 
     def add(
         self, array: Any, operation: str, inputs: tuple[int, ...], *, name: str | None = None, is_data: bool = False
@@ -324,9 +326,11 @@ class Interpreter:
         return self.run(closed.jaxpr, [self.constant(const) for const in closed.consts], inputs)
 
     def _decide(self, operation: str, number: int) -> Any:
-        """The value on which a branch or a further turn depends; that it is made of the input is noted."""
+        """The value on which a branch or a turn depends; that it is made of the input or of parameters is noted."""
         if self.values[number].is_data:
             self.decisions[f"lax.{operation} on numbers of the input"] = None
+        elif self.values[number].leaves:
+            self.weight_decisions[f"lax.{operation} on numbers of parameters"] = None
         return self.arrays[number]
 
     def _cond(self, params: Mapping[str, Any], inputs: list[int]) -> list[int]:

@@ -256,6 +256,18 @@ class LowRank(Holder):
         return [changed.get(i, tensor) for i, tensor in enumerate(self.base)]
 
 
+class Standardised(Holder):
+    """Each kernel is a direction of unit norm times a length, of which neither is divided by 0."""
+
+    def hold(self, tensors: list[Tensor]) -> None:
+        self.directions = nn.ParameterList(nn.Parameter(tensor.clone()) for tensor in tensors)
+        self.lengths = nn.ParameterList(nn.Parameter(tensor.norm()) for tensor in tensors)
+
+    def tensors(self) -> Sequence[Tensor]:
+        pairs = zip(self.directions, self.lengths, strict=True)
+        return [length * v / v.norm().clamp(min=1e-12) for v, length in pairs]
+
+
 class Cached(Holder):
     """Transposes of the parameters are kept from the first call on, as long as the parameters do not change."""
 
@@ -302,6 +314,7 @@ HOLDERS: dict[str, type[nn.Module]] = {
     "sum of base and change": Sums,
     "scales beyond one": ZeroCentred,
     "low-rank changes": LowRank,
+    "unit directions times lengths": Standardised,
     "cached transposes": Cached,
 }
 # Not seen by torch, because they are tensors only during a call.

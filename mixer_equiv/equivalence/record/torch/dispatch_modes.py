@@ -103,7 +103,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             tape.prepare_write(target)
         result = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        name = "relu" if _is_relu(name, args, kwargs) else name
+        name = _name_of_clamp(name, args, kwargs) if name in _CLAMPS else name
         for target in targets:
             tape.record_write(name, target, numbers)
         tape.record_result(name, numbers, result)
@@ -111,11 +111,19 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         return result
 
 
-def _is_relu(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a clamp has 0 for its lower bound, and no upper one."""
+# The names under which torch carries out a clamp with two bounds or a lower one.
+_CLAMPS = ("clamp", "clamp_", "clamp_min", "clamp_min_")
+
+
+def _name_of_clamp(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """The name of a clamp by the bounds that it has: `relu` where 0 is the only one."""
     lower, upper = (*args[1:], None, None)[:2]
     bounds = kwargs.get("min", lower), kwargs.get("max", upper)
-    return name in ("clamp", "clamp_min") and isinstance(bounds[0], int | float) and bounds == (0, None)
+    is_in_place = name.endswith("_")
+    if not is_in_place and isinstance(bounds[0], int | float) and bounds == (0, None):
+        return "relu"
+    kind = "clamp_min" if bounds[1] is None else "clamp_max" if bounds[0] is None else "clamp"
+    return f"{kind}_" if is_in_place else kind
 
 
 def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> bool:

@@ -77,6 +77,7 @@ def record(
         scalars=tuple(dict.fromkeys(tape.scalars)),
         narrow_dtypes=tuple(dict.fromkeys(tape.narrow_dtypes)),
         decisions=tuple(tape.decisions),
+        weight_decisions=tuple(tape.weight_decisions),
         constants_left=frozenset(tape.left),
         exits=tuple(place for place, count in tape.decisions.items() if count > _FEW),
         uses_random_numbers=uses_random_numbers,
