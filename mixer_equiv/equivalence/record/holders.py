@@ -1,21 +1,27 @@
 """`Held`: one object that calls may change, with what puts it back and what tells its changes.
 
-Each kind of object has a function that holds it; `state.py` finds the objects, and `calls.py` writes into them. Nothing
-here knows a framework.
+Each kind of object has a function that holds it, in the table of `hold`; `state.py` finds the objects, and `calls.py`
+writes into them. Nothing here knows a framework.
 """
 
 from __future__ import annotations
 
+import array
+import contextlib
 import copy
+import ctypes
 import functools
-import itertools
 import pickle
-import re
+import random
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
 from types import CellType, FunctionType, GeneratorType, MemberDescriptorType
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mixer_equiv.equivalence.record.iterators import UNKNOWN, copied_iterator, iterator_of, may_be_iterator, place_of
 
 IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
 
@@ -88,12 +94,59 @@ def _slots_of(kind: type) -> dict[str, Any]:
     }
 
 
+class Fields(Slots):
+    """The numbers that an object of ctypes holds, by the names of its fields, or as its value."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._names = [field[0] for kind in type(owner).__mro__ for field in vars(kind).get("_fields_", ())] or [
+            "value"
+        ]
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            value = getattr(self._owner, key)
+        except ValueError:  # of a pointer to nothing
+            raise KeyError(key) from None
+        if not isinstance(value, IMMUTABLE):
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        setattr(self._owner, key, value)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self._names if key in self)
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """What it holds besides numbers, such as other objects of ctypes in its memory."""
+        return (
+            (key, getattr(self._owner, key)) for key in self._names if key not in self and hasattr(self._owner, key)
+        )
+
+
 def attributes_of(value: Any) -> dict[str, Any]:
     """The attributes of an object, in its `__dict__` and in slots."""
     return {**(vars(value) if hasattr(value, "__dict__") else {}), **Slots(value)}
 
 
-def hold_array(path: str, array: np.ndarray) -> Held:
+def hold(path: str, value: Any) -> Held | None:
+    """Hold an object by its kind; None for one that does not change but in what it holds."""
+    if type(value) in (Slots, Fields):
+        return hold_slots(path, value)
+    for kinds, holds in _BY_KIND:
+        if isinstance(value, kinds):
+            return holds(path, value)
+    if iterator_of(value) is value:
+        return hold_iterator(path, value)
+    if (random_state := _random_state(value)) is not None:
+        return hold_random_numbers(path, *random_state)
+    return None
+
+
+def hold_array(path: str, array: np.ndarray) -> Held | None:
+    if not array.flags.writeable or array.dtype == object:
+        return None
     before = array.copy()
 
     def write(values: Any) -> None:
@@ -106,20 +159,84 @@ def hold_array(path: str, array: np.ndarray) -> Held:
     return Held(lambda: write(before), changes)
 
 
-def hold_generator(path: str, generator: GeneratorType[Any, Any, Any]) -> Held:
-    """A generator, which cannot be put back."""
+def hold_buffer(path: str, held: Any) -> Held:
+    """A bytearray or an array of Python, which may become longer."""
+    before = held[:]
+    make = functools.partial(array.array, held.typecode) if isinstance(held, array.array) else bytes
 
-    def place() -> str:
-        frame = generator.gi_frame
-        return "done" if frame is None else f"{frame.f_lasti} {frame.f_locals!r}"
+    def write_all(values: Any) -> None:
+        held[:] = make(values)
 
-    before = place()
+    def write(number: int, value: Any) -> None:
+        with contextlib.suppress(OverflowError, ValueError):  # a number that there is no room for
+            held[number] = value
 
     def changes() -> Iterator[Change]:
-        if place() != before:
-            yield Change(path, before, place(), None)
+        if len(held) != len(before):
+            yield Change(path, list(before), list(held), write_all)
+            return
+        for number, (then, now) in enumerate(zip(before, held, strict=True)):
+            if not _is_same(then, now):
+                yield Change(f"{path}[{number}]", then, now, functools.partial(write, number))
+
+    def restore() -> None:
+        if held != before:
+            held[:] = before
+
+    return Held(restore, changes)
+
+
+def hold_memory(path: str, view: memoryview) -> Held | None:
+    """Memory that another object has."""
+    return hold_array(path, np.frombuffer(view, np.uint8)) if view.c_contiguous else None
+
+
+def hold_items_of_ctypes(path: str, items: ctypes.Array[Any]) -> Held | None:
+    """The numbers of an array of ctypes; what else is in one is held on its own."""
+    if not issubclass(items._type_, ctypes._SimpleCData):
+        return None
+    try:
+        return hold_array(path, np.ctypeslib.as_array(items))
+    except (TypeError, ValueError, NotImplementedError):  # of pointers
+        return None
+
+
+def hold_iterator(path: str, iterator: Any) -> Held:
+    """An iterator or generator, which cannot be put back. It counts as used where it does not tell its place."""
+    before = place_of(iterator)
+
+    def changes() -> Iterator[Change]:
+        if (now := place_of(iterator)) != before or now == UNKNOWN:
+            yield Change(path, before, now, None)
 
     return Held(lambda: None, changes)
+
+
+def hold_variable(path: str, variable: ContextVar[Any]) -> Held:
+    """A variable of a context. One that was not set cannot be put back, and is lost with a copied context."""
+    before = variable.get(ABSENT)
+
+    def restore() -> None:
+        if before is not ABSENT and variable.get(ABSENT) is not before:
+            variable.set(before)
+
+    def changes() -> Iterator[Change]:
+        if not _is_same(before, now := variable.get(ABSENT)):
+            yield Change(path, before, now, variable.set)
+
+    return Held(restore, changes)
+
+
+def _random_state(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
+    """What gets and sets the state of a generator of random numbers, of Python, NumPy or torch; None for all else."""
+    if isinstance(value, random.Random):
+        return value.getstate, value.setstate
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        return (lambda: copy.deepcopy(bits.state)), functools.partial(setattr, bits, "state")
+    if type(value).__module__.startswith(("numpy.random", "torch")) and hasattr(value, "get_state"):
+        return value.get_state, value.set_state
+    return None
 
 
 def hold_random_numbers(path: str, get: Callable[[], Any], restore: Callable[[Any], Any]) -> Held:
@@ -135,7 +252,7 @@ def hold_random_numbers(path: str, get: Callable[[], Any], restore: Callable[[An
 
 def hold_slots(path: str, held: Slots) -> Held:
     before = dict(held)
-    _clone_counts(held, before.items())
+    _clone_iterators(held, before.items())
 
     def restore() -> None:
         for key in held.keys() - before.keys():
@@ -150,7 +267,7 @@ def hold_slots(path: str, held: Slots) -> Held:
 def hold_defaults(path: str, function: FunctionType) -> Held:
     """The defaults of a function's arguments."""
     before = function.__defaults__ or ()
-    function.__defaults__ = tuple(copied_count(v) if isinstance(v, itertools.count) else v for v in before)
+    function.__defaults__ = tuple(map(copied_iterator, before))
 
     def write(number: int, value: Any) -> None:
         now = list(function.__defaults__ or ())
@@ -160,7 +277,7 @@ def hold_defaults(path: str, function: FunctionType) -> Held:
     def changes() -> Iterator[Change]:
         for number, (then, now) in enumerate(zip(before, function.__defaults__ or (), strict=False)):
             if not _is_same(then, now):
-                yield Change(path, then, now, functools.partial(write, number))
+                yield Change(f"{path}[{number}]", then, now, functools.partial(write, number))
 
     def restore() -> None:
         function.__defaults__ = before or None
@@ -184,9 +301,9 @@ def hold_cache(path: str, cached: functools._lru_cache_wrapper[Any]) -> Held:
 
 
 def hold_container(path: str, container: Any) -> Held:
-    before = container.copy() if type(container) in (dict, list, set) else copy.copy(container)
-    if isinstance(container, dict | list) and container:
-        _clone_counts(container, container.items() if isinstance(container, dict) else enumerate(container))
+    before = container.copy() if type(container) in _COPIED_FAST else copy.copy(container)
+    if container and isinstance(container, (dict, list)):
+        _clone_iterators(container, container.items() if isinstance(container, dict) else enumerate(container))
 
     def restore() -> None:
         now = list(_elements(container))
@@ -214,6 +331,21 @@ def hold_container(path: str, container: Any) -> Held:
     return Held(restore, changes)
 
 
+# Containers whose `copy` is that of `copy.copy`.
+_COPIED_FAST = (dict, list, set, OrderedDict, deque)
+
+_BY_KIND: tuple[tuple[Any, Callable[[str, Any], Held | None]], ...] = (
+    ((dict, list, set, deque), hold_container),  # first, since they are most
+    (np.ndarray, hold_array),
+    ((bytearray, array.array), hold_buffer),
+    (memoryview, hold_memory),
+    (ctypes.Array, hold_items_of_ctypes),
+    (functools._lru_cache_wrapper, hold_cache),
+    (GeneratorType, hold_iterator),
+    (ContextVar, hold_variable),
+)
+
+
 def _changed_entries(
     path: str, held: Mapping[Any, Any], before: Mapping[Any, Any], write: Callable[[Any, Any], Any]
 ) -> Iterator[Change]:
@@ -232,7 +364,7 @@ def _is_bookkeeping(key: Any, *values: Any) -> bool:
 def hold_entries(path: str, held: dict[str, Any], keys: Iterable[str]) -> Held:
     """Some entries of a dict that has others as well."""
     before = {key: held[key] for key in keys}
-    _clone_counts(held, before.items())
+    _clone_iterators(held, before.items())
 
     def changes() -> Iterator[Change]:
         now = {key: held[key] for key in before if key in held}
@@ -249,8 +381,8 @@ def hold_entries(path: str, held: dict[str, Any], keys: Iterable[str]) -> Held:
 def hold_class(kind: type, before: Mapping[str, Any]) -> Held:
     path = kind.__name__
     for key, value in before.items():
-        if isinstance(value, itertools.count):
-            setattr(kind, key, copied_count(value))
+        if (copied := copied_iterator(value)) is not value:
+            setattr(kind, key, copied)
 
     def changes() -> Iterator[Change]:
         now = {key: vars(kind)[key] for key in before if key in vars(kind)}
@@ -266,8 +398,8 @@ def hold_class(kind: type, before: Mapping[str, Any]) -> Held:
 
 def hold_cell(path: str, cell: CellType) -> Held:
     before = cell.cell_contents
-    if isinstance(before, itertools.count):
-        cell.cell_contents = copied_count(before)
+    if (copied := copied_iterator(before)) is not before:
+        cell.cell_contents = copied
 
     def write(value: Any) -> None:
         cell.cell_contents = value
@@ -279,24 +411,11 @@ def hold_cell(path: str, cell: CellType) -> Held:
     return Held(lambda: write(before), changes)
 
 
-def _clone_counts(holder: Any, items: Iterable[tuple[Any, Any]]) -> None:
-    """Let a holder have other counts in the place of its own, since one that was counted on cannot be put back."""
-    for key, value in list(items):
-        if isinstance(value, itertools.count):
-            holder[key] = copied_count(value)
-
-
-def copied_count(count: itertools.count[Any], ahead: int = 0) -> itertools.count[Any]:
-    """A count that goes on from where this one is, or from some steps ahead."""
-    start, step = count_of(count)
-    return itertools.count(start + ahead * step, step)
-
-
-def count_of(count: itertools.count[Any]) -> tuple[Any, Any]:
-    """The next number of a count, and its step."""
-    numbers = re.findall(r"-?[\d.]+(?:e[-+]?\d+)?", repr(count))
-    start, step = (*map(float if "." in repr(count) else int, numbers), 1)[:2]
-    return start, step
+def _clone_iterators(holder: Any, items: Iterable[tuple[Any, Any]]) -> None:
+    """Let a holder have copies in the place of its iterators, since one that was used cannot be put back."""
+    for key, value in [(key, value) for key, value in items if may_be_iterator(value)]:
+        if (copied := copied_iterator(value)) is not value:
+            holder[key] = copied
 
 
 def has_value(cell: CellType) -> bool:
@@ -308,10 +427,13 @@ def has_value(cell: CellType) -> bool:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values are one object, or equal ones of a kind that never changes."""
-    if isinstance(one, itertools.count) and isinstance(other, itertools.count):
-        return repr(one) == repr(other)
-    return one is other or (isinstance(one, IMMUTABLE) and type(one) is type(other) and one == other)
+    """Whether two values are one object, equal ones of a kind that never changes, or iterators at one place."""
+    if one is other:
+        return True
+    if isinstance(one, IMMUTABLE):
+        return type(one) is type(other) and bool(one == other)
+    iterators = iterator_of(one), iterator_of(other)
+    return None not in iterators and UNKNOWN != place_of(iterators[0]) == place_of(iterators[1])
 
 
 def _elements(container: Any) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mixer_equiv.equivalence.record.calls import PLAIN, CallLog, Calls, Function, Way
 from mixer_equiv.equivalence.record.constants import unrounded
+from mixer_equiv.equivalence.record.contexts import in_copied_context
 from mixer_equiv.equivalence.record.equation_places import EquationPlaces
 from mixer_equiv.equivalence.record.holders import Change
 from mixer_equiv.equivalence.record.precision import jax_full_precision
@@ -28,6 +29,7 @@ from mixer_equiv.equivalence.record.trace import Draw, Trace, Value
 EAGERLY = "without jit"
 
 
+@in_copied_context
 def record(
     function: Function,
     shapes: Mapping[str, tuple[int, ...]],
@@ -64,6 +66,7 @@ def record(
     )
 
 
+@in_copied_context
 def gradients(
     function: Function,
     shapes: Mapping[str, tuple[int, ...]],
@@ -85,6 +88,7 @@ def gradients(
         return {name: np.asarray(gradient) for name, gradient in jax.grad(scalar)(drawn).items()}
 
 
+@in_copied_context
 def call(
     function: Function,
     shapes: Mapping[str, tuple[int, ...]],

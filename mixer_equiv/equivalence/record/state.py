@@ -1,47 +1,50 @@
 """`ModelState`: what stays in Python objects from one call of a model to the next, such as caches and counters.
 
-A snapshot follows attributes, also in slots, plain containers, NumPy arrays, and the functions of the user's code with
-their closures, defaults and globals. It can be restored, and compared with what is there now; `holders.py` does so for
-each object. It knows no framework: tensors are put back where they stood and never copied, so values written into a
-tensor are for the caller. Start at `ModelState`.
+A snapshot follows attributes, also in slots and of threads, containers, arrays, numbers of ctypes, iterators, variables
+of contexts, and the functions of the user's code with their closures, defaults and globals. It can be restored, and
+compared with what is there now; `holders.py` does so for each object. It knows no framework: tensors are put back where
+they stood and never copied, so values written into a tensor are for the caller. Start at `ModelState`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import ctypes
 import functools
-import random
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from types import CodeType, FunctionType, GeneratorType, MethodType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
-
-import numpy as np
 
 from mixer_equiv.equivalence.record.holders import (
     IMMUTABLE,
     Change,
+    Fields,
     Held,
     Slots,
     has_value,
-    hold_array,
-    hold_cache,
+    hold,
     hold_cell,
     hold_class,
-    hold_container,
     hold_defaults,
     hold_entries,
-    hold_generator,
-    hold_random_numbers,
-    hold_slots,
     path_of,
 )
 from mixer_equiv.shown_paths import is_installed
 
 _EXTERNAL = ("torch", "jax", "jaxlib", "flax", "numpy", "builtins", "logging", "threading", "_thread")
+
+
+_CONTAINERS = (dict, list, set, deque, tuple, Mapping, ctypes.Array)
+_OF_CTYPES = (ctypes._SimpleCData, ctypes.Structure, ctypes.Union)
+
+# Classes, not those made of them, whose objects have no attributes. They are most of what is visited.
+_WITHOUT_ATTRIBUTES = frozenset({dict, list, set, tuple, deque, OrderedDict, defaultdict, Slots, Fields})
 
 
 class ModelState:
@@ -71,43 +74,27 @@ class ModelState:
 
     def changes(self) -> list[Change]:
         """All that differs from the snapshot."""
-        return [change for held in self._held for change in held.changes()]
+        found: dict[str, Change] = {}  # an iterator is told by its holder first, which can be written into
+        for held in self._held:
+            for change in held.changes():
+                found.setdefault(change.path, change)
+        return list(found.values())
 
     def _visit(self, path: str, value: Any) -> Iterator[tuple[str, Any]]:
         """Take a snapshot of one object, and give the objects that it holds."""
-        if isinstance(value, np.ndarray):
-            if value.flags.writeable and value.dtype != object:
-                self._held.append(hold_array(path, value))
-        elif isinstance(value, bytearray):
-            self._held.append(hold_array(path, np.frombuffer(value, np.uint8)))
-        elif isinstance(value, functools._lru_cache_wrapper):
-            self._held.append(hold_cache(path, value))
-            yield path, value.__wrapped__
-        elif isinstance(value, dict | list | set | deque):
-            self._held.append(hold_container(path, value))
-            yield from _items(path, value)
-        elif isinstance(value, Slots):
-            self._held.append(hold_slots(path, value))
-            yield from _items(path, value)
-        elif isinstance(value, tuple | Mapping):
-            yield from _items(path, value)
-        elif isinstance(value, GeneratorType):
-            self._held.append(hold_generator(path, value))
-        elif (random_state := _random_state(value)) is not None:
-            self._held.append(hold_random_numbers(path, *random_state))
-        elif isinstance(value, functools.partial):
-            yield from ((path, part) for part in (value.func, *value.args, *value.keywords.values()))
-        elif isinstance(value, MethodType):
-            yield from ((path, value.__func__), (path, value.__self__))
-        elif isinstance(value, FunctionType):
+        if (held := hold(path, value)) is not None:
+            self._held.append(held)
+        if isinstance(value, FunctionType):
             yield from self._visit_function(value)
         elif isinstance(value, type):
             yield from self._visit_class(value)
-        if not isinstance(value, type | ModuleType | Slots) and not _is_external(
-            type(value)
-        ):  # a container may have some too
-            yield path, type(value)
-            yield from _attributes(path, value)
+        elif not isinstance(value, ModuleType):
+            yield from _parts(path, value)
+            if type(value) in _WITHOUT_ATTRIBUTES:
+                return
+            if not _is_external(type(value)) or isinstance(value, threading.local):
+                yield path, type(value)
+                yield from _attributes(path, value)
 
     def _visit_function(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
         """A function of the user's code: the variables around it, its defaults, and the globals that it names."""
@@ -149,6 +136,28 @@ def restoring_state(objects: Iterable[tuple[str, Any]]) -> Iterator[ModelState]:
         state.restore()
 
 
+def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds that is no attribute of it."""
+    if isinstance(value, _CONTAINERS):
+        yield from _items(path, value)
+    elif isinstance(value, _OF_CTYPES):
+        fields = Fields(value)
+        yield path, fields
+        yield from ((path_of(path, key), part) for key, part in fields.parts())
+    elif isinstance(value, functools._lru_cache_wrapper):
+        yield path, value.__wrapped__
+    elif isinstance(value, functools.partial):
+        yield from ((path, part) for part in (value.func, *value.args, *value.keywords.values()))
+    elif isinstance(value, MethodType):
+        yield from ((path, value.__func__), (path, value.__self__))
+    elif isinstance(value, (MethodWrapperType, BuiltinMethodType)):  # such as `append` of a list
+        yield path, value.__self__
+    elif isinstance(value, ContextVar):
+        yield path, value.get(None)
+    elif isinstance(value, weakref.ref):
+        yield path, value()
+
+
 def _attributes(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """What holds the attributes of an object, in slots too."""
     if hasattr(value, "__dict__"):
@@ -163,18 +172,6 @@ def _items(path: str, container: Any) -> Iterator[tuple[str, Any]]:
             yield path_of(path, key), item
     else:
         yield from ((f"{path}[{i}]", item) for i, item in enumerate(container))
-
-
-def _random_state(value: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
-    """What gets and sets the state of a generator of random numbers, of Python, NumPy or torch; None for all else."""
-    if isinstance(value, random.Random):
-        return value.getstate, value.setstate
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator
-        return (lambda: copy.deepcopy(bits.state)), functools.partial(setattr, bits, "state")
-    if type(value).__module__.startswith(("numpy.random", "torch")) and hasattr(value, "get_state"):
-        return value.get_state, value.set_state
-    return None
 
 
 def _names_in(code: CodeType) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mixer_equiv.equivalence.record.calls import IMAGES, PLAIN, CallLog, Calls, Way
+from mixer_equiv.equivalence.record.contexts import in_copied_context
 from mixer_equiv.equivalence.record.graph import Graph
 from mixer_equiv.equivalence.record.holders import ABSENT, Change
 from mixer_equiv.equivalence.record.places import PlaceFinder
@@ -34,6 +35,7 @@ from mixer_equiv.errors import MixerEquivError
 
 
 @run_eagerly
+@in_copied_context
 def record(
     module: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -85,6 +87,7 @@ def record(
 
 
 @run_eagerly
+@in_copied_context
 def record_graph(
     module: Callable[..., Any],
     inputs: Mapping[str, Any],
@@ -122,6 +125,7 @@ def _to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @run_eagerly
+@in_copied_context
 def gradients(
     module: Callable[..., Any],
     argument: Tensor,
@@ -158,6 +162,7 @@ def gradients(
 
 
 @run_eagerly
+@in_copied_context
 def call(
     module: Callable[..., Any],
     batches: Sequence[Tensor],
