@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from mixer_equiv.equivalence.record.calls import PLAIN, CallLog, Calls, Function, Way
 from mixer_equiv.equivalence.record.constants import unrounded
 from mixer_equiv.equivalence.record.contexts import in_copied_context
+from mixer_equiv.equivalence.record.derivatives import LARGER, Derivatives
 from mixer_equiv.equivalence.record.equation_places import EquationPlaces
 from mixer_equiv.equivalence.record.holders import Change
 from mixer_equiv.equivalence.record.precision import jax_full_precision
@@ -75,8 +76,11 @@ def gradients(
     output: str,
     cotangent: np.ndarray,
     dtype: Any = np.float64,
-) -> dict[str, np.ndarray]:
-    """Differentiate the sum of an output times `cotangent` by the parameters, drawn and computed as for `record`."""
+) -> Derivatives:
+    """Differentiate the sum of an output times `cotangent` by the parameters, drawn and computed as for `record`.
+
+    A second backward pass tells which are not linear in `cotangent`.
+    """
     with jax_full_precision(x64=_is_wide(dtype)), fork_generators(0):
         drawn = draw_parameters(shapes, draw, dtype)
         given, weights = images.astype(dtype), cotangent.astype(dtype)
@@ -85,7 +89,9 @@ def gradients(
             made = _interpret(function, drawn, params, given, dtype, differentiable=True)
             return (made.interpreter.arrays[made.outputs[output]].reshape(weights.shape) * weights).sum()
 
-        return {name: np.asarray(gradient) for name, gradient in jax.grad(scalar)(drawn).items()}
+        value, pull = jax.vjp(scalar, drawn)
+        usual, larger = ({n: np.asarray(g) for n, g in pull(c * jnp.ones_like(value))[0].items()} for c in (1, LARGER))
+        return Derivatives.of(usual, larger)
 
 
 @in_copied_context

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mixer_equiv.equivalence.record.calls import IMAGES, PLAIN, CallLog, Calls, Way
 from mixer_equiv.equivalence.record.contexts import in_copied_context
+from mixer_equiv.equivalence.record.derivatives import LARGER, Derivatives
 from mixer_equiv.equivalence.record.graph import Graph
 from mixer_equiv.equivalence.record.holders import ABSENT, Change
 from mixer_equiv.equivalence.record.places import PlaceFinder
@@ -135,10 +136,11 @@ def gradients(
     cotangent: np.ndarray,
     kwargs: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float64,
-) -> dict[str, np.ndarray]:
+) -> Derivatives:
     """Differentiate the sum of an output times `cotangent` by the parameters, drawn as for `record`.
 
-    Gradients of unused parameters are 0. Raises `MixerEquivError` if all are unused, or no gradient is kept.
+    Gradients of unused parameters are 0. In float64 a second backward pass tells which are not linear in `cotangent`.
+    Raises `MixerEquivError` if all are unused, or no gradient is kept.
     """
     tape = Tape(draw, names, dtype, _places_in(module), differentiable=True)
     with _isolated(module, names), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
@@ -153,12 +155,26 @@ def gradients(
             scalar = (outputs[output].reshape(cotangent.shape) * weights).sum()
             if not scalar.requires_grad:
                 raise MixerEquivError("no gradient reaches any parameter, as under torch.no_grad")
-            made = torch.autograd.grad(scalar, list(drawn.values()), allow_unused=True)
-    found = {name: gradient for name, gradient in zip(drawn, made, strict=True) if gradient is not None}
-    return {
-        name: found[name].cpu().numpy() if name in found else np.zeros(tuple(parameter.shape))
-        for name, parameter in names.items()
-    }
+            is_twice = dtype is torch.float64
+            made = torch.autograd.grad(scalar, list(drawn.values()), retain_graph=is_twice, allow_unused=True)
+            larger = _backward_again(scalar, list(drawn.values())) if is_twice else None
+
+    def by_name(gradients: Sequence[Tensor | None]) -> dict[str, np.ndarray]:
+        found = {name: gradient for name, gradient in zip(drawn, gradients, strict=True) if gradient is not None}
+        return {
+            name: found[name].cpu().numpy() if name in found else np.zeros(tuple(parameter.shape))
+            for name, parameter in names.items()
+        }
+
+    return Derivatives(by_name(made)) if larger is None else Derivatives.of(by_name(made), by_name(larger))
+
+
+def _backward_again(scalar: Tensor, drawn: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
+    """The gradients of a larger multiple; None for a graph that can be gone through only once."""
+    try:
+        return torch.autograd.grad(scalar, drawn, torch.full_like(scalar, LARGER), allow_unused=True)
+    except Exception:  # of somebody's hook or `torch.autograd.Function`
+        return None
 
 
 @run_eagerly
