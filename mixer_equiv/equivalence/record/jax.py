@@ -254,9 +254,10 @@ class Interpreter:
         return [self.add(array, operation, tuple(dict.fromkeys(inputs))) for array in arrays]
 
     def fill(self, value: Value) -> Value:
-        """Give a value its array, floats in float64."""
+        """Give a value its array, floats in float64, and of complex numbers the real parts."""
         if not jnp.issubdtype(jnp.result_type(self.arrays[value.number]), jax.dtypes.prng_key):
             held = np.asarray(self.arrays[value.number])
+            held = held.real if np.iscomplexobj(held) else held
             value.array = held.astype(np.float64, copy=False) if jnp.issubdtype(held.dtype, jnp.floating) else held
         return value
 

@@ -25,7 +25,7 @@ class Value:
 
     Attributes:
         number: Its place in the trace.
-        array: The array, floats in float64; empty where it was not asked for.
+        array: The array, floats in float64, of complex numbers the real parts; empty where it was not asked for.
         operation: The framework's operation that made it, or "input", "parameter" or "constant".
         inputs: The numbers of the values from which it was made.
         is_data: Whether it depends on the input; if not, it is made of parameters and constants alone.
