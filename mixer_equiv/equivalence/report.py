@@ -83,7 +83,8 @@ class Gradients:
 
     `residual` is the largest over the `count` parameters, at `worst`: the 2-norm of the difference
     over that of the gradient, or over a thousandth of all gradients if that is more. `float32` is the
-    same in float32, where it is over the `threshold`. `by_parameter` has the residual of each.
+    same in float32, where it is over the `threshold`. `by_parameter` has the residual of each. `nonlinear`
+    are a model's names of parameters whose gradients do not grow with the loss, as where they are clipped.
     """
 
     worst: str
@@ -93,6 +94,7 @@ class Gradients:
     num_images: int
     float32: float | None = None
     by_parameter: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    nonlinear: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,13 +16,14 @@ from tests.soundness.wrong import (
     reach,
     structure,
     surroundings,
+    weights,
 )
 
 CASES = tuple(
     case
     for table in (
         *(place, memory_counts, memory_values, chance, decisions, reach, precision, buffers, gradients, mathematics),
-        *(structure, compositions, surroundings),
+        *(structure, compositions, surroundings, weights),
     )
     for case in table.CASES
 )

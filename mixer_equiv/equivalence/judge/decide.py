@@ -14,6 +14,7 @@ from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.policy import Policy, residual
 from mixer_equiv.equivalence.report import Cause, Gradients, Training, Verdict
 from mixer_equiv.equivalence.sides.base import MixerSide
+from mixer_equiv.errors import summarize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +121,11 @@ def with_gradients(judgement: Judgement, gradients: Gradients | None, policy: Po
     if judgement.verdict in ("equivalent", "equivalent_under") and not judgement.is_rounding:
         outputs = "the outputs" if judgement.verdict == "equivalent" else "the outputs, with the causes changed,"
         reason = f"the gradients differ by {gradients.residual:.1e}, most at {gradients.worst}, and {outputs} do not"
+        if gradients.nonlinear:
+            of = summarize(gradients.nonlinear, 3)
+            reason += (
+                f"; those of {of} are not linear in the gradient of the loss, as where they are clipped on the way"
+            )
         return dataclasses.replace(judgement, verdict="different", reasons=(*judgement.reasons, reason))
     return judgement
 

@@ -14,6 +14,7 @@ import numpy as np
 from mixer_equiv.checkpoints.conversion import relabel
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.policy import gradient_residuals
+from mixer_equiv.equivalence.record.derivatives import Derivatives
 from mixer_equiv.equivalence.report import Gradients
 from mixer_equiv.equivalence.sides.base import WeightedSide
 from mixer_equiv.layouts import LINEN, Layout
@@ -29,16 +30,23 @@ def compare_gradients(
     The largest difference counts. Where it is over the `threshold`, float32 is compared as well.
     """
     cotangent = random_cotangent(a.config, len(images), seed)
+    nonlinear: list[str] = []
 
     def apart(dtype: Any) -> dict[str, float]:
-        ours, theirs = (gradients_in(space, side, images, cotangent, dtype) for side in (a, b))
+        made = [side.gradients(images.astype(dtype), cotangent.astype(dtype)) for side in (a, b)]
+        nonlinear.extend(
+            name for gradients in made if isinstance(gradients, Derivatives) for name in gradients.nonlinear
+        )
+        ours, theirs = (_in(space, side, gradients) for side, gradients in zip((a, b), made, strict=True))
         return gradient_residuals(theirs, ours)
 
     distances = apart(np.float64)
     worst = max(distances, key=lambda name: (not np.isfinite(distances[name]), distances[name]))
     is_over = not distances[worst] <= threshold
     float32 = max(apart(np.float32).values()) if is_over else None
-    return Gradients(worst, distances[worst], threshold, len(distances), len(images), float32, distances)
+    return Gradients(
+        worst, distances[worst], threshold, len(distances), len(images), float32, distances, tuple(nonlinear)
+    )
 
 
 def common_space(a: WeightedSide, b: WeightedSide) -> Layout | None:

@@ -118,6 +118,7 @@ class _Seen:
             "batch": self.batch,
             "draws": self.trace.uses_random_numbers,
             "decisions": self.trace.decisions,
+            "weight_decisions": self.trace.weight_decisions,
             "constants": self.trace.constants,
             "exits": self.trace.exits,
         }

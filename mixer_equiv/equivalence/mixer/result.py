@@ -122,8 +122,9 @@ class Searched(abc.ABC):
     `constraints` are conditions on the official weights. `notices` are for the user.
     `output` is the path of the result that was followed, empty where none was reached. The search ran on `batch`
     images; `draws` tells whether the model drew random numbers, and `decisions` are the places at which numbers of the
-    images decided, or could, what was run. `constants` are tensors of the model, no parameters, that met the images.
-    `exits` are the places at which arrays left the framework.
+    images decided, or could, what was run; `weight_decisions` those at which numbers of weights alone did. `constants`
+    are tensors of the model, no parameters, that met the images. `exits` are the places at which arrays left the
+    framework.
     """
 
     deviations: tuple[Deviation, ...]
@@ -136,6 +137,7 @@ class Searched(abc.ABC):
     batch: int
     draws: bool
     decisions: tuple[str, ...]
+    weight_decisions: tuple[str, ...]
     constants: tuple[str, ...]
     exits: tuple[str, ...]
 

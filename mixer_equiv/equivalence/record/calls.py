@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mixer_equiv.equivalence.record.state import ABSENT, Change, copied_count, count_of
+from mixer_equiv.equivalence.record.holders import ABSENT, Change
+from mixer_equiv.equivalence.record.iterators import copied_count, count_of, iterator_of
 from mixer_equiv.equivalence.record.trace import Draw
 
 Outputs = Mapping[str, np.ndarray]
@@ -104,6 +105,9 @@ def _moved(before: Any, now: Any, calls: int) -> Any:
     if isinstance(before, list) and isinstance(now, list):
         added = now[len(before) :]
         return [*now, *added * calls] if added and len(added) * calls <= _LONGEST else None
+    if isinstance(iterator_of(before), itertools.count) and iterator_of(before) is not before:  # `__next__` of one
+        moved = _moved(iterator_of(before), iterator_of(now), calls)
+        return None if moved is None else moved.__next__
     if isinstance(before, itertools.count) and isinstance(now, itertools.count):
         (then, step), (reached, _) = count_of(before), count_of(now)
         return copied_count(now, ahead=calls * round((reached - then) / step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -16,9 +17,22 @@ _COPIES = frozenset(
         *("clone", "_to_copy", "copy_", "detach", "alias", "lift_fresh", "cat", "stack", "sub", "div"),
         *("copy", "copy_p", "convert_element_type", "concatenate", "slice", "squeeze", "optimization_barrier", "name"),
         *("index", "sharding_constraint", "stop_gradient", "mul", "add", "add_any"),
+        *(
+            "embedding",
+            "index_select",
+            "gather",
+            "take",
+            "dynamic_slice",
+            "sum",
+            "mean",
+            "reduce_sum",
+        ),  # of all, or one
         *("as_strided", "constant_pad_nd", "pad", "roll", "flip", "rev", "repeat"),  # by shapes alone
     }
 )
+
+# Operations on parameters that give all of them, in their order, by constant indices, or along axes of one element.
+_OF_ALL = frozenset({"embedding", "index_select", "gather", "take", "dynamic_slice", "sum", "mean", "reduce_sum"})
 
 # Operations that choose among their operands by a mask, which is the operand of this number.
 _BY_MASK = {"where": 0, "select_n": 0, "masked_fill": 1}
@@ -31,16 +45,47 @@ _LIMITS = frozenset(
     }
 )
 
+# Those of them that hold numbers above a bound.
+_LOWER_LIMITS = ("clamp_min", "maximum", "fmax", "max")
+
+# Operations that compare, by whose results others may be multiplied.
+_COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
+
 
 def idle_operations(trace: Trace) -> tuple[str, ...]:
-    """The operations whose results were their inputs, or one number throughout, each with its place if known."""
-    idle = dict.fromkeys(_label(group[0]) for group in _by_call(trace.data) if _is_identity(group, trace))
+    """The operations whose results were their inputs, or one number throughout, each with its place if known.
+
+    Operations on parameters count as those on the input do.
+    """
+    made = [value for value in trace.values if not value.is_view and (value.is_data or value.leaves)]
+    idle = dict.fromkeys(_label(group[0]) for group in _by_call(made) if _is_identity(group, trace))
     limits: dict[str, bool] = {}
-    for value in trace.data:
+    for value in made:
         if _operation(value) in _LIMITS:
             label = _label(value)
             limits[label] = limits.get(label, True) and _is_constant_limit(value, trace)
+    for value in _comparisons(trace):
+        label = _label(value)
+        limits[label] = limits.get(label, True) and bool((value.array == value.array.flat[0]).all())
     return (*idle, *(label for label, is_constant in limits.items() if is_constant and label not in idle))
+
+
+def _comparisons(trace: Trace) -> list[Value]:
+    """The comparisons by which numbers on the way to an output are made, without those that are masks of a limit."""
+    users: dict[int, list[Value]] = {number: [] for number in trace.outputs.values()}
+    for value in reversed(trace.values):
+        if value.number in users:
+            for number in value.inputs:
+                users.setdefault(number, []).append(value)
+    return [
+        value
+        for value in trace.values
+        if _operation(value) in _COMPARISONS
+        and value.size
+        and value.number in users
+        and not any(_operation(user) in _BY_MASK for user in users[value.number])
+        and not _is_constant(value, trace)
+    ]
 
 
 def _by_call(values: Iterable[Value]) -> Iterator[list[Value]]:
@@ -51,7 +96,11 @@ def _by_call(values: Iterable[Value]) -> Iterator[list[Value]]:
 
 def _is_identity(group: list[Value], trace: Trace) -> bool:
     first = group[0]
-    if _operation(first) in _COPIES or _has_constant_mask(first, trace) or _is_clamped_variance(first, trace):
+    if _operation(first) in _COPIES or _has_constant_mask(first, trace):
+        return False
+    if not first.is_data and _operation(first) in _OF_ALL:
+        return False
+    if _is_clamped_variance(first, trace) or _is_guarded_norm(first, trace):
         return False
     same = [any(_is_same(value, trace.values[number]) for number in value.inputs) for value in group]
     return all(same) if first.operation.endswith("_") else any(same)  # memory beside what is written stays as it was
@@ -67,7 +116,7 @@ def _label(value: Value) -> str:
 
 
 def _is_same(value: Value, earlier: Value) -> bool:
-    if not earlier.is_data or earlier.array.shape != value.array.shape or not value.size:
+    if not (earlier.is_data or earlier.leaves) or earlier.array.shape != value.array.shape or not value.size:
         return False
     # A variance is never negative, so that clamping it at 0 changes nothing on any input.
     safe = value.operation == "max" and value.array.min() >= 0
@@ -91,6 +140,14 @@ def _is_clamped_variance(value: Value, trace: Trace) -> bool:
     return False
 
 
+def _is_guarded_norm(value: Value, trace: Trace) -> bool:
+    """Whether a value is a norm or variance of parameters that is held above some eps, as before a division by it."""
+    if value.is_data or _operation(value) not in _LOWER_LIMITS or not value.size or value.array.min() < 0:
+        return False
+    sizes = (math.prod(trace.parameters.get(name, ())) for name in value.leaves)
+    return value.size < max(sizes, default=0)
+
+
 # So many operations before, a variance by moments has begun.
 _NEAR = 16
 
@@ -99,11 +156,20 @@ _ROUNDINGS = 64
 
 
 def _is_constant_limit(value: Value, trace: Trace) -> bool:
-    """Whether a limit gives one number throughout, although it is given several, or its mask depends on the input."""
-    if not _is_one_number(value) or _has_constant_mask(value, trace):
+    """Whether a limit gives one number throughout, although it is given several, or its mask depends on the input.
+
+    One number alone is such where it is none of those that it was made of.
+    """
+    if _has_constant_mask(value, trace):
         return False
     sources = [trace.values[number] for number in value.inputs]
-    varies = (s.is_data and s.array.shape == value.array.shape and not _is_one_number(s) for s in sources)
+    made = [source for source in sources if (source.is_data or source.leaves) and source.size == value.size]
+    if value.size == 1:
+        held = value.array.flat[0]
+        return _operation(value) != "relu" and bool(made) and all(source.array.flat[0] != held for source in made)
+    if not _is_one_number(value):
+        return False
+    varies = (source.array.shape == value.array.shape and not _is_one_number(source) for source in made)
     return _operation(value) in _BY_MASK or any(varies)
 
 

@@ -17,16 +17,20 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mixer_equiv.equivalence.record.calls import PLAIN, CallLog, Calls, Function, Way
 from mixer_equiv.equivalence.record.constants import unrounded
+from mixer_equiv.equivalence.record.contexts import in_copied_context
+from mixer_equiv.equivalence.record.derivatives import LARGER, Derivatives
 from mixer_equiv.equivalence.record.equation_places import EquationPlaces
+from mixer_equiv.equivalence.record.holders import Change
 from mixer_equiv.equivalence.record.precision import jax_full_precision
 from mixer_equiv.equivalence.record.randomness import fork_generators, seed_generators
-from mixer_equiv.equivalence.record.state import Change, ModelState
+from mixer_equiv.equivalence.record.state import ModelState
 from mixer_equiv.equivalence.record.trace import Draw, Trace, Value
 
 # A way to call a function of JAX that everything else is run in otherwise: as it stands, with nothing traced.
 EAGERLY = "without jit"
 
 
+@in_copied_context
 def record(
     function: Function,
     shapes: Mapping[str, tuple[int, ...]],
@@ -59,9 +63,11 @@ def record(
         narrow_dtypes=tuple(interpreter.narrow_dtypes),
         uses_random_numbers=uses_random_numbers,
         decisions=tuple(interpreter.decisions),
+        weight_decisions=tuple(interpreter.weight_decisions),
     )
 
 
+@in_copied_context
 def gradients(
     function: Function,
     shapes: Mapping[str, tuple[int, ...]],
@@ -70,8 +76,11 @@ def gradients(
     output: str,
     cotangent: np.ndarray,
     dtype: Any = np.float64,
-) -> dict[str, np.ndarray]:
-    """Differentiate the sum of an output times `cotangent` by the parameters, drawn and computed as for `record`."""
+) -> Derivatives:
+    """Differentiate the sum of an output times `cotangent` by the parameters, drawn and computed as for `record`.
+
+    A second backward pass tells which are not linear in `cotangent`.
+    """
     with jax_full_precision(x64=_is_wide(dtype)), fork_generators(0):
         drawn = draw_parameters(shapes, draw, dtype)
         given, weights = images.astype(dtype), cotangent.astype(dtype)
@@ -80,9 +89,12 @@ def gradients(
             made = _interpret(function, drawn, params, given, dtype, differentiable=True)
             return (made.interpreter.arrays[made.outputs[output]].reshape(weights.shape) * weights).sum()
 
-        return {name: np.asarray(gradient) for name, gradient in jax.grad(scalar)(drawn).items()}
+        value, pull = jax.vjp(scalar, drawn)
+        usual, larger = ({n: np.asarray(g) for n, g in pull(c * jnp.ones_like(value))[0].items()} for c in (1, LARGER))
+        return Derivatives.of(usual, larger)
 
 
+@in_copied_context
 def call(
     function: Function,
     shapes: Mapping[str, tuple[int, ...]],
@@ -226,6 +238,7 @@ class Interpreter:
         self.narrow_dtypes: dict[str, None] = {}
         self.places = EquationPlaces(__file__)
         self.decisions: dict[str, None] = {}
+        self.weight_decisions: dict[str, None] = {}
 
     def add(
         self, array: Any, operation: str, inputs: tuple[int, ...], *, name: str | None = None, is_data: bool = False
@@ -259,9 +272,10 @@ class Interpreter:
         """Take note of a call that was made; a trace needs no more than its results."""
 
     def fill(self, value: Value) -> Value:
-        """Give a value its array, floats in float64."""
+        """Give a value its array, floats in float64, and of complex numbers the real parts."""
         if not jnp.issubdtype(jnp.result_type(self.arrays[value.number]), jax.dtypes.prng_key):
             held = np.asarray(self.arrays[value.number])
+            held = held.real if np.iscomplexobj(held) else held
             value.array = held.astype(np.float64, copy=False) if jnp.issubdtype(held.dtype, jnp.floating) else held
         return value
 
@@ -341,9 +355,11 @@ class Interpreter:
         return self.run(closed.jaxpr, [self.constant(const) for const in closed.consts], inputs)
 
     def _decide(self, operation: str, number: int) -> Any:
-        """The value on which a branch or a further turn depends; that it is made of the input is noted."""
+        """The value on which a branch or a turn depends; that it is made of the input or of parameters is noted."""
         if self.values[number].is_data:
             self.decisions[f"lax.{operation} on numbers of the input"] = None
+        elif self.values[number].leaves:
+            self.weight_decisions[f"lax.{operation} on numbers of parameters"] = None
         return self.arrays[number]
 
     def _cond(self, params: Mapping[str, Any], inputs: list[int]) -> list[int]:

@@ -25,7 +25,7 @@ class Value:
 
     Attributes:
         number: Its place in the trace.
-        array: The array, floats in float64; empty where it was not asked for.
+        array: The array, floats in float64, of complex numbers the real parts; empty where it was not asked for.
         operation: The framework's operation that made it, or "input", "parameter" or "constant".
         inputs: The numbers of the values from which it was made.
         is_data: Whether it depends on the input; if not, it is made of parameters and constants alone.
@@ -82,6 +82,7 @@ class Trace:
         constants_left: The names of constant tensors of the model whose numbers went to Python.
         exits: The places at which arrays that depend on the input left the framework.
         decisions: The places at which numbers that depend on the input decided, or could, what was run.
+        weight_decisions: The places at which numbers of parameters alone did.
     """
 
     values: list[Value]
@@ -93,6 +94,7 @@ class Trace:
     narrow_dtypes: tuple[str, ...] = ()
     uses_random_numbers: bool = False
     decisions: tuple[str, ...] = ()
+    weight_decisions: tuple[str, ...] = ()
     constants_left: frozenset[str] = frozenset()
     exits: tuple[str, ...] = ()
 

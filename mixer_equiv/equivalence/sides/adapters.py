@@ -15,7 +15,9 @@ import numpy as np
 from mixer_equiv.arrays.interop import DTYPES, flatten, require, to_torch, unflatten
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.calls import Calls, Function, Way
-from mixer_equiv.equivalence.record.state import Change, ModelState, restoring_state
+from mixer_equiv.equivalence.record.derivatives import Derivatives
+from mixer_equiv.equivalence.record.holders import Change
+from mixer_equiv.equivalence.record.state import ModelState, restoring_state
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.foreign_model import ForeignModel
 from mixer_equiv.equivalence.sides.inference_mode import mode_arguments, with_inference_fields
@@ -77,9 +79,7 @@ def _of_torch(module: Any, name: str, drawn: Collection[str] = (), *, is_nhwc: b
                 else:
                     own[key].copy_(to_torch(array).reshape(own[key].shape))
 
-    def differentiate(
-        images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
-    ) -> dict[str, np.ndarray]:
+    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any) -> Derivatives:
         with running():
             wanted = dtypes[np.dtype(dtype)]
             return gradients(module, batch_of(images), draw, own, output, cotangent, filled, wanted)
@@ -228,9 +228,7 @@ def _of_jax(
         with running():
             return record(applied(False, 0), shapes, images, draw, dtype, every=every)
 
-    def differentiate(
-        images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
-    ) -> Mapping[str, np.ndarray]:
+    def differentiate(images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any) -> Derivatives:
         with running():
             return gradients(applied(False, 0), shapes, images, draw, output, cotangent, dtype)
 

@@ -180,7 +180,7 @@ class _Coverage:
         departing = self._departing(drawn, len(images))
         if departing == NUM_DRAWS:
             return self._noting_unseen(found, found.idle)  # it is another function everywhere, as the judge will see
-        idle = self._always_idle(found, drawn, images) if found.idle else ()
+        idle = self._always_idle(found, drawn, images, side.is_named) if found.idle else ()
         trials = self._trials(found, drawn, images, departing, side.is_named)
         breach = next((breach for breach in trials if breach is not None), None)
         if breach is not None:
@@ -215,12 +215,15 @@ class _Coverage:
             return ()
         return self.model.ways if _is_small(found) else self.model.ways[:2]
 
-    def _always_idle(self, found: FoundMixer, drawn: Callable[..., Tried], images: np.ndarray) -> list[str]:
+    def _always_idle(
+        self, found: FoundMixer, drawn: Callable[..., Tried], images: np.ndarray, is_named: bool
+    ) -> list[str]:
         """The operations that change nothing on weights and images of any size either."""
         idle = set(found.idle)
-        for scale in _scales(found).values():
-            draw = drawn(self.seed, Size(scale=scale))[0].draw
-            idle &= set(idle_operations(self.model.trace(scale * images, draw)))
+        sizes = [Size(scale=scale) for scale in _scales(found).values()]
+        for size in (*sizes, *(Size(factor=factor) for factor in FACTORS.values() if is_named)):
+            draw = drawn(self.seed, size)[0].draw
+            idle &= set(idle_operations(self.model.trace(size.scale * images, draw)))
         return [operation for operation in found.idle if operation in idle]
 
     def _without_effect(self, found: FoundMixer) -> tuple[FoundMixer, Function | None]:
@@ -270,8 +273,9 @@ class _Coverage:
         saved = [name for name in found.constants if name in self.model.saved]
         others = {name: held for name, held in self.model.constants.items() if name in found.constants}
         plain = [name for name, held in others.items() if name not in saved and math.prod(held.shape) > 1]
-        notices = {_idle: idle, _decided: found.decisions, _constant: saved, _plain: plain}
-        return found.noting(*(notice(what) for notice, what in notices.items() if what))
+        decided = found.decisions, found.weight_decisions
+        notices = ((_idle, idle), (_decided, decided[0]), (_decided_by_weights, decided[1]), (_constant, saved))
+        return found.noting(*(notice(what) for notice, what in (*notices, (_plain, plain)) if what))
 
 
 # Stages at which nothing is left that a LayerNorm takes away.
@@ -299,6 +303,13 @@ def _idle(operations: Collection[str]) -> Notice:
 
 def _decided(places: Collection[str]) -> Notice:
     text = f"numbers of the images decide, or could, what is run: {summarize(places, 3)}; no kind of image was seen to"
+    return Notice(text, "decision")
+
+
+def _decided_by_weights(places: Collection[str]) -> Notice:
+    text = (
+        f"numbers of the weights decide, or could, what is run: {summarize(places, 3)}; no draw of weights was seen to"
+    )
     return Notice(text, "decision")
 
 

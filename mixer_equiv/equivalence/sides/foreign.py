@@ -19,6 +19,7 @@ from mixer_equiv.equivalence.deviation import Deviation
 from mixer_equiv.equivalence.mixer.official_program import official_programs
 from mixer_equiv.equivalence.mixer.result import FoundMixer
 from mixer_equiv.equivalence.notice import Notice
+from mixer_equiv.equivalence.record.derivatives import Derivatives
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.equivalence.sides.built_in import LAYOUT_OF, BuiltInSide
 from mixer_equiv.equivalence.sides.drawn_weights import USUAL, Size, constrained, random_params
@@ -155,18 +156,23 @@ class ForeignSide:
         stages[last] = output.reshape(found.batch, -1)
         return stages
 
-    def gradients(self, weights: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Arrays:
-        """Gradients by the names of the layout, summed over images that are run one at a time."""
+    def gradients(self, weights: Arrays, images: np.ndarray, cotangent: np.ndarray) -> Derivatives:
+        """Gradients by the names of the layout, summed over images that are run one at a time.
+
+        Those that are not linear are by the names of the model.
+        """
         arrays = relabel(weights, LINEN, self.layout, self.config)
         draw = _given(join_stacks(arrays))
         total: dict[str, np.ndarray] = {}
+        nonlinear: list[str] = []
         for image, row in zip(images, cotangent, strict=True):
             made = self._gradients_of_one(image[None], row[None], draw, images.dtype)
+            nonlinear += made.nonlinear
             for name, array in arrays.items():
                 total[name] = total.get(name, 0.0) + np.asarray(part_of(made, name)).reshape(array.shape)
-        return total
+        return Derivatives(total, nonlinear)
 
-    def _gradients_of_one(self, image: np.ndarray, row: np.ndarray, draw: Draw, dtype: Any) -> Arrays:
+    def _gradients_of_one(self, image: np.ndarray, row: np.ndarray, draw: Draw, dtype: Any) -> Derivatives:
         batch, output = self.found.batch, self.found.output
         try:
             return self.model.differentiate(image, draw, output, row, dtype)

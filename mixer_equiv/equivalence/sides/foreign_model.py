@@ -14,6 +14,7 @@ import numpy as np
 
 from mixer_equiv.equivalence.notice import Notice
 from mixer_equiv.equivalence.record.calls import PLAIN, Calls, Way
+from mixer_equiv.equivalence.record.derivatives import Derivatives
 from mixer_equiv.equivalence.record.trace import Draw, Trace
 from mixer_equiv.errors import MixerEquivError
 
@@ -24,9 +25,7 @@ class Record(Protocol):
 
 
 class Differentiate(Protocol):
-    def __call__(
-        self, images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any
-    ) -> Mapping[str, np.ndarray]:
+    def __call__(self, images: np.ndarray, draw: Draw, output: str, cotangent: np.ndarray, dtype: Any) -> Derivatives:
         """Gradients, by parameter, of the sum of the result at `output` times a cotangent of its shape."""
 
 

@@ -34,11 +34,17 @@ MANY, PAIR = 5, 2
 IN_TURN = ((0, 1, 2, 3, 4), (0,), (1,), (2,), (3,), (4,), (0, 1))
 IN_PAIRS = ((0, 1), (1, 0), (0, 1))
 
-# Calls more for models that are small: three, and batches in which images come again.
-LARGER = ((2, 3, 4), (0, 1, 2, 3, 4, 0, 1), tuple(i % MANY for i in range(33)))
 
-# One more for models that are tiny: a multiple of 16, and more than a batch of 32, 64 or 128 by a part of one.
-LARGEST = (tuple(i % MANY for i in range(176)),)
+def _repeated(count: int) -> tuple[int, ...]:
+    """The numbers of so many images, which come again and again."""
+    return tuple(i % MANY for i in range(count))
+
+
+# Calls more for models that are small: on three, and on as many as people give at a time, or a part of that more.
+LARGER = ((2, 3, 4), *map(_repeated, (4, 7, 8, 16, 33)))
+
+# More for models that are tiny: 176 is a multiple of 16, and more than 32, 64 or 128 by a part of them.
+LARGEST = tuple(map(_repeated, (32, 64, 128, 176)))
 
 # The largest error of a float32 run on large values, relative in the 2-norm, that may be rounding.
 FLOAT32_TOLERANCE = 1e-3

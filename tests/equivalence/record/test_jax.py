@@ -88,3 +88,24 @@ def test_a_reduction_by_a_function_of_scalars_is_one_operation(function: Functio
     np.testing.assert_allclose(made.array, images.sum((1, 2, 3)) / 3, rtol=1e-14)
     found = gradients(keeping_nothing(function), {"w": ()}, images, draw, "", np.ones(2))
     np.testing.assert_allclose(found["w"], images.sum(), rtol=1e-14)
+
+
+@jax.custom_vjp
+def clipped(x: Any) -> Any:
+    return x
+
+
+clipped.defvjp(lambda x: (x, None), lambda kept, gradient: (jnp.clip(gradient, -1e3, 1e3),))
+
+
+@pytest.mark.parametrize(("bend", "nonlinear"), [(clipped, ("w",)), (jnp.tanh, ())])
+def test_a_gradient_that_is_clipped_is_told(bend: Callable[[Any], Any], nonlinear: tuple[str, ...]) -> None:
+    function = keeping_nothing(lambda params, x: bend(params["w"] * x))
+    draw = lambda name, shape: np.array(WEIGHT)  # noqa: E731
+    assert gradients(function, {"w": ()}, IMAGES, draw, "", np.ones(IMAGES.shape)).nonlinear == nonlinear
+
+
+def test_complex_numbers_are_kept_by_their_real_parts() -> None:
+    function = keeping_nothing(lambda params, x: params["w"] * jnp.fft.ifft(jnp.fft.fft(x)).real)
+    trace = record(function, {"w": ()}, IMAGES, lambda name, shape: np.array(WEIGHT))
+    assert not any(np.iscomplexobj(value.array) for value in trace.values)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import collections
+import contextvars
+import ctypes
+import itertools
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -28,6 +33,25 @@ class Counting(Mixer):
         global calls_of_all
         self.calls += 1
         calls_of_all += 1
+        return super().forward(images)
+
+
+class CountingElsewhere(Mixer):
+    """Counts its calls in what holds numbers outside of attributes, and takes names from a cycle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.array, self.number, self.bytes = array.array("q", [0]), ctypes.c_long(0), bytearray()
+        self.local, self.names = threading.local(), itertools.cycle(("even", "odd"))
+        self.step = contextvars.ContextVar("step", default=0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.array[0] += 1
+        self.number.value += 1
+        self.bytes.append(1)
+        self.local.calls = getattr(self.local, "calls", 0) + 1
+        self.step.set(self.step.get() + 1)
+        self.name = next(self.names)
         return super().forward(images)
 
 
@@ -222,6 +246,7 @@ class Context(Mixer):
 
 EFFECTS: dict[str, Callable[[], nn.Module]] = {
     "counter": Counting,
+    "counters elsewhere": CountingElsewhere,
     "counters in buffers": CountingImages,
     "features kept": KeepingFeatures,
     "running statistics nobody reads": RunningStatistics,

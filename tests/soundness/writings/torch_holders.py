@@ -119,6 +119,39 @@ class Dataclasses(Holder):
         return [tensor for box in self.boxes for tensor in (box.weight, box.bias)]
 
 
+@dataclasses.dataclass(slots=True)
+class SlottedBox:
+    weight: Tensor
+    bias: Tensor
+
+
+class Slots(Holder):
+    """Dataclasses with slots, of tensors, in a tuple."""
+
+    def hold(self, tensors: list[Tensor]) -> None:
+        self.boxes = tuple(SlottedBox(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True))
+
+    def tensors(self) -> Sequence[Tensor]:
+        return [tensor for box in self.boxes for tensor in (box.weight, box.bias)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sizes:
+    count: int
+    name: str = "mixer"
+
+
+class ConfigInSlots(Holder):
+    """A frozen configuration with slots beside the parameters."""
+
+    def hold(self, tensors: list[Tensor]) -> None:
+        self.sizes = Sizes(len(tensors))
+        self.held = nn.ParameterList(nn.Parameter(tensor) for tensor in tensors)
+
+    def tensors(self) -> Sequence[Tensor]:
+        return [self.held[i] for i in range(self.sizes.count)]
+
+
 class NumpyArrays(Holder):
     """NumPy arrays, made tensors at each call."""
 
@@ -223,6 +256,18 @@ class LowRank(Holder):
         return [changed.get(i, tensor) for i, tensor in enumerate(self.base)]
 
 
+class Standardised(Holder):
+    """Each kernel is a direction of unit norm times a length, of which neither is divided by 0."""
+
+    def hold(self, tensors: list[Tensor]) -> None:
+        self.directions = nn.ParameterList(nn.Parameter(tensor.clone()) for tensor in tensors)
+        self.lengths = nn.ParameterList(nn.Parameter(tensor.norm()) for tensor in tensors)
+
+    def tensors(self) -> Sequence[Tensor]:
+        pairs = zip(self.directions, self.lengths, strict=True)
+        return [length * v / v.norm().clamp(min=1e-12) for v, length in pairs]
+
+
 class Cached(Holder):
     """Transposes of the parameters are kept from the first call on, as long as the parameters do not change."""
 
@@ -260,6 +305,8 @@ HOLDERS: dict[str, type[nn.Module]] = {
     "list": PlainList,
     "dict that asks for gradients": PlainDict,
     "dataclasses": Dataclasses,
+    "dataclasses with slots": Slots,
+    "a configuration with slots": ConfigInSlots,
     "closure": Closure,
     "frozen": Frozen,
     "axes and arrays backwards": Backwards,
@@ -267,6 +314,7 @@ HOLDERS: dict[str, type[nn.Module]] = {
     "sum of base and change": Sums,
     "scales beyond one": ZeroCentred,
     "low-rank changes": LowRank,
+    "unit directions times lengths": Standardised,
     "cached transposes": Cached,
 }
 # Not seen by torch, because they are tensors only during a call.

@@ -71,6 +71,12 @@ _BUFFERS: tuple[tuple[str, str, Tensor, Combine], ...] = (
     ("token_mask", NORM, torch.ones(TOKENS, 1), torch.mul),
     ("padding_mask", NORM, torch.zeros(TOKENS, 1, dtype=torch.bool), lambda x, mask: x.masked_fill(mask, 0)),
     ("keep_mask", "blocks.2.norm2", torch.ones(TOKENS, 1, dtype=torch.bool), lambda x, m: torch.where(m, x, 0)),
+    ("dropped_tokens", NORM, torch.ones(TOKENS, 1, dtype=torch.bool), lambda x, mask: x.masked_fill(~mask, 0)),
+    ("kept_tokens", "blocks.2.norm2", torch.ones(TOKENS, 1), lambda x, kept: x.masked_fill(kept == 0, 0)),
+    ("token_weights", STREAM, torch.ones(TOKENS, 1), lambda x, weights: torch.where(weights > 0, x, 0)),
+    ("token_count", STREAM, torch.tensor(TOKENS), lambda x, n: x * (torch.arange(TOKENS) < n).to(x.dtype)[:, None]),
+    ("token_ranks", "blocks.0", torch.arange(TOKENS), lambda x, ranks: x[:, ranks.argsort()]),
+    ("shown_tokens", NORM, torch.ones(TOKENS, dtype=torch.bool), lambda x, shown: x[:, shown.nonzero().flatten()]),
     ("temperature", LOGITS, torch.ones(()), torch.div),
     ("class_prior", LOGITS, torch.zeros(CONFIG.num_classes), torch.add),
     ("logit_limit", LOGITS, torch.tensor(torch.inf), torch.minimum),
@@ -85,7 +91,10 @@ _BUFFERS: tuple[tuple[str, str, Tensor, Combine], ...] = (
 
 
 # Those that the layer before or behind can take in: as another value of a weight it is the official function.
-_FOLDED = ("layer_scale", "residual_weight", "token_mask", "padding_mask", "temperature", "class_prior", "zero_point")
+_FOLDED = (
+    *("layer_scale", "residual_weight", "token_mask", "padding_mask", "dropped_tokens", "temperature"),
+    *("class_prior", "zero_point"),
+)
 
 
 def met(name: str, path: str, value: Tensor, combine: Combine) -> nn.Module:

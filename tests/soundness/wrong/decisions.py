@@ -140,6 +140,37 @@ def selected(y: Tensor) -> Tensor:
     return y
 
 
+def bright(x: Tensor) -> Tensor:
+    """Halves images in which more than a few numbers are enormous, as a boolean index tells."""
+    return x / 2 if x[x > 1e9].shape[0] > 2 else x
+
+
+def selected_bright(x: Tensor) -> Tensor:
+    return x / 2 if len(torch.masked_select(x, x > 1e9)) else x
+
+
+def counted_bright(x: Tensor) -> Tensor:
+    return x / 2 if len(torch.nonzero(x.abs() > 1e9)) else x
+
+
+def places_of_bright(x: Tensor) -> Tensor:
+    return x / 2 if torch.where(x > 1e9)[0].numel() else x
+
+
+def of_few_numbers(x: Tensor) -> Tensor:
+    """Halves images of two numbers."""
+    return x / 2 if torch.unique(x).numel() == 2 else x
+
+
+def of_runs(z: Tensor) -> Tensor:
+    return z / 2 if len(torch.unique_consecutive(z)) == 3 else z
+
+
+def drawn_out(y: Tensor) -> Tensor:
+    rows = torch.arange(len(y)).repeat_interleave((y.amax(1) > 1e9).long() + 1)
+    return y if rows.shape[0] == len(y) else y / 2
+
+
 class LeftEarly(Mixer):
     """An early exit: blocks are left out once the logits are sure."""
 
@@ -208,6 +239,13 @@ _LEAVING: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
 _UNTAKEN: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     ("max > 1e9", lambda: before(IMAGES, million), "Only enormous images are divided."),
     ("one number", lambda: before(IMAGES, exactly_one), "Only images that begin with it are moved."),
+    ("shape of a boolean index", lambda: before(IMAGES, bright), "Only enormous images are halved."),
+    ("shape of masked_select", lambda: after(STREAM, selected_bright), "Only an enormous stream is halved."),
+    ("length of nonzero", lambda: after(HIDDEN, counted_bright), "Only enormous numbers are halved."),
+    ("places by where", lambda: before(IMAGES, places_of_bright), "Only enormous images are halved."),
+    ("size of unique", lambda: before(IMAGES, of_few_numbers), "Images of two numbers are halved."),
+    ("size of unique_consecutive", lambda: after(STREAM, of_runs), "A stream of three numbers is halved."),
+    ("length of repeat_interleave", lambda: after(LOGITS, drawn_out), "Only enormous logits are halved."),
 )
 
 

@@ -86,6 +86,33 @@ def clipped_going_back(x: Tensor) -> Tensor:
     return x
 
 
+def hooked_by(hook: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The identity, with a hook on what passes."""
+
+    def pass_on(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x.register_hook(hook)
+        return x
+
+    return pass_on
+
+
+def with_norm_at_most(limit: float) -> Callable[[Tensor], Tensor]:
+    return lambda g: g * (limit / g.norm()).clamp(max=1)
+
+
+class Clipped(torch.autograd.Function):
+    """The identity, with a gradient within 1000."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient.clamp(-1e3, 1e3)
+
+
 def only_with_gradients(y: Tensor) -> Tensor:
     return y * 1.001 if torch.is_grad_enabled() else y
 
@@ -189,6 +216,19 @@ _GRADIENTS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     ),
     ("straight through", lambda: after(HIDDEN, lambda x: x.detach() + 0.9 * (x - x.detach())), "A tenth is lost."),
 )
+# The gradients of usual losses are official.
+_NONLINEAR: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
+    ("clipped at 1000", lambda: after(STREAM, hooked_by(lambda g: g.clamp(-1e3, 1e3))), "Large ones are clipped."),
+    ("of norm at most 1000", lambda: after(HIDDEN, hooked_by(with_norm_at_most(1e3))), "Large ones are clipped."),
+    ("squashed", lambda: after(NORM, hooked_by(lambda g: torch.tanh(g / 1e4) * 1e4)), "They are bent."),
+    ("clipped by a backward", lambda: after(STREAM, Clipped.apply), "Large ones are clipped."),
+    (
+        "clipped by a module's hook",
+        lambda: hooked("blocks.1.channels.fc2", "register_full_backward_hook", lambda m, i, o: (i[0].clamp(-99, 99),)),
+        "Large ones are clipped.",
+    ),
+    ("clipped on a kernel", lambda: parameter_hooked("head.weight", lambda g: g.clamp(-1e3, 1e3)), "As above."),
+)
 _PARAMETERS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     ("a hook on a kernel", lambda: parameter_hooked("head.weight", lambda g: 2 * g), "Its gradient is doubled."),
     ("a hook on a bias", lambda: parameter_hooked("stem.bias", torch.zeros_like), "Its gradient is zero."),
@@ -226,6 +266,7 @@ _OUTPUTS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
 
 CASES = (
     *(Case(f"gradient: {name}", make, DIFFERENT, why, words=("radient",)) for name, make, why in _GRADIENTS),
+    *(Case(f"gradient: {name}", make, DIFFERENT, why, words=("clipped",)) for name, make, why in _NONLINEAR),
     *(
         Case(f"gradient: {name}", make, (*DIFFERENT, "equivalent"), why, words=("hook", "DIFFERENT"))
         for name, make, why in _PARAMETERS

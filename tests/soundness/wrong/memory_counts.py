@@ -5,9 +5,14 @@ Each `make` starts to count anew, also where the count is kept outside of the mo
 
 from __future__ import annotations
 
+import array
 import collections
+import contextvars
+import ctypes
+import dataclasses
 import functools
 import itertools
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -93,6 +98,73 @@ def in_plain_tensor() -> Count:
     return lambda: int(calls.add_(1))
 
 
+def in_array() -> Count:
+    calls = array.array("q", [0])
+
+    def count() -> int:
+        calls[0] += 1
+        return calls[0]
+
+    return count
+
+
+def in_ctypes() -> Count:
+    calls = ctypes.c_int(0)
+
+    def count() -> int:
+        calls.value += 1
+        return calls.value
+
+    return count
+
+
+def in_thread() -> Count:
+    local = threading.local()
+    local.calls = 0
+
+    def count() -> int:
+        local.calls += 1
+        return local.calls
+
+    return count
+
+
+def in_context() -> Count:
+    calls = contextvars.ContextVar("calls", default=0)
+
+    def count() -> int:
+        calls.set(calls.get() + 1)
+        return calls.get()
+
+    return count
+
+
+def in_bytes() -> Count:
+    calls = bytearray()
+
+    def count() -> int:
+        calls.append(0)
+        return len(calls)
+
+    return count
+
+
+def in_cycle(first: int) -> Count:
+    """Counts to `first`, and begins anew."""
+    return itertools.cycle(range(1, first + 1)).__next__
+
+
+def in_method_of_list() -> Count:
+    calls: list[int] = []
+    append, length = calls.append, calls.__len__
+
+    def count() -> int:
+        append(0)
+        return length()
+
+    return count
+
+
 def used_up(calls: int) -> Count:
     """Counts by popping from a list, and stays at the last number."""
     left = list(range(calls, 0, -1))
@@ -161,6 +233,49 @@ class InNamespace(Counting):
         return self.calls.forward
 
 
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    forward: int = 0
+
+
+class InSlot(Counting):
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        self.calls = Slotted()
+
+    def count(self) -> int:
+        self.calls.forward += 1
+        return self.calls.forward
+
+
+class OwnSlot(Counting):
+    """The module itself has a slot."""
+
+    __slots__ = ("slot_calls",)
+
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        object.__setattr__(self, "slot_calls", 0)
+
+    def count(self) -> int:
+        object.__setattr__(self, "slot_calls", self.slot_calls + 1)
+        return self.slot_calls
+
+
+class ListWithAttribute(list[int]):
+    calls = 0
+
+
+class InListsAttribute(Counting):
+    def __init__(self, first: int) -> None:
+        super().__init__(first)
+        self.calls = ListWithAttribute()
+
+    def count(self) -> int:
+        self.calls.calls += 1
+        return self.calls.calls
+
+
 class InBuffer(Counting):
     """Persistent, as the count of batches in batch norm."""
 
@@ -200,6 +315,13 @@ _UNSEEN: tuple[tuple[str, Callable[[], Count], int, str], ...] = (
     ("a NumPy array", in_numpy, 3, LOGITS),
     ("a function's attribute", in_function_attribute, 2, HIDDEN),
     ("a plain tensor", in_plain_tensor, 4, LOGITS),
+    ("itertools.count", in_itertools, 51, LOGITS),
+    ("an array of Python", in_array, 51, LOGITS),
+    ("bytes that are appended", in_bytes, 51, NORM),
+    ("a number of ctypes", in_ctypes, 51, STREAM),
+    ("a thread", in_thread, 51, LOGITS),
+    ("a context", in_context, 51, LOGITS),
+    ("a method of a list", in_method_of_list, 51, HIDDEN),
     ("a list that is used up", functools.partial(used_up, 6), 6, STREAM),
 )
 _SEEN: tuple[tuple[str, Callable[[int], nn.Module], int, str], ...] = (
@@ -212,6 +334,10 @@ _SEEN: tuple[tuple[str, Callable[[int], nn.Module], int, str], ...] = (
     ("a dict", InDict, 4, STREAM),
     ("a deque", InDeque, 6, LOGITS),
     ("a namespace", InNamespace, 3, HIDDEN),
+    ("a slot", InSlot, 3, LOGITS),
+    ("a slot", InSlot, 51, STREAM),
+    ("a slot of the module", OwnSlot, 51, LOGITS),
+    ("an attribute of a list", InListsAttribute, 51, LOGITS),
     ("a buffer", InBuffer, 2, STREAM),
     ("a buffer", InBuffer, 6, LOGITS),
     ("a buffer in no state_dict", InHiddenBuffer, 3, LOGITS),
@@ -261,6 +387,16 @@ CASES = (
             words=("total",) if make is in_class else ("calls",),
         )
         for name, make, first, path in _SEEN
+    ),
+    *(
+        Case(
+            f"memory: {name}, call {first}",
+            functools.partial(_unseen, make, first, LOGITS),
+            (*DIFFERENT, "equivalent"),
+            "Few numbers of calls show it, and what is changed can be named.",
+            words=words,
+        )
+        for name, make, first, words in (("a cycle", functools.partial(in_cycle, 51), 51, ("count of from_call",)),)
     ),
     Case(
         "memory: a default argument that counts", lambda: after(LOGITS, every(500)), DIFFERENT, _WHY, words=("default",)

@@ -92,9 +92,12 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             result = func(*args, **kwargs)
             tape.admit(result)
             return result
+        name = func._schema.name.removeprefix("aten::")
         tensors = [leaf for leaf in given if isinstance(leaf, Tensor)]
         if _LEAVING_OPERATIONS.match(str(func)):
             tape.record_exit(tensors, is_whole=False)
+        elif torch.Tag.dynamic_output_shape in func.tags:
+            tape.record_exit(_deciding_shape(name, args, tensors), is_whole=False)
         numbers = [tape.number_of(tensor) for tensor in tensors]
         mutable = tensors if func._schema.is_mutable else []
         targets = [tensor for tensor in mutable if _is_written(func, args, kwargs, tensor)]
@@ -102,8 +105,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         for target in targets:
             tape.prepare_write(target)
         result = func(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::")
-        name = "relu" if _is_relu(name, args, kwargs) else name
+        name = _name_of_clamp(name, args, kwargs) if name in _CLAMPS else name
         for target in targets:
             tape.record_write(name, target, numbers)
         tape.record_result(name, numbers, result)
@@ -111,11 +113,32 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         return result
 
 
-def _is_relu(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a clamp has 0 for its lower bound, and no upper one."""
+# What a mask is made of.
+_TRUTHS = (torch.bool, torch.uint8)
+
+
+def _deciding_shape(name: str, args: tuple[Any, ...], tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors whose numbers decide the shape that an operation of such shapes gives, which Python may ask for."""
+    if name == "masked_select":
+        return tensors[1:]
+    if name == "index":
+        return [leaf for leaf in leaves_of(args[1]) if isinstance(leaf, Tensor) and leaf.dtype in _TRUTHS]
+    return tensors
+
+
+# The names under which torch carries out a clamp with two bounds or a lower one.
+_CLAMPS = ("clamp", "clamp_", "clamp_min", "clamp_min_")
+
+
+def _name_of_clamp(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """The name of a clamp by the bounds that it has: `relu` where 0 is the only one."""
     lower, upper = (*args[1:], None, None)[:2]
     bounds = kwargs.get("min", lower), kwargs.get("max", upper)
-    return name in ("clamp", "clamp_min") and isinstance(bounds[0], int | float) and bounds == (0, None)
+    is_in_place = name.endswith("_")
+    if not is_in_place and isinstance(bounds[0], int | float) and bounds == (0, None):
+        return "relu"
+    kind = "clamp_min" if bounds[1] is None else "clamp_max" if bounds[0] is None else "clamp"
+    return f"{kind}_" if is_in_place else kind
 
 
 def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> bool:

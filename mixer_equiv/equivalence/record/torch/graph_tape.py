@@ -39,7 +39,7 @@ class GraphTape(Tape):
     def begin_call(self, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Callable[[Any], None]:
         """Note a call that is about to be made and will write into those tensors; its result is to be told."""
         sources = [self.values[self.number_of(leaf)] for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not any(source.is_data or source.leaves for source in sources):
+        if not any(source.origin.is_data or source.origin.parameters for source in sources):
             return super().begin_call(func, args, kwargs, written)
         arguments, keywords = map_leaves((Tensor, *SETTINGS), self._plain, (args, kwargs))
         before = {id(other): self._ref(self.number_of(other)) for tensor in written for other in self.sharing(tensor)}

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mixer_equiv.equivalence.record.holders import attributes_of
 from mixer_equiv.equivalence.record.state import ModelState
 
 # An index or key in a path, which is a part of a name elsewhere.
@@ -60,7 +61,7 @@ def _tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         for i, item in enumerate(value):
             yield from _tensors_in(item, f"{name}.{i}")
     elif dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace):
-        yield from _tensors_in(vars(value), name)
+        yield from _tensors_in(attributes_of(value), name)
 
 
 def result_tensors(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -74,6 +75,6 @@ def result_tensors(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         names = getattr(result, "_fields", None)
         for i, item in enumerate(result):
             yield from result_tensors(item, f"{path}.{names[i]}" if names else f"{path}[{i}]")
-    elif hasattr(result, "__dict__"):
-        for key, item in vars(result).items():
+    else:
+        for key, item in attributes_of(result).items():
             yield from result_tensors(item, f"{path}.{key}")

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from mixer_equiv.equivalence.record.calls import IMAGES, PLAIN, CallLog, Calls, Way
+from mixer_equiv.equivalence.record.contexts import in_copied_context
+from mixer_equiv.equivalence.record.derivatives import LARGER, Derivatives
 from mixer_equiv.equivalence.record.graph import Graph
+from mixer_equiv.equivalence.record.holders import ABSENT, Change
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
 from mixer_equiv.equivalence.record.randomness import GeneratorWatch, fork_generators, seed_generators
-from mixer_equiv.equivalence.record.state import ABSENT, Change, ModelState, restoring_state
+from mixer_equiv.equivalence.record.state import ModelState, restoring_state
 from mixer_equiv.equivalence.record.torch.arguments import map_leaves
 from mixer_equiv.equivalence.record.torch.dispatch_modes import DispatchMode, FunctionMode
 from mixer_equiv.equivalence.record.torch.eager import run_eagerly
@@ -33,6 +36,7 @@ from mixer_equiv.errors import MixerEquivError
 
 
 @run_eagerly
+@in_copied_context
 def record(
     module: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -76,6 +80,7 @@ def record(
         scalars=tuple(dict.fromkeys(tape.scalars)),
         narrow_dtypes=tuple(dict.fromkeys(tape.narrow_dtypes)),
         decisions=tuple(tape.decisions),
+        weight_decisions=tuple(tape.weight_decisions),
         constants_left=frozenset(tape.left),
         exits=tuple(place for place, count in tape.decisions.items() if count > _FEW),
         uses_random_numbers=uses_random_numbers,
@@ -83,6 +88,7 @@ def record(
 
 
 @run_eagerly
+@in_copied_context
 def record_graph(
     module: Callable[..., Any],
     inputs: Mapping[str, Any],
@@ -120,6 +126,7 @@ def _to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @run_eagerly
+@in_copied_context
 def gradients(
     module: Callable[..., Any],
     argument: Tensor,
@@ -129,10 +136,11 @@ def gradients(
     cotangent: np.ndarray,
     kwargs: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float64,
-) -> dict[str, np.ndarray]:
+) -> Derivatives:
     """Differentiate the sum of an output times `cotangent` by the parameters, drawn as for `record`.
 
-    Gradients of unused parameters are 0. Raises `MixerEquivError` if all are unused, or no gradient is kept.
+    Gradients of unused parameters are 0. In float64 a second backward pass tells which are not linear in `cotangent`.
+    Raises `MixerEquivError` if all are unused, or no gradient is kept.
     """
     tape = Tape(draw, names, dtype, _places_in(module), differentiable=True)
     with _isolated(module, names), torch_full_precision(), torch.enable_grad(), _default_dtype(dtype):
@@ -147,15 +155,30 @@ def gradients(
             scalar = (outputs[output].reshape(cotangent.shape) * weights).sum()
             if not scalar.requires_grad:
                 raise MixerEquivError("no gradient reaches any parameter, as under torch.no_grad")
-            made = torch.autograd.grad(scalar, list(drawn.values()), allow_unused=True)
-    found = {name: gradient for name, gradient in zip(drawn, made, strict=True) if gradient is not None}
-    return {
-        name: found[name].cpu().numpy() if name in found else np.zeros(tuple(parameter.shape))
-        for name, parameter in names.items()
-    }
+            is_twice = dtype is torch.float64
+            made = torch.autograd.grad(scalar, list(drawn.values()), retain_graph=is_twice, allow_unused=True)
+            larger = _backward_again(scalar, list(drawn.values())) if is_twice else None
+
+    def by_name(gradients: Sequence[Tensor | None]) -> dict[str, np.ndarray]:
+        found = {name: gradient for name, gradient in zip(drawn, gradients, strict=True) if gradient is not None}
+        return {
+            name: found[name].cpu().numpy() if name in found else np.zeros(tuple(parameter.shape))
+            for name, parameter in names.items()
+        }
+
+    return Derivatives(by_name(made)) if larger is None else Derivatives.of(by_name(made), by_name(larger))
+
+
+def _backward_again(scalar: Tensor, drawn: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
+    """The gradients of a larger multiple; None for a graph that can be gone through only once."""
+    try:
+        return torch.autograd.grad(scalar, drawn, torch.full_like(scalar, LARGER), allow_unused=True)
+    except Exception:  # of somebody's hook or `torch.autograd.Function`
+        return None
 
 
 @run_eagerly
+@in_copied_context
 def call(
     module: Callable[..., Any],
     batches: Sequence[Tensor],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mixer_equiv.equivalence.place import FindPlace, nowhere
 from mixer_equiv.equivalence.record.constants import unrounded
+from mixer_equiv.equivalence.record.holders import Change
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device
-from mixer_equiv.equivalence.record.state import Change
 from mixer_equiv.equivalence.record.torch.arguments import leaves_of
 from mixer_equiv.equivalence.record.trace import Draw, Value
 from mixer_equiv.errors import NotFollowedError
@@ -32,14 +32,20 @@ _OF_SHAPES = frozenset(
 )
 
 
+class Origin(NamedTuple):
+    """Whether a value depends on the input; if not, the names of the parameters and of the constants in it."""
+
+    is_data: bool = False
+    parameters: frozenset[str] = frozenset()
+    constants: frozenset[str] = frozenset()
+
+
 class RecordedTensor:
     """A value of the pass. Its tensor is copied only when an operation is about to write into it."""
 
-    def __init__(self, number: int, tensor: Tensor, operation: str, inputs: tuple[int, ...], is_data: bool) -> None:
-        self.number, self.tensor, self.operation, self.inputs, self.is_data = number, tensor, operation, inputs, is_data
+    def __init__(self, number: int, tensor: Tensor, operation: str, inputs: tuple[int, ...], origin: Origin) -> None:
+        self.number, self.tensor, self.operation, self.inputs, self.origin = number, tensor, operation, inputs, origin
         self.find_place: FindPlace = nowhere
-        self.leaves: frozenset[str] = frozenset()
-        self.constants: frozenset[str] = frozenset()
         self.name: str | None = None
         self.is_view = False
         self._is_copied = False
@@ -57,12 +63,13 @@ class RecordedTensor:
             array,
             self.operation,
             self.inputs,
-            self.is_data,
-            self.leaves,
+            self.origin.is_data,
+            # No layer has masks and indices for parameters.
+            self.origin.parameters if self.tensor.dtype in FLOATS else frozenset(),
             self.name,
             self.is_view,
             self.find_place,
-            self.constants,
+            self.origin.constants,
         )
 
 
@@ -92,6 +99,7 @@ class Tape:
         self.scalars: list[float] = []
         self.narrow_dtypes: list[str] = []
         self.decisions: Counter[str] = Counter()  # how many numbers left torch at each place
+        self.weight_decisions: dict[str, None] = {}  # the places at which numbers of parameters did
         self.written: dict[str, None] = {}  # parameters
         self.left: set[str] = set()  # constants whose numbers went to Python
         self.uses_random_numbers = False
@@ -103,7 +111,7 @@ class Tape:
 
     def enter(self, tensor: Tensor) -> int:
         """Record the input, and return its number."""
-        return self._add(tensor, "input", (), is_data=True).number
+        return self._add(tensor, "input", (), Origin(is_data=True)).number
 
     def admit(self, result: Any) -> None:
         """Take tensors as made during the pass, without recording values of them."""
@@ -157,11 +165,11 @@ class Tape:
             else:
                 _refuse_other_layouts(tensor, "constant")
                 new = self._widen(tensor.detach()).clone().to(device())
-        value = self._add(new, "parameter" if name is not None else "constant", (), is_data=False)
-        value.name = name
-        value.leaves = frozenset() if name is None else frozenset({name})
-        if name is None and id(tensor) in self.constants:
-            value.constants = frozenset({self.constants[id(tensor)]})
+        if name is not None:
+            self._add(new, "parameter", (), Origin(parameters=frozenset({name}))).name = name
+        else:
+            known = frozenset({self.constants[id(tensor)]} if id(tensor) in self.constants else ())
+            self._add(new, "constant", (), Origin(constants=known))
         if tensor.numel() == 1 and name is None and not tensor.is_complex():
             self.scalars.append(float(new.item()))
         return new
@@ -212,30 +220,34 @@ class Tape:
     def record_result(self, operation: str, sources: list[int], result: Any) -> None:
         """Record the tensors that an operation made of the values with these numbers."""
         inputs = tuple(dict.fromkeys(sources))
-        is_data, leaves, constants = self._origin(() if operation in _OF_SHAPES else inputs)
+        origin = self._origin(() if operation in _OF_SHAPES else inputs)
         for tensor in leaves_of(result):
             if isinstance(tensor, Tensor) and tensor.dtype in FLOATS:
                 if id(tensor) in self._known and self._known[id(tensor)][0] is tensor:
                     continue
                 alike = [i for i in inputs if self.values[i].tensor.numel() == tensor.numel()]
                 is_view = any(storage_of(self.values[i].tensor) == storage_of(tensor) for i in alike)
-                value = self._add(tensor, operation, inputs, is_data=is_data)
-                value.leaves, value.constants, value.is_view = leaves, constants, is_view
+                self._add(tensor, operation, inputs, origin).is_view = is_view
             elif isinstance(tensor, Tensor):
-                self._add(tensor, operation, inputs, is_data=is_data)
+                self._add(tensor, operation, inputs, origin)
 
     def record_exit(self, tensors: Iterable[Tensor], *, is_whole: bool) -> None:
-        """Note the place, if it is there that numbers which depend on the input leave torch for Python.
+        """Note the place, if it is there that numbers of the input, or of parameters, leave torch for Python.
 
         A few numbers decide what is run, or may; of many, more may be made than can be followed.
         """
         numbers = [self._known[id(tensor)][1] for tensor in tensors if id(tensor) in self._known]
-        values = [self.values[number] for number in numbers if number >= 0]
-        self.left.update(name for value in values for name in value.constants)
-        if any(value.is_data for value in values):
+        numbers = [number for number in numbers if number >= 0]
+        origin = self._origin(numbers)
+        self.left.update(name for number in numbers for name in self.values[number].origin.constants)
+        if origin.is_data or origin.parameters:
             place = self.places.current()
             told = "" if place is None else f"{place} ({place.text})" if place.text else str(place)
-            self.decisions[told] += sum(value.tensor.numel() for value in values) if is_whole else 1
+            if origin.is_data:
+                count = sum(self.values[number].tensor.numel() for number in numbers)
+                self.decisions[told] += count if is_whole else 1
+            else:
+                self.weight_decisions[told] = None
 
     def prepare_write(self, tensor: Tensor) -> None:
         """Copy the recorded values that share memory with a tensor, which is about to be written into."""
@@ -247,10 +259,9 @@ class Tape:
         storage = storage_of(tensor)
         older = [value.number for value in self._by_storage.get(storage, ())]
         inputs = tuple(dict.fromkeys([*sources, *older]))
-        is_data, leaves, constants = self._origin(inputs)
+        origin = self._origin(inputs)
         for shared in self.sharing(tensor):
-            value = self._add(shared, operation, inputs, is_data=is_data)
-            value.leaves, value.constants = leaves, constants
+            self._add(shared, operation, inputs, origin)
 
     def sharing(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of the pass that share memory with this one, itself among them."""
@@ -261,22 +272,22 @@ class Tape:
         """Note a call that is about to be made and will write into those tensors; its result is to be told."""
         return lambda result: None
 
-    def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], *, is_data: bool) -> RecordedTensor:
+    def _add(self, tensor: Tensor, operation: str, inputs: tuple[int, ...], origin: Origin) -> RecordedTensor:
         _refuse_other_layouts(tensor, operation)
-        value = RecordedTensor(len(self.values), tensor, operation, inputs, is_data)
+        value = RecordedTensor(len(self.values), tensor, operation, inputs, origin)
         value.find_place = self.find_place
         self.values.append(value)
         self._known[id(tensor)] = (tensor, value.number)
         self._by_storage.setdefault(storage_of(tensor), []).append(value)
         return value
 
-    def _origin(self, inputs: tuple[int, ...]) -> tuple[bool, frozenset[str], frozenset[str]]:
-        """Whether a value made of these depends on the input, and if not, its parameters and constant tensors."""
-        values = [self.values[i] for i in inputs]
-        if any(value.is_data for value in values):
-            return True, frozenset(), frozenset()
-        parameters, constants = ([getattr(value, kind) for value in values] for kind in ("leaves", "constants"))
-        return False, frozenset().union(*parameters), frozenset().union(*constants)
+    def _origin(self, inputs: Iterable[int]) -> Origin:
+        """The origin of a value that is made of these. What else is in one that depends on the input is not kept."""
+        origins = [self.values[i].origin for i in inputs]
+        if any(origin.is_data for origin in origins):
+            return Origin(is_data=True)
+        parameters, constants = ([getattr(origin, kind) for origin in origins] for kind in ("parameters", "constants"))
+        return Origin(False, frozenset().union(*parameters), frozenset().union(*constants))
 
 
 def _refuse_transforms() -> None:
