@@ -68,6 +68,32 @@ class BiasOfToken(Block):
         return x + torch.cat([mixed[:, :1] + self.channels.fc2.bias, mixed[:, 1:]], 1)
 
 
+class Adapter(nn.Module):
+    """An adapter of low rank beside a layer, with something between its two layers."""
+
+    def __init__(self, layer: nn.Module, between: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        outputs, inputs = layer.weight.shape
+        self.added = nn.Sequential(nn.Linear(inputs, 2, bias=False), between, nn.Linear(2, outputs, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.added(x)
+
+
+class AdapterBeforeNorm(Block):
+    """An adapter of low rank takes the stream, and its layer the LayerNorm's result."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__(CONFIG)
+        self.down = nn.Linear(CONFIG.hidden_dim, 2, bias=False)
+        self.up = nn.Linear(2, CONFIG.channels_mlp_dim, bias=False)
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        first, second = self.channels.fc1, self.channels.fc2
+        return x + second(self.channels.act(first(self.norm2(x)) + self.up(self.down(x))))
+
+
 class Shared(Block):
     """The second LayerNorm is the first."""
 
@@ -116,6 +142,13 @@ _BLOCKS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     ("parallel branches", lambda: with_block(1, Parallel(CONFIG)), "Both read the same stream."),
     ("normalised stream", lambda: with_block(1, NormalisedStream(CONFIG)), "The branch is added to it."),
     ("a view for a transpose", lambda: with_block(0, Viewed(CONFIG)), "In one block."),
+    ("an activation in an adapter", lambda: replace("head", lambda m: Adapter(m, nn.GELU())), "At the head."),
+    (
+        "an activation in an adapter of a block",
+        lambda: replace("blocks.1.channels.fc1", lambda m: Adapter(m, nn.ReLU())),
+        "In one MLP.",
+    ),
+    ("an adapter of the stream", lambda: with_block(1, AdapterBeforeNorm(CONFIG)), "Its layer takes the LayerNorm's."),
     ("branch of the token before", lambda: with_block(2, OtherTokens(CONFIG)), "In one block."),
     ("a bias twice on token 0", lambda: with_block(1, BiasOfToken(CONFIG)), "In one block."),
 )
