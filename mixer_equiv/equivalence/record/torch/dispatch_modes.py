@@ -83,7 +83,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         tape.scalars.extend(leaf for leaf in given if isinstance(leaf, float))
         if _ARITHMETIC.search(str(func)):
             tape.scalars.extend(float(leaf) for leaf in given if type(leaf) is int)
-        tape.uses_random_numbers = tape.uses_random_numbers or torch.Tag.nondeterministic_seeded in func.tags
+        tape.uses_random_numbers = tape.uses_random_numbers or _draws(func, args, kwargs)
         if tape.differentiable:
             if func._schema.is_mutable:
                 tape.note_writes(
@@ -116,6 +116,19 @@ def _is_relu(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> boo
     lower, upper = (*args[1:], None, None)[:2]
     bounds = kwargs.get("min", lower), kwargs.get("max", upper)
     return name in ("clamp", "clamp_min") and isinstance(bounds[0], int | float) and bounds == (0, None)
+
+
+def _draws(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation draws random numbers, as attention does only where it drops some of its weights."""
+    return torch.Tag.nondeterministic_seeded in func.tags and _argument(func, args, kwargs, "dropout_p") != 0
+
+
+def _argument(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
+    """The argument of an operation with this name, or its default; None if it has none."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            return args[place] if place < len(args) else kwargs.get(name, argument.default_value)
+    return None
 
 
 def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> bool:
