@@ -20,6 +20,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
         *("batch_norm", "norm_after_stem", "norm_after_pool", "extra_layer_norm"),
     ),
     "residual connections": ("residual_missing", "residual_normalised", "residual"),
+    "order of the MLPs": ("sublayers_swapped",),
     "pooling and output": ("pooling", "output"),
     "order of axes, patches, images": ("transpose", "reshape", "patches", "preprocessing"),
     "further layers and factors": (

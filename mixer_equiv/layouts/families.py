@@ -43,7 +43,7 @@ def _is_depthwise(shapes: Mapping[str, Shape]) -> bool:
 _ATTENTION = (
     r"(^|/)(\w*attn\w*|\w*attention\w*|MultiHead\w*|mha)(/\w+)*/"
     r"(qkv|qk|q|k|v|query|key|value|[qkv]_proj|in_proj_weight|to_qkv|to_[qkv]|c_attn|query_key_value)(/|$)"
-    r"|(^|/)to_qkv/"
+    r"|(^|/)to_qkv/|(^|/)in_proj_weight$"
 )
 _BLOCKS = r"(^|/)\w*(blocks?|layers?|stages)\w*/\d+/"
 

@@ -61,6 +61,7 @@ BY_NAMES = {
 # Usual names in torchvision, in the example code of Flax and in other libraries.
 ELSEWHERE = {
     "torchvision's ViT": ("ViT", ["class_token", "encoder.layers.encoder_layer_0.self_attention.in_proj_weight"]),
+    "torch's MultiheadAttention": ("attention", ["blocks.0.mix.in_proj_weight", "blocks.0.mix.out_proj.weight"]),
     "torchvision's ConvNeXt": ("ConvNeXt", ["features.1.0.layer_scale", "features.1.0.block.0.weight"]),
     "torchvision's ResNet": ("ResNet", ["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.weight"]),
     "transformers' ViT": ("ViT", ["vit.embeddings.cls_token", "vit.encoder.layer.0.attention.attention.query.weight"]),

@@ -65,6 +65,7 @@ _ROWS = (
     Fault("pooling", "code", "different", "maximum, sum, one token or all for the mean", "mean", "pooling"),
     Fault("patches", "code", "inexpressible", "patches that overlap or are padded", "", "stem"),
     Fault("extra_mlp", "code", "inexpressible", "a further MLP in a block", "", "MLPs"),
+    Fault("sublayers_swapped", "code", "different", "the channel MLP before the token MLP", "", "blocks"),
     Fault("output", "code", "different", "a function of the logits returned, such as softmax", "", "output"),
     Fault("transpose", "code", "different", "a reshape where a transposition was meant", "swap", "transposes"),
     Fault("reshape", "code", "different", "tokens and channels reshaped into each other"),
@@ -125,7 +126,7 @@ RECOGNISED_BY: Mapping[tuple[Kind, str], str] = {
         for what in (
             *("activation", "layer_norm_eps", "layer_norm_variance", "layer_norm_axes", "layer_norm_mean"),
             *("residual", "pooling", "transpose", "post_norm", "norm_after_pool"),
-            *("batch_norm", "norm_after_stem", "patches", "extra_mlp"),
+            *("batch_norm", "norm_after_stem", "patches", "extra_mlp", "sublayers_swapped"),
         )
     },
     ("skip", "layer_norm"): "layer_norm_missing",

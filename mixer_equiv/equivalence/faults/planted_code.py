@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from mixer_equiv.config import MixerConfig
 from mixer_equiv.equivalence.faults.planted_weights import initial
+from mixer_equiv.equivalence.match.sublayers import exchange
 from mixer_equiv.equivalence.mixer.official_program import program_of
 from mixer_equiv.layouts import LINEN
-from mixer_equiv.operations import Step
+from mixer_equiv.operations import Program, Step
 
 # From the model, a step, its inputs and its parameters to the value of the step.
 Doing = Callable[["PlantedMixer", Step, list[Tensor], Sequence[Tensor]], Tensor]
@@ -180,13 +181,14 @@ class PlantedCode:
 
     `fault` is its id. `doing` are operations, by name, done otherwise; `held` are parameters, by the beginnings of
     their names, that are another one (a name), or zeros (None). `extra` are shapes of parameters that are further ones,
-    or of another shape.
+    or of another shape. `order` makes another program of the official one.
     """
 
     fault: str
     doing: Mapping[str, Doing] = dataclasses.field(default_factory=dict)
     held: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    order: Callable[[Program], Program] = lambda program: program
 
 
 def _activation(function: Callable[[Tensor], Tensor]) -> PlantedCode:
@@ -224,6 +226,11 @@ def _on_branch(name: str, change: StreamChange) -> dict[str, Doing]:
 
 def _normalised_features(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weights["extra/scale"], weights["extra/bias"], 1e-6)
+
+
+def _channels_first(program: Program) -> Program:
+    """The MLPs of the first block in each other's place."""
+    return exchange(program, program.stages["stem"]) or program
 
 
 def _scaled_images(model: PlantedMixer, step: Step, inputs: list[Tensor], parameters: Sequence[Tensor]) -> Tensor:
@@ -303,6 +310,7 @@ PLANTED: dict[str, PlantedCode] = {
             "extra/down_bias": ("hidden",),
         },
     ),
+    "channels before tokens": PlantedCode("sublayers_swapped", order=_channels_first),
     "position embedding": PlantedCode(
         "position_embedding", only_at("stem", "linear", _embedded), extra={"position": ("tokens", "hidden")}
     ),
@@ -369,7 +377,7 @@ class PlantedMixer(nn.Module):
         self.planted = planted = planted or PlantedCode("")
         self.doing = {**STEPS, **planted.doing}
         bindings = LINEN.bindings(config.num_blocks, head=config.num_classes > 0)
-        self.steps = program_of(config).steps
+        self.steps = planted.order(program_of(config)).steps
         (ph, pw), sizes = config.patch_hw, config.axis_sizes
         shapes = {name: binding.shape(sizes) for name, binding in bindings.items()}
         wider = {**sizes, "ph + 2": ph + 2, "pw + 2": pw + 2}

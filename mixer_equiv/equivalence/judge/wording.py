@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from mixer_equiv.equivalence.deviation import Deviation
 
-_IN_BLOCK = re.compile(r"MixerBlock_(\d+)/(.*)")
+_IN_BLOCK = re.compile(r"MixerBlock_(\d+)(?:/(.*))?")
 
 # The most lines of code, and modules for each of them, that a report names.
 _LINES_SHOWN = 3
@@ -30,11 +30,13 @@ def steps_in_words(deviations: Sequence[Deviation], num_blocks: int) -> str:
         if (inside := _IN_BLOCK.fullmatch(step)) is None:
             others.append(step)
         else:
-            numbers.setdefault(inside[2], []).append(int(inside[1]))
+            numbers.setdefault(inside[2] or "", []).append(int(inside[1]))
     together: dict[str, list[str]] = {}
     for step, blocks in numbers.items():
         together.setdefault(blocks_in_words(blocks, num_blocks), []).append(step)
-    return before + ", and ".join([*(f"{_listed(inner)} in {where}" for where, inner in together.items()), *others])
+    return before + ", and ".join(
+        [*(f"{_listed(inner)} in {where}".removeprefix(" in ") for where, inner in together.items()), *others]
+    )
 
 
 def blocks_in_words(numbers: Iterable[int], num_blocks: int) -> str:

@@ -1,7 +1,8 @@
 """`JoinedLayers`: one layer of a program as several of a trace.
 
 Code may have some of a layer's outputs in each of several layers, and then the next layer's inputs, whose results it
-adds. Nothing here knows programs or steps.
+adds. It may also add to a layer what two others in a row give, as adapters of low rank do (LoRA). Nothing here knows
+programs or steps.
 """
 
 from __future__ import annotations
@@ -32,6 +33,38 @@ GAP = 4
 
 # Of how many layers at most a sum is sought whose inputs are parts of an array.
 MOST_PARTS = 16
+
+
+_Pair = tuple[LayerFit, LayerFit]
+
+
+class _LowRank:
+    """A layer, and pairs of layers in a row, each times a number, that are added to it."""
+
+    def __init__(self, plain: LayerFit, terms: tuple[tuple[_Pair, float], ...] = ()) -> None:
+        self.plain, self.terms = plain, terms
+        self.array = _sum([plain.array, *(factor * second.array for (_, second), factor in terms)])
+
+    def adding(self, pair: _Pair, factor: float) -> _LowRank:
+        return _LowRank(self.plain, (*self.terms, (pair, factor)))
+
+    def fit(self, value: Value) -> LayerFit:
+        """All of it as one layer."""
+        pairs, factors = [pair for pair, _ in self.terms], [factor for _, factor in self.terms]
+
+        def kernel(arrays: Sequence[Array]) -> Array:
+            rest = zip(factors, arrays[1::2], arrays[2::2], strict=True)
+            return _sum([arrays[0], *(factor * (a @ b) for factor, a, b in rest)])
+
+        def bias(arrays: Sequence[Array]) -> Array:
+            rest = zip(factors, arrays[1::3], arrays[2::3], arrays[3::3], strict=True)
+            return _sum([arrays[0], *(factor * (a @ b + c) for factor, a, b, c in rest)])
+
+        weight = _joined([self.plain.weight, *(fit.weight for pair in pairs for fit in pair)], kernel)
+        if not any(fit.has_bias for pair in pairs for fit in pair):
+            return LayerFit(self.array, value, weight, self.plain.bias)
+        parts = [part for first, second in pairs for part in (first.bias, second.weight, second.bias)]
+        return LayerFit(self.array, value, weight, _joined([self.plain.bias, *parts], bias))
 
 
 class JoinedLayers:
@@ -67,6 +100,27 @@ class JoinedLayers:
                 if (value := self.parameters.find_value(array, position)) is not None:
                     weight, bias = (_joined([getattr(fit, kind) for fit in found], mean) for kind in ("weight", "bias"))
                     yield LayerFit(array, value, weight, bias)
+
+    def fit_low_rank(self, axes: int, x: Array, position: int) -> Iterator[LayerFit]:
+        """The layers over the last `axes` axes of `x` that are the sum of one and, times numbers, of two in a row."""
+        found = self._layers_of(axes, x, position)
+        for plain in found if len(found) > 1 else ():
+            pairs = [pair for fit in found if fit is not plain for pair in self._pairs(fit, plain)]
+            yield from self._with_pairs(_LowRank(plain), pairs, position)
+
+    def _with_pairs(self, begun: _LowRank, pairs: list[_Pair], position: int) -> Iterator[LayerFit]:
+        """The sums that the trace has of what is begun and of one pair more, and of these in turn."""
+        for pair in pairs:
+            for factor in filter(math.isfinite, dict.fromkeys((1.0, *self.parameters.trace.scalars))):
+                longer = begun.adding(pair, factor)
+                if (value := self.parameters.find_new(longer.array, position)) is not None:
+                    yield longer.fit(value)
+                    yield from self._with_pairs(longer, [other for other in pairs if other is not pair], position)
+
+    def _pairs(self, first: LayerFit, plain: LayerFit) -> list[_Pair]:
+        """A layer with each behind it that gives as many outputs as another one."""
+        behind = self._layers_of(1, first.array, first.value.number)
+        return [(first, second) for second in behind if second.array.shape == plain.array.shape]
 
     def fit_inputs(self, axes: int, x: Array, position: int, plus: Array | None) -> Iterator[tuple[LayerFit, bool]]:
         """Layers over the last `axes` axes of `x` that are sums of several, each of a part of the last axis.

@@ -165,7 +165,9 @@ class MoveGenerator:
         several = None if guessed else self.joined.fit_outputs(axes, x, state.position)
         if several is not None:
             means = self.joined.fit_means(axes, x, state.position)
-            found = [*((fit, fit.value) for fit in means), (several, several.value), *found]
+            low_rank = self.joined.fit_low_rank(axes, x, state.position)
+            sums = itertools.chain(means, low_rank)
+            found = [*((fit, fit.value) for fit in sums), (several, several.value), *found]
         names = [parameter.name for parameter in step.parameters]
         for fit, seen in found:
             yield Move(fit.array, seen, dict(zip(names, (fit.weight, fit.bias), strict=True)), sure=several is None)

@@ -27,6 +27,7 @@ from mixer_equiv.equivalence.match.move_generator import MoveGenerator
 from mixer_equiv.equivalence.match.parameter_search import Assignment, operand_names
 from mixer_equiv.equivalence.match.repetition import repeat
 from mixer_equiv.equivalence.match.search_state import COST_OF, Insertion, SearchState
+from mixer_equiv.equivalence.match.sublayers import SWAPPED, branches_end, exchange
 from mixer_equiv.equivalence.record.trace import Trace, Value
 from mixer_equiv.operations import Array, Program, Step
 
@@ -36,6 +37,9 @@ LARGEST_COST = 4
 # and the steps from which the end is near enough to try.
 LARGEST_COST_AT_END = 8
 LAST_STEPS = 4
+
+# Of how many sure steps more a change of the program's order must be confirmed.
+CONFIRMED_BY = 2
 
 # How far an output may be off, relative in the 2-norm; differences of another function are larger.
 OUTPUT_TOLERANCE = 1e-9
@@ -86,7 +90,29 @@ def find_program(
     Where no step leads on, a `thorough` search goes back some steps, which takes longest where there is
     nothing to be found. `entry` is the trace's input in the programs' order of axes.
     """
-    return _ProgramSearch(trace, entry, tuple(programs)).run(thorough)
+    search = _ProgramSearch(trace, entry, tuple(programs))
+    found = search.run(thorough)
+    if not _is_odd(found):
+        return found
+    search.exchanges = True
+    return min(found, search.run(thorough), key=_oddness)
+
+
+def _is_odd(found: WholeMatch | PartialMatch) -> bool:
+    """Whether branches in another order may explain a trace better."""
+    further = any(d.kind == "unknown" or (d.kind == "insert" and d.what in _FURTHER) for d in found.deviations)
+    return isinstance(found, PartialMatch) or further
+
+
+# What a search finds inserted where the order of branches is another one.
+_FURTHER = ("branch", "layer_norm")
+
+
+def _oddness(found: WholeMatch | PartialMatch) -> tuple[float, int, int]:
+    """A sort key: programs found to the end come first, then those of the fewest steps that are unknown or deviate."""
+    missing = -len(found.values) if isinstance(found, PartialMatch) else -math.inf
+    unknown = sum(deviation.kind == "unknown" for deviation in found.deviations)
+    return missing, unknown, len(found.deviations)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,6 +137,8 @@ class _ProgramSearch:
         self.trace, self.entry, self.programs = trace, entry, programs
         self.generator = MoveGenerator(trace)
         self._repetitions: dict[_Node, _Node] = {}
+        self.exchanges = False  # whether branches may be in each other's place
+        self._exchanges: dict[_Node, _Node | None] = {}
 
     def run(self, thorough: bool) -> WholeMatch | PartialMatch:
         state = SearchState((), (self.entry,), (self.trace.values[self.trace.input],), {}, ())
@@ -118,7 +146,7 @@ class _ProgramSearch:
         while True:
             reached = self._advance(passed[-1], 1) or (self._backtrack(passed) if thorough else None)
             if reached is None:
-                return self._partial(passed[-1])
+                return self._partial(next(node for node in reversed(passed) if not _open_exchanges(node.state)))
             if isinstance(reached, WholeMatch):
                 return reached
             passed.append(reached)
@@ -150,6 +178,11 @@ class _ProgramSearch:
         branches = node.branches()
         # More steps decide where programs part, since their first ones are often alike.
         needed = max(needed, 2) if len(branches) > 1 else needed
+        is_possible = self.exchanges and budget >= COST_OF["variant"]
+        if is_possible and (other := self._exchanged(node)) is not None:
+            found = self._search(other, budget - COST_OF["variant"], needed + CONFIRMED_BY, at_end=at_end)
+            if found is not None:
+                return found
         for step, programs in branches.items():
             state = dataclasses.replace(node.state, program=programs[0])
             for move in self.generator.moves(step, state, budget):
@@ -188,6 +221,31 @@ class _ProgramSearch:
             programs = tuple(repeat(program, len(steps)) for program in node.programs)
             self._repetitions[node] = _Node(programs, state)
         return self._repetitions[node]
+
+    def _exchanged(self, node: _Node) -> _Node | None:
+        """The node with the branch that was just begun, and the next one, in each other's place.
+
+        Both begin alike, so that only the second step tells which it is.
+        """
+        if node not in self._exchanges:
+            self._exchanges[node] = self._exchange(node)
+        return self._exchanges[node]
+
+    def _exchange(self, node: _Node) -> _Node | None:
+        state = node.state
+        place = len(state.steps) - 1
+        if place < 0 or state.steps[-1].inputs != (place,) or _open_exchanges(state):
+            return None
+        programs = tuple(other for program in node.programs if (other := exchange(program, place)) is not None)
+        begun = {program.steps[place] for program in programs}
+        renamed = state.with_last(begun.pop()) if len(begun) == 1 else None
+        end = branches_end(programs[0], place, 2) if renamed is not None else None
+        if renamed is None or end is None:
+            return None
+        stream, seen = state.seen[-2:]
+        at = None if seen is None else seen.place if seen is not stream else self.trace.place_after(seen)
+        swapped = Deviation(programs[0].steps[end - 1].name, "variant", SWAPPED, None, None, place=at)
+        return _Node(programs, dataclasses.replace(renamed, deviations=(*renamed.deviations, swapped)))
 
     # Where a program ends
 
@@ -244,6 +302,12 @@ class _ProgramSearch:
             before_insertion=state.before_insertion,
             missing=program.steps[place].name if place < len(program.steps) else "output",
         )
+
+
+def _open_exchanges(state: SearchState) -> list[Deviation]:
+    """Exchanges of branches of which not both have been found."""
+    done = {step.name for step in state.steps}
+    return [deviation for deviation in state.deviations if deviation.what == SWAPPED and deviation.step not in done]
 
 
 def _residual(actual: Array, expected: Array) -> float:

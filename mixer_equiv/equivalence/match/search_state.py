@@ -85,6 +85,21 @@ class SearchState:
             {**changed, **self.before_insertion},
         )
 
+    def with_last(self, step: Step) -> SearchState | None:
+        """The state with its last step taken for this one; None where the two differ in more than names."""
+        last = self.steps[-1]
+        if (last.operation, last.inputs, last.settings) != (step.operation, step.inputs, step.settings):
+            return None
+        names = {old.name: new.name for old, new in zip(last.parameters, step.parameters, strict=True)}
+        return dataclasses.replace(
+            self,
+            steps=(*self.steps[:-1], step),
+            assignments={names.get(name, name): assigned for name, assigned in self.assignments.items()},
+            deviations=tuple(
+                dataclasses.replace(d, step=step.name) if d.step == last.name else d for d in self.deviations
+            ),
+        )
+
     def replacing(self, place: int, array: Array, value: Value) -> SearchState:
         """The state with another value at a place, and the trace's value of it."""
         values = (*self.values[:place], array, *self.values[place + 1 :])

@@ -6,11 +6,12 @@ import dataclasses
 
 from mixer_equiv.equivalence.deviation import Choice, Deviation
 from mixer_equiv.equivalence.match.repetition import AGAIN
+from mixer_equiv.equivalence.match.sublayers import SWAPPED
 
 
 def combine(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
     """Put the deviations together that are one fault, such as a LayerNorm in another place."""
-    for pattern in (_post_norm, _one_later, _after_stem, _after_pool, _mlp_head, _once_more):
+    for pattern in (_post_norm, _one_later, _after_stem, _after_pool, _mlp_head, _once_more, _swapped):
         deviations = pattern(deviations)
     return deviations
 
@@ -50,9 +51,11 @@ _NORM_OF = {"token_mixing": "LayerNorm_0", "channel_mixing": "LayerNorm_1"}
 
 def _after_stem(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
     """A further LayerNorm of what enters the first block."""
+    is_swapped = any(d.what == SWAPPED and d.step.startswith("MixerBlock_0/") for d in deviations)
+    first = f"MixerBlock_0/LayerNorm_{int(is_swapped)}"
     return tuple(
         dataclasses.replace(d, step="stem", kind="variant", what="norm_after_stem", expected="stem", found=_STEM)
-        if d.kind == "insert" and d.what == "layer_norm" and d.step == "MixerBlock_0/LayerNorm_0"
+        if d.kind == "insert" and d.what == "layer_norm" and d.step == first
         else d
         for d in deviations
     )
@@ -96,4 +99,16 @@ def _once_more(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
 def _further_mlp(added: Deviation) -> Deviation:
     return Deviation(
         added.step.removesuffix("/add"), "variant", "extra_mlp", "one MLP", "more than one MLP", place=added.place
+    )
+
+
+def _swapped(deviations: tuple[Deviation, ...]) -> tuple[Deviation, ...]:
+    """Two branches in each other's place are the MLPs of a block."""
+    return tuple(
+        dataclasses.replace(
+            d, step=d.step.partition("/")[0], expected="token mixing first", found="channel mixing first"
+        )
+        if d.what == SWAPPED
+        else d
+        for d in deviations
     )

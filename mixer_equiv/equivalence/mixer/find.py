@@ -17,6 +17,7 @@ from mixer_equiv.equivalence.match.axes import locate_elements
 from mixer_equiv.equivalence.match.parameter_search import AssignedOperand, Assignment, UnknownParameter
 from mixer_equiv.equivalence.match.parts import JoinedValue
 from mixer_equiv.equivalence.match.program_search import PartialMatch, ProgramMatch, WholeMatch
+from mixer_equiv.equivalence.mixer.attention import attention_in
 from mixer_equiv.equivalence.mixer.best_match import best_match
 from mixer_equiv.equivalence.mixer.deviation_patterns import combine
 from mixer_equiv.equivalence.mixer.folded_norms import unfolded
@@ -127,6 +128,11 @@ class _Seen:
         family = family_of(self.trace.parameters)
         if family is not None:
             reasons = (*reasons, f"names of its parameters are those of {family.words}")
+        elif (attention := attention_in(self.trace)) is not None:
+            reasons = (
+                *reasons,
+                f"it weights values by a softmax of others, as attention does, first{_at(attention.place)}",
+            )
         residual = self.match.residual if isinstance(self.match, WholeMatch) else None
         missing = self.match.missing if isinstance(self.match, PartialMatch) else None
         return NothingFound(

@@ -27,13 +27,22 @@ Function = Callable[[Weights, Array], Array]
 def replay(config: MixerConfig, deviations: Collection[Deviation]) -> Function | None:
     """The official function for `config` with these deviations; None where one is more than a setting of a step."""
     by_step = {deviation.step: deviation for deviation in deviations}
+    steps = program_of(with_official_conventions(config)).steps
+    if not _are_of_one_step_each(deviations, steps):
+        return None
     runs: list[tuple[Step, Run]] = []
-    for step in program_of(with_official_conventions(config)).steps:
+    for step in steps:
         run = _run_with(step, by_step.get(step.name))
-        if run is None or len(by_step) < len(deviations):
+        if run is None:
             return None
         runs.append((step, run))
     return lambda weights, images: np.concatenate([_run_one(runs, weights, image[None]) for image in images])
+
+
+def _are_of_one_step_each(deviations: Collection[Deviation], steps: Collection[Step]) -> bool:
+    """Whether each deviation is of a step of its own, and none of something else, such as the order of steps."""
+    changed = [deviation.step for deviation in deviations]
+    return len(set(changed)) == len(changed) and {step.name for step in steps}.issuperset(changed)
 
 
 Run = Callable[[tuple[Array, ...], tuple[Array, ...]], Array]
@@ -62,7 +71,7 @@ def program_with(config: MixerConfig, deviations: Collection[Deviation]) -> Prog
     official = program_of(with_official_conventions(config))
     steps = [_with_setting(step, by_step.get(step.name)) for step in official.steps]
     held = tuple(step for step in steps if step is not None)
-    is_whole = len(held) == len(steps) and len(by_step) == len(deviations)
+    is_whole = len(held) == len(steps) and _are_of_one_step_each(deviations, official.steps)
     return Program(held, official.stages) if is_whole else None
 
 

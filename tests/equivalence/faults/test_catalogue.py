@@ -91,6 +91,9 @@ NOT_BOTH = {
     # Where each LayerNorm stands after its addition, that of the last block cannot be told from the final one: the last
     # block is then said to have none, and that after the pooling to be one more.
     ("post_norm", "norm_after_pool"): "inexpressible",
+    # Where each LayerNorm is of the stream itself, it takes more steps to see in which order the branches come than the
+    # search looks ahead.
+    ("residual_normalised", "channels_first"): "different",
 }
 
 
@@ -250,6 +253,7 @@ RIGHT = {
     "coupled batch": ("neighbours",),
     "clamp": ("limit",),
     "token mixing twice": ("extra_mlp",),
+    "channels first in one block": ("sublayers_swapped",),
     "mean of activated logits": ("extra_activation",),
 }
 # Those of which the causes have other verdicts than "different".

@@ -343,3 +343,61 @@ def test_a_builder_that_makes_nothing_is_refused() -> None:
 def test_a_config_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="config is a dict; it must be a MixerConfig"):
         verify(TorchMixer, config=CONFIG.to_dict())
+
+
+@pytest.mark.parametrize(("dropout", "is_told"), [(0.0, False), (0.5, True)])
+def test_attention_draws_random_numbers_only_where_it_drops_weights(dropout: float, is_told: bool) -> None:
+    def beside(f: Forward, x: Tensor) -> Tensor:
+        return f(x) + 0 * F.scaled_dot_product_attention(x, x, x, dropout_p=dropout).mean()
+
+    report = verify(Odd(beside), image=IMAGE)
+    assert report.verdict == "equivalent"
+    assert any("draws random numbers" in warning for warning in report.warnings) == is_told
+
+
+class Attending(nn.Module):
+    """Mixes the tokens of a stream by attention."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm, self.three = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, 3 * dim)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        q, k, v = self.three(self.norm(x)).chunk(3, -1)
+        return x + self.mixed(q, k, v)
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class AttendingStepwise(Attending):
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).softmax(-1) @ v
+
+
+class MultiHead(Attending):
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.three = nn.MultiheadAttention(dim, 1, batch_first=True)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        y = self.norm(x)
+        return x + self.three(y, y, y, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (Attending, "it weights values by a softmax of others, as attention does, first at "),
+        (AttendingStepwise, "it weights values by a softmax of others, as attention does, first at "),
+        (MultiHead, "names of its parameters are those of a model with attention"),
+    ],
+)
+def test_attention_in_the_place_of_token_mixing_is_called_so(block: type[Attending], said: str) -> None:
+    model = PortMixer(CONFIG)
+    for i in range(len(model.blocks)):
+        model.blocks[i] = block(CONFIG.hidden_dim)
+    report = verify(model, image=IMAGE)
+    assert report.verdict in ("nothing_compared", "inexpressible")
+    assert any(reason.startswith(said) for reason in report.reasons), report.reasons
+    assert not any("random" in warning for warning in report.warnings)

@@ -148,6 +148,43 @@ class Centred(Mixer):
         return self.classify(x)
 
 
+class Adapter(nn.Module):
+    """A layer with an adapter of low rank (LoRA), times a factor; the layer lacks what that adds."""
+
+    def __init__(self, layer: nn.Linear, factor: float) -> None:
+        super().__init__()
+        outputs, inputs = layer.weight.shape
+        self.down, self.up = (nn.Linear(*sizes, bias=False) for sizes in ((inputs, 2), (2, outputs)))
+        self.factor = factor
+        self.layer = part(layer.weight - factor * (self.up.weight @ self.down.weight).detach(), layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = self.up(self.down(x))
+        return self.layer(x) + (added if self.factor == 1 else self.factor * added)
+
+
+class Adapted(Mixer):
+    """Adapters on the head, or on the layers of all blocks whose names begin so."""
+
+    def __init__(self, name: str, factor: float = 1) -> None:
+        super().__init__()
+        for owner in (self, *self.blocks):
+            for key, layer in list(owner.named_children()):
+                if key.startswith(name):
+                    setattr(owner, key, Adapter(layer, factor))
+
+
+class AdaptedTwice(Mixer):
+    """An adapter on a head that has one already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = Adapter(self.head, 0.5)
+        outer = Adapter(inner.layer, 2)
+        inner.layer = outer
+        self.head = inner
+
+
 SEVERAL: dict[str, Callable[[], nn.Module]] = {
     "channels in experts, one bias": lambda: Several("channels", lambda a, b: Experts(a, b, 9, 1)),
     "channels in experts, a bias each": lambda: Several(
@@ -162,5 +199,12 @@ SEVERAL: dict[str, Callable[[], nn.Module]] = {
     "heads for groups of classes": HeadByGroups,
     "mean of two heads": TwoHeads,
     "stem by colour": StemByColour,
+    "head with an adapter": lambda: Adapted("head"),
+    "head with an adapter, scaled": lambda: Adapted("head", 0.25),
+    "head with two adapters": AdaptedTwice,
+    "channels with adapters": lambda: Adapted("channels_"),
+    "channels with adapters, scaled": lambda: Adapted("channels_", 4),
+    "tokens with adapters": lambda: Adapted("tokens_"),
+    "tokens with adapters, scaled": lambda: Adapted("tokens_", 4),
     "centred stream": Centred,
 }

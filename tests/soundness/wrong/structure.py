@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tests.soundness.cases import CONFIG, NOT_OFFICIAL, Case
+from tests.soundness.cases import CONFIG, DIFFERENT, NOT_OFFICIAL, Case
 from tests.soundness.plain_torch import Block, Mixer, replace
 
 
@@ -68,6 +68,32 @@ class BiasOfToken(Block):
         return x + torch.cat([mixed[:, :1] + self.channels.fc2.bias, mixed[:, 1:]], 1)
 
 
+class Adapter(nn.Module):
+    """An adapter of low rank beside a layer, with something between its two layers."""
+
+    def __init__(self, layer: nn.Module, between: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        outputs, inputs = layer.weight.shape
+        self.added = nn.Sequential(nn.Linear(inputs, 2, bias=False), between, nn.Linear(2, outputs, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.added(x)
+
+
+class AdapterBeforeNorm(Block):
+    """An adapter of low rank takes the stream, and its layer the LayerNorm's result."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__(CONFIG)
+        self.down = nn.Linear(CONFIG.hidden_dim, 2, bias=False)
+        self.up = nn.Linear(2, CONFIG.channels_mlp_dim, bias=False)
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        first, second = self.channels.fc1, self.channels.fc2
+        return x + second(self.channels.act(first(self.norm2(x)) + self.up(self.down(x))))
+
+
 class Shared(Block):
     """The second LayerNorm is the first."""
 
@@ -104,6 +130,7 @@ class TrainedWrongly(Mixer):
         return super().forward(images.relu() if self.training else images)
 
 
+_SWAPPED = ("sublayers_swapped",)
 # Name, what makes the model, why it is wrong.
 _BLOCKS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     (
@@ -113,11 +140,30 @@ _BLOCKS: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     ),
     ("a second mixing by 1e-9", lambda: Mixer(block=TwiceMixed), "Added to the stream."),
     ("parallel branches", lambda: with_block(1, Parallel(CONFIG)), "Both read the same stream."),
-    ("channels before tokens", lambda: with_block(2, ChannelsFirst(CONFIG)), "In the last block."),
     ("normalised stream", lambda: with_block(1, NormalisedStream(CONFIG)), "The branch is added to it."),
     ("a view for a transpose", lambda: with_block(0, Viewed(CONFIG)), "In one block."),
+    ("an activation in an adapter", lambda: replace("head", lambda m: Adapter(m, nn.GELU())), "At the head."),
+    (
+        "an activation in an adapter of a block",
+        lambda: replace("blocks.1.channels.fc1", lambda m: Adapter(m, nn.ReLU())),
+        "In one MLP.",
+    ),
+    ("an adapter of the stream", lambda: with_block(1, AdapterBeforeNorm(CONFIG)), "Its layer takes the LayerNorm's."),
     ("branch of the token before", lambda: with_block(2, OtherTokens(CONFIG)), "In one block."),
     ("a bias twice on token 0", lambda: with_block(1, BiasOfToken(CONFIG)), "In one block."),
+)
+# Blocks whose MLPs are put together otherwise, each with the causes that may be named.
+_SUBLAYERS: tuple[tuple[str, Callable[[], nn.Module], str, tuple[str, ...]], ...] = (
+    ("channels before tokens", lambda: Mixer(block=ChannelsFirst), "In all blocks.", _SWAPPED),
+    ("channels before tokens, first", lambda: with_block(0, ChannelsFirst(CONFIG)), "In the first block.", _SWAPPED),
+    ("channels before tokens, middle", lambda: with_block(1, ChannelsFirst(CONFIG)), "In the middle block.", _SWAPPED),
+    ("channels before tokens, last", lambda: with_block(2, ChannelsFirst(CONFIG)), "In the last block.", _SWAPPED),
+    (
+        "channels before tokens, erf",
+        lambda: replace("blocks.0.channels.act", lambda _: nn.GELU(), Mixer(block=ChannelsFirst)),
+        "With the erf GELU in one MLP.",
+        (*_SWAPPED, "activation"),
+    ),
 )
 _CONSTRAINED: tuple[tuple[str, Callable[[], nn.Module], str], ...] = (
     ("one LayerNorm for two in one block", lambda: with_block(1, Shared(CONFIG)), "Both are equal."),
@@ -135,6 +181,7 @@ _CONSTRAINTS = ("shared_parameters", "tied_blocks", "absent_parameters")
 
 
 CASES = (
+    *(Case(f"structure: {name}", make, DIFFERENT, why, causes=causes) for name, make, why, causes in _SUBLAYERS),
     *(Case(f"structure: {name}", make, NOT_OFFICIAL, why) for name, make, why in _BLOCKS),
     *(
         Case(f"structure: {name}", make, ("equivalent_under",), why, causes=_CONSTRAINTS)

@@ -72,12 +72,20 @@ class Block(nn.Module):
         self.token_norms = nn.ModuleList(norm_of(config, mistakes, over_tokens=True) for _ in self.token_mlps)
         self.channel_norms = nn.ModuleList(norm_of(config, mistakes) for _ in self.channel_mlps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def mix_tokens(self, x: Tensor) -> Tensor:
         for norm, mlp in zip(self.token_norms, self.token_mlps, strict=True):
             x = norm(x + mlp(x.mT).mT) if "token post-norm" in self.mistakes else x + mlp(norm(x).mT).mT
+        return x
+
+    def mix_channels(self, x: Tensor) -> Tensor:
         for norm, mlp in zip(self.channel_norms, self.channel_mlps, strict=True):
             x = norm(x + mlp(x)) if "channel post-norm" in self.mistakes else x + mlp(norm(x))
         return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "channels first" in self.mistakes:
+            return self.mix_tokens(self.mix_channels(x))
+        return self.mix_channels(self.mix_tokens(x))
 
 
 class MiswrittenMixer(nn.Module):
@@ -174,6 +182,7 @@ MISTAKES: dict[str, Mistake] = {
     "BatchNorm": Mistake(_I, "batch_norm", "a BatchNorm", "5 of 5 LayerNorms", "everywhere"),
     "two token MLPs": Mistake(_I, "extra_mlp", "more than one MLP", "2 MLPs", "token_mixing in both blocks"),
     "two channel MLPs": Mistake(_I, "extra_mlp", "more than one MLP", "2 MLPs", "channel_mixing in both blocks"),
+    "channels first": Mistake(_D, "sublayers_swapped", "channel mixing first", "2 blocks", "both blocks"),
 }
 
 # The official function, with two affine layers for a stem.

@@ -36,6 +36,17 @@ class MiswrittenFlaxMixer(nn.Module):
         x = nn.LayerNorm()(swapped(x)) if over_tokens else swapped(self.norm(x))
         return swapped(Mlp(self.config.tokens_mlp_dim)(x))
 
+    def mix_tokens(self, x: Any) -> Any:
+        for _ in range(1 + ("two token MLPs" in self.mistakes)):
+            x = x + self.mixed(x)
+        return x
+
+    def mix_channels(self, x: Any) -> Any:
+        for _ in range(1 + ("two channel MLPs" in self.mistakes)):
+            mlp = Mlp(self.config.channels_mlp_dim)
+            x = self.norm(x + mlp(x)) if "channel post-norm" in self.mistakes else x + mlp(self.norm(x))
+        return x
+
     @nn.compact
     def __call__(self, images: Any) -> Any:
         c, mistakes = self.config, self.mistakes
@@ -45,12 +56,10 @@ class MiswrittenFlaxMixer(nn.Module):
             x = x.transpose(0, 3, 1, 2)
         x = x.reshape(len(x), c.num_tokens, c.hidden_dim)
         x = nn.LayerNorm()(x) if "LayerNorm after the stem" in mistakes else x
+        mixings = (self.mix_tokens, self.mix_channels)
         for _ in range(c.num_blocks):
-            for _ in range(1 + ("two token MLPs" in mistakes)):
-                x = x + self.mixed(x)
-            for _ in range(1 + ("two channel MLPs" in mistakes)):
-                mlp = Mlp(c.channels_mlp_dim)
-                x = self.norm(x + mlp(x)) if "channel post-norm" in mistakes else x + mlp(self.norm(x))
+            for mix in reversed(mixings) if "channels first" in mistakes else mixings:
+                x = mix(x)
         x = self.norm(x).mean(axis=2 if "mean over channels" in mistakes else 1)
         x = nn.Dense(c.num_classes)(x)
         return nn.log_softmax(x) if "log_softmax" in mistakes else x
@@ -59,4 +68,5 @@ class MiswrittenFlaxMixer(nn.Module):
 IN_FLAX = (
     *("BatchNorm", "LayerNorm over tokens", "LayerNorm after the stem", "channel post-norm"),
     *("overlapping stem", "reshaped", "two token MLPs", "two channel MLPs", "mean over channels", "log_softmax"),
+    "channels first",
 )

@@ -74,6 +74,34 @@ class OwnMixer(nn.Module):
             v = v * x.shape[-1] / (x.shape[-1] - 1)
         return (x - m) * torch.rsqrt(v + eps) * self.w[g] + self.w[s]
 
+    def mix_tokens(self, x: Tensor, block: int) -> Tensor:
+        w, f, b = self.w, self.faults, x.shape[0]
+        i = 0 if "blocks_tied" in f else block
+        n1 = x if "post_norm" in f else self.norm(x, f"g_a_{i}", f"s_a_{i}", f"a{block}")
+        y = n1.reshape(b, n1.shape[2], n1.shape[1]) if "view_for_transpose" in f else n1.transpose(1, 2)
+        u = torch.einsum("bds,ts->bdt", y, w[f"t_up_{i}"])
+        if f"t_up0_{i}" in w:
+            u = u + w[f"t_up0_{i}"]
+        y = torch.einsum("bdt,st->bds", self.act(u), w[f"t_dn_{i}"]) + w[f"t_dn0_{i}"]
+        y = y.reshape(b, y.shape[2], y.shape[1]) if "view_for_transpose" in f else y.transpose(1, 2)
+        x = self.added(x, n1, y, "residual_token_missing")
+        return self.norm(x, f"g_a_{i}", f"s_a_{i}", f"a{block}") if "post_norm" in f else x
+
+    def mix_channels(self, x: Tensor, block: int) -> Tensor:
+        w, f = self.w, self.faults
+        i = 0 if "blocks_tied" in f else block
+        second = "a" if "norm_shared" in f else "b"
+        n2 = x if "post_norm" in f else self.norm(x, f"g_{second}_{i}", f"s_{second}_{i}", f"b{block}")
+        u = torch.einsum("bnd,dc->bnc", n2, w[f"c_up_{i}"]) + w[f"c_up0_{i}"]
+        y = torch.einsum("bnc,cd->bnd", self.act(u), w[f"c_dn_{i}"]) + w[f"c_dn0_{i}"]
+        x = self.added(x, n2, y, "residual_channel_missing")
+        return self.norm(x, f"g_{second}_{i}", f"s_{second}_{i}", f"b{block}") if "post_norm" in f else x
+
+    def added(self, x: Tensor, normed: Tensor, y: Tensor, missing: str) -> Tensor:
+        if missing in self.faults:
+            return y
+        return normed + y if "residual_normalised" in self.faults else x + y
+
     def forward(self, images: Tensor) -> Tensor:
         c, w, f = self.c, self.w, self.faults
         (ph, pw), (gh, gw) = c.patch_hw, c.grid_hw
@@ -85,34 +113,9 @@ class OwnMixer(nn.Module):
         if "where" in w:
             x = x + w["where"]
         for block in range(c.num_blocks):
-            i = 0 if "blocks_tied" in f else block
-            second = "a" if "norm_shared" in f else "b"
-            n1 = x if "post_norm" in f else self.norm(x, f"g_a_{i}", f"s_a_{i}", f"a{block}")
-            y = n1.reshape(b, n1.shape[2], n1.shape[1]) if "view_for_transpose" in f else n1.transpose(1, 2)
-            u = torch.einsum("bds,ts->bdt", y, w[f"t_up_{i}"])
-            if f"t_up0_{i}" in w:
-                u = u + w[f"t_up0_{i}"]
-            y = torch.einsum("bdt,st->bds", self.act(u), w[f"t_dn_{i}"]) + w[f"t_dn0_{i}"]
-            y = y.reshape(b, y.shape[2], y.shape[1]) if "view_for_transpose" in f else y.transpose(1, 2)
-            if "residual_token_missing" in f:
-                x = y
-            elif "residual_normalised" in f:
-                x = n1 + y
-            else:
-                x = x + y
-            if "post_norm" in f:
-                x = self.norm(x, f"g_a_{i}", f"s_a_{i}", f"a{block}")
-            n2 = x if "post_norm" in f else self.norm(x, f"g_{second}_{i}", f"s_{second}_{i}", f"b{block}")
-            u = torch.einsum("bnd,dc->bnc", n2, w[f"c_up_{i}"]) + w[f"c_up0_{i}"]
-            y = torch.einsum("bnc,cd->bnd", self.act(u), w[f"c_dn_{i}"]) + w[f"c_dn0_{i}"]
-            if "residual_channel_missing" in f:
-                x = y
-            elif "residual_normalised" in f:
-                x = n2 + y
-            else:
-                x = x + y
-            if "post_norm" in f:
-                x = self.norm(x, f"g_{second}_{i}", f"s_{second}_{i}", f"b{block}")
+            mixings = [self.mix_tokens, self.mix_channels]
+            for mix in reversed(mixings) if "channels_first" in f else mixings:
+                x = mix(x, block)
         if "norm_final_missing" not in f and "norm_after_pool" not in f:
             x = self.norm(x, "g_z", "s_z")
         if "pool_max" in f:
@@ -154,6 +157,7 @@ FAULTS: dict[str, tuple[str, str, str, str | None]] = {
     "residual_token_missing": (_D, "residual_missing", "none", _FIRST),
     "residual_channel_missing": (_D, "residual_missing", "none", _FIRST_CHANNELS),
     "residual_normalised": (_D, "residual_normalised", "the normalised stream", _FIRST),
+    "channels_first": (_D, "sublayers_swapped", "channel mixing first", _FIRST),
     "pool_max": (_D, "pooling", "max", "pooled"),
     "pool_sum": (_D, "pooling", "sum", "pooled"),
     "pool_first": (_D, "pooling", "first token", "pooled"),

@@ -83,7 +83,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         tape.scalars.extend(leaf for leaf in given if isinstance(leaf, float))
         if _ARITHMETIC.search(str(func)):
             tape.scalars.extend(float(leaf) for leaf in given if type(leaf) is int)
-        tape.uses_random_numbers = tape.uses_random_numbers or torch.Tag.nondeterministic_seeded in func.tags
+        tape.uses_random_numbers = tape.uses_random_numbers or _draws(func, args, kwargs)
         if tape.differentiable:
             if func._schema.is_mutable:
                 tape.note_writes(
@@ -139,6 +139,19 @@ def _name_of_clamp(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         return "relu"
     kind = "clamp_min" if bounds[1] is None else "clamp_max" if bounds[0] is None else "clamp"
     return f"{kind}_" if is_in_place else kind
+
+
+def _draws(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation draws random numbers, as attention does only where it drops some of its weights."""
+    return torch.Tag.nondeterministic_seeded in func.tags and _argument(func, args, kwargs, "dropout_p") != 0
+
+
+def _argument(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
+    """The argument of an operation with this name, or its default; None if it has none."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            return args[place] if place < len(args) else kwargs.get(name, argument.default_value)
+    return None
 
 
 def _is_written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor) -> bool:
