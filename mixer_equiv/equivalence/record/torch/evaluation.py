@@ -63,7 +63,7 @@ def run_node(node: Node, result_of: Callable[[Ref], Tensor]) -> Any:
         return LAX_RULES[name](*arguments, **keywords)
     if node.operation in _AS_RESHAPE:
         return arguments[0].reshape(arguments[1])
-    if node.operation == "aten.native_batch_norm.default" and not arguments[5]:
+    if node.operation == "aten.native_batch_norm.default" and _asks_for_statistics(arguments):
         return _batch_norm(*arguments[:5], eps=arguments[7])
     function, written = _resolve(node.operation)
     if not written:
@@ -81,6 +81,11 @@ def run_node(node: Node, result_of: Callable[[Ref], Tensor]) -> Any:
             arguments[place] = copies
     function(*arguments, **keywords)
     return tuple(made)
+
+
+def _asks_for_statistics(arguments: Sequence[Any]) -> bool:
+    """Whether a BatchNorm with its statistics is to be differentiated after these."""
+    return not arguments[5] and any(held.requires_grad for held in arguments[3:5])
 
 
 def _batch_norm(
