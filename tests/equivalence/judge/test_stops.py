@@ -25,6 +25,7 @@ STOPPED: dict[str, Any] = {
     "batch": 2,
     "draws": False,
     "decisions": (),
+    "weight_decisions": (),
     "constants": (),
     "exits": (),
     "reasons": ("it stopped",),
