@@ -1,7 +1,7 @@
 """`compare_models`: any two models, which parameter of one is which of the other, and where they part.
 
 Start here to follow a comparison: both are recorded, A's parameters are looked for in B, and what was found is held
-against other parameters and inputs.
+against other parameters.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ModelComparison:
         is_explained: Whether, with these changes, it is.
         correspondence: Which parameters are which, as far as they were found.
         residual: How far the outputs are apart with the changes, relative to B's; None where A did not get there.
-        residual_anew: The same with other parameters and inputs; None where it was not run.
+        residual_anew: The same with other parameters; None where it was not run.
         stopped_at: The place in A of the step whose parameters were not found.
         output: The path of the output of B that was compared.
         tries: How often a step of A was run to find its parameters.
@@ -144,7 +144,7 @@ def _tensors(given: Mapping[str, Any], graph: Graph) -> dict[str, Tensor]:
 def _residual_anew(
     search: Search, b: Recordable, given_a: Mapping[str, Any], given_b: Mapping[str, Any], seed: int
 ) -> float | None:
-    """How far the outputs are apart on other parameters of B and, where floats are all that goes in, other inputs."""
+    """How far the outputs are apart on other parameters of B, and the same inputs."""
     graph_b = search.offers.graph
     inputs_a, inputs_b = _tensors(given_a, search.forward.graph), _tensors(given_b, graph_b)
     with torch.no_grad(), np.errstate(all="ignore"):

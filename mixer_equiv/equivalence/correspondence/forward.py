@@ -141,11 +141,7 @@ class Forward:
         """Let nodes compute something else, by their numbers, and all others their own calls."""
         self.instead = dict(instead)
         nodes = self.graph.nodes
-        reached = {ref.node for ref in self.graph.outputs.values()}
-        for number in range(len(nodes) - 1, -1, -1):
-            if number in reached:
-                reached.update(ref.node for ref in self.takes(number))
-        self.order = sorted(n for n in reached if nodes[n].is_data and not nodes[n].is_given)
+        self.order = [n for n in self.graph.needed(self.takes) if nodes[n].is_data and not nodes[n].is_given]
 
     def takes(self, number: int) -> tuple[Ref, ...]:
         """The results that a node takes."""

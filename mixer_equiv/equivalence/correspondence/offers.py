@@ -101,10 +101,10 @@ class Offers:
         if piece is None and made.is_given:
             piece = Piece(made.name, made.shapes[0])
         alike = self._operands.setdefault(array.size, [])
-        fingerprint = Fingerprint(array)
-        if array.size and not any(fingerprint.matches(Fingerprint(other.array)) for other in alike):
-            names = (piece.name,) if piece else tuple(sorted(made.parameters))
-            alike.append(Operand(self._count, array, names, piece, node))
+        names = (piece.name,) if piece else tuple(sorted(made.parameters))
+        operand = Operand(self._count, array, names, piece, node)
+        if array.size and not any(operand.fingerprint.matches(other.fingerprint) for other in alike):
+            alike.append(operand)
             self._count += 1
 
     def sizes(self) -> list[int]:
@@ -113,9 +113,8 @@ class Offers:
 
     def operands(self, size: int) -> list[Operand]:
         """Parameters, what is computed of them, and the parts that the model tells apart, of so many elements."""
-        if size not in self._operands or not any(operand.is_part for operand in self._operands[size]):
-            for piece, node in self._parts.get(size, ()):
-                self._offer(node, np.ascontiguousarray(piece.take(self._array(piece.name))), piece)
+        for piece, node in self._parts.pop(size, ()):
+            self._offer(node, np.ascontiguousarray(piece.take(self._array(piece.name))), piece)
         return self._operands.get(size, [])
 
     def _array(self, name: str) -> np.ndarray:
@@ -123,7 +122,7 @@ class Offers:
 
     @cached_property
     def _parts(self) -> dict[int, list[tuple[Piece, int]]]:
-        """The parts of fused parameters, with the nodes that take them, by their sizes."""
+        """The parts of fused parameters that are not offered yet, with the nodes that take them, by their sizes."""
         found: dict[int, list[tuple[Piece, int]]] = {}
         for number in self.forward.order:
             names = self.graph.nodes[number].parameters

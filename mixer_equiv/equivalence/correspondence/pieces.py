@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from mixer_equiv.equivalence.match.axes import reorder_axes
+from mixer_equiv.equivalence.record.array_fingerprint import Fingerprint
 
 Shape = tuple[int, ...]
 
@@ -89,6 +90,10 @@ class Operand:
     names: tuple[str, ...]
     piece: Piece | None
     node: int
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(self.array)
 
     @property
     def is_part(self) -> bool:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -318,15 +318,10 @@ class Search:
         """Go on from the furthest states with one change; then with two."""
         states = self.furthest
         ways = ((partial(self._all_changes, few=True), 1), (self._all_changes, 1), (self._terms_left_out, 2))
-        for changes, steps in ways:
-            for state in states:
-                self._restore(state)
-                self.window = []
-                if self._change(changes(), steps):
-                    return True
+        if any(self._change_from(states, changes, steps) for changes, steps in ways):
+            return True
         for state in states[:_FEW_STATES]:
-            self._restore(state)
-            self.window = []
+            self._go_on_from(state)
             for first in itertools.islice(self._all_changes(few=True), _MOST_PAIRED):
                 self._apply(first)
                 with contextlib.suppress(RuntimeError, ValueError, TypeError, IndexError):
@@ -335,14 +330,24 @@ class Search:
                     if self._change(change for change in others if change.node != first.node):
                         return True
                 self._restore(state)
-        for state in states:
-            self._restore(state)
-            self.window = []
-            if self._change(self._values_taken()):
-                return True
+        if self._change_from(states, self._values_taken, 1):
+            return True
         if states:
             self._restore(states[0])
         return False
+
+    def _change_from(self, states: Sequence[_State], changes: Callable[[], Iterator[Change]], steps: int) -> bool:
+        """Whether a change in one of these states is proved."""
+        for state in states:
+            self._go_on_from(state)
+            if self._change(changes(), steps):
+                return True
+        return False
+
+    def _go_on_from(self, state: _State) -> None:
+        """Restore a state, in which no choice may be doubted any more."""
+        self._restore(state)
+        self.window = []
 
     def _terms_left_out(self) -> Iterator[Change]:
         return terms_left_out(Suspects(self.forward, self._suspects(), ()))

@@ -19,7 +19,7 @@ from mixer_equiv.equivalence.correspondence.forward import Forward
 from mixer_equiv.equivalence.correspondence.pieces import Candidate, Piece, Shape, aligned, is_in_order
 from mixer_equiv.equivalence.match.axes import reorder_axes
 from mixer_equiv.equivalence.record.graph import Graph, Ref
-from mixer_equiv.errors import ConversionError
+from mixer_equiv.errors import ConversionError, summarize
 
 # The source of a number that is a constant.
 _CONSTANT = -1
@@ -86,8 +86,8 @@ class Correspondence:
         _check(weights, self.a_shapes)
         if self.computed:
             raise ConversionError(
-                f"B computes {_some(self.computed)} from its parameters, so that weights cannot be ported to it; port "
-                "them in the other direction"
+                f"B computes {summarize(self.computed, 3)} from its parameters, so that weights cannot be ported to it"
+                "; port them in the other direction"
             )
         size = sum(map(int, map(np.prod, self.b_shapes.values())))
         dtype = np.result_type(*weights.values())
@@ -106,7 +106,7 @@ class Correspondence:
         parts = dict(zip(self.b_shapes, np.split(is_set, np.cumsum(self._sizes)[:-1]), strict=True))
         lacking = [name for name, part in parts.items() if not part.all()]
         if lacking:
-            raise ConversionError(f"nothing of A gives {_some(lacking)} of B")
+            raise ConversionError(f"nothing of A gives {summarize(lacking, 3)} of B")
         arrays = np.split(flat, np.cumsum(self._sizes)[:-1])
         return {name: array.reshape(shape) for array, (name, shape) in zip(arrays, self.b_shapes.items(), strict=True)}
 
@@ -345,10 +345,4 @@ def _check(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
         if name in weights and np.shape(weights[name]) != shape
     ]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ConversionError(f"the checkpoint {'; '.join(problems[:3])}{more}")
-
-
-def _some(names: Sequence[str] | Mapping[str, object]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+        raise ConversionError(f"the checkpoint {summarize(problems, 3, '; ')}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from mixer_equiv.equivalence.correspondence.kinds import operation_name
 from mixer_equiv.equivalence.record.graph import Graph, Node, Ref
 
 
@@ -75,7 +76,7 @@ def _activation(graph: Graph, node: Node) -> Changed:
 
 def _operands(graph: Graph, node: Node) -> Changed:
     """Operands in the other order, where that gives another result of the same shape."""
-    name = node.operation.partition(".")[2].partition(".")[0]
+    name = operation_name(node)
     refs = node.arguments[:2]
     if name not in ("sub", "div", "bmm") or not all(isinstance(ref, Ref) for ref in refs) or len(refs) < 2:
         return
@@ -95,7 +96,7 @@ def _axis(graph: Graph, node: Node) -> Changed:
 
 def _sum_left_out(graph: Graph, node: Node) -> Changed:
     """A sum, such as a residual, of which one term alone is left."""
-    name = node.operation.partition(".")[2].partition(".")[0]
+    name = operation_name(node)
     refs = [argument for argument in node.arguments if isinstance(argument, Ref)]
     if name == "add" and len(refs) == 2:
         for which, ref in enumerate(refs):
@@ -105,7 +106,7 @@ def _sum_left_out(graph: Graph, node: Node) -> Changed:
 
 def _step_left_out(graph: Graph, node: Node) -> Changed:
     """A step that gives its first operand as it is."""
-    name = node.operation.partition(".")[2].partition(".")[0]
+    name = operation_name(node)
     ref = next((argument for argument in node.arguments if isinstance(argument, Ref)), None)
     if name in _LEFT_OUT and ref and graph.shape(ref) == node.shapes[0] and graph.nodes[ref.node].is_data:
         yield "left out", _passing(node, ref)

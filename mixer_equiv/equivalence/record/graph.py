@@ -7,7 +7,7 @@ A trace has the values of one pass; a graph has what made them. Recorders build 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -101,17 +101,23 @@ class Graph:
         """The shape of a result."""
         return _shape(self.nodes, ref)
 
-    def needed(self) -> tuple[int, ...]:
-        """The numbers of the nodes on which an output depends, in order."""
+    def needed(self, takes: Callable[[int], Iterable[Ref]] | None = None) -> tuple[int, ...]:
+        """The numbers of the nodes on which an output depends, in order; `takes` gives what a node takes now."""
         reached = {ref.node for ref in self.outputs.values()}
         for number in range(len(self.nodes) - 1, -1, -1):
             if number in reached:
-                reached.update(ref.node for ref in self.nodes[number].refs)
+                reached.update(ref.node for ref in (takes(number) if takes else self.nodes[number].refs))
         return tuple(sorted(reached))
 
 
 def _shape(nodes: Sequence[Node], ref: Ref) -> Shape:
     return nodes[ref.node].shapes[ref.part or 0]
+
+
+def split_arguments(given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Positional arguments, whose names are numbers, in their order, and the others by name."""
+    positional = sorted((name for name in given if name.isdecimal()), key=int)
+    return [given[name] for name in positional], {n: value for n, value in given.items() if not n.isdecimal()}
 
 
 def refs_in(value: Any) -> Iterator[Ref]:

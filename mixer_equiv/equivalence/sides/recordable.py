@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mixer_equiv.arrays.interop import flatten, require, unflatten
-from mixer_equiv.equivalence.record.graph import Graph
+from mixer_equiv.equivalence.record.graph import Graph, split_arguments
 from mixer_equiv.equivalence.record.trace import Draw
 from mixer_equiv.equivalence.sides.adapters import is_model, jax_tree
 from mixer_equiv.equivalence.sides.inference_mode import mode_arguments, with_inference_fields
@@ -87,13 +87,13 @@ def _of_linen(module: Any, inputs: Mapping[str, Any]) -> Recordable:
     filled, _ = mode_arguments(module.__call__)
     given = {key: _mapped(value, _as_numpy) for key, value in inputs.items()}
     with errors_named(name):
-        args, kwargs = _arguments(given)
+        args, kwargs = split_arguments(given)
         boxed = jax.eval_shape(partial(module.init, **filled), jax.random.key(0), *args, **kwargs)
         made = dict(flatten(meta.unbox(boxed)))
     shapes = {_bare(key): tuple(leaf.shape) for key, leaf in made.items() if np.issubdtype(leaf.dtype, np.floating)}
 
     def call(parameters: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
-        args, kwargs = _arguments(arguments)
+        args, kwargs = split_arguments(arguments)
         variables = {key: parameters[_bare(key)] for key in made if _bare(key) in shapes}
         return module.apply(unflatten(variables), *args, **kwargs, **filled)
 
@@ -122,7 +122,7 @@ def _of_nnx(module: Any, inputs: Mapping[str, Any]) -> Recordable:
         nnx.replace_by_pure_dict(state, jax_tree(like, parameters))
         made = nnx.merge(graph, state, rest)
         made.eval()
-        args, kwargs = _arguments(arguments)
+        args, kwargs = split_arguments(arguments)
         return made(*args, **kwargs, **filled)
 
     return Recordable(name, "flax", shapes, partial(_record_jax, name, call, shapes, given))
@@ -135,12 +135,6 @@ def _record_jax(
 
     with errors_named(name):
         return record_graph(call, shapes, given, draw)
-
-
-def _arguments(given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Positional arguments, whose names are numbers, and the others."""
-    positional = sorted((name for name in given if name.isdecimal()), key=int)
-    return [given[name] for name in positional], {n: value for n, value in given.items() if not n.isdecimal()}
 
 
 def _mapped(value: Any, convert: Callable[[Any], Any]) -> Any:

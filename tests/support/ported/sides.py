@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.xla_options import cheap_jit
 from mixer_equiv.arrays.interop import flatten, unflatten
+from mixer_equiv.equivalence.record.graph import split_arguments
 from mixer_equiv.equivalence.record.precision import jax_full_precision, torch_full_precision
 from mixer_equiv.equivalence.record.torch.nested_tensors import result_tensors
 from tests.support.ported.pair import Arrays, Input, Side, in_channels_last
@@ -30,10 +31,12 @@ def torch_side(module: nn.Module, *outputs: str) -> Side:
 
     def run(parameters: Arrays, inputs: Arrays) -> list[np.ndarray]:
         given = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        positional = tuple(given.pop(name) for name in sorted(filter(str.isdecimal, given), key=int))
+        positional, keywords = split_arguments(given)
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()}
         with torch_full_precision(), _InFloat64():
-            made = dict(result_tensors(torch.func.functional_call(module, tensors, positional, given, strict=False)))
+            made = dict(
+                result_tensors(torch.func.functional_call(module, tensors, tuple(positional), keywords, strict=False))
+            )
         return [made[path].numpy() for path in paths]
 
     return Side(module, shapes, run, paths)
@@ -96,5 +99,5 @@ def _jax_side(model: Any, shapes: Any, call: Callable[..., Any], outputs: tuple[
 
 def _call(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
     """Call with the inputs named by a number in their order, and the others as keywords."""
-    positional = [inputs[name] for name in sorted(filter(str.isdecimal, inputs), key=int)]
-    return function(*positional, **{name: value for name, value in inputs.items() if not name.isdecimal()})
+    positional, keywords = split_arguments(inputs)
+    return function(*positional, **keywords)

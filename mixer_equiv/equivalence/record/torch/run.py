@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mixer_equiv.equivalence.record.calls import IMAGES, PLAIN, CallLog, Calls, Way
 from mixer_equiv.equivalence.record.contexts import in_copied_context
 from mixer_equiv.equivalence.record.derivatives import LARGER, Derivatives
-from mixer_equiv.equivalence.record.graph import Graph
+from mixer_equiv.equivalence.record.graph import Graph, split_arguments
 from mixer_equiv.equivalence.record.holders import ABSENT, Change
 from mixer_equiv.equivalence.record.places import PlaceFinder
 from mixer_equiv.equivalence.record.precision import device, torch_full_precision
@@ -113,8 +113,7 @@ def record_graph(
         for name, value in given.items():
             for path, tensor in result_tensors(value, name):
                 tape.enter_input(path, tensor)
-        positional = [given[name] for name in sorted((name for name in given if name.isdecimal()), key=int)]
-        keywords = {name: value for name, value in given.items() if not name.isdecimal()}
+        positional, keywords = split_arguments(given)
         with FunctionMode(tape), DispatchMode(tape):
             result = module(*positional, **keywords)
         return tape.graph({path: tape.number_of(leaf) for path, leaf in result_tensors(result)})
